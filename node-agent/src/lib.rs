@@ -1,0 +1,1 @@
+//! toll-node-agent

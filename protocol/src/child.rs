@@ -1,0 +1,107 @@
+//! What an agent and the process of one end (`toll-vmm`, `toll-endpoint`) say to each other over a socket pair:
+//! one configuration, commands down, events up. Framed by [`crate::frame`].
+//!
+//! ```text
+//! agent                         child
+//!   | Configure ----------------> |
+//!   | <-------------- PortOpened  |   (virtual ends: the TAP exists, the agent puts it on the bridge)
+//!   | PortAttached -------------> |
+//!   | <------------------- Ready  |   (listening, or booted and waiting for its peer)
+//!   | Start --------------------> |
+//!   | <------------------ Sample  |   every 100 ms
+//!   | <---------- Done | Failed   |   the last message; the child then exits
+//! ```
+//! The end of the socket is an order to exit at once.
+
+use serde::{Deserialize, Serialize};
+
+use crate::report::{EndReport, Failure, Sample};
+use crate::trial::{Adapter, EndReady, NativeProgram, StreamJob, TrialId};
+use crate::units::{Bytes, InterfaceAddress, MacAddress, Span};
+
+/// What runs the payload program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Engine {
+    /// A KVM guest.
+    Kvm,
+    /// A thread of the process itself: the same-stack arm.
+    HostProcess,
+}
+
+/// A virtual end: the one document that configures `toll-vmm`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmmConfig {
+    /// The trial it belongs to.
+    pub trial: TrialId,
+    /// Guest or host process.
+    pub engine: Engine,
+    /// The adapter model.
+    pub adapter: Adapter,
+    /// Name of the TAP to create, at most 15 bytes.
+    pub tap: String,
+    /// The adapter's MAC address.
+    pub mac: MacAddress,
+    /// The payload program's IPv4 address.
+    pub address: InterfaceAddress,
+    /// MTU of the path, in bytes of IP packet.
+    pub mtu: u16,
+    /// Guest memory.
+    pub memory: Bytes,
+    /// The traffic.
+    pub job: StreamJob,
+    /// CPU to pin the vCPU thread to.
+    pub cpu: Option<u32>,
+    /// From `Start` to the end of the job at most; also the limit for booting.
+    pub deadline: Span,
+}
+
+/// A native end: the one document that configures `toll-endpoint`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointConfig {
+    /// The trial it belongs to.
+    pub trial: TrialId,
+    /// Who produces the traffic.
+    pub program: NativeProgram,
+    /// The host's address on the test NIC.
+    pub address: InterfaceAddress,
+    /// The traffic.
+    pub job: StreamJob,
+    /// CPU to pin the traffic thread to.
+    pub cpu: Option<u32>,
+    /// From `Start` to the end of the job at most.
+    pub deadline: Span,
+}
+
+/// From the agent to the child. `C` is [`VmmConfig`] or [`EndpointConfig`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChildCommand<C> {
+    /// The first message, sent once.
+    Configure(C),
+    /// The TAP is on the bridge and up.
+    PortAttached,
+    /// Run: a connecting end connects to this peer, a listening one has it as a hint only.
+    Start {
+        /// The other end.
+        peer: std::net::SocketAddrV4,
+    },
+}
+
+/// From the child to the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChildEvent {
+    /// A virtual end's TAP exists.
+    PortOpened,
+    /// The end is up.
+    Ready(EndReady),
+    /// Progress, every 100 ms of the measured interval.
+    Sample(Sample),
+    /// The job is done; the last message.
+    Done(Box<EndReport>),
+    /// The end failed; the last message.
+    Failed(Failure),
+}

@@ -1,0 +1,81 @@
+//! What an agent knows of its host: the provenance of every figure measured on it. What could not be found out
+//! is `None`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::InterfaceAddress;
+
+/// Which KVM the host offers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KvmKind {
+    /// Intel VT-x.
+    Vmx,
+    /// AMD-V.
+    Svm,
+    /// /dev/kvm works and the CPU offers neither VMX nor SVM: a page-table based KVM (PVM).
+    PageTable,
+}
+
+/// KVM on a host, or why there is none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum KvmFact {
+    /// `/dev/kvm` opens and answers API version 12.
+    Usable(KvmKind),
+    /// It can't be used, and why, with what to do.
+    Unusable {
+        /// One sentence.
+        reason: String,
+    },
+}
+
+/// A network interface that trials run over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicFacts {
+    /// Its name on the host.
+    pub name: String,
+    /// Kernel driver, from ethtool: `veth`, `ixgbe`.
+    pub driver: Option<String>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Speed in Mb/s, where the driver says one.
+    pub speed_megabits: Option<u32>,
+    /// Its IPv4 address.
+    pub address: Option<InterfaceAddress>,
+    /// Offloads that are on, by their ethtool names.
+    pub offloads: Vec<String>,
+}
+
+/// A host and the software on it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFacts {
+    /// Kernel release and version.
+    pub kernel: String,
+    /// CPU model.
+    pub cpu: Option<String>,
+    /// CPU microcode revision.
+    pub microcode: Option<String>,
+    /// CPUs this agent may use, by number.
+    pub cpus: Vec<u32>,
+    /// Memory in bytes.
+    pub memory: Option<u64>,
+    /// KVM.
+    pub kvm: KvmFact,
+    /// Whether a TAP can be created, else why not.
+    pub tun: Result<(), String>,
+    /// The test NIC.
+    pub nic: Option<NicFacts>,
+    /// Clock source of the kernel.
+    pub clock_source: Option<String>,
+    /// Frequency governor of the first CPU.
+    pub governor: Option<String>,
+    /// TCP congestion control that trials use.
+    pub congestion_control: Option<String>,
+    /// Version of Toll's binaries.
+    pub toll_version: String,
+    /// `release` or `debug`.
+    pub build_profile: String,
+    /// Version of iperf3, where it is installed.
+    pub iperf3: Option<String>,
+}

@@ -1,0 +1,13 @@
+//! What crosses a machine or a file in Toll: units, the campaign schema, messages between processes and
+//! results. Pure data and pure functions; nothing here does I/O, so every other crate may depend on it.
+
+pub mod child;
+pub mod facts;
+pub mod frame;
+pub mod message;
+pub mod report;
+pub mod trial;
+pub mod units;
+
+/// Version of every message that crosses a process boundary. Both sides of a connection must agree on it.
+pub const PROTOCOL_VERSION: u32 = 1;

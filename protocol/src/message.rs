@@ -1,0 +1,108 @@
+//! What the orchestrator and an agent say to each other over one QUIC stream, framed by [`crate::frame`].
+//!
+//! ```text
+//! agent                          orchestrator
+//!   | Hello ----------------------> |
+//!   | <-------------------- Welcome |   or the connection is closed with both versions named
+//!   | <-------------------- Prepare |   per trial, to both agents
+//!   | Ready ----------------------> |
+//!   | <---------------------- Start |   when both are ready
+//!   | Sample ---------------------> |
+//!   | Result | Failed ------------> |   kept by the agent until it is acknowledged
+//!   | <--------------- Acknowledged |   the ledger has it
+//!   | <------------------- Teardown |   also ends a trial early
+//!   | TornDown -------------------> |   nothing of the trial is left on the host
+//! ```
+
+use std::net::SocketAddrV4;
+
+use serde::{Deserialize, Serialize};
+
+use crate::facts::HostFacts;
+use crate::report::{EndReport, Failure, Sample};
+use crate::trial::{EndReady, EndSpec, TrialId};
+
+/// From the orchestrator to an agent.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToAgent {
+    /// The agent is taken.
+    Welcome {
+        /// Version that both will speak.
+        version: u32,
+    },
+    /// Bring one end of a trial up.
+    Prepare {
+        /// The trial.
+        trial: TrialId,
+        /// This agent's end of it.
+        end: Box<EndSpec>,
+    },
+    /// Both ends are up: run.
+    Start {
+        /// The trial.
+        trial: TrialId,
+        /// The other end.
+        peer: SocketAddrV4,
+    },
+    /// The result is durable; the agent may forget it.
+    Acknowledged {
+        /// The trial.
+        trial: TrialId,
+    },
+    /// Remove everything of the trial from the host.
+    Teardown {
+        /// The trial.
+        trial: TrialId,
+    },
+}
+
+/// From an agent to the orchestrator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FromAgent {
+    /// The first message.
+    Hello {
+        /// Version of the protocol the agent speaks.
+        version: u32,
+        /// The agent's name, which must be that of its certificate.
+        name: String,
+        /// Its host.
+        facts: Box<HostFacts>,
+    },
+    /// An end is up.
+    Ready {
+        /// The trial.
+        trial: TrialId,
+        /// Where it is.
+        ready: EndReady,
+    },
+    /// Progress.
+    Sample {
+        /// The trial.
+        trial: TrialId,
+        /// Bytes so far.
+        sample: Sample,
+    },
+    /// What the end measured.
+    Result {
+        /// The trial.
+        trial: TrialId,
+        /// The figures.
+        report: Box<EndReport>,
+    },
+    /// The end failed.
+    Failed {
+        /// The trial.
+        trial: TrialId,
+        /// Why.
+        failure: Failure,
+    },
+    /// Nothing of the trial is left on the host.
+    TornDown {
+        /// The trial.
+        trial: TrialId,
+        /// What could not be removed, and why.
+        leftovers: Vec<String>,
+    },
+}

@@ -1,0 +1,162 @@
+//! What one end of a trial measured. All figures cover the measured interval only; what could not be measured is
+//! `None`, never 0.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::Span;
+
+/// A reason to read a sample with care (shown beside the figure, stored with it).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flag {
+    /// A binary on the data path was built without optimisation.
+    DebugBuild,
+    /// The end's traffic thread was busy over 95 % of the interval: it, and not the path, set the figure.
+    CpuBound,
+    /// Goodput was within 5 % of what the link's rate allows.
+    LinkBound,
+    /// Frames were dropped at the adapter or the port.
+    Drops,
+    /// The hypervisor below took over 1 % of the host's CPU time (steal).
+    Steal,
+    /// The VMM's count of exits and KVM's own count differ.
+    ExitCountMismatch,
+    /// TCP retransmitted during the interval.
+    Retransmits,
+}
+
+/// Payload bytes up to a moment of the measured interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Time since the measured interval began.
+    pub at: Span,
+    /// Payload bytes since the measured interval began.
+    pub bytes: u64,
+}
+
+/// CPU time of one thread over the measured interval.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadCpu {
+    /// The thread's name: `vcpu0`, `control`, `traffic`.
+    pub name: String,
+    /// Its CPU time, user and system together (CLOCK_THREAD_CPUTIME_ID).
+    pub total: Span,
+}
+
+/// An end's CPU time split by who used it. The parts don't overlap; their sum is the CPU time of the end's
+/// threads that carry traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CpuSplit {
+    /// vCPU thread inside `KVM_RUN`: guest code and KVM's own work. A same-stack end: the payload program.
+    pub guest: Option<Span>,
+    /// VMM outside `KVM_RUN` and outside its port's system calls: device models, dispatch.
+    pub vmm: Option<Span>,
+    /// Host kernel for this end: system calls of the port (TAP, bridge, wire), or, for a native end, the whole
+    /// of its traffic thread.
+    pub host: Option<Span>,
+}
+
+/// Exits of one cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ExitStat {
+    /// How many.
+    pub count: u64,
+    /// Time from the return of `KVM_RUN` to the next entry, without time asleep.
+    pub handling: Span,
+}
+
+/// Exits of a guest by cause, and how the count compares with KVM's own.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ExitReport {
+    /// By cause: `pio-write rap`, `pio-read rdp`, `mmio-write queue-notify`, `wait`, `signal`.
+    pub by_cause: BTreeMap<String, ExitStat>,
+    /// Returns of `KVM_RUN` by KVM's own count (`fpu_reload` of `KVM_GET_STATS_FD`), where it is offered.
+    pub kvm_userspace: Option<u64>,
+    /// All exits by KVM's own count (`exits`), those answered in the kernel too, where it is offered.
+    pub kvm_all: Option<u64>,
+}
+
+impl ExitReport {
+    /// Exits of all causes.
+    pub fn total(&self) -> u64 {
+        self.by_cause.values().map(|stat| stat.count).sum()
+    }
+}
+
+/// Frames that crossed an adapter, named from the guest's side: `transmit` is what the guest sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FrameCounters {
+    /// Frames the guest sent that the port took.
+    pub transmit_frames: u64,
+    /// Their bytes, Ethernet header included, FCS not.
+    pub transmit_bytes: u64,
+    /// Frames the guest sent that the port refused.
+    pub transmit_drops: u64,
+    /// Frames given to the guest.
+    pub receive_frames: u64,
+    /// Their bytes, Ethernet header included, FCS not.
+    pub receive_bytes: u64,
+    /// Frames for the guest that found no buffer.
+    pub receive_drops: u64,
+    /// Interrupts raised by the adapter.
+    pub interrupts: u64,
+    /// Descriptors or register accesses of the guest that were malformed.
+    pub guest_errors: u64,
+}
+
+impl FrameCounters {
+    /// What was counted since `earlier`, a former reading of the same counters.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            transmit_frames: self.transmit_frames.saturating_sub(earlier.transmit_frames),
+            transmit_bytes: self.transmit_bytes.saturating_sub(earlier.transmit_bytes),
+            transmit_drops: self.transmit_drops.saturating_sub(earlier.transmit_drops),
+            receive_frames: self.receive_frames.saturating_sub(earlier.receive_frames),
+            receive_bytes: self.receive_bytes.saturating_sub(earlier.receive_bytes),
+            receive_drops: self.receive_drops.saturating_sub(earlier.receive_drops),
+            interrupts: self.interrupts.saturating_sub(earlier.interrupts),
+            guest_errors: self.guest_errors.saturating_sub(earlier.guest_errors),
+        }
+    }
+}
+
+/// What one end measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndReport {
+    /// Payload bytes that the application received (or that the stack accepted, at the sender).
+    pub bytes: u64,
+    /// Length of the measured interval by this end's clock.
+    pub interval: Span,
+    /// Bytes every 100 ms.
+    pub samples: Vec<Sample>,
+    /// CPU time by thread.
+    pub threads: Vec<ThreadCpu>,
+    /// CPU time by who used it.
+    pub cpu: CpuSplit,
+    /// Exits of a guest.
+    pub exits: Option<ExitReport>,
+    /// Frames of a virtual adapter.
+    pub frames: Option<FrameCounters>,
+    /// From the creation of the guest to the first frame that its driver sent.
+    pub start_to_first_frame: Option<Span>,
+    /// Reasons for care.
+    pub flags: Vec<Flag>,
+}
+
+/// Why an end failed, with what a person needs to find the cause.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// One sentence: what went wrong.
+    pub reason: String,
+    /// The guest's or the program's last words, its registers, the last exits: a line each, oldest first.
+    pub last_words: Vec<String>,
+}
+
+impl Failure {
+    /// A failure without last words.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), last_words: Vec::new() }
+    }
+}

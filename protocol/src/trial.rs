@@ -1,0 +1,196 @@
+//! What one trial asks of the two hosts it runs on. A campaign is planned into these once; an agent gets the
+//! end that is its own and needs nothing else to run it.
+
+use std::fmt;
+use std::net::SocketAddrV4;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::units::{Bytes, InterfaceAddress, MacAddress, Span};
+
+/// Names a trial everywhere: in messages, in the ledger and on everything an agent creates for it.
+/// 48 random-looking bits, written as 12 hexadecimal digits, so that it fits an interface name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TrialId(u64);
+
+impl TrialId {
+    /// The id made from the low 48 bits of `bits`.
+    pub const fn new(bits: u64) -> Self {
+        Self(bits & 0xffff_ffff_ffff)
+    }
+}
+
+impl fmt::Display for TrialId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:012x}", self.0)
+    }
+}
+
+impl FromStr for TrialId {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let digits = text.len() == 12 && text.bytes().all(|b| b.is_ascii_hexdigit());
+        match u64::from_str_radix(text, 16) {
+            Ok(bits) if digits => Ok(Self(bits)),
+            _ => Err(format!("`{text}` is no trial id: 12 hexadecimal digits")),
+        }
+    }
+}
+
+impl Serialize for TrialId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for TrialId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// Which way the payload bytes go, seen from an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// This end sends.
+    Send,
+    /// This end receives.
+    Receive,
+}
+
+impl Direction {
+    /// The other end's direction.
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Send => Self::Receive,
+            Self::Receive => Self::Send,
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Send => "send",
+            Self::Receive => "receive",
+        })
+    }
+}
+
+/// Which end opens the TCP connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Open {
+    /// Passive OPEN (RFC 9293, 3.9.1): listens, and its address is the other end's peer.
+    Listen,
+    /// Active OPEN: connects to the peer named by `Start`.
+    Connect,
+}
+
+/// One end's part in a bulk TCP stream: the same for a kernel socket, a guest and a same-stack process.
+///
+/// The sender writes until the receiver half-closes. Each end measures from the first payload byte plus
+/// `warm_up`, for `duration`, by its own monotonic clock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamJob {
+    /// Whether this end sends or receives.
+    pub direction: Direction,
+    /// Whether this end listens or connects.
+    pub open: Open,
+    /// Bytes of each send or receive call.
+    pub write_size: Bytes,
+    /// Left out of the figure: TCP slow start.
+    pub warm_up: Span,
+    /// The interval measured.
+    pub duration: Span,
+}
+
+/// A virtual Ethernet adapter and the switches of its optimisations.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Adapter {
+    /// AMD Am79C970A: every register access of the driver exits.
+    Pcnet,
+    /// virtio 1.2 network device over MMIO: rings in shared memory.
+    VirtioNet,
+}
+
+impl fmt::Display for Adapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pcnet => "pcnet",
+            Self::VirtioNet => "virtio-net",
+        })
+    }
+}
+
+/// The host side of an adapter.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Port {
+    /// A TAP device on a bridge with the host's test NIC.
+    Tap,
+}
+
+/// Which program a native end runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NativeProgram {
+    /// `toll-endpoint` over kernel sockets.
+    Endpoint,
+    /// iperf3, where it is installed.
+    Iperf3,
+}
+
+/// What stands at one end of a trial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EndKind {
+    /// The host's kernel TCP, no virtualisation.
+    Native {
+        /// Who produces the traffic.
+        program: NativeProgram,
+    },
+    /// The payload program as a host process on the same adapter model and port: no KVM.
+    SameStack {
+        /// The adapter model that the process drives.
+        adapter: Adapter,
+        /// The host side of it.
+        port: Port,
+    },
+    /// A guest that KVM runs.
+    Guest {
+        /// The guest's adapter.
+        adapter: Adapter,
+        /// The host side of it.
+        port: Port,
+    },
+}
+
+/// Everything an agent needs to run its end of a trial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndSpec {
+    /// What stands at this end.
+    pub kind: EndKind,
+    /// The traffic.
+    pub job: StreamJob,
+    /// Address of a virtual end. A native end uses the address of the host's test NIC.
+    pub address: InterfaceAddress,
+    /// MAC address of a virtual end.
+    pub mac: MacAddress,
+    /// MTU of the path, in bytes of IP packet.
+    pub mtu: u16,
+    /// CPU to pin the vCPU (or the same-stack thread, or the endpoint's traffic thread) to.
+    pub cpu: Option<u32>,
+    /// How long after `Start` the end may take before it is stopped and counted as failed.
+    pub deadline: Span,
+}
+
+/// An agent's answer to `Prepare`: its end is up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndReady {
+    /// Where the other end finds this one.
+    pub address: SocketAddrV4,
+}

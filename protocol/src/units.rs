@@ -1,0 +1,433 @@
+//! Quantities with their units. Each parses from and displays as text that carries the unit; a bare number is
+//! refused, so that nobody has to guess whether `100` meant megabits or mebibytes. Display is exact: the text of
+//! a value parses back to the same value.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Why a text is no quantity. The message says what would be right.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UnitError {
+    /// The number is missing, malformed or not finite.
+    #[error("`{text}` is no {what}: write a number and its unit, such as {example}")]
+    Malformed {
+        /// What was written.
+        text: String,
+        /// The quantity that was expected.
+        what: &'static str,
+        /// Something that would be right.
+        example: &'static str,
+    },
+    /// There is a number and no unit.
+    #[error("`{text}` has no unit: write a {what} such as {example}")]
+    NoUnit {
+        /// What was written.
+        text: String,
+        /// The quantity that was expected.
+        what: &'static str,
+        /// Something that would be right.
+        example: &'static str,
+    },
+    /// The unit is not one of this quantity.
+    #[error("`{text}` has an unknown unit: a {what} is written with one of {units}, such as {example}")]
+    UnknownUnit {
+        /// What was written.
+        text: String,
+        /// The quantity that was expected.
+        what: &'static str,
+        /// The units that exist.
+        units: String,
+        /// Something that would be right.
+        example: &'static str,
+    },
+    /// Negative quantities don't exist here.
+    #[error("`{text}` is negative: write a {what} such as {example}")]
+    Negative {
+        /// What was written.
+        text: String,
+        /// The quantity that was expected.
+        what: &'static str,
+        /// Something that would be right.
+        example: &'static str,
+    },
+    /// The value does not fit, or is no whole number of the smallest unit.
+    #[error("`{text}` is out of range or not a whole number of {smallest}: write a {what} such as {example}")]
+    OutOfRange {
+        /// What was written.
+        text: String,
+        /// The quantity that was expected.
+        what: &'static str,
+        /// The smallest unit.
+        smallest: &'static str,
+        /// Something that would be right.
+        example: &'static str,
+    },
+}
+
+/// A quantity's units, smallest first, each with its size in the smallest.
+struct Scale {
+    what: &'static str,
+    example: &'static str,
+    units: &'static [(&'static str, u64)],
+}
+
+impl Scale {
+    /// Parses `text` into a whole number of the smallest unit, in integer arithmetic: `1.5s` is exactly
+    /// 1,500,000,000 ns.
+    fn parse(&self, text: &str) -> Result<u64, UnitError> {
+        let (what, example) = (self.what, self.example);
+        let text = text.trim();
+        let owned = || text.to_owned();
+        if text.starts_with('-') {
+            return Err(UnitError::Negative { text: owned(), what, example });
+        }
+        let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
+        let (number, unit) = (&text[..end], text[end..].trim_start());
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if whole.is_empty() || fraction.contains('.') || number.ends_with('.') {
+            return Err(UnitError::Malformed { text: owned(), what, example });
+        }
+        if unit.is_empty() {
+            return Err(UnitError::NoUnit { text: owned(), what, example });
+        }
+        let Some(&(_, size)) = self.units.iter().find(|(name, _)| *name == unit) else {
+            let units = self.units.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            return Err(UnitError::UnknownUnit { text: owned(), what, units, example });
+        };
+        let smallest = self.units[0].0;
+        let out_of_range = || UnitError::OutOfRange { text: owned(), what, smallest, example };
+        let whole: u64 = whole.parse().map_err(|_| out_of_range())?;
+        let mut value = whole.checked_mul(size).ok_or_else(out_of_range)?;
+        if !fraction.is_empty() {
+            let digits: u128 = fraction.parse().map_err(|_| out_of_range())?;
+            let power = u32::try_from(fraction.len()).ok().and_then(|n| 10_u128.checked_pow(n));
+            let power = power.ok_or_else(out_of_range)?;
+            let scaled = digits.checked_mul(u128::from(size)).ok_or_else(out_of_range)?;
+            if scaled % power != 0 {
+                return Err(out_of_range());
+            }
+            let part = u64::try_from(scaled / power).map_err(|_| out_of_range())?;
+            value = value.checked_add(part).ok_or_else(out_of_range)?;
+        }
+        Ok(value)
+    }
+
+    /// Writes `value` in the largest unit that divides it.
+    fn write(&self, value: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fits = |size: u64| value != 0 && value.is_multiple_of(size);
+        let &(name, size) = self.units.iter().rev().find(|(_, size)| fits(*size)).unwrap_or(&self.units[0]);
+        write!(f, "{}{name}", value / size)
+    }
+}
+
+const SPAN: Scale = Scale {
+    what: "duration",
+    example: "`500ms` or `2s`",
+    units: &[
+        ("ns", 1),
+        ("us", 1_000),
+        ("ms", 1_000_000),
+        ("s", 1_000_000_000),
+        ("m", 60_000_000_000),
+        ("h", 3_600_000_000_000),
+    ],
+};
+
+const BYTES: Scale = Scale {
+    what: "size",
+    example: "`64KiB` or `1500B`",
+    units: &[
+        ("B", 1),
+        ("kB", 1_000),
+        ("KiB", 1 << 10),
+        ("MB", 1_000_000),
+        ("MiB", 1 << 20),
+        ("GB", 1_000_000_000),
+        ("GiB", 1 << 30),
+    ],
+};
+
+const BIT_RATE: Scale = Scale {
+    what: "link rate in bits per second",
+    example: "`100Mbit` or `10Gbit`",
+    units: &[("bit", 1), ("kbit", 1_000), ("Mbit", 1_000_000), ("Gbit", 1_000_000_000)],
+};
+
+/// Deserializes a quantity from text, and refuses a bare number with a hint.
+fn from_text<'de, D, T>(deserializer: D, scale: &'static Scale) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err = UnitError>,
+{
+    struct Text<T>(&'static Scale, std::marker::PhantomData<T>);
+    impl<T: FromStr<Err = UnitError>> Visitor<'_> for Text<T> {
+        type Value = T;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "a {} such as {}", self.0.what, self.0.example)
+        }
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<T, E> {
+            text.parse().map_err(E::custom)
+        }
+        fn visit_u64<E: de::Error>(self, n: u64) -> Result<T, E> {
+            self.visit_str(&n.to_string())
+        }
+        fn visit_i64<E: de::Error>(self, n: i64) -> Result<T, E> {
+            self.visit_str(&n.to_string())
+        }
+        fn visit_f64<E: de::Error>(self, n: f64) -> Result<T, E> {
+            self.visit_str(&n.to_string())
+        }
+    }
+    deserializer.deserialize_any(Text(scale, std::marker::PhantomData))
+}
+
+macro_rules! quantity {
+    ($(#[$doc:meta])* $name:ident, $scale:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub u64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                $scale.write(self.0, f)
+            }
+        }
+        impl FromStr for $name {
+            type Err = UnitError;
+            fn from_str(text: &str) -> Result<Self, UnitError> {
+                $scale.parse(text).map(Self)
+            }
+        }
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                from_text(deserializer, &$scale)
+            }
+        }
+    };
+}
+
+quantity!(
+    /// A length of time, in nanoseconds. Written `500ms`, `2s`, `1.5m`.
+    Span, SPAN
+);
+quantity!(
+    /// A size in bytes. Written `64KiB`, `1500B`, `1MB`.
+    Bytes, BYTES
+);
+quantity!(
+    /// A link rate in bits per second. Written `100Mbit`, `10Gbit`.
+    BitRate, BIT_RATE
+);
+
+impl Span {
+    /// This span as the standard library's type.
+    pub const fn duration(self) -> Duration {
+        Duration::from_nanos(self.0)
+    }
+
+    /// Seconds, for arithmetic that ends in a figure.
+    pub fn seconds(self) -> f64 {
+        self.0 as f64 / 1e9
+    }
+
+    /// A span of so many milliseconds.
+    pub const fn from_millis(milliseconds: u64) -> Self {
+        Self(milliseconds * 1_000_000)
+    }
+}
+
+impl From<Duration> for Span {
+    fn from(duration: Duration) -> Self {
+        Self(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+/// A share of a hundred. Written `10%` or `0.5%`; may be negative where it is a difference.
+#[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
+pub struct Percent(f64);
+
+impl Percent {
+    /// The percentage of a fraction: `0.1` is 10 %.
+    pub fn from_fraction(fraction: f64) -> Self {
+        Self(fraction * 100.0)
+    }
+
+    /// The fraction: 10 % is `0.1`.
+    pub fn fraction(self) -> f64 {
+        self.0 / 100.0
+    }
+}
+
+impl fmt::Display for Percent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}%", self.0)
+    }
+}
+
+impl FromStr for Percent {
+    type Err = UnitError;
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let (what, example) = ("percentage", "`10%`");
+        let trimmed = text.trim();
+        let Some(number) = trimmed.strip_suffix('%') else {
+            return Err(UnitError::NoUnit { text: text.to_owned(), what, example });
+        };
+        match number.trim_end().parse::<f64>() {
+            Ok(value) if value.is_finite() => Ok(Self(value)),
+            _ => Err(UnitError::Malformed { text: text.to_owned(), what, example }),
+        }
+    }
+}
+
+impl Serialize for Percent {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Percent {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        const SCALE: Scale = Scale { what: "percentage", example: "`10%`", units: &[("%", 1)] };
+        from_text(deserializer, &SCALE)
+    }
+}
+
+/// An Ethernet (IEEE 802 MAC-48) address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MacAddress(pub [u8; 6]);
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl FromStr for MacAddress {
+    type Err = UnitError;
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let error =
+            || UnitError::Malformed { text: text.to_owned(), what: "MAC address", example: "`52:54:00:00:00:01`" };
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(error)?;
+            *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
+        }
+        if parts.next().is_some() { Err(error()) } else { Ok(Self(bytes)) }
+    }
+}
+
+impl Serialize for MacAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for MacAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// An IPv4 address with the length of its network's prefix (RFC 4632), such as `10.77.0.1/24`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct InterfaceAddress {
+    /// The address of the interface.
+    pub address: Ipv4Addr,
+    /// Length of the network's prefix, 1 to 30 bits.
+    pub prefix: u8,
+}
+
+impl fmt::Display for InterfaceAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
+impl FromStr for InterfaceAddress {
+    type Err = UnitError;
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let error = || UnitError::Malformed {
+            text: text.to_owned(),
+            what: "interface address",
+            example: "`10.77.0.1/24`",
+        };
+        let (address, prefix) = text.split_once('/').ok_or_else(error)?;
+        let address = address.parse().map_err(|_| error())?;
+        let prefix = prefix.parse().ok().filter(|prefix| (1..=30).contains(prefix)).ok_or_else(error)?;
+        Ok(Self { address, prefix })
+    }
+}
+
+impl Serialize for InterfaceAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for InterfaceAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn quantities_parse_with_their_unit() {
+        assert_eq!("1.5s".parse(), Ok(Span(1_500_000_000)));
+        assert_eq!("500ms".parse(), Ok(Span::from_millis(500)));
+        assert_eq!("64KiB".parse(), Ok(Bytes(65_536)));
+        assert_eq!("2.5 Gbit".parse(), Ok(BitRate(2_500_000_000)));
+        assert_eq!("10%".parse::<Percent>().map(Percent::fraction), Ok(0.1));
+    }
+
+    #[test]
+    fn a_quantity_that_is_none_says_what_would_be_right() {
+        let message = |text: &str| text.parse::<Span>().expect_err(text).to_string();
+        assert_eq!(message("-2s"), "`-2s` is negative: write a duration such as `500ms` or `2s`");
+        assert_eq!(message("2"), "`2` has no unit: write a duration such as `500ms` or `2s`");
+        assert!(message("2 weeks").contains("one of ns, us, ms, s, m, h"));
+        for malformed in ["", "s", ".s", "1.s", "1.2.3s", "0.5ns", "99999999999h", "1.00000000000000000000000000000000000000001s"] {
+            assert!(malformed.parse::<Span>().is_err(), "{malformed}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn display_parses_back(n: u64) {
+            prop_assert_eq!(Span(n).to_string().parse(), Ok(Span(n)));
+            prop_assert_eq!(Bytes(n).to_string().parse(), Ok(Bytes(n)));
+            prop_assert_eq!(BitRate(n).to_string().parse(), Ok(BitRate(n)));
+        }
+
+        #[test]
+        fn mac_displays_and_parses_back(bytes: [u8; 6]) {
+            prop_assert_eq!(MacAddress(bytes).to_string().parse(), Ok(MacAddress(bytes)));
+        }
+
+        #[test]
+        fn no_text_panics(text in ".{0,24}") {
+            let _ = text.parse::<Span>();
+            let _ = text.parse::<Percent>();
+            let _ = text.parse::<MacAddress>();
+            let _ = text.parse::<InterfaceAddress>();
+        }
+    }
+}

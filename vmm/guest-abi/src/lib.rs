@@ -1,0 +1,139 @@
+//! What the VMM and the payload program agree on. The VMM writes [`BootInfo`] before the first instruction and
+//! [`Command`] later; the program writes [`Status`]. All three live in pages shared by both, so that progress
+//! can be read without an exit. Doorbells are port writes that always exit.
+//!
+//! The VMM believes nothing here: a program may write any value at any time.
+#![no_std]
+
+use core::sync::atomic::{AtomicU32, AtomicU64};
+
+/// `BootInfo::magic`: "TOLLBOOT".
+pub const MAGIC: u64 = u64::from_le_bytes(*b"TOLLBOOT");
+/// Version of this interface.
+pub const VERSION: u32 = 1;
+
+/// Doorbells: 32-bit writes to an I/O port.
+pub mod doorbell {
+    /// Sleep until the adapter has work for the guest or so many microseconds have passed (at most
+    /// `u32::MAX`). Before it sleeps the VMM takes what the rings hold: one exit for flush, fill and sleep.
+    pub const WAIT: u16 = 0x0f00;
+    /// The value is a [`super::phase`] that has begun.
+    pub const PHASE: u16 = 0x0f04;
+    /// The program has ended: the value is 0, or 1 with its last words in `Status::message`.
+    pub const END: u16 = 0x0f08;
+}
+
+/// The program's phases, in this order.
+pub mod phase {
+    /// Set up, listening or waiting for `Command::start`.
+    pub const READY: u32 = 1;
+    /// Connected; the warm-up has begun.
+    pub const WARM_UP: u32 = 2;
+    /// The measured interval has begun.
+    pub const MEASURE: u32 = 3;
+    /// The measured interval is over.
+    pub const MEASURED: u32 = 4;
+    /// The connection is closed; nothing more will be sent.
+    pub const CLOSED: u32 = 5;
+}
+
+/// `BootInfo::adapter`: which adapter the guest has.
+pub mod adapter {
+    /// AMD Am79C970A; `adapter_base` is an I/O port.
+    pub const PCNET: u32 = 1;
+    /// virtio-net over MMIO; `adapter_base` is a guest physical address.
+    pub const VIRTIO_NET: u32 = 2;
+}
+
+/// `BootInfo::direction`.
+pub mod direction {
+    /// The program sends.
+    pub const SEND: u32 = 1;
+    /// The program receives.
+    pub const RECEIVE: u32 = 2;
+}
+
+/// `BootInfo::open`.
+pub mod open {
+    /// The program listens on `listen_port`.
+    pub const LISTEN: u32 = 1;
+    /// The program connects to `Command::peer_*` once `Command::start` is 1.
+    pub const CONNECT: u32 = 2;
+}
+
+/// Written by the VMM before the guest starts, read-only for the guest.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct BootInfo {
+    /// [`MAGIC`].
+    pub magic: u64,
+    /// [`VERSION`].
+    pub version: u32,
+    /// One of [`adapter`].
+    pub adapter: u32,
+    /// Where its registers are.
+    pub adapter_base: u64,
+    /// Frequency of the time stamp counter.
+    pub tsc_hz: u64,
+    /// Memory for the program's heap, rings and buffers: guest physical address.
+    pub arena_base: u64,
+    /// Its length in bytes.
+    pub arena_length: u64,
+    /// Left out of the figure, nanoseconds.
+    pub warm_up_ns: u64,
+    /// The measured interval, nanoseconds.
+    pub duration_ns: u64,
+    /// Bytes of each send or receive call.
+    pub write_size: u32,
+    /// One of [`direction`].
+    pub direction: u32,
+    /// One of [`open`].
+    pub open: u32,
+    /// MTU in bytes of IP packet.
+    pub mtu: u32,
+    /// IPv4 address, network order.
+    pub address: [u8; 4],
+    /// Length of its network's prefix.
+    pub prefix: u32,
+    /// TCP port to listen on.
+    pub listen_port: u16,
+    /// MAC address; zero bytes pad it.
+    pub mac: [u8; 6],
+    /// Seed for what a TCP stack draws at random.
+    pub random_seed: u64,
+}
+
+/// Written by the VMM, read by the guest.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Command {
+    /// Becomes 1 when the peer below is valid and the program shall connect.
+    pub start: AtomicU32,
+    /// Peer's IPv4 address, network order in memory.
+    pub peer_address: AtomicU32,
+    /// Peer's TCP port in the low 16 bits.
+    pub peer_port: AtomicU32,
+}
+
+/// Longest last words, in bytes.
+pub const MESSAGE_LENGTH: usize = 512;
+
+/// Written by the guest, read by the VMM at any time.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Status {
+    /// Payload bytes since the connection opened: received by the application, or accepted by the stack.
+    pub bytes: AtomicU64,
+    /// `bytes` when the measured interval began.
+    pub measure_start_bytes: AtomicU64,
+    /// `bytes` when it ended.
+    pub measure_end_bytes: AtomicU64,
+    /// Program's clock when it began, nanoseconds.
+    pub measure_start_ns: AtomicU64,
+    /// Program's clock when it ended, nanoseconds.
+    pub measure_end_ns: AtomicU64,
+    /// Length of `message`, or 0.
+    pub message_length: AtomicU32,
+    /// Last words of a program that panicked, UTF-8.
+    pub message: [core::sync::atomic::AtomicU8; MESSAGE_LENGTH],
+}

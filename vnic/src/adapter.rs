@@ -1,0 +1,75 @@
+//! What every adapter model offers to the machine it is attached to.
+
+use toll_protocol::report::FrameCounters;
+
+use crate::port::PortError;
+
+/// What the guest or the port did that an adapter can't go on from.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// The guest gave the adapter something malformed: the guest fails, the VMM doesn't.
+    #[error("the guest gave its {adapter} adapter a bad {what}: {detail}")]
+    Guest {
+        /// `pcnet` or `virtio-net`.
+        adapter: &'static str,
+        /// `transmit descriptor`, `init block`, `ring`.
+        what: &'static str,
+        /// Addresses, lengths and limits.
+        detail: String,
+    },
+    /// The port failed.
+    #[error("the adapter's port failed")]
+    Port(#[from] PortError),
+}
+
+/// Where an adapter's registers are decoded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Window {
+    /// So many I/O ports.
+    Pio(u16),
+    /// So many bytes of physical address space.
+    Mmio(u64),
+}
+
+/// A chip. All methods are called by the thread that runs the guest; none blocks.
+pub trait Adapter: Send {
+    /// The registers that it decodes.
+    fn window(&self) -> Window;
+
+    /// The guest reads `data.len()` bytes of registers at `offset`.
+    ///
+    /// # Errors
+    /// [`AdapterError`] if the access makes the adapter touch a malformed ring, or its port fails.
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AdapterError>;
+
+    /// The guest writes registers at `offset`. What the write starts (a transmission) is done on return.
+    ///
+    /// # Errors
+    /// As for [`read`](Adapter::read).
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AdapterError>;
+
+    /// Takes what the transmit ring holds and fills the receive ring from the port; called when the guest
+    /// waits, and when the port has become readable. Returns whether the guest has something to look at.
+    ///
+    /// # Errors
+    /// As for [`read`](Adapter::read).
+    fn service(&mut self) -> Result<bool, AdapterError>;
+
+    /// Whether the guest has buffers for more frames: only then is waiting for the port of use.
+    fn can_receive(&self) -> bool;
+
+    /// Level of the interrupt line.
+    fn interrupt(&self) -> bool;
+
+    /// What crossed it so far.
+    fn counters(&self) -> FrameCounters;
+
+    /// Names the register at `offset`, for accounting of exits: `rdp`, `queue-notify`.
+    fn register_name(&self, offset: u64) -> &'static str;
+
+    /// Descriptor that becomes readable when the port has a frame.
+    fn port_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
+
+    /// Nanoseconds spent in system calls of the port so far.
+    fn port_nanoseconds(&self) -> u64;
+}

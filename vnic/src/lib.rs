@@ -1,0 +1,8 @@
+//! Virtual Ethernet adapters and the ports behind them. An adapter is a chip: registers, rings in guest memory
+//! and an interrupt line. A port is the host side: where its frames go. Neither knows KVM.
+
+pub mod adapter;
+pub mod port;
+
+/// Guest memory as adapters see it.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
