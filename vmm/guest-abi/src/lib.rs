@@ -132,6 +132,9 @@ pub struct Status {
     pub measure_start_ns: AtomicU64,
     /// Program's clock when it ended, nanoseconds.
     pub measure_end_ns: AtomicU64,
+    /// Causes that the interrupt handler has found and the program has not yet taken. The VMM doesn't let the
+    /// program sleep while it is not 0: an interrupt between the program's last look and its doorbell is not lost.
+    pub interrupt_causes: AtomicU32,
     /// Length of `message`, or 0.
     pub message_length: AtomicU32,
     /// Last words of a program that panicked, UTF-8.

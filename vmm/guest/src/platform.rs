@@ -1,17 +1,20 @@
 //! The seam between the payload program and the world below it.
 
-/// What the program needs of the machine it runs on.
-///
-/// In a guest, register accesses are `in`/`out` instructions or volatile MMIO that exit to the VMM, memory is
-/// identity-mapped, and [`wait`](Platform::wait) is a doorbell. In a same-stack process the accesses are calls
-/// into the adapter model and memory is a mapping shared with it.
-pub trait Platform {
+/// An adapter's registers: all that an interrupt handler needs.
+pub trait Registers {
     /// Reads an adapter register of `width` bytes (1, 2 or 4) at `offset` from the adapter's base.
     fn read_register(&mut self, offset: u64, width: u8) -> u32;
 
     /// Writes an adapter register of `width` bytes (1, 2 or 4) at `offset` from the adapter's base.
     fn write_register(&mut self, offset: u64, width: u8, value: u32);
+}
 
+/// What the program needs of the machine it runs on.
+///
+/// In a guest, register accesses are `in`/`out` instructions or volatile MMIO that exit to the VMM, memory is
+/// identity-mapped, and [`wait`](Platform::wait) is a doorbell. In a same-stack process the accesses are calls
+/// into the adapter model and memory is a mapping shared with it.
+pub trait Platform: Registers {
     /// Monotonic nanoseconds.
     fn now_ns(&self) -> u64;
 
@@ -26,8 +29,9 @@ pub trait Platform {
     /// address that the adapter knows them by.
     fn allocate(&mut self, length: usize, align: usize) -> DmaRegion;
 
-    /// Whether the adapter has interrupted since the last call (the handler has run).
-    fn take_interrupt(&mut self) -> bool;
+    /// Causes of interrupts since the last call, as the adapter driver's handler accumulated them in
+    /// `Status::interrupt_causes`; 0 if the handler has not run.
+    fn take_interrupt(&mut self) -> u32;
 }
 
 /// Memory that the program and the adapter share.
