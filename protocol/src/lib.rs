@@ -6,6 +6,7 @@ pub mod facts;
 pub mod frame;
 pub mod message;
 pub mod report;
+pub mod result;
 pub mod trial;
 pub mod units;
 

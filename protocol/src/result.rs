@@ -1,0 +1,340 @@
+//! The result of a campaign: `result.json`, the same document wherever the campaign ran. Its field names are
+//! stable. Absent is `null`, never 0.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::facts::HostFacts;
+use crate::report::{EndReport, Failure, Flag};
+use crate::trial::{Direction, TrialId};
+use crate::units::{BitRate, Percent};
+
+/// What stands at the far end of a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Peer {
+    /// Kernel TCP on the other host.
+    Native,
+    /// The same arm on the other host: guest to guest.
+    SameArm,
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Native => "native",
+            Self::SameArm => "same-arm",
+        })
+    }
+}
+
+/// Two hosts. The arm stands on `a`; `direction` is seen from `a`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Pair {
+    /// The host of the arm.
+    pub a: String,
+    /// The host of the peer.
+    pub b: String,
+}
+
+/// One point of the matrix.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CellKey {
+    /// The hosts.
+    pub pair: Pair,
+    /// Name of the workload.
+    pub workload: String,
+    /// Seen from `pair.a`.
+    pub direction: Direction,
+    /// Name of the arm.
+    pub arm: String,
+    /// What stands on `pair.b`.
+    pub peer: Peer,
+}
+
+/// How a trial ended. Every planned trial ends as exactly one of these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// Both ends reported.
+    Measured {
+        /// The end on `pair.a`.
+        a: Box<EndReport>,
+        /// The end on `pair.b`.
+        b: Box<EndReport>,
+    },
+    /// An end failed.
+    Failed {
+        /// The host whose end failed first.
+        host: String,
+        /// Why.
+        failure: Failure,
+    },
+    /// The trial was never tried: the arm can't run on the host, or the campaign was interrupted.
+    Skipped {
+        /// Why.
+        reason: String,
+    },
+    /// The trial was begun and its result will never be known.
+    Lost {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One trial as the ledger keeps it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrialRecord {
+    /// Its id.
+    pub trial: TrialId,
+    /// The cell that it repeats.
+    pub cell: CellKey,
+    /// Number of its block, from 0.
+    pub block: u32,
+    /// Its place in the order in which the trials of the campaign were run, from 0.
+    pub position: u32,
+    /// When it began, milliseconds since the Unix epoch; `None` if it never did.
+    pub started_unix_ms: Option<u64>,
+    /// How it ended.
+    pub outcome: Outcome,
+}
+
+/// A median with its 95 % bootstrap interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MedianEstimate {
+    /// The median of the runs.
+    pub median: f64,
+    /// Lower and upper limit; `None` from fewer than 3 runs.
+    pub ci95: Option<[f64; 2]>,
+}
+
+/// A paired ratio with its 95 % bootstrap interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct RatioEstimate {
+    /// Exponential of the mean log-ratio, paired within blocks.
+    pub estimate: f64,
+    /// Lower and upper limit; `None` from fewer than 3 blocks.
+    pub ci95: Option<[f64; 2]>,
+    /// Blocks in which both arms were measured.
+    pub blocks: u32,
+}
+
+/// CPU-seconds per gigabyte (10^9 bytes) of goodput at the end on `pair.a`, medians over the runs.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct CpuPerGigabyte {
+    /// Guest code and KVM.
+    pub guest: Option<f64>,
+    /// VMM.
+    pub vmm: Option<f64>,
+    /// Host kernel.
+    pub host: Option<f64>,
+}
+
+/// Exits of one cause, over the measured runs of a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CauseSummary {
+    /// Exits in all runs.
+    pub count: u64,
+    /// Exits per frame in the direction of the payload.
+    pub per_frame: Option<f64>,
+    /// Mean handling time in nanoseconds, time asleep left out.
+    pub mean_handling_nanoseconds: Option<f64>,
+}
+
+/// Status of one run in `result.json`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunStatus {
+    /// It has figures.
+    Measured,
+    /// It failed.
+    Failed,
+    /// It was not tried.
+    Skipped,
+    /// Its result is lost.
+    Lost,
+}
+
+/// One run of a cell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Run {
+    /// The trial.
+    pub trial: TrialId,
+    /// Its block.
+    pub block: u32,
+    /// Its place in the order of the campaign.
+    pub position: u32,
+    /// When it began, milliseconds since the Unix epoch.
+    pub started_unix_ms: Option<u64>,
+    /// How it ended.
+    pub status: RunStatus,
+    /// Why it has no figures.
+    pub reason: Option<String>,
+    /// The guest's or the program's last words.
+    pub last_words: Vec<String>,
+    /// Goodput at the receiver.
+    pub goodput_bytes_per_second: Option<f64>,
+    /// What the end on `pair.a` measured.
+    pub a: Option<EndReport>,
+    /// What the end on `pair.b` measured.
+    pub b: Option<EndReport>,
+}
+
+/// Runs of a cell by how they ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct RunCounts {
+    /// Trials that the plan names.
+    pub planned: u32,
+    /// With figures.
+    pub measured: u32,
+    /// Failed.
+    pub failed: u32,
+    /// Not tried.
+    pub skipped: u32,
+    /// Lost.
+    pub lost: u32,
+}
+
+/// A cell with its figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CellResult {
+    /// Which cell.
+    #[serde(flatten)]
+    pub key: CellKey,
+    /// How its runs ended.
+    pub counts: RunCounts,
+    /// Goodput at the receiver.
+    pub goodput_bytes_per_second: Option<MedianEstimate>,
+    /// Goodput relative to the native arm of the same pair, workload and direction.
+    pub ratio_to_native: Option<RatioEstimate>,
+    /// Exits per frame in the direction of the payload, median over the runs.
+    pub exits_per_frame: Option<f64>,
+    /// Exits by cause; `None` for an end that has no KVM.
+    pub exits_by_cause: Option<BTreeMap<String, CauseSummary>>,
+    /// CPU cost at the arm's end.
+    pub cpu_seconds_per_gigabyte: CpuPerGigabyte,
+    /// Median time from the creation of the guest to its first frame, seconds.
+    pub start_to_first_frame_seconds: Option<f64>,
+    /// Flags of any measured run, with the number of runs that carry each.
+    pub flags: BTreeMap<Flag, u32>,
+    /// Every run, in block order.
+    pub runs: Vec<Run>,
+}
+
+/// Verdict of a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The whole interval is on the right side of the limit.
+    Pass,
+    /// The whole interval is on the wrong side.
+    Fail,
+    /// The interval contains the limit, or there is none: nothing was shown.
+    Inconclusive,
+}
+
+/// A gate applied to one cell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GateResult {
+    /// The cell.
+    pub cell: CellKey,
+    /// What was asked, in words: `toll at most 10%`.
+    pub condition: String,
+    /// The figure compared and its interval, in the condition's own unit (a fraction for a toll).
+    pub figure: Option<f64>,
+    /// Its interval.
+    pub ci95: Option<[f64; 2]>,
+    /// Pass, fail or inconclusive.
+    pub verdict: Verdict,
+}
+
+/// One host of the campaign and what its agent said of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostProvenance {
+    /// The agent's name.
+    pub name: String,
+    /// What it found.
+    pub facts: HostFacts,
+}
+
+/// Where the figures come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// Version of Toll.
+    pub toll_version: String,
+    /// `release` or `debug`.
+    pub build_profile: String,
+    /// `lab`, `fleet` or `kubernetes`.
+    pub engine: String,
+    /// A lab's link rate.
+    pub link_rate: Option<BitRate>,
+    /// MTU of the path.
+    pub mtu: Option<u16>,
+    /// Start, milliseconds since the Unix epoch.
+    pub started_unix_ms: u64,
+    /// End, milliseconds since the Unix epoch; `None` while it runs.
+    pub ended_unix_ms: Option<u64>,
+    /// The hosts.
+    pub hosts: Vec<HostProvenance>,
+    /// Whether the campaign was interrupted before its end.
+    pub interrupted: bool,
+}
+
+/// `result.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CampaignResult {
+    /// The campaign's name.
+    pub campaign: String,
+    /// The seed that its order was drawn from.
+    pub seed: u64,
+    /// The campaign as it was written, byte for byte.
+    pub manifest: String,
+    /// Where the figures come from.
+    pub provenance: Provenance,
+    /// The matrix.
+    pub cells: Vec<CellResult>,
+    /// The gates, if the campaign has any.
+    pub gates: Vec<GateResult>,
+}
+
+/// Limit of a gate.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum GateCondition {
+    /// 1 - ratio to native is at most this.
+    TollAtMost(Percent),
+    /// Median goodput is at least this.
+    GoodputAtLeast(BitRate),
+}
+
+/// A gate that is to be applied to every cell it selects.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct GateSelector {
+    /// Only this arm.
+    pub arm: Option<String>,
+    /// Only this workload.
+    pub workload: Option<String>,
+    /// Only this direction.
+    pub direction: Option<Direction>,
+    /// Only this peer.
+    pub peer: Option<Peer>,
+}
+
+impl GateSelector {
+    /// Whether the gate applies to `cell`.
+    pub fn selects(&self, cell: &CellKey) -> bool {
+        self.arm.as_ref().is_none_or(|arm| *arm == cell.arm)
+            && self.workload.as_ref().is_none_or(|workload| *workload == cell.workload)
+            && self.direction.is_none_or(|direction| direction == cell.direction)
+            && self.peer.is_none_or(|peer| peer == cell.peer)
+    }
+}
+
+/// A gate of the plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Gate {
+    /// Which cells.
+    pub cells: GateSelector,
+    /// What must hold.
+    pub condition: GateCondition,
+}
