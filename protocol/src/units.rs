@@ -317,8 +317,11 @@ impl fmt::Display for MacAddress {
 impl FromStr for MacAddress {
     type Err = UnitError;
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let error =
-            || UnitError::Malformed { text: text.to_owned(), what: "MAC address", example: "`52:54:00:00:00:01`" };
+        let error = || UnitError::Malformed {
+            text: text.to_owned(),
+            what: "MAC address",
+            example: "`52:54:00:00:00:01`",
+        };
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
@@ -404,7 +407,16 @@ mod tests {
         assert_eq!(message("-2s"), "`-2s` is negative: write a duration such as `500ms` or `2s`");
         assert_eq!(message("2"), "`2` has no unit: write a duration such as `500ms` or `2s`");
         assert!(message("2 weeks").contains("one of ns, us, ms, s, m, h"));
-        for malformed in ["", "s", ".s", "1.s", "1.2.3s", "0.5ns", "99999999999h", "1.00000000000000000000000000000000000000001s"] {
+        for malformed in [
+            "",
+            "s",
+            ".s",
+            "1.s",
+            "1.2.3s",
+            "0.5ns",
+            "99999999999h",
+            "1.00000000000000000000000000000000000000001s",
+        ] {
             assert!(malformed.parse::<Span>().is_err(), "{malformed}");
         }
     }

@@ -1,0 +1,109 @@
+//! Campaigns: the schema that users write, and the validated form that everything else works with. A text is
+//! parsed and validated once; after that nothing checks it again.
+
+mod parse;
+pub mod schema;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use std::fmt;
+
+pub use parse::{MAX_DOCUMENT, parse};
+
+use crate::result::{Gate, Peer};
+use crate::trial::{Direction, EndKind};
+use crate::units::{BitRate, Bytes, Span};
+
+/// What is wrong in a campaign, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column, from 1.
+    pub column: usize,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "line {}, column {}: {}", self.line, self.column, self.message)
+    }
+}
+
+/// A step from a value of the document to one inside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Into a mapping.
+    Field(&'static str),
+    /// Into a sequence.
+    Index(usize),
+}
+
+/// A campaign that can be run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Campaign {
+    /// Its name: a DNS label (RFC 1123).
+    pub name: String,
+    /// The lab that `toll run` makes.
+    pub lab: Option<Lab>,
+    /// How hosts are paired.
+    pub pairs: schema::Pairs,
+    /// Arms, at least one, names unique.
+    pub arms: Vec<Arm>,
+    /// Workloads, at least one, names unique.
+    pub workloads: Vec<Workload>,
+    /// Repetitions of every arm.
+    pub blocks: u32,
+    /// Seed of the order, if the campaign names one.
+    pub seed: Option<u64>,
+    /// Gates.
+    pub gates: Vec<Gate>,
+}
+
+impl Campaign {
+    /// The arm that others are compared with: the first native one.
+    pub fn native_arm(&self) -> Option<&Arm> {
+        self.arms.iter().find(|arm| matches!(arm.kind, EndKind::Native { .. }))
+    }
+}
+
+/// A lab of virtual hosts on one machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lab {
+    /// How many hosts.
+    pub count: u32,
+    /// Link rate of each, each way.
+    pub rate: Option<BitRate>,
+    /// MTU in bytes of IP packet.
+    pub mtu: u16,
+}
+
+/// What stands at the ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arm {
+    /// Its name.
+    pub name: String,
+    /// What it is.
+    pub kind: EndKind,
+    /// CPU of the vCPU or traffic thread.
+    pub cpu: Option<u32>,
+    /// What it is measured against.
+    pub peers: Vec<Peer>,
+}
+
+/// A bulk TCP workload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Workload {
+    /// Its name.
+    pub name: String,
+    /// Seen from the arm; at least one, each once.
+    pub directions: Vec<Direction>,
+    /// Bytes of each send or receive call.
+    pub write_size: Bytes,
+    /// Left out of the figure.
+    pub warm_up: Span,
+    /// The interval measured.
+    pub duration: Span,
+}

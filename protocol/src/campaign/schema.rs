@@ -1,0 +1,311 @@
+//! The campaign document as users write it: `toll.dev/v1alpha1`, kind `Campaign`. Only its shape; what the values
+//! must be is in [`super::validate`]. Unions are structs of which exactly one field is set, as Kubernetes writes
+//! them, so that the very file is also the Kubernetes object.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::trial::Direction;
+use crate::units::{BitRate, Bytes, Percent, Span};
+
+/// The whole document.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Document {
+    /// `toll.dev/v1alpha1`.
+    pub api_version: String,
+    /// `Campaign`.
+    pub kind: String,
+    /// Name and labels.
+    pub metadata: Metadata,
+    /// What to measure.
+    pub spec: Spec,
+}
+
+/// Object metadata, as far as a file carries it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Metadata {
+    /// Name of the campaign.
+    pub name: String,
+    /// Kubernetes namespace; without meaning elsewhere.
+    pub namespace: Option<String>,
+    /// Labels; without meaning to Toll.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Annotations; without meaning to Toll.
+    #[serde(default)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// What to measure.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spec {
+    /// Where.
+    pub hosts: Hosts,
+    /// Between which hosts. Default `all`.
+    #[serde(default)]
+    pub pairs: Pairs,
+    /// What stands at the ends.
+    pub arms: Vec<Arm>,
+    /// The traffic.
+    pub workloads: Vec<Workload>,
+    /// What virtual arms are measured against. Default `[native]`.
+    pub peers: Option<Vec<Peer>>,
+    /// Repetitions of every arm. Default 5.
+    pub blocks: Option<u32>,
+    /// Seed of the order; drawn and recorded if absent.
+    pub seed: Option<u64>,
+    /// What must hold for exit code 0.
+    #[serde(default)]
+    pub gates: Vec<Gate>,
+}
+
+/// Where a campaign runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hosts {
+    /// Hosts of a fleet or cluster.
+    pub select: Option<Select>,
+    /// Virtual hosts that `toll run` makes on one machine.
+    pub lab: Option<Lab>,
+}
+
+/// Selects hosts by the labels of their agents.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Select {
+    /// Labels that a host must have; empty selects every host.
+    #[serde(default)]
+    pub match_labels: BTreeMap<String, String>,
+}
+
+/// A lab of virtual hosts.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Lab {
+    /// How many hosts, 2 to 16.
+    pub count: u32,
+    /// The link of each.
+    #[serde(default)]
+    pub link: Link,
+}
+
+/// A lab host's link.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Link {
+    /// Rate in each direction; without it the link is as fast as the machine.
+    pub rate: Option<BitRate>,
+    /// MTU in bytes of IP packet. Default 1500.
+    pub mtu: Option<u32>,
+}
+
+/// Which hosts are paired.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Pairs {
+    /// Every two hosts once.
+    #[default]
+    All,
+    /// Each host with the next, the last with the first.
+    Ring,
+}
+
+/// What stands at the ends: exactly one of `native`, `sameStack`, `guest`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Arm {
+    /// Name, unique in the campaign.
+    pub name: String,
+    /// The host's own kernel TCP.
+    pub native: Option<Native>,
+    /// The payload program as a host process.
+    pub same_stack: Option<SameStack>,
+    /// A guest.
+    pub guest: Option<Guest>,
+    /// Replaces the campaign's `peers` for this arm.
+    pub peers: Option<Vec<Peer>>,
+}
+
+/// A native end.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Native {
+    /// Who produces the traffic. Default `endpoint`.
+    pub program: Option<Program>,
+    /// CPU of the traffic thread.
+    pub pin: Option<NativePin>,
+}
+
+/// A native end's program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Program {
+    /// Toll's own endpoint.
+    Endpoint,
+    /// iperf3, where it is installed.
+    Iperf3,
+}
+
+/// Pinning of a native end.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NativePin {
+    /// CPU number of the traffic thread.
+    pub traffic: u32,
+}
+
+/// A same-stack end.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SameStack {
+    /// The adapter model that the program drives.
+    pub adapter: Adapter,
+    /// The host side of it. Default `tap`.
+    pub port: Option<Port>,
+    /// Pinning.
+    pub pin: Option<VirtualPin>,
+}
+
+/// A guest end.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Guest {
+    /// What it runs.
+    pub os: GuestOs,
+    /// Its adapter.
+    pub adapter: Adapter,
+    /// The host side of it. Default `tap`.
+    pub port: Option<Port>,
+    /// Pinning.
+    pub pin: Option<VirtualPin>,
+}
+
+/// What a guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum GuestOs {
+    /// The built-in payload program.
+    Payload,
+}
+
+/// Pinning of a virtual end.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VirtualPin {
+    /// CPU number of the vCPU thread.
+    pub vcpu: u32,
+}
+
+/// An adapter: exactly one of `pcnet`, `virtioNet`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Adapter {
+    /// AMD Am79C970A.
+    pub pcnet: Option<Pcnet>,
+    /// virtio 1.2 network device.
+    pub virtio_net: Option<VirtioNet>,
+}
+
+/// Switches of `pcnet`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Pcnet {}
+
+/// Switches of `virtioNet`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VirtioNet {}
+
+/// A port: exactly one field.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Port {
+    /// A TAP on a bridge with the host's test NIC.
+    pub tap: Option<Tap>,
+}
+
+/// Switches of `tap`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Tap {}
+
+/// What virtual arms are measured against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Peer {
+    /// Kernel TCP on the other host: guest to native.
+    Native,
+    /// The same arm on the other host: guest to guest.
+    SameArm,
+}
+
+/// Traffic: exactly one kind.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Workload {
+    /// Name, unique in the campaign.
+    pub name: String,
+    /// Bulk TCP.
+    pub stream: Option<Stream>,
+}
+
+/// Bulk TCP.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Stream {
+    /// Seen from the arm. Default both.
+    pub directions: Option<Vec<Direction>>,
+    /// Bytes of each send or receive call. Default 64KiB.
+    pub write_size: Option<Bytes>,
+    /// Left out of the figure. Default 500ms.
+    pub warm_up: Option<Span>,
+    /// The interval measured. Default 2s.
+    pub duration: Option<Span>,
+}
+
+/// What must hold for exit code 0: exactly one condition.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Gate {
+    /// Which cells; every virtual cell if empty.
+    #[serde(default)]
+    pub cells: Cells,
+    /// Limit on 1 - ratio to native.
+    pub toll: Option<TollLimit>,
+    /// Limit on median goodput.
+    pub goodput: Option<GoodputLimit>,
+}
+
+/// Selects cells.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cells {
+    /// Name of an arm.
+    pub arm: Option<String>,
+    /// Name of a workload.
+    pub workload: Option<String>,
+    /// A direction.
+    pub direction: Option<Direction>,
+    /// A peer.
+    pub peer: Option<Peer>,
+}
+
+/// Limit on the toll.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TollLimit {
+    /// At most this.
+    pub at_most: Percent,
+}
+
+/// Limit on goodput.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GoodputLimit {
+    /// At least this.
+    pub at_least: BitRate,
+}

@@ -1,0 +1,153 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const GOOD: &str = "\
+apiVersion: toll.dev/v1alpha1
+kind: Campaign
+metadata: {name: quick}
+spec:
+  hosts: {lab: {count: 2, link: {rate: 10Gbit, mtu: 1500}}}
+  arms:
+    - {name: native, native: {}}
+    - name: pcnet
+      guest: {os: payload, adapter: {pcnet: {}}}
+  workloads:
+    - name: bulk
+      stream: {directions: [send, receive], writeSize: 64KiB, warmUp: 500ms, duration: 2s}
+  gates:
+    - {cells: {arm: pcnet}, toll: {atMost: 10%}}
+";
+
+/// The problems of GOOD with `from` replaced by `to`.
+fn problems(from: &str, to: &str) -> Vec<String> {
+    assert!(GOOD.contains(from), "the test's own document has no `{from}`");
+    let text = GOOD.replacen(from, to, 1);
+    parse(&text).expect_err(&text).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn a_good_campaign_is_taken_with_its_defaults() {
+    let campaign = parse(GOOD).expect("is good");
+    assert_eq!(campaign.blocks, 5);
+    assert_eq!(campaign.lab, Some(Lab { count: 2, rate: Some(BitRate(10_000_000_000)), mtu: 1500 }));
+    assert_eq!(campaign.arms[1].peers, [Peer::Native]);
+    assert_eq!(campaign.workloads[0].duration, Span::from_millis(2000));
+    assert_eq!(campaign.native_arm().map(|arm| arm.name.as_str()), Some("native"));
+}
+
+#[test]
+fn an_unknown_field_is_refused_with_the_known_ones() {
+    assert_eq!(
+        problems("writeSize", "wirteSize"),
+        [
+            "line 12, column 45: spec.workloads[0].stream: unknown field `wirteSize`, expected one of `directions`, \
+          `writeSize`, `warmUp`, `duration`"
+        ]
+    );
+}
+
+#[test]
+fn an_adapter_that_does_not_exist_is_refused_where_it_stands() {
+    assert_eq!(
+        problems("pcnet: {}}", "rtl8139: {}}"),
+        [
+            "line 9, column 38: spec.arms[1].guest.adapter: unknown field `rtl8139`, expected `pcnet` or `virtioNet`"
+        ]
+    );
+}
+
+#[test]
+fn a_negative_duration_is_refused_where_it_stands() {
+    assert_eq!(
+        problems("duration: 2s", "duration: -2s"),
+        [
+            "line 12, column 88: spec.workloads[0].stream.duration: `-2s` is negative: write a duration such as \
+          `500ms` or `2s`"
+        ]
+    );
+}
+
+#[test]
+fn a_bare_number_is_refused_for_its_unit() {
+    let found = problems("duration: 2s", "duration: 2");
+    assert!(found[0].contains("`2` has no unit"), "{found:?}");
+}
+
+#[test]
+fn an_arm_named_twice_is_refused_at_the_second() {
+    assert_eq!(
+        problems("name: pcnet", "name: native"),
+        [
+            "line 8, column 13: spec.arms[1].name: two arms are named `native`: give each a name of its own",
+            "line 14, column 21: spec.gates[0].cells.arm: there is no arm `pcnet`",
+        ]
+    );
+}
+
+#[test]
+fn an_empty_matrix_is_refused() {
+    let found = problems("directions: [send, receive]", "directions: []");
+    assert_eq!(
+        found,
+        [
+            "line 12, column 28: spec.workloads[0].stream.directions: is empty: write `[send, receive]` or one of them"
+        ]
+    );
+    let no_arms = GOOD
+        .replace("    - {name: native, native: {}}\n", "")
+        .replace("    - name: pcnet\n      guest: {os: payload, adapter: {pcnet: {}}}\n", "    []\n");
+    let found = parse(&no_arms).expect_err("has no arms");
+    assert!(found[0].message.contains("at least one arm"), "{found:?}");
+}
+
+#[test]
+fn an_arm_is_exactly_one_thing() {
+    assert!(problems("native: {}}", "}")[0].contains("arm `native` is nothing yet"));
+    let both = problems("native: {}}", "native: {}, guest: {os: payload, adapter: {pcnet: {}}}}");
+    assert!(both[0].contains("is several things"), "{both:?}");
+    assert!(problems("adapter: {pcnet: {}}", "adapter: {pcnet: }")[0].contains("exactly one adapter"));
+}
+
+#[test]
+fn limits_are_named() {
+    assert!(problems("count: 2", "count: 1")[0].contains("a lab has 2 to 16 hosts, not 1"));
+    assert!(problems("mtu: 1500", "mtu: 9000")[0].contains("at most 1500 bytes; the lab's MTU is 9000"));
+    assert!(problems("duration: 2s", "duration: 1ms")[0].contains("write 100ms to 1h"));
+    assert!(problems("writeSize: 64KiB", "writeSize: 0B")[0].contains("write 1B to 1MiB"));
+    assert!(problems("v1alpha1", "v2")[0].contains("write toll.dev/v1alpha1"));
+    assert!(problems("name: quick", "name: Quick Run")[0].contains("is no name"));
+}
+
+#[test]
+fn several_problems_are_told_at_once() {
+    let text = GOOD.replace("count: 2", "count: 99").replace("duration: 2s", "duration: 5h");
+    assert_eq!(parse(&text).expect_err("is bad").len(), 2);
+}
+
+#[test]
+fn a_bomb_of_aliases_is_refused() {
+    let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for level in 1..12 {
+        let before = level - 1;
+        text.push_str(&format!("a{level}: &a{level} [{}]\n", vec![format!("*a{before}"); 10].join(", ")));
+    }
+    assert!(parse(&text).is_err());
+    assert!(parse(&"[".repeat(100_000)).is_err());
+    assert!(parse(&"x".repeat(MAX_DOCUMENT + 1)).is_err());
+    assert!(parse("").is_err());
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in "\\PC{0,200}") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn no_mutation_of_a_good_campaign_panics(at in 0..GOOD.len(), with in "[ -~\n]{0,3}") {
+        let mut text = GOOD.to_owned();
+        text.replace_range(at..at + 1, &with);
+        let _ = parse(&text);
+    }
+}

@@ -1,0 +1,356 @@
+//! What the values of a campaign must be. Every finding is collected, so that a user mends a file in one go.
+
+use std::collections::BTreeSet;
+
+use super::schema::{self, Document};
+use super::{Arm, Campaign, Lab, Step, Workload};
+use crate::result::{Gate, GateCondition, GateSelector, Peer};
+use crate::trial::{Adapter, Direction, EndKind, NativeProgram, Port};
+use crate::units::{BitRate, Bytes, Span};
+
+const API_VERSION: &str = "toll.dev/v1alpha1";
+const KIND: &str = "Campaign";
+/// IPv4 requires 576 of every host (RFC 791); virtual adapters here take frames up to 9000.
+const MTU: std::ops::RangeInclusive<u32> = 576..=9000;
+/// pcnet is an Ethernet chip: frames of 1518 bytes with FCS (IEEE 802.3).
+const PCNET_MTU: u32 = 1500;
+const HOSTS: std::ops::RangeInclusive<u32> = 2..=16;
+const BLOCKS: std::ops::RangeInclusive<u32> = 1..=1000;
+const MAX_ARMS: usize = 64;
+const MAX_WORKLOADS: usize = 64;
+const WRITE_SIZE: std::ops::RangeInclusive<u64> = 1..=1 << 20;
+const DURATION: std::ops::RangeInclusive<u64> = 100_000_000..=3_600_000_000_000;
+const MAX_WARM_UP: u64 = 600_000_000_000;
+const MIN_RATE: u64 = 1_000_000;
+
+/// Something wrong, and the path to it.
+pub(super) struct Finding {
+    pub path: Vec<Step>,
+    pub message: String,
+}
+
+/// Collects findings while it descends.
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, path: &[Step], message: impl Into<String>) {
+        self.0.push(Finding { path: path.to_vec(), message: message.into() });
+    }
+}
+
+fn below(path: &[Step], steps: &[Step]) -> Vec<Step> {
+    [path, steps].concat()
+}
+
+use Step::{Field, Index};
+
+/// Checks `document` and turns it into a campaign.
+pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
+    let mut findings = Findings(Vec::new());
+    let out = &mut findings;
+    if document.api_version != API_VERSION {
+        out.add(
+            &[Field("apiVersion")],
+            format!("`{}` is not known: write {API_VERSION}", document.api_version),
+        );
+    }
+    if document.kind != KIND {
+        out.add(&[Field("kind")], format!("`{}` is not known: write {KIND}", document.kind));
+    }
+    name(&document.metadata.name, &[Field("metadata"), Field("name")], out);
+    let spec = &document.spec;
+    let lab = lab(&spec.hosts, out);
+    let peers = peers(spec.peers.as_deref(), &[Field("spec"), Field("peers")], out);
+    let mtu = lab.map(|lab| u32::from(lab.mtu));
+    let arms = arms(spec, &peers, mtu, out);
+    let workloads = workloads(spec, out);
+    let blocks = spec.blocks.unwrap_or(5);
+    if !BLOCKS.contains(&blocks) {
+        let message = format!("{blocks} is out of range: write {} to {}", BLOCKS.start(), BLOCKS.end());
+        out.add(&[Field("spec"), Field("blocks")], message);
+    }
+    if spec.seed.is_some_and(|seed| i64::try_from(seed).is_err()) {
+        out.add(&[Field("spec"), Field("seed")], "is over 2^63 - 1, the largest that Kubernetes keeps");
+    }
+    let gates = gates(spec, out);
+    if !findings.0.is_empty() {
+        return Err(findings.0);
+    }
+    let name = document.metadata.name.clone();
+    Ok(Campaign { name, lab, pairs: spec.pairs, arms, workloads, blocks, seed: spec.seed, gates })
+}
+
+/// RFC 1123 label: what Kubernetes takes as a name, and what is safe in a file name.
+fn name(name: &str, path: &[Step], out: &mut Findings) {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let edges = !name.starts_with('-') && !name.ends_with('-');
+    if name.is_empty() || name.len() > 63 || !name.chars().all(allowed) || !edges {
+        out.add(path, format!("`{name}` is no name: write 1 to 63 of a-z, 0-9 and -, not - at an end"));
+    }
+}
+
+fn lab(hosts: &schema::Hosts, out: &mut Findings) -> Option<Lab> {
+    let path = [Field("spec"), Field("hosts")];
+    if hosts.select.is_none() && hosts.lab.is_none() {
+        out.add(
+            &path,
+            "names no hosts: write `lab: {count: 2}` for virtual hosts on this machine, or `select: {}`",
+        );
+    }
+    let lab = hosts.lab.as_ref()?;
+    let path = below(&path, &[Field("lab")]);
+    if !HOSTS.contains(&lab.count) {
+        let message = format!("a lab has {} to {} hosts, not {}", HOSTS.start(), HOSTS.end(), lab.count);
+        out.add(&below(&path, &[Field("count")]), message);
+    }
+    let mtu = lab.link.mtu.unwrap_or(1500);
+    if !MTU.contains(&mtu) {
+        let message = format!("{mtu} is out of range: write {} to {}", MTU.start(), MTU.end());
+        out.add(&below(&path, &[Field("link"), Field("mtu")]), message);
+    }
+    if let Some(rate) = lab.link.rate.filter(|rate| rate.0 < MIN_RATE) {
+        let message = format!("{rate} is below {}, the slowest link a lab makes", BitRate(MIN_RATE));
+        out.add(&below(&path, &[Field("link"), Field("rate")]), message);
+    }
+    Some(Lab { count: lab.count, rate: lab.link.rate, mtu: u16::try_from(mtu).unwrap_or(1500) })
+}
+
+fn peer(peer: schema::Peer) -> Peer {
+    match peer {
+        schema::Peer::Native => Peer::Native,
+        schema::Peer::SameArm => Peer::SameArm,
+    }
+}
+
+fn peers(peers: Option<&[schema::Peer]>, path: &[Step], out: &mut Findings) -> Vec<Peer> {
+    let Some(peers) = peers else { return vec![Peer::Native] };
+    if peers.is_empty() {
+        out.add(path, "is empty: write `[native]`, `[same-arm]` or both");
+    }
+    distinct(peers, path, out, |peer| format!("{peer:?}"));
+    peers.iter().copied().map(peer).collect()
+}
+
+/// Finds values that stand in a list twice.
+fn distinct<T: Ord>(values: &[T], path: &[Step], out: &mut Findings, show: impl Fn(&T) -> String) {
+    let mut seen = BTreeSet::new();
+    for (index, value) in values.iter().enumerate() {
+        if !seen.insert(value) {
+            out.add(&below(path, &[Index(index)]), format!("{} is listed twice", show(value)));
+        }
+    }
+}
+
+fn arms(spec: &schema::Spec, peers: &[Peer], mtu: Option<u32>, out: &mut Findings) -> Vec<Arm> {
+    let path = [Field("spec"), Field("arms")];
+    count(spec.arms.len(), MAX_ARMS, "arm", &path, out);
+    let mut names = BTreeSet::new();
+    let mut arms = Vec::new();
+    for (index, written) in spec.arms.iter().enumerate() {
+        let path = below(&path, &[Index(index)]);
+        let name_path = below(&path, &[Field("name")]);
+        name(&written.name, &name_path, out);
+        if !names.insert(&written.name) {
+            out.add(
+                &name_path,
+                format!("two arms are named `{}`: give each a name of its own", written.name),
+            );
+        }
+        arms.extend(arm(written, &path, peers, mtu, out));
+    }
+    arms
+}
+
+fn count(count: usize, most: usize, what: &str, path: &[Step], out: &mut Findings) {
+    if count == 0 {
+        out.add(path, format!("is empty: a campaign needs at least one {what}"));
+    } else if count > most {
+        out.add(path, format!("has {count} entries; at most {most} are taken"));
+    }
+}
+
+fn arm(
+    written: &schema::Arm,
+    path: &[Step],
+    peers_of_all: &[Peer],
+    mtu: Option<u32>,
+    out: &mut Findings,
+) -> Option<Arm> {
+    let (kind, cpu) = match (&written.native, &written.same_stack, &written.guest) {
+        (Some(native), None, None) => {
+            let program = match native.program.unwrap_or(schema::Program::Endpoint) {
+                schema::Program::Endpoint => NativeProgram::Endpoint,
+                schema::Program::Iperf3 => NativeProgram::Iperf3,
+            };
+            (EndKind::Native { program }, native.pin.as_ref().map(|pin| pin.traffic))
+        }
+        (None, Some(same), None) => {
+            let path = below(path, &[Field("sameStack")]);
+            let adapter = adapter(&same.adapter, &path, mtu, out)?;
+            let port = port(same.port.as_ref(), &path, out)?;
+            (EndKind::SameStack { adapter, port }, same.pin.as_ref().map(|pin| pin.vcpu))
+        }
+        (None, None, Some(guest)) => {
+            let path = below(path, &[Field("guest")]);
+            let adapter = adapter(&guest.adapter, &path, mtu, out)?;
+            let port = port(guest.port.as_ref(), &path, out)?;
+            (EndKind::Guest { adapter, port }, guest.pin.as_ref().map(|pin| pin.vcpu))
+        }
+        (None, None, None) => {
+            let example = "write `native: {}`, `sameStack: {adapter: {virtioNet: {}}}` or \
+                           `guest: {os: payload, adapter: {virtioNet: {}}}`";
+            out.add(path, format!("arm `{}` is nothing yet: {example}", written.name));
+            return None;
+        }
+        _ => {
+            out.add(
+                path,
+                format!("arm `{}` is several things: keep one of native, sameStack, guest", written.name),
+            );
+            return None;
+        }
+    };
+    let native = matches!(kind, EndKind::Native { .. });
+    if native && written.peers.is_some() {
+        out.add(&below(path, &[Field("peers")]), "a native arm has native peers only: leave `peers` out");
+    }
+    let peers = match (&written.peers, native) {
+        (_, true) => vec![Peer::Native],
+        (Some(own), false) => peers(Some(own), &below(path, &[Field("peers")]), out),
+        (None, false) => peers_of_all.to_vec(),
+    };
+    Some(Arm { name: written.name.clone(), kind, cpu, peers })
+}
+
+fn adapter(
+    written: &schema::Adapter,
+    path: &[Step],
+    mtu: Option<u32>,
+    out: &mut Findings,
+) -> Option<Adapter> {
+    let path = below(path, &[Field("adapter")]);
+    match (&written.pcnet, &written.virtio_net) {
+        (Some(_), None) => {
+            if let Some(mtu) = mtu.filter(|mtu| *mtu > PCNET_MTU) {
+                let message = format!("carries frames of at most {PCNET_MTU} bytes; the lab's MTU is {mtu}");
+                out.add(&below(&path, &[Field("pcnet")]), message);
+            }
+            Some(Adapter::Pcnet)
+        }
+        (None, Some(_)) => Some(Adapter::VirtioNet),
+        _ => {
+            out.add(&path, "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`");
+            None
+        }
+    }
+}
+
+fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {
+    match written {
+        None | Some(schema::Port { tap: Some(_) }) => Some(Port::Tap),
+        Some(schema::Port { tap: None }) => {
+            out.add(&below(path, &[Field("port")]), "must be exactly one port: `{tap: {}}`");
+            None
+        }
+    }
+}
+
+fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
+    let path = [Field("spec"), Field("workloads")];
+    count(spec.workloads.len(), MAX_WORKLOADS, "workload", &path, out);
+    let mut names = BTreeSet::new();
+    let mut workloads = Vec::new();
+    for (index, written) in spec.workloads.iter().enumerate() {
+        let path = below(&path, &[Index(index)]);
+        let name_path = below(&path, &[Field("name")]);
+        name(&written.name, &name_path, out);
+        if !names.insert(&written.name) {
+            out.add(
+                &name_path,
+                format!("two workloads are named `{}`: give each a name of its own", written.name),
+            );
+        }
+        match &written.stream {
+            Some(stream) => workloads.push(workload(&written.name, stream, &path, out)),
+            None => {
+                out.add(&path, format!("workload `{}` is nothing yet: write `stream: {{}}`", written.name))
+            }
+        }
+    }
+    workloads
+}
+
+fn workload(name: &str, stream: &schema::Stream, path: &[Step], out: &mut Findings) -> Workload {
+    let path = below(path, &[Field("stream")]);
+    let directions = stream.directions.clone().unwrap_or_else(|| vec![Direction::Send, Direction::Receive]);
+    let directions_path = below(&path, &[Field("directions")]);
+    if directions.is_empty() {
+        out.add(&directions_path, "is empty: write `[send, receive]` or one of them");
+    }
+    distinct(&directions, &directions_path, out, |direction| format!("`{direction}`"));
+    let write_size = stream.write_size.unwrap_or(Bytes(65_536));
+    if !WRITE_SIZE.contains(&write_size.0) {
+        let message = format!(
+            "{write_size} is out of range: write {} to {}",
+            Bytes(*WRITE_SIZE.start()),
+            Bytes(*WRITE_SIZE.end())
+        );
+        out.add(&below(&path, &[Field("writeSize")]), message);
+    }
+    let warm_up = stream.warm_up.unwrap_or(Span::from_millis(500));
+    if warm_up.0 > MAX_WARM_UP {
+        out.add(&below(&path, &[Field("warmUp")]), format!("{warm_up} is over {}", Span(MAX_WARM_UP)));
+    }
+    let duration = stream.duration.unwrap_or(Span::from_millis(2000));
+    if !DURATION.contains(&duration.0) {
+        let message = format!(
+            "{duration} is out of range: write {} to {}",
+            Span(*DURATION.start()),
+            Span(*DURATION.end())
+        );
+        out.add(&below(&path, &[Field("duration")]), message);
+    }
+    Workload { name: name.to_owned(), directions, write_size, warm_up, duration }
+}
+
+fn gates(spec: &schema::Spec, out: &mut Findings) -> Vec<Gate> {
+    let mut gates = Vec::new();
+    for (index, written) in spec.gates.iter().enumerate() {
+        let path = [Field("spec"), Field("gates"), Index(index)];
+        let cells = &written.cells;
+        if let Some(arm) = cells.arm.as_ref().filter(|arm| !spec.arms.iter().any(|other| other.name == **arm))
+        {
+            out.add(&below(&path, &[Field("cells"), Field("arm")]), format!("there is no arm `{arm}`"));
+        }
+        let known = |name: &String| spec.workloads.iter().any(|other| other.name == *name);
+        if let Some(workload) = cells.workload.as_ref().filter(|name| !known(name)) {
+            out.add(
+                &below(&path, &[Field("cells"), Field("workload")]),
+                format!("there is no workload `{workload}`"),
+            );
+        }
+        let condition = match (&written.toll, &written.goodput) {
+            (Some(limit), None) => GateCondition::TollAtMost(limit.at_most),
+            (None, Some(limit)) => GateCondition::GoodputAtLeast(limit.at_least),
+            _ => {
+                out.add(
+                    &path,
+                    "must be exactly one condition: `toll: {atMost: 10%}` or `goodput: {atLeast: 1Gbit}`",
+                );
+                continue;
+            }
+        };
+        let cells = GateSelector {
+            arm: cells.arm.clone(),
+            workload: cells.workload.clone(),
+            direction: cells.direction,
+            peer: cells.peer.map(peer),
+        };
+        gates.push(Gate { cells, condition });
+    }
+    let tolls = gates.iter().any(|gate| matches!(gate.condition, GateCondition::TollAtMost(_)));
+    if tolls && !spec.arms.iter().any(|arm| arm.native.is_some()) {
+        out.add(&[Field("spec"), Field("gates")], "a toll is relative to native: add an arm `native: {}`");
+    }
+    gates
+}
