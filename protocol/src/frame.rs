@@ -58,7 +58,7 @@ impl Decoder {
     ///
     /// # Errors
     /// [`FrameError::TooLong`] or [`FrameError::Malformed`]; the stream is then of no more use.
-    pub fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+    pub fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
         let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
         let length = u32::from_be_bytes(*header) as usize;
         if length > MAX_MESSAGE {
@@ -92,7 +92,7 @@ mod tests {
             let (mut decoder, mut got) = (Decoder::default(), Vec::new());
             for piece in stream.chunks(cut) {
                 decoder.push(piece);
-                while let Some(message) = decoder.next::<(u32, String)>().expect("decodes") {
+                while let Some(message) = decoder.next_message::<(u32, String)>().expect("decodes") {
                     got.push(message);
                 }
             }
@@ -104,7 +104,7 @@ mod tests {
         fn hostile_bytes_are_an_error_or_a_wait(bytes: Vec<u8>) {
             let mut decoder = Decoder::default();
             decoder.push(&bytes);
-            let _ = decoder.next::<(u32, String)>();
+            let _ = decoder.next_message::<(u32, String)>();
         }
     }
 
@@ -112,6 +112,6 @@ mod tests {
     fn a_length_over_the_limit_is_refused_before_the_body_comes() {
         let mut decoder = Decoder::default();
         decoder.push(&u32::MAX.to_be_bytes());
-        assert!(matches!(decoder.next::<u32>(), Err(FrameError::TooLong { .. })));
+        assert!(matches!(decoder.next_message::<u32>(), Err(FrameError::TooLong { .. })));
     }
 }

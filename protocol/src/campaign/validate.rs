@@ -273,7 +273,7 @@ fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
         match &written.stream {
             Some(stream) => workloads.push(workload(&written.name, stream, &path, out)),
             None => {
-                out.add(&path, format!("workload `{}` is nothing yet: write `stream: {{}}`", written.name))
+                out.add(&path, format!("workload `{}` is nothing yet: write `stream: {{}}`", written.name));
             }
         }
     }
