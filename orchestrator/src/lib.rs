@@ -1,1 +1,5 @@
-//! toll-orchestrator
+//! The orchestrator: plans a campaign, drives its trials on agents, keeps every result and tells what they say.
+
+
+pub mod plan;
+pub mod scheduler;

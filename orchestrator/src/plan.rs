@@ -1,1 +1,238 @@
-//! What will be run, in which order.
+//! What will be run, in which order: a campaign and its hosts become cells, blocks and trials. Pure; the order
+//! comes from the campaign's seed alone, so that a plan can be made again.
+//!
+//! ```text
+//! campaign -> pairs x workloads -> blocks, back to back -> every arm, peer and direction once, shuffled
+//! ```
+
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+use toll_protocol::campaign::schema::Pairs;
+use toll_protocol::campaign::{Arm, Campaign, Workload};
+use toll_protocol::result::{CellKey, Pair, Peer};
+use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, StreamJob, TrialId};
+use toll_protocol::units::{InterfaceAddress, MacAddress, Span};
+
+/// Preparing, starting and tearing down one trial, as far as an estimate needs to know.
+const OVERHEAD: Span = Span::from_millis(150);
+/// What an end may take beyond its warm-up and interval before it counts as hung.
+const GRACE: Span = Span::from_millis(10_000);
+
+/// A host as the plan needs it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// Its agent's name.
+    pub name: String,
+    /// Address for the virtual end that stands on it.
+    pub virtual_address: InterfaceAddress,
+    /// MTU of its test NIC.
+    pub mtu: u16,
+}
+
+/// One cell and what is needed to run it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cell {
+    /// Its key in the result.
+    pub key: CellKey,
+    /// What stands on `pair.a`.
+    pub a: EndSpec,
+    /// What stands on `pair.b`.
+    pub b: EndSpec,
+}
+
+/// One trial of the plan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trial {
+    /// Its id.
+    pub id: TrialId,
+    /// Index of its cell.
+    pub cell: usize,
+    /// Its block.
+    pub block: u32,
+}
+
+/// A campaign on hosts.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Seed of the order.
+    pub seed: u64,
+    /// The matrix.
+    pub cells: Vec<Cell>,
+    /// Trials in the order to run them.
+    pub trials: Vec<Trial>,
+}
+
+impl Plan {
+    /// Plans `campaign` on `hosts`, in an order drawn from `seed`. Trial ids are drawn from `ids`, so that two
+    /// runs of one campaign never share one.
+    pub fn new(campaign: &Campaign, hosts: &[Host], seed: u64, ids: &mut impl rand::Rng) -> Self {
+        let mut order = ChaCha8Rng::seed_from_u64(seed);
+        let (mut cells, mut trials) = (Vec::new(), Vec::new());
+        for (a, b) in pairs(campaign.pairs, hosts) {
+            for workload in &campaign.workloads {
+                let first = cells.len();
+                cells.extend(matrix(campaign, a, b, workload));
+                for block in 0..campaign.blocks {
+                    let mut indices: Vec<usize> = (first..cells.len()).collect();
+                    indices.shuffle(&mut order);
+                    let trial = |cell| Trial { id: TrialId::new(ids.next_u64()), cell, block };
+                    trials.extend(indices.into_iter().map(trial));
+                }
+            }
+        }
+        Self { seed, cells, trials }
+    }
+
+    /// Time that the trials take one after the other.
+    pub fn estimate(&self) -> Span {
+        let trial = |trial: &Trial| {
+            let job = &self.cells[trial.cell].a.job;
+            job.warm_up.0 + job.duration.0 + OVERHEAD.0
+        };
+        Span(self.trials.iter().map(trial).sum())
+    }
+}
+
+fn pairs(pairs: Pairs, hosts: &[Host]) -> Vec<(&Host, &Host)> {
+    let count = hosts.len();
+    match pairs {
+        Pairs::All => (0..count).flat_map(|a| (a + 1..count).map(move |b| (a, b))).collect::<Vec<_>>(),
+        // With two hosts the way back is the same pair.
+        Pairs::Ring if count == 2 => vec![(0, 1)],
+        Pairs::Ring => (0..count).map(|a| (a, (a + 1) % count)).collect(),
+    }
+    .into_iter()
+    .map(|(a, b)| (&hosts[a], &hosts[b]))
+    .collect()
+}
+
+/// Every arm, peer and direction of a pair and workload.
+fn matrix(campaign: &Campaign, a: &Host, b: &Host, workload: &Workload) -> Vec<Cell> {
+    let mut cells = Vec::new();
+    for arm in &campaign.arms {
+        for peer in &arm.peers {
+            cells.extend(workload.directions.iter().map(|direction| cell(arm, *peer, *direction, a, b, workload)));
+        }
+    }
+    cells
+}
+
+fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workload: &Workload) -> Cell {
+    let far = match (peer, &arm.kind) {
+        // iperf3 speaks its own protocol: its peer is iperf3 too.
+        (Peer::SameArm, kind) | (Peer::Native, kind @ EndKind::Native { .. }) => kind.clone(),
+        (Peer::Native, _) => EndKind::Native { program: NativeProgram::Endpoint },
+    };
+    let mtu = a.mtu.min(b.mtu);
+    let end = |kind: EndKind, host: &Host, direction, open, cpu| EndSpec {
+        kind,
+        job: StreamJob {
+            direction,
+            open,
+            write_size: workload.write_size,
+            warm_up: workload.warm_up,
+            duration: workload.duration,
+        },
+        address: host.virtual_address,
+        mac: mac(host.virtual_address),
+        mtu,
+        cpu,
+        deadline: Span(workload.warm_up.0 + workload.duration.0 + GRACE.0),
+    };
+    // The pin names a CPU of the arm's host; the far end of a guest-to-guest cell is pinned alike.
+    let far_cpu = arm.cpu.filter(|_| peer == Peer::SameArm);
+    Cell {
+        key: CellKey {
+            pair: Pair { a: a.name.clone(), b: b.name.clone() },
+            workload: workload.name.clone(),
+            direction,
+            arm: arm.name.clone(),
+            peer,
+        },
+        a: end(arm.kind.clone(), a, direction, Open::Connect, arm.cpu),
+        b: end(far, b, direction.opposite(), Open::Listen, far_cpu),
+    }
+}
+
+/// A locally administered address (IEEE 802, bit 1 of the first byte) that carries the IPv4 address: unique
+/// where that is, and the same for every guest of a host, so that no neighbour table goes stale between trials.
+fn mac(address: InterfaceAddress) -> MacAddress {
+    let [a, b, c, d] = address.address.octets();
+    MacAddress([0x02, 0x54, a, b, c, d])
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, HashSet};
+
+    use super::*;
+
+    fn campaign(blocks: u32, pairs: &str) -> Campaign {
+        let text = format!(
+            "apiVersion: toll.dev/v1alpha1\nkind: Campaign\nmetadata: {{name: c}}\nspec:\n  hosts: {{lab: {{count: 2}}}}\n  \
+             pairs: {pairs}\n  blocks: {blocks}\n  peers: [native, same-arm]\n  arms:\n    - {{name: native, native: {{}}}}\n    \
+             - {{name: v, guest: {{os: payload, adapter: {{virtioNet: {{}}}}}}}}\n  workloads: [{{name: bulk, stream: {{}}}}]\n"
+        );
+        toll_protocol::campaign::parse(&text).expect("is good")
+    }
+
+    fn hosts(count: u8) -> Vec<Host> {
+        let host = |n| Host {
+            name: format!("host-{n}"),
+            virtual_address: InterfaceAddress { address: [10, 77, 0, 100 + n].into(), prefix: 24 },
+            mtu: 1500,
+        };
+        (1..=count).map(host).collect()
+    }
+
+    #[test]
+    fn a_block_holds_every_cell_of_its_pair_once() {
+        let plan = Plan::new(&campaign(7, "all"), &hosts(3), 1, &mut rand::rng());
+        // native both ways, guest to native both ways, guest to guest both ways
+        assert_eq!(plan.cells.len(), 3 * 6);
+        assert_eq!(plan.trials.len(), 3 * 6 * 7);
+        for chunk in plan.trials.chunks(6) {
+            let cells: HashSet<_> = chunk.iter().map(|trial| trial.cell).collect();
+            assert_eq!(cells.len(), 6, "a block repeats a cell");
+            assert!(chunk.iter().all(|trial| trial.block == chunk[0].block), "blocks of a pair are not back to back");
+        }
+        let ids: HashSet<_> = plan.trials.iter().map(|trial| trial.id).collect();
+        assert_eq!(ids.len(), plan.trials.len());
+    }
+
+    #[test]
+    fn the_order_is_the_seeds_and_differs_between_blocks() {
+        let order = |seed| {
+            let plan = Plan::new(&campaign(20, "all"), &hosts(2), seed, &mut rand::rng());
+            plan.trials.iter().map(|trial| trial.cell).collect::<Vec<_>>()
+        };
+        assert_eq!(order(1), order(1));
+        assert_ne!(order(1), order(2));
+        let blocks: HashSet<Vec<usize>> = order(1).chunks(6).map(<[usize]>::to_vec).collect();
+        assert!(blocks.len() > 15, "the order of arms hardly varies: {blocks:?}");
+    }
+
+    #[test]
+    fn a_ring_pairs_each_host_twice() {
+        let plan = Plan::new(&campaign(1, "ring"), &hosts(5), 1, &mut rand::rng());
+        let mut seen = BTreeMap::new();
+        for cell in plan.cells.iter().filter(|cell| cell.key.arm == "native" && cell.key.direction == Direction::Send) {
+            *seen.entry(cell.key.pair.a.clone()).or_insert(0) += 1;
+            *seen.entry(cell.key.pair.b.clone()).or_insert(0) += 1;
+        }
+        assert_eq!(seen.len(), 5);
+        assert!(seen.values().all(|count| *count == 2), "{seen:?}");
+    }
+
+    #[test]
+    fn ends_of_a_trial_go_opposite_ways_and_one_listens() {
+        let plan = Plan::new(&campaign(1, "all"), &hosts(2), 1, &mut rand::rng());
+        for cell in &plan.cells {
+            assert_eq!(cell.a.job.direction, cell.key.direction);
+            assert_eq!(cell.b.job.direction, cell.key.direction.opposite());
+            assert_eq!((cell.a.job.open, cell.b.job.open), (Open::Connect, Open::Listen));
+            assert_ne!(cell.a.mac, cell.b.mac);
+        }
+    }
+}
