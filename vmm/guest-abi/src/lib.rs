@@ -135,8 +135,27 @@ pub struct Status {
     /// Causes that the interrupt handler has found and the program has not yet taken. The VMM doesn't let the
     /// program sleep while it is not 0: an interrupt between the program's last look and its doorbell is not lost.
     pub interrupt_causes: AtomicU32,
+    /// 1 while the interrupt handler runs: the VMM raises no further interrupt until it is 0 again, as an interrupt
+    /// controller doesn't before the end-of-interrupt command.
+    pub in_service: AtomicU32,
     /// Length of `message`, or 0.
     pub message_length: AtomicU32,
     /// Last words of a program that panicked, UTF-8.
     pub message: [core::sync::atomic::AtomicU8; MESSAGE_LENGTH],
+}
+
+impl Default for Status {
+    fn default() -> Self {
+        Self {
+            bytes: AtomicU64::new(0),
+            measure_start_bytes: AtomicU64::new(0),
+            measure_end_bytes: AtomicU64::new(0),
+            measure_start_ns: AtomicU64::new(0),
+            measure_end_ns: AtomicU64::new(0),
+            interrupt_causes: AtomicU32::new(0),
+            in_service: AtomicU32::new(0),
+            message_length: AtomicU32::new(0),
+            message: [const { core::sync::atomic::AtomicU8::new(0) }; MESSAGE_LENGTH],
+        }
+    }
 }

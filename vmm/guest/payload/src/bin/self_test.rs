@@ -1,0 +1,139 @@
+//! What the VMM's tests run in place of the traffic program: one case a boot, chosen by
+//! `BootInfo::random_seed`.
+#![no_std]
+#![no_main]
+
+use core::sync::atomic::Ordering;
+
+use toll_guest::platform::{Platform, Registers};
+use toll_guest_abi::{BootInfo, Command, Status, phase};
+use toll_payload::platform::GuestPlatform;
+use toll_payload::registers::AdapterRegisters;
+use toll_payload::{doorbell, gate};
+
+toll_payload::entry!(main);
+
+/// The cases; the VMM's tests name them by the same numbers.
+mod case {
+    pub const DOORBELLS: u64 = 1;
+    pub const INTERRUPTS: u64 = 2;
+    pub const SPIN: u64 = 3;
+    pub const NULL_WRITE: u64 = 4;
+    pub const EXECUTE_DATA: u64 = 5;
+    pub const WRITE_CODE: u64 = 6;
+    pub const PANIC: u64 = 7;
+    pub const HOSTILE_STATUS: u64 = 8;
+    pub const UNKNOWN_PORT: u64 = 9;
+    pub const WAIT_FOR_START: u64 = 10;
+    pub const PIO_ROUND_TRIPS: u64 = 11;
+}
+
+fn main(boot: &'static BootInfo, command: &'static Command, status: &'static Status) -> Result<(), &'static str> {
+    let mut platform = GuestPlatform::new(boot, status);
+    match boot.random_seed {
+        case::DOORBELLS => {
+            doorbell::phase(phase::READY);
+            for _ in 0..100 {
+                doorbell::wait(0);
+            }
+        }
+        case::INTERRUPTS => interrupts(boot, status, &mut platform)?,
+        case::SPIN => {
+            doorbell::phase(phase::READY);
+            loop {
+                core::hint::spin_loop();
+            }
+        }
+        case::NULL_WRITE => {
+            doorbell::phase(phase::READY);
+            // SAFETY: none: this faults, which is the point of the case.
+            unsafe { core::ptr::without_provenance_mut::<u64>(0x18).write_volatile(1) };
+        }
+        case::EXECUTE_DATA => {
+            static CODE: [u8; 1] = [0xc3];
+            // SAFETY: none: data is not executable, so this faults, which is the point of the case.
+            let function = unsafe { core::mem::transmute::<*const u8, extern "C" fn()>(CODE.as_ptr()) };
+            function();
+        }
+        case::WRITE_CODE => {
+            let code = main as *const () as *mut u8;
+            // SAFETY: none: code is not writable, so this faults, which is the point of the case.
+            unsafe { code.write_volatile(0xc3) };
+        }
+        case::PANIC => panic!("the case that panics, {}", boot.mtu),
+        case::HOSTILE_STATUS => {
+            doorbell::phase(phase::READY);
+            status.bytes.store(u64::MAX, Ordering::Relaxed);
+            status.measure_start_bytes.store(u64::MAX, Ordering::Relaxed);
+            status.measure_start_ns.store(u64::MAX, Ordering::Relaxed);
+            status.message_length.store(u32::MAX, Ordering::Relaxed);
+            for byte in &status.message {
+                byte.store(0xff, Ordering::Relaxed);
+            }
+            doorbell::phase(phase::MEASURE);
+            doorbell::phase(phase::MEASURED);
+            doorbell::phase(u32::MAX);
+            doorbell::end_failed();
+        }
+        case::UNKNOWN_PORT => {
+            AdapterRegisters::Pio(0x80).write_register(0, 1, 0xaa);
+        }
+        case::WAIT_FOR_START => {
+            doorbell::phase(phase::READY);
+            while command.start.load(Ordering::Acquire) == 0 {
+                doorbell::wait(u32::MAX);
+            }
+            let peer = command.peer_address.load(Ordering::Acquire);
+            status.bytes.store(u64::from(peer), Ordering::Release);
+        }
+        case::PIO_ROUND_TRIPS => {
+            let before = platform.now_ns();
+            for _ in 0..10_000 {
+                platform.read_register(0x12, 2);
+            }
+            status.bytes.store((platform.now_ns() - before) / 10_000, Ordering::Release);
+        }
+        _ => return Err("no such case"),
+    }
+    Ok(())
+}
+
+/// Provokes pcnet's initialisation-done interrupt (CSR0 IDON with IENA) time after time, and checks that each is
+/// delivered through the gate, once.
+fn interrupts(boot: &'static BootInfo, status: &'static Status, platform: &mut GuestPlatform) -> Result<(), &'static str> {
+    const RDP: u64 = 0x10;
+    const RAP: u64 = 0x12;
+    const IDON: u32 = 1 << 8;
+    gate::install(boot, |mut registers| {
+        registers.write_register(RAP, 2, 0);
+        let csr0 = registers.read_register(RDP, 2);
+        // Write-1-to-clear of all causes; IENA stays.
+        registers.write_register(RDP, 2, (csr0 & 0x7f00) | 0x0040);
+        csr0
+    });
+    let block = platform.allocate(28, 16);
+    let rings = platform.allocate(32, 16);
+    // 32-bit initialisation block: one descriptor each way, none of them the adapter's.
+    let (receive, transmit) = (rings.address as u32, rings.address as u32 + 16);
+    let words = [0_u32, 0x0054_5200, 0, 0, 0, receive, transmit];
+    for (index, word) in words.into_iter().enumerate() {
+        // SAFETY: within the 28 bytes just allocated.
+        unsafe { block.pointer.cast::<u32>().add(index).write_volatile(word) };
+    }
+    let mut csr = |index: u32, value: u32| {
+        platform.write_register(RAP, 2, index);
+        platform.write_register(RDP, 2, value);
+    };
+    csr(58, 2);
+    csr(1, block.address as u32 & 0xffff);
+    csr(2, block.address as u32 >> 16);
+    for _ in 0..1000 {
+        csr(0, 0x0004);
+        csr(0, 0x0041);
+        if status.interrupt_causes.swap(0, Ordering::AcqRel) & IDON == 0 {
+            return Err("no interrupt came");
+        }
+        status.bytes.fetch_add(1, Ordering::AcqRel);
+    }
+    Ok(())
+}
