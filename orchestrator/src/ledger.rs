@@ -224,12 +224,23 @@ impl Ledger {
             transaction.execute_batch(SCHEMA)?;
             transaction.execute(
                 "INSERT INTO campaign (id, name, manifest, seed, arms, provenance) VALUES (1, ?, ?, ?, ?, ?)",
-                params![header.campaign, header.manifest, header.seed.to_string(), rows.arms, rows.provenance],
+                params![
+                    header.campaign,
+                    header.manifest,
+                    header.seed.to_string(),
+                    rows.arms,
+                    rows.provenance
+                ],
             )?;
             let insert = "INSERT INTO planned (position, trial, block, cell) VALUES (?, ?, ?, ?)";
             for (planned, cell) in header.planned.iter().zip(&rows.cells) {
                 let trial = planned.trial.to_string();
-                transaction.prepare_cached(insert)?.execute(params![planned.position, trial, planned.block, cell])?;
+                transaction.prepare_cached(insert)?.execute(params![
+                    planned.position,
+                    trial,
+                    planned.block,
+                    cell
+                ])?;
             }
             transaction.commit()
         })()
@@ -252,7 +263,9 @@ impl Ledger {
         }
         match number("user_version").map_err(|source| failed(action, path, source))? {
             SCHEMA_VERSION => {}
-            found if found > SCHEMA_VERSION => return Err(LedgerError::Newer { path: path.to_owned(), found }),
+            found if found > SCHEMA_VERSION => {
+                return Err(LedgerError::Newer { path: path.to_owned(), found });
+            }
             _ => return Err(LedgerError::NotALedger { path: path.to_owned() }),
         }
         let header = read_header(&connection, path)?;
@@ -281,8 +294,10 @@ impl Ledger {
         }
         let json = to_json(record)?;
         let begin = TransactionBehavior::Immediate;
-        let transaction =
-            self.connection.transaction_with_behavior(begin).map_err(|source| failed(action, path, source))?;
+        let transaction = self
+            .connection
+            .transaction_with_behavior(begin)
+            .map_err(|source| failed(action, path, source))?;
         let known: Option<String> = transaction
             .query_row("SELECT record FROM record WHERE trial = ?", [trial.to_string()], |row| row.get(0))
             .optional()
@@ -322,7 +337,8 @@ impl Ledger {
     /// # Errors
     /// As for [`records`](Self::records).
     pub fn remaining(&self) -> Result<Vec<PlannedTrial>, LedgerError> {
-        let done: std::collections::BTreeSet<TrialId> = self.records()?.iter().map(|record| record.trial).collect();
+        let done: std::collections::BTreeSet<TrialId> =
+            self.records()?.iter().map(|record| record.trial).collect();
         let mut remaining: Vec<_> =
             self.header.planned.iter().filter(|planned| !done.contains(&planned.trial)).cloned().collect();
         remaining.sort_by_key(|planned| planned.position);
@@ -370,8 +386,10 @@ impl Rows {
 fn connect(path: &Path) -> Result<Connection, LedgerError> {
     let action = "opening the ledger";
     (|| {
-        let connection =
-            Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        let connection = Connection::open_with_flags(
+            path,
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
+        )?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "DELETE")?;
         connection.pragma_update(None, "synchronous", "EXTRA")?;
@@ -384,9 +402,11 @@ fn connect(path: &Path) -> Result<Connection, LedgerError> {
 fn read_header(connection: &Connection, path: &Path) -> Result<LedgerHeader, LedgerError> {
     let ([campaign, manifest, seed, arms, provenance], planned) = (|| {
         let query = "SELECT name, manifest, seed, arms, provenance FROM campaign";
-        let texts: [String; 5] = connection
-            .query_row(query, [], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?]))?;
-        let mut statement = connection.prepare("SELECT trial, cell, block, position FROM planned ORDER BY position")?;
+        let texts: [String; 5] = connection.query_row(query, [], |row| {
+            Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?])
+        })?;
+        let mut statement =
+            connection.prepare("SELECT trial, cell, block, position FROM planned ORDER BY position")?;
         let rows = statement.query_map([], |row| {
             Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get(2)?, row.get(3)?))
         })?;

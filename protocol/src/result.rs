@@ -1,13 +1,13 @@
 //! The result of a campaign: `result.json`, the same document wherever the campaign ran. Its field names are
 //! stable. Absent is `null`, never 0.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::facts::HostFacts;
 use crate::report::{EndReport, Failure, Flag};
-use crate::trial::{Direction, TrialId};
+use crate::trial::{Direction, EndKind, TrialId};
 use crate::units::{BitRate, Percent};
 
 /// What stands at the far end of a cell.
@@ -175,6 +175,8 @@ pub struct Run {
     pub last_words: Vec<String>,
     /// Goodput at the receiver.
     pub goodput_bytes_per_second: Option<f64>,
+    /// Reasons for care of either end, and those that only both together show.
+    pub flags: BTreeSet<Flag>,
     /// What the end on `pair.a` measured.
     pub a: Option<EndReport>,
     /// What the end on `pair.b` measured.
@@ -237,8 +239,8 @@ pub enum Verdict {
 /// A gate applied to one cell.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GateResult {
-    /// The cell.
-    pub cell: CellKey,
+    /// The cell; `None` for a gate that selects no cell of the campaign, which shows nothing.
+    pub cell: Option<CellKey>,
     /// What was asked, in words: `toll at most 10%`.
     pub condition: String,
     /// The figure compared and its interval, in the condition's own unit (a fraction for a toll).
@@ -281,6 +283,17 @@ pub struct Provenance {
     pub interrupted: bool,
 }
 
+/// An arm of the campaign.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArmSummary {
+    /// Its name, as cells carry it.
+    pub name: String,
+    /// What stands at the arm's end.
+    pub kind: EndKind,
+    /// Whether it is the native arm that ratios are taken against. At most one arm is.
+    pub baseline: bool,
+}
+
 /// `result.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CampaignResult {
@@ -292,7 +305,9 @@ pub struct CampaignResult {
     pub manifest: String,
     /// Where the figures come from.
     pub provenance: Provenance,
-    /// The matrix.
+    /// The arms, in the campaign's order.
+    pub arms: Vec<ArmSummary>,
+    /// The matrix: by pair, workload, direction, arm in the campaign's order, and peer.
     pub cells: Vec<CellResult>,
     /// The gates, if the campaign has any.
     pub gates: Vec<GateResult>,

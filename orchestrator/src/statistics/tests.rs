@@ -43,7 +43,9 @@ fn identical_runs_have_an_interval_without_width() {
     assert_eq!((estimate.median, estimate.ci95), (5.0, Some([5.0, 5.0])));
     let ratio = paired_ratio(&vec![single(2.0, 4.0); 5], &mut rng(1)).expect("a ratio");
     let [lower, upper] = ratio.ci95.expect("an interval");
-    assert!((ratio.estimate - 0.5).abs() < 1e-12 && (lower - 0.5).abs() < 1e-12 && (upper - 0.5).abs() < 1e-12);
+    assert!(
+        (ratio.estimate - 0.5).abs() < 1e-12 && (lower - 0.5).abs() < 1e-12 && (upper - 0.5).abs() < 1e-12
+    );
 }
 
 #[test]
@@ -78,10 +80,13 @@ fn the_ratio_is_the_geometric_mean_of_the_blocks() {
 #[test]
 fn exchanging_the_arms_inverts_the_ratio() {
     let mut source = rng(2);
-    let blocks: Vec<PairedBlock> =
-        (0..6).map(|_| single((0.1 * normal(&mut source)).exp(), (0.1 * normal(&mut source)).exp())).collect();
-    let exchanged: Vec<PairedBlock> =
-        blocks.iter().map(|block| PairedBlock { arm: block.native.clone(), native: block.arm.clone() }).collect();
+    let blocks: Vec<PairedBlock> = (0..6)
+        .map(|_| single((0.1 * normal(&mut source)).exp(), (0.1 * normal(&mut source)).exp()))
+        .collect();
+    let exchanged: Vec<PairedBlock> = blocks
+        .iter()
+        .map(|block| PairedBlock { arm: block.native.clone(), native: block.arm.clone() })
+        .collect();
     let (there, back) = (paired_ratio(&blocks, &mut rng(3)), paired_ratio(&exchanged, &mut rng(3)));
     let (there, back) = (there.expect("a ratio"), back.expect("a ratio"));
     assert!((there.estimate * back.estimate - 1.0).abs() < 1e-12);
@@ -92,8 +97,10 @@ fn exchanging_the_arms_inverts_the_ratio() {
 #[test]
 fn drift_between_blocks_cancels() {
     // The machine gets ten times slower over the campaign; the arm is always at 80 % of native.
-    let blocks: Vec<PairedBlock> = (0..8).map(|i| 10_f64.powf(f64::from(i) / -7.0)).map(|x| single(0.8 * x, x)).collect();
-    let [lower, upper] = paired_ratio(&blocks, &mut rng(4)).and_then(|ratio| ratio.ci95).expect("an interval");
+    let blocks: Vec<PairedBlock> =
+        (0..8).map(|i| 10_f64.powf(f64::from(i) / -7.0)).map(|x| single(0.8 * x, x)).collect();
+    let [lower, upper] =
+        paired_ratio(&blocks, &mut rng(4)).and_then(|ratio| ratio.ci95).expect("an interval");
     assert!(upper - lower < 1e-9 && (lower - 0.8).abs() < 1e-9);
 }
 
@@ -132,7 +139,10 @@ fn several_runs_in_a_block_widen_the_interval() {
     let one: Vec<PairedBlock> = (0..5).map(|i| single(1.0 + 0.01 * f64::from(i), 2.0)).collect();
     let several: Vec<PairedBlock> = one
         .iter()
-        .map(|block| PairedBlock { arm: vec![block.arm[0] / 1.2, block.arm[0] * 1.2], native: block.native.clone() })
+        .map(|block| PairedBlock {
+            arm: vec![block.arm[0] / 1.2, block.arm[0] * 1.2],
+            native: block.native.clone(),
+        })
         .collect();
     let width = |blocks: &[PairedBlock]| {
         let ratio = paired_ratio(blocks, &mut rng(6)).expect("a ratio");
@@ -160,8 +170,9 @@ fn a_verdict_needs_the_whole_interval_on_one_side() {
 
 #[test]
 fn quantiles_of_student_t_are_those_of_the_tables() {
-    for (freedom, value) in [(1, 12.7062), (2, 4.3027), (9, 2.2622), (10, 2.2281), (19, 2.0930), (29, 2.0452)] {
-        assert!((student_t_975(freedom) - value).abs() < 1e-3, "{freedom}: {}", student_t_975(freedom));
+    for (freedom, value) in [(1, 12.7062), (2, 4.3027), (9, 2.2622), (10, 2.2281), (19, 2.0930), (29, 2.0452)]
+    {
+        assert!((student_t_975(freedom) - value).abs() < 5e-4, "{freedom}: {}", student_t_975(freedom));
     }
     for (n, factor) in [(3, 2.69), (5, 1.58), (10, 1.22), (30, 1.06)] {
         assert!((expansion(n) - factor).abs() < 0.005, "{n}: {}", expansion(n));

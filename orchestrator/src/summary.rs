@@ -1,0 +1,399 @@
+//! From the ledger to `result.json`: (header, records, gates) -> [`CampaignResult`]. Pure: the same ledger gives
+//! the same document, intervals included, as each cell's bootstrap is seeded from the campaign's seed and the
+//! cell's own key.
+//!
+//! ```text
+//! planned trials + records -> runs -> cells -> ratios (against the baseline's cell) -> gates
+//! ```
+//! Every planned trial is a run of exactly one cell, whatever became of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rand::SeedableRng;
+use rand::rngs::Xoshiro256PlusPlus;
+use toll_protocol::report::{EndReport, Flag};
+use toll_protocol::result::{
+    ArmSummary, CampaignResult, CauseSummary, CellKey, CellResult, CpuPerGigabyte, Gate, GateCondition,
+    GateResult, Outcome, Peer, Provenance, Run, RunCounts, RunStatus, TrialRecord, Verdict,
+};
+use toll_protocol::trial::{Direction, EndKind, TrialId};
+use toll_protocol::units::Span;
+
+use crate::format;
+use crate::ledger::{LedgerHeader, PlannedTrial, status};
+use crate::statistics::{PairedBlock, at_least, at_most, median, median_estimate, paired_ratio};
+
+#[cfg(test)]
+mod tests;
+
+/// Reason of a planned trial that has no record.
+pub const NOT_REACHED: &str = "not reached";
+
+/// Bytes of Ethernet around an IP packet on the wire: preamble and SFD 8, header 14, FCS 4, interpacket gap 12
+/// (IEEE 802.3, 3.1.1 and 4.4.2).
+const ETHERNET_OVERHEAD: f64 = 38.0;
+/// IPv4 header (RFC 791, 3.1) and TCP header without options (RFC 9293, 3.1).
+const TCP_IP_HEADERS: f64 = 40.0;
+/// From this share of what the link allows on, the link set the figure.
+const LINK_BOUND_SHARE: f64 = 0.95;
+
+/// Why header and records don't belong together.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SummaryError {
+    /// Two planned trials have one id.
+    #[error("trial {0} is planned twice")]
+    PlannedTwice(TrialId),
+    /// Two records have one id.
+    #[error("trial {0} is recorded twice")]
+    RecordedTwice(TrialId),
+    /// A record is of no planned trial, or of another cell, block or position than the plan's.
+    #[error("the record of trial {0} is not of the campaign's plan")]
+    NotOfThePlan(TrialId),
+    /// More than one arm is the baseline.
+    #[error("both `{0}` and `{1}` are the native baseline; at most one arm can be")]
+    TwoBaselines(String, String),
+    /// A cell's arm is not among the campaign's.
+    #[error("a cell is of the arm `{0}`, which the campaign doesn't have")]
+    UnknownArm(String),
+}
+
+/// The result of a campaign. Trials without a record are skipped runs with the reason [`NOT_REACHED`].
+///
+/// # Errors
+/// [`SummaryError`], if `records` are not of `header`'s plan, or the plan contradicts itself.
+pub fn summarise(
+    header: &LedgerHeader,
+    records: &[TrialRecord],
+    gates: &[Gate],
+) -> Result<CampaignResult, SummaryError> {
+    let mut baselines = header.arms.iter().filter(|arm| arm.baseline);
+    if let (Some(first), Some(second)) = (baselines.next(), baselines.next()) {
+        return Err(SummaryError::TwoBaselines(first.name.clone(), second.name.clone()));
+    }
+    let mut cells = cells_of(header, records)?;
+    let ratios: Vec<_> = cells
+        .iter()
+        .map(|cell| {
+            let baseline = baseline_cell(&header.arms, &cells, &cell.key)?;
+            paired_ratio(&blocks(cell, baseline), &mut generator(header.seed, &cell.key, "ratio"))
+        })
+        .collect();
+    for (cell, ratio) in cells.iter_mut().zip(ratios) {
+        cell.ratio_to_native = ratio;
+    }
+    let gates = gates.iter().flat_map(|gate| apply(gate, &header.arms, &cells)).collect();
+    Ok(CampaignResult {
+        campaign: header.campaign.clone(),
+        seed: header.seed,
+        manifest: header.manifest.clone(),
+        provenance: header.provenance.clone(),
+        arms: header.arms.clone(),
+        cells,
+        gates,
+    })
+}
+
+/// The cell that the ratio of `key` is taken against: the baseline arm between the same hosts, with the same
+/// workload and direction. `None` for the baseline itself.
+pub fn baseline_cell<'a>(
+    arms: &[ArmSummary],
+    cells: &'a [CellResult],
+    key: &CellKey,
+) -> Option<&'a CellResult> {
+    let baseline = arms.iter().find(|arm| arm.baseline)?;
+    if key.arm == baseline.name {
+        return None;
+    }
+    // Native to native is one cell, whichever of the two names the plan gave to its peer.
+    [Peer::Native, Peer::SameArm].into_iter().find_map(|peer| {
+        cells.iter().find(|cell| {
+            let other = &cell.key;
+            (&other.arm, &other.pair, &other.workload) == (&baseline.name, &key.pair, &key.workload)
+                && (other.direction, other.peer) == (key.direction, peer)
+        })
+    })
+}
+
+/// Goodput of the measured runs of `cell` and of `baseline`, by block.
+pub fn blocks(cell: &CellResult, baseline: &CellResult) -> Vec<PairedBlock> {
+    let mut blocks: BTreeMap<u32, PairedBlock> = BTreeMap::new();
+    let goodputs = |cell: &CellResult| -> Vec<(u32, f64)> {
+        cell.runs.iter().filter_map(|run| Some((run.block, run.goodput_bytes_per_second?))).collect()
+    };
+    for (block, goodput) in goodputs(cell) {
+        blocks.entry(block).or_default().arm.push(goodput);
+    }
+    for (block, goodput) in goodputs(baseline) {
+        blocks.entry(block).or_default().native.push(goodput);
+    }
+    blocks.into_values().collect()
+}
+
+/// The cells, by pair, workload, direction, arm in the campaign's order, and peer.
+fn cells_of(header: &LedgerHeader, records: &[TrialRecord]) -> Result<Vec<CellResult>, SummaryError> {
+    let mut by_trial: BTreeMap<TrialId, &TrialRecord> = BTreeMap::new();
+    for record in records {
+        if by_trial.insert(record.trial, record).is_some() {
+            return Err(SummaryError::RecordedTwice(record.trial));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    let mut runs: BTreeMap<&CellKey, Vec<Run>> = BTreeMap::new();
+    for planned in &header.planned {
+        if !seen.insert(planned.trial) {
+            return Err(SummaryError::PlannedTwice(planned.trial));
+        }
+        let record = by_trial.remove(&planned.trial);
+        let of_the_plan = |record: &TrialRecord| {
+            (&record.cell, record.block, record.position) == (&planned.cell, planned.block, planned.position)
+        };
+        if !record.is_none_or(of_the_plan) {
+            return Err(SummaryError::NotOfThePlan(planned.trial));
+        }
+        runs.entry(&planned.cell).or_default().push(run_of(planned, record, &header.provenance));
+    }
+    if let Some(trial) = by_trial.keys().next() {
+        return Err(SummaryError::NotOfThePlan(*trial));
+    }
+    let place = |key: &CellKey| header.arms.iter().position(|arm| arm.name == key.arm);
+    let mut cells = Vec::with_capacity(runs.len());
+    for (key, mut runs) in runs {
+        let place = place(key).ok_or_else(|| SummaryError::UnknownArm(key.arm.clone()))?;
+        runs.sort_by_key(|run| (run.block, run.position));
+        cells.push((place, cell_of(key, runs, header.seed)));
+    }
+    cells.sort_by(|(place, cell), (other_place, other)| {
+        let (a, b) = (&cell.key, &other.key);
+        let by_matrix = (&a.pair, &a.workload, a.direction).cmp(&(&b.pair, &b.workload, b.direction));
+        by_matrix.then(place.cmp(other_place)).then(a.peer.cmp(&b.peer))
+    });
+    Ok(cells.into_iter().map(|(_, cell)| cell).collect())
+}
+
+fn run_of(planned: &PlannedTrial, record: Option<&TrialRecord>, provenance: &Provenance) -> Run {
+    let mut run = Run {
+        trial: planned.trial,
+        block: planned.block,
+        position: planned.position,
+        started_unix_ms: record.and_then(|record| record.started_unix_ms),
+        status: record.map_or(RunStatus::Skipped, |record| status(&record.outcome)),
+        reason: None,
+        last_words: Vec::new(),
+        goodput_bytes_per_second: None,
+        flags: BTreeSet::new(),
+        a: None,
+        b: None,
+    };
+    match record.map(|record| &record.outcome) {
+        None => run.reason = Some(NOT_REACHED.to_owned()),
+        Some(Outcome::Skipped { reason } | Outcome::Lost { reason }) => run.reason = Some(reason.clone()),
+        Some(Outcome::Failed { host, failure }) => {
+            run.reason = Some(format!("{host}: {}", failure.reason));
+            run.last_words.clone_from(&failure.last_words);
+        }
+        Some(Outcome::Measured { a, b }) => {
+            let receiver = match planned.cell.direction {
+                Direction::Send => b,
+                Direction::Receive => a,
+            };
+            run.goodput_bytes_per_second = rate(receiver.bytes, receiver.interval);
+            run.flags = flags(planned, a, b, run.goodput_bytes_per_second, provenance);
+            run.a = Some(EndReport::clone(a));
+            run.b = Some(EndReport::clone(b));
+        }
+    }
+    run
+}
+
+/// `None` for an interval without length.
+fn rate(bytes: u64, interval: Span) -> Option<f64> {
+    (interval.0 > 0).then(|| bytes as f64 / interval.seconds())
+}
+
+/// Flags of both ends, and those that no end can see for itself: what the link allows, and what its agent's build
+/// was.
+fn flags(
+    planned: &PlannedTrial,
+    a: &EndReport,
+    b: &EndReport,
+    goodput: Option<f64>,
+    provenance: &Provenance,
+) -> BTreeSet<Flag> {
+    let mut flags: BTreeSet<Flag> = a.flags.iter().chain(&b.flags).copied().collect();
+    if let (Some(goodput), Some(rate), Some(mtu)) = (goodput, provenance.link_rate, provenance.mtu) {
+        let mtu = f64::from(mtu);
+        let allowed = rate.0 as f64 / 8.0 * (mtu - TCP_IP_HEADERS) / (mtu + ETHERNET_OVERHEAD);
+        if goodput >= LINK_BOUND_SHARE * allowed {
+            flags.insert(Flag::LinkBound);
+        }
+    }
+    let pair = &planned.cell.pair;
+    let debug = |host: &str| {
+        provenance.hosts.iter().any(|known| known.name == host && known.facts.build_profile == "debug")
+    };
+    if debug(&pair.a) || debug(&pair.b) {
+        flags.insert(Flag::DebugBuild);
+    }
+    flags
+}
+
+fn cell_of(key: &CellKey, runs: Vec<Run>, seed: u64) -> CellResult {
+    let goodputs: Vec<f64> = runs.iter().filter_map(|run| run.goodput_bytes_per_second).collect();
+    let measured: Vec<(&EndReport, Option<f64>)> =
+        runs.iter().filter_map(|run| Some((run.a.as_ref()?, run.goodput_bytes_per_second))).collect();
+    let median_of = |figure: &dyn Fn(&EndReport, Option<f64>) -> Option<f64>| {
+        median(&measured.iter().filter_map(|(a, goodput)| figure(a, *goodput)).collect::<Vec<_>>())
+    };
+    let cpu = |part: fn(&EndReport) -> Option<Span>| {
+        median_of(&|a, goodput| per_gigabyte(part(a)?, a.interval, goodput?))
+    };
+    let mut flags = BTreeMap::new();
+    for flag in runs.iter().flat_map(|run| &run.flags) {
+        *flags.entry(*flag).or_insert(0) += 1;
+    }
+    CellResult {
+        key: key.clone(),
+        counts: counts(&runs),
+        goodput_bytes_per_second: median_estimate(&goodputs, &mut generator(seed, key, "goodput")),
+        ratio_to_native: None,
+        exits_per_frame: median_of(&|a, _| {
+            let frames = payload_frames(a, key.direction).filter(|frames| *frames > 0)?;
+            Some(a.exits.as_ref()?.total() as f64 / frames as f64)
+        }),
+        exits_by_cause: causes(measured.iter().map(|(a, _)| *a), key.direction),
+        cpu_seconds_per_gigabyte: CpuPerGigabyte {
+            guest: cpu(|a| a.cpu.guest),
+            vmm: cpu(|a| a.cpu.vmm),
+            host: cpu(|a| a.cpu.host),
+        },
+        start_to_first_frame_seconds: median_of(&|a, _| a.start_to_first_frame.map(Span::seconds)),
+        flags,
+        runs,
+    }
+}
+
+fn counts(runs: &[Run]) -> RunCounts {
+    let mut counts = RunCounts::default();
+    for run in runs {
+        counts.planned += 1;
+        match run.status {
+            RunStatus::Measured => counts.measured += 1,
+            RunStatus::Failed => counts.failed += 1,
+            RunStatus::Skipped => counts.skipped += 1,
+            RunStatus::Lost => counts.lost += 1,
+        }
+    }
+    counts
+}
+
+/// CPU-seconds per 10^9 bytes: CPU time by this end's clock and goodput by the receiver's are both taken per second
+/// first, as the two intervals may differ a little.
+fn per_gigabyte(cpu: Span, interval: Span, goodput: f64) -> Option<f64> {
+    (interval.0 > 0 && goodput > 0.0).then(|| cpu.seconds() / interval.seconds() / goodput * 1e9)
+}
+
+/// Frames in the direction of the payload at the end of the arm.
+fn payload_frames(end: &EndReport, direction: Direction) -> Option<u64> {
+    end.frames.map(|frames| match direction {
+        Direction::Send => frames.transmit_frames,
+        Direction::Receive => frames.receive_frames,
+    })
+}
+
+/// Exits by cause over all runs; `None` if no run has any. A cause that a run doesn't name did not occur in it.
+fn causes<'a>(
+    ends: impl Iterator<Item = &'a EndReport> + Clone,
+    direction: Direction,
+) -> Option<BTreeMap<String, CauseSummary>> {
+    let mut totals: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
+    let reports = ends.clone().filter_map(|end| end.exits.as_ref());
+    let mut any = false;
+    for report in reports {
+        any = true;
+        for (cause, stat) in &report.by_cause {
+            let (count, handling) = totals.entry(cause).or_default();
+            *count = count.saturating_add(stat.count);
+            *handling = handling.saturating_add(stat.handling.0);
+        }
+    }
+    // Per frame only if every run with exits has frames too, so that both are of the same runs.
+    let frames: Option<u64> = ends
+        .filter(|end| end.exits.is_some())
+        .map(|end| payload_frames(end, direction))
+        .try_fold(0_u64, |sum, frames| sum.checked_add(frames?));
+    let frames = frames.filter(|frames| *frames > 0).map(|frames| frames as f64);
+    any.then(|| {
+        let summary = |(count, handling): (u64, u64)| CauseSummary {
+            count,
+            per_frame: frames.map(|frames| count as f64 / frames),
+            mean_handling_nanoseconds: (count > 0).then(|| handling as f64 / count as f64),
+        };
+        totals.into_iter().map(|(cause, total)| (cause.to_owned(), summary(total))).collect()
+    })
+}
+
+/// The gate on each cell that it selects. A toll is of virtual arms: a gate on it passes over native cells that its
+/// selector does not name.
+fn apply(gate: &Gate, arms: &[ArmSummary], cells: &[CellResult]) -> Vec<GateResult> {
+    let is_native = |key: &CellKey| {
+        arms.iter().any(|arm| arm.name == key.arm && matches!(arm.kind, EndKind::Native { .. }))
+    };
+    let is_toll = matches!(gate.condition, GateCondition::TollAtMost(_));
+    let results: Vec<GateResult> = cells
+        .iter()
+        .filter(|cell| gate.cells.selects(&cell.key))
+        .filter(|cell| !is_toll || gate.cells.arm.is_some() || !is_native(&cell.key))
+        .map(|cell| judge(&gate.condition, cell))
+        .collect();
+    if results.is_empty() {
+        let condition = describe(&gate.condition);
+        return vec![GateResult {
+            cell: None,
+            condition,
+            figure: None,
+            ci95: None,
+            verdict: Verdict::Inconclusive,
+        }];
+    }
+    results
+}
+
+fn judge(condition: &GateCondition, cell: &CellResult) -> GateResult {
+    let (figure, ci95, verdict) = match condition {
+        GateCondition::TollAtMost(limit) => {
+            let ratio = cell.ratio_to_native;
+            let ci95 = ratio.and_then(|ratio| ratio.ci95).map(|[lower, upper]| [1.0 - upper, 1.0 - lower]);
+            (ratio.map(|ratio| 1.0 - ratio.estimate), ci95, at_most(ci95, limit.fraction()))
+        }
+        GateCondition::GoodputAtLeast(limit) => {
+            let goodput = cell.goodput_bytes_per_second;
+            let ci95 = goodput.and_then(|goodput| goodput.ci95).map(|ci95| ci95.map(|limit| limit * 8.0));
+            (goodput.map(|goodput| goodput.median * 8.0), ci95, at_least(ci95, limit.0 as f64))
+        }
+    };
+    GateResult { cell: Some(cell.key.clone()), condition: describe(condition), figure, ci95, verdict }
+}
+
+fn describe(condition: &GateCondition) -> String {
+    match condition {
+        GateCondition::TollAtMost(limit) => format!("toll at most {limit}"),
+        GateCondition::GoodputAtLeast(limit) => {
+            format!("goodput at least {}", format::bit_rate(limit.0 as f64))
+        }
+    }
+}
+
+/// The generator of one figure's bootstrap. Its seed is the FNV-1a hash (64 bits) of the campaign's seed, the
+/// figure's name and the cell's key, so that a figure does not depend on which other cells there are.
+fn generator(seed: u64, key: &CellKey, figure: &str) -> Xoshiro256PlusPlus {
+    let direction = key.direction.to_string();
+    let peer = key.peer.to_string();
+    let seed = seed.to_le_bytes();
+    let parts = [figure, &key.pair.a, &key.pair.b, &key.workload, &direction, &key.arm, &peer];
+    // 0xff is in no UTF-8 text: it keeps the parts apart.
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0xff]));
+    let hash = seed.into_iter().chain(bytes).fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    Xoshiro256PlusPlus::seed_from_u64(hash)
+}

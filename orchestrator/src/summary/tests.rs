@@ -1,0 +1,309 @@
+use toll_protocol::result::{GateSelector, Pair};
+use toll_protocol::units::{BitRate, Percent};
+
+use super::*;
+use crate::test_support::{self, BLOCKS, key};
+
+fn cell<'a>(result: &'a CampaignResult, arm: &str, direction: Direction, peer: Peer) -> &'a CellResult {
+    result.cells.iter().find(|cell| cell.key == key(arm, direction, peer)).expect("the cell")
+}
+
+fn whole() -> CampaignResult {
+    let (header, records) = test_support::campaign();
+    summarise(&header, &records, &test_support::gates()).expect("belongs together")
+}
+
+/// A cell's first measured trial, for a test to change.
+fn measured<'a>(
+    records: &'a mut [TrialRecord],
+    cell: &CellKey,
+    block: u32,
+) -> (&'a mut EndReport, &'a mut EndReport) {
+    let record =
+        records.iter_mut().find(|record| record.cell == *cell && record.block == block).expect("planned");
+    match &mut record.outcome {
+        Outcome::Measured { a, b } => (a, b),
+        other => panic!("not measured: {other:?}"),
+    }
+}
+
+#[test]
+fn every_planned_trial_is_a_run_and_counts_add_up() {
+    let (header, records) = test_support::campaign();
+    let result = summarise(&header, &records[..40], &[]).expect("belongs together");
+    let runs: usize = result.cells.iter().map(|cell| cell.runs.len()).sum();
+    assert_eq!(runs, header.planned.len());
+    for cell in &result.cells {
+        let RunCounts { planned, measured, failed, skipped, lost } = cell.counts;
+        assert_eq!(planned, BLOCKS);
+        assert_eq!(planned, measured + failed + skipped + lost);
+        for run in &cell.runs {
+            assert_eq!(run.goodput_bytes_per_second.is_some(), run.status == RunStatus::Measured);
+            assert_eq!(run.reason.is_none(), run.status == RunStatus::Measured);
+        }
+    }
+    let not_reached = result.cells.iter().flat_map(|cell| &cell.runs).filter(|run| run.position >= 40);
+    for run in not_reached {
+        assert_eq!((run.status, run.reason.as_deref()), (RunStatus::Skipped, Some(NOT_REACHED)));
+    }
+}
+
+#[test]
+fn a_campaign_without_records_has_no_figures() {
+    let (header, _) = test_support::campaign();
+    let result = summarise(&header, &[], &test_support::gates()).expect("belongs together");
+    for cell in &result.cells {
+        assert_eq!(
+            (cell.goodput_bytes_per_second, cell.ratio_to_native, cell.exits_per_frame),
+            (None, None, None)
+        );
+        assert_eq!(cell.exits_by_cause, None);
+        assert_eq!(cell.cpu_seconds_per_gigabyte, CpuPerGigabyte::default());
+        assert_eq!(cell.counts.skipped, BLOCKS);
+    }
+    assert!(result.gates.iter().all(|gate| gate.verdict == Verdict::Inconclusive));
+    let json = serde_json::to_value(&result).expect("encodes");
+    assert!(json["cells"][0]["goodput_bytes_per_second"].is_null());
+    assert!(json["cells"][0]["cpu_seconds_per_gigabyte"]["guest"].is_null());
+}
+
+#[test]
+fn goodput_is_the_receivers() {
+    let (header, mut records) = test_support::campaign();
+    for direction in [Direction::Send, Direction::Receive] {
+        let key = key("native", direction, Peer::Native);
+        for block in 0..BLOCKS {
+            let (a, b) = measured(&mut records, &key, block);
+            let (receiver, sender) = if direction == Direction::Send { (b, a) } else { (a, b) };
+            (receiver.bytes, receiver.interval) = (3_000_000, Span::from_millis(1_500));
+            (sender.bytes, sender.interval) = (77_000_000, Span::from_millis(2_000));
+        }
+    }
+    let result = summarise(&header, &records, &[]).expect("belongs together");
+    for direction in [Direction::Send, Direction::Receive] {
+        let estimate =
+            cell(&result, "native", direction, Peer::Native).goodput_bytes_per_second.expect("a figure");
+        assert_eq!(estimate.median, 2_000_000.0, "{direction}");
+        assert_eq!(estimate.ci95, Some([2_000_000.0, 2_000_000.0]));
+    }
+}
+
+#[test]
+fn the_ratio_is_taken_against_the_baseline_alone() {
+    let result = whole();
+    for direction in [Direction::Send, Direction::Receive] {
+        assert_eq!(cell(&result, "native", direction, Peer::Native).ratio_to_native, None);
+        let iperf3 = cell(&result, "iperf3", direction, Peer::Native).ratio_to_native.expect("a ratio");
+        assert!((iperf3.estimate - 1.0).abs() < 0.02, "{iperf3:?}");
+        for peer in [Peer::Native, Peer::SameArm] {
+            let virtio = cell(&result, "virtio", direction, peer).ratio_to_native.expect("a ratio");
+            assert!((0.1..0.2).contains(&virtio.estimate), "{virtio:?}");
+        }
+    }
+    // One run failed: its block is in no ratio.
+    let virtio = cell(&result, "virtio", Direction::Send, Peer::Native);
+    assert_eq!(virtio.ratio_to_native.map(|ratio| ratio.blocks), Some(BLOCKS - 1));
+    assert_eq!((virtio.counts.measured, virtio.counts.failed), (BLOCKS - 1, 1));
+}
+
+#[test]
+fn without_a_baseline_there_is_no_ratio() {
+    let (mut header, records) = test_support::campaign();
+    for arm in &mut header.arms {
+        arm.baseline = false;
+    }
+    let result = summarise(&header, &records, &[]).expect("belongs together");
+    assert!(result.cells.iter().all(|cell| cell.ratio_to_native.is_none()));
+    for arm in &mut header.arms[..2] {
+        arm.baseline = true;
+    }
+    let error = summarise(&header, &records, &[]).expect_err("two baselines");
+    assert_eq!(error, SummaryError::TwoBaselines("native".to_owned(), "iperf3".to_owned()));
+}
+
+#[test]
+fn a_run_that_moved_nothing_is_zero_and_leaves_no_ratio() {
+    let (header, mut records) = test_support::campaign();
+    let key = key("virtio", Direction::Receive, Peer::Native);
+    measured(&mut records, &key, 1).0.bytes = 0;
+    let result = summarise(&header, &records, &[]).expect("belongs together");
+    let cell = cell(&result, "virtio", Direction::Receive, Peer::Native);
+    assert_eq!(cell.runs[1].goodput_bytes_per_second, Some(0.0));
+    assert_eq!(cell.runs[1].status, RunStatus::Measured);
+    assert_eq!(cell.ratio_to_native, None);
+    assert!(cell.cpu_seconds_per_gigabyte.guest.is_some_and(f64::is_finite), "from the other runs");
+}
+
+#[test]
+fn an_interval_without_length_is_no_figure() {
+    let (header, mut records) = test_support::campaign();
+    for block in 0..BLOCKS {
+        let (a, b) = measured(&mut records, &key("virtio", Direction::Receive, Peer::Native), block);
+        (a.interval, b.interval) = (Span(0), Span(0));
+    }
+    let result = summarise(&header, &records, &[]).expect("belongs together");
+    let cell = cell(&result, "virtio", Direction::Receive, Peer::Native);
+    assert_eq!((cell.goodput_bytes_per_second, cell.ratio_to_native), (None, None));
+    assert_eq!(cell.cpu_seconds_per_gigabyte, CpuPerGigabyte::default());
+}
+
+#[test]
+fn exits_are_per_frame_in_the_direction_of_the_payload() {
+    let result = whole();
+    for direction in [Direction::Send, Direction::Receive] {
+        let pcnet = cell(&result, "pcnet", direction, Peer::Native);
+        assert!(
+            (pcnet.exits_per_frame.expect("a figure") - 12.45).abs() < 0.01,
+            "{:?}",
+            pcnet.exits_per_frame
+        );
+        let causes = pcnet.exits_by_cause.as_ref().expect("a guest");
+        let rap = causes["pio-write rap"];
+        assert!((rap.per_frame.expect("frames") - 7.0).abs() < 0.01);
+        assert_eq!(rap.mean_handling_nanoseconds, Some(1_150.0));
+        let runs: u64 = pcnet
+            .runs
+            .iter()
+            .filter_map(|run| run.a.as_ref()?.exits.as_ref())
+            .map(|exits| exits.total())
+            .sum();
+        assert_eq!(causes.values().map(|cause| cause.count).sum::<u64>(), runs);
+    }
+    let native = cell(&result, "native", Direction::Send, Peer::Native);
+    assert_eq!((native.exits_per_frame, &native.exits_by_cause), (None, &None));
+}
+
+#[test]
+fn cpu_is_seconds_per_gigabyte_at_the_arms_end() {
+    let (header, mut records) = test_support::campaign();
+    for block in 0..BLOCKS {
+        let (a, b) = measured(&mut records, &key("virtio", Direction::Receive, Peer::Native), block);
+        (a.bytes, a.interval) = (500_000_000, Span::from_millis(2_000));
+        a.cpu.guest = Some(Span::from_millis(800));
+        a.cpu.vmm = None;
+        b.cpu.guest = Some(Span::from_millis(999_999));
+    }
+    let result = summarise(&header, &records, &[]).expect("belongs together");
+    let cpu = cell(&result, "virtio", Direction::Receive, Peer::Native).cpu_seconds_per_gigabyte;
+    assert!((cpu.guest.expect("a figure") - 1.6).abs() < 1e-9);
+    assert_eq!(cpu.vmm, None);
+}
+
+#[test]
+fn flags_count_runs_and_the_link_is_seen_from_here() {
+    let (mut header, records) = test_support::campaign();
+    header.provenance.hosts[1].facts.build_profile = "debug".to_owned();
+    header.provenance.link_rate = Some(BitRate(9_500_000_000));
+    let result = summarise(&header, &records, &[]).expect("belongs together");
+    let native = cell(&result, "native", Direction::Send, Peer::Native);
+    assert_eq!(native.flags.get(&Flag::LinkBound), Some(&BLOCKS));
+    assert_eq!(native.flags.get(&Flag::DebugBuild), Some(&BLOCKS));
+    let virtio = cell(&result, "virtio", Direction::Send, Peer::Native);
+    assert_eq!(virtio.flags.get(&Flag::LinkBound), None);
+    assert_eq!(virtio.flags.get(&Flag::CpuBound), Some(&(BLOCKS - 1)), "only measured runs carry flags");
+}
+
+#[test]
+fn gates_pass_fail_or_show_nothing() {
+    let result = whole();
+    let of = |arm: &str| -> Vec<(Direction, Peer, Verdict)> {
+        let gates = result.gates.iter().filter_map(|gate| Some((gate.cell.as_ref()?, gate.verdict)));
+        gates
+            .filter(|(cell, _)| cell.arm == arm)
+            .map(|(cell, verdict)| (cell.direction, cell.peer, verdict))
+            .collect()
+    };
+    assert_eq!(of("virtio").len(), 4);
+    assert!(of("virtio").iter().all(|(_, _, verdict)| *verdict == Verdict::Pass), "{:?}", of("virtio"));
+    let failed_cell = (Direction::Receive, Peer::SameArm);
+    for (direction, peer, verdict) in of("pcnet") {
+        let expected = if (direction, peer) == failed_cell { Verdict::Inconclusive } else { Verdict::Fail };
+        assert_eq!(verdict, expected);
+    }
+    let gate = &result.gates[0];
+    assert_eq!(gate.condition, "toll at most 90%");
+    let [lower, upper] = gate.ci95.expect("an interval");
+    assert!(gate.figure.is_some_and(|toll| lower <= toll && toll <= upper), "{gate:?}");
+}
+
+#[test]
+fn a_gate_that_selects_nothing_shows_nothing() {
+    let (header, records) = test_support::campaign();
+    let gate = |arm: Option<&str>, condition| Gate {
+        cells: GateSelector { arm: arm.map(str::to_owned), ..GateSelector::default() },
+        condition,
+    };
+    let gates = [
+        gate(Some("e1000"), GateCondition::GoodputAtLeast(BitRate(1))),
+        gate(None, GateCondition::TollAtMost(Percent::from_fraction(0.5))),
+        gate(Some("native"), GateCondition::TollAtMost(Percent::from_fraction(0.5))),
+    ];
+    let result = summarise(&header, &records, &gates).expect("belongs together");
+    assert_eq!((&result.gates[0].cell, result.gates[0].verdict), (&None, Verdict::Inconclusive));
+    let of_all = result.gates.iter().filter_map(|gate| gate.cell.as_ref());
+    // The gate on every cell passes over native ones; the one that names `native` can show nothing.
+    assert_eq!(of_all.filter(|cell| cell.arm == "iperf3").count(), 0);
+    assert!(result.gates.iter().rev().take(2).all(|gate| gate.verdict == Verdict::Inconclusive));
+}
+
+#[test]
+fn figures_do_not_depend_on_the_order_of_records_or_on_other_cells() {
+    let (header, records) = test_support::campaign();
+    let gates = test_support::gates();
+    let mut reversed = records.clone();
+    reversed.reverse();
+    let result = summarise(&header, &records, &gates).expect("belongs together");
+    assert!(summarise(&header, &reversed, &gates).expect("belongs together") == result);
+
+    let keep = |cell: &CellKey| cell.arm == "native" || cell.arm == "virtio";
+    let mut fewer = header.clone();
+    fewer.planned.retain(|planned| keep(&planned.cell));
+    let records: Vec<_> = records.into_iter().filter(|record| keep(&record.cell)).collect();
+    let fewer = summarise(&fewer, &records, &[]).expect("belongs together");
+    let kept = result.cells.into_iter().filter(|cell| keep(&cell.key)).collect::<Vec<_>>();
+    assert!(fewer.cells == kept);
+}
+
+#[test]
+fn records_of_another_plan_are_refused() {
+    let (header, records) = test_support::campaign();
+    let trial = records[0].trial;
+    let with = |change: &dyn Fn(&mut LedgerHeader, &mut Vec<TrialRecord>)| {
+        let (mut header, mut records) = (header.clone(), records.clone());
+        change(&mut header, &mut records);
+        summarise(&header, &records, &[]).expect_err("they don't belong together")
+    };
+    assert_eq!(with(&|_, records| records.push(records[0].clone())), SummaryError::RecordedTwice(trial));
+    assert_eq!(
+        with(&|header, _| header.planned.push(header.planned[0].clone())),
+        SummaryError::PlannedTwice(trial)
+    );
+    assert_eq!(with(&|header, _| drop(header.planned.remove(0))), SummaryError::NotOfThePlan(trial));
+    assert_eq!(with(&|_, records| records[0].block += 1), SummaryError::NotOfThePlan(trial));
+    let other = Pair { a: "x".to_owned(), b: "y".to_owned() };
+    assert_eq!(with(&|_, records| records[0].cell.pair = other.clone()), SummaryError::NotOfThePlan(trial));
+    let unknown = with(&|header, _| header.arms.retain(|arm| arm.name != "pcnet"));
+    assert_eq!(unknown, SummaryError::UnknownArm("pcnet".to_owned()));
+}
+
+#[test]
+fn the_document_reads_back() {
+    let result = whole();
+    let json = serde_json::to_string_pretty(&result).expect("encodes");
+    assert!(
+        serde_json::from_str::<CampaignResult>(&json).expect("reads") == result,
+        "every bit of every figure"
+    );
+    let value: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    let cell = &value["cells"][0];
+    for field in
+        ["pair", "workload", "direction", "arm", "runs", "ratio_to_native", "exits_by_cause", "flags"]
+    {
+        assert!(cell.get(field).is_some(), "{field}");
+    }
+    assert!(cell["goodput_bytes_per_second"]["ci95"][1].is_f64());
+    assert!(
+        cell["runs"][0]["a"]["samples"].as_array().is_some_and(|samples| samples.len() == 20),
+        "raw samples are kept"
+    );
+}
