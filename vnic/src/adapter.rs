@@ -1,5 +1,7 @@
 //! What every adapter model offers to the machine it is attached to.
 
+pub mod pcnet;
+
 use toll_protocol::report::FrameCounters;
 
 use crate::port::PortError;

@@ -2,6 +2,7 @@
 //! and an interrupt line. A port is the host side: where its frames go. Neither knows KVM.
 
 pub mod adapter;
+mod gather;
 pub mod port;
 
 /// Guest memory as adapters see it.

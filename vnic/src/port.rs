@@ -1,6 +1,9 @@
 //! The host side of an adapter: where its frames go and come from. One trait, so that loss, shaping and capture
 //! can wrap any port.
 
+pub mod memory;
+pub mod tap;
+
 use std::os::fd::BorrowedFd;
 
 /// Why a port can't go on.

@@ -1,0 +1,298 @@
+//! AMD Am79C970A (PCnet-PCI II, "Lance"): the adapter of the 2001 paper, as a driver sees it.
+//!
+//! Offsets from the I/O base:
+//!
+//! ```text
+//!         0x00-0x0f  0x10  0x12  0x14   0x16  0x18   0x1c
+//!  WIO    APROM      RDP   RAP   RESET  BDP                   16 bits, after H_RESET
+//!  DWIO   APROM      RDP         RAP          RESET  BDP      32 bits, after a 32-bit write to 0x10
+//!
+//!  transmit: RDP <- TDMD -> ring: STP..ENP -> gather -> port -> OWN cleared -> TINT
+//!  receive:  port -> scatter into owned descriptors -> filter -> pad, FCS -> OWN cleared -> RINT
+//! ```
+//!
+//! It is the straightforward model on purpose: every access is answered at once, a transmit demand sends every
+//! frame of the ring before the write returns, each with one system call, and each raises TINT. While the guest
+//! has no receive descriptor to give, frames wait in the port's own queue, where the wire's end is; MISS is for
+//! loop-back frames, which have no queue. Nothing is held back, combined or answered from elsewhere.
+
+mod frames;
+mod registers;
+mod rings;
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use toll_protocol::report::FrameCounters;
+use toll_protocol::units::MacAddress;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::GuestMemory;
+use crate::adapter::{Adapter, AdapterError, Window};
+use crate::port::Port;
+use registers::{Orders, RegisterFile, csr0, csr4};
+use rings::{Ring, Style};
+
+/// Bytes of the I/O window (BAR0).
+const WINDOW: u16 = 0x20;
+/// Descriptors of a ring set up by the init block, at most.
+const MAX_INIT_RING: u32 = 512;
+
+/// The chip.
+#[derive(Debug)]
+pub struct Pcnet {
+    registers: RegisterFile,
+    bus: Bus,
+    /// Level of the interrupt line after the last access, to count its rises.
+    line: bool,
+}
+
+/// What the chip is connected to, apart from the registers so that rings and frames can be borrowed at once.
+struct Bus {
+    memory: GuestMemory,
+    port: Box<dyn Port>,
+    counters: FrameCounters,
+    port_time: Duration,
+    /// A loop-back frame on its way from the transmitter to the receiver; empty otherwise.
+    looped: Vec<u8>,
+    /// Where the end of a frame goes that is longer than the guest's buffers.
+    overflow: Box<[u8; 2048]>,
+}
+
+impl std::fmt::Debug for Bus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bus").field("counters", &self.counters).finish_non_exhaustive()
+    }
+}
+
+/// A register by its name, or what is between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Register {
+    Aprom,
+    Rdp,
+    Rap,
+    Reset,
+    Bdp,
+    /// Not decoded in this mode, or not with this width.
+    Reserved,
+}
+
+fn bad(what: &'static str, detail: String) -> AdapterError {
+    AdapterError::Guest { adapter: "pcnet", what, detail }
+}
+
+impl Pcnet {
+    /// A chip after H_RESET, with `mac` in its APROM.
+    pub fn new(memory: GuestMemory, port: Box<dyn Port>, mac: MacAddress) -> Self {
+        let bus = Bus {
+            memory,
+            port,
+            counters: FrameCounters::default(),
+            port_time: Duration::ZERO,
+            looped: Vec::new(),
+            overflow: Box::new([0; 2048]),
+        };
+        Self { registers: RegisterFile::new(mac), bus, line: false }
+    }
+
+    const fn register(&self, offset: u64) -> Register {
+        match (offset, self.registers.dwio()) {
+            (0..=0xf, _) => Register::Aprom,
+            (0x10, _) => Register::Rdp,
+            (0x12, false) | (0x14, true) => Register::Rap,
+            (0x14, false) | (0x18, true) => Register::Reset,
+            (0x16, false) | (0x1c, true) => Register::Bdp,
+            _ => Register::Reserved,
+        }
+    }
+
+    /// The register at `offset` if the width of the access suits it.
+    const fn decode(&self, offset: u64, width: usize) -> Register {
+        match self.register(offset) {
+            Register::Aprom if offset as usize + width <= 16 => Register::Aprom,
+            Register::Aprom => Register::Reserved,
+            register if width == if self.registers.dwio() { 4 } else { 2 } => register,
+            _ => Register::Reserved,
+        }
+    }
+
+    fn obey(&mut self, orders: Orders) -> Result<(), AdapterError> {
+        if orders.initialise {
+            self.initialise()?;
+        }
+        if orders.start {
+            self.registers.start();
+        }
+        if orders.transmit {
+            self.transmit()?;
+        }
+        Ok(())
+    }
+
+    /// INIT: reads the init block.
+    ///
+    /// ```text
+    /// 32-bit, 28 bytes: mode16 rlen<<4 tlen<<4 padr[6] - - ladrf[8] rdra32 tdra32
+    /// 16-bit, 24 bytes: mode16 padr[6] ladrf[8] rdra24|rlen<<29 tdra24|tlen<<29
+    /// ```
+    fn initialise(&mut self) -> Result<(), AdapterError> {
+        let layout = self.registers.layout();
+        let at = self.registers.init_block();
+        let mut block = [0_u8; 28];
+        let (length, mac_at, filter_at, rings_at) =
+            if layout.style == Style::Lance16 { (24, 2, 8, 16) } else { (28, 4, 12, 20) };
+        self.bus.memory.read_slice(&mut block[..length], GuestAddress(u64::from(at))).map_err(|_| {
+            bad("init block", format!("its {length} bytes at {at:#x} are outside of guest memory"))
+        })?;
+        let word = |at: usize| u32::from_le_bytes([block[at], block[at + 1], block[at + 2], block[at + 3]]);
+        let (receive, transmit) = (word(rings_at), word(rings_at + 4));
+        let ring = |address: u32, encoded: u32| Ring {
+            // The chip takes the low bits of a ring's address as 0.
+            base: address & if layout.style == Style::Lance16 { !0x7 } else { !0xf },
+            length: (1 << encoded.min(9)).min(MAX_INIT_RING),
+            index: 0,
+        };
+        if layout.style == Style::Lance16 {
+            let lance = |word: u32| ring(layout.high_address | word & 0x00ff_ffff, word >> 29);
+            self.registers.receive = lance(receive);
+            self.registers.transmit = lance(transmit);
+        } else {
+            self.registers.receive = ring(receive, u32::from(block[2] >> 4));
+            self.registers.transmit = ring(transmit, u32::from(block[3] >> 4));
+        }
+        self.registers.set_mode(u16::from_le_bytes([block[0], block[1]]));
+        let mut address = [0; 6];
+        address.copy_from_slice(&block[mac_at..mac_at + 6]);
+        self.registers.set_physical_address(address);
+        let filter = u64::from(word(filter_at + 4)) << 32 | u64::from(word(filter_at));
+        self.registers.set_logical_filter(filter);
+        self.registers.raise(csr0::IDON);
+        Ok(())
+    }
+
+    const fn running(&self, which: u16) -> bool {
+        self.registers.csr0() & which != 0 && !self.registers.suspended()
+    }
+
+    /// Follows the interrupt line and counts its rises.
+    fn settle(&mut self) {
+        let line = self.registers.interrupt_line();
+        if line && !self.line {
+            self.bus.counters.interrupts += 1;
+        }
+        self.line = line;
+    }
+
+    /// Counts a fault of the guest and leaves the line consistent.
+    fn concluded<T>(&mut self, result: Result<T, AdapterError>) -> Result<T, AdapterError> {
+        if let Err(AdapterError::Guest { .. }) = &result {
+            self.bus.counters.guest_errors += 1;
+            // What a driver would see of a bus fault.
+            self.registers.raise(csr0::MERR);
+        }
+        self.settle();
+        result
+    }
+}
+
+impl Adapter for Pcnet {
+    fn window(&self) -> Window {
+        Window::Pio(WINDOW)
+    }
+
+    fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AdapterError> {
+        let value = match self.decode(offset, data.len()) {
+            Register::Aprom => {
+                for (index, byte) in data.iter_mut().enumerate() {
+                    *byte = self.registers.read_aprom(offset as usize + index);
+                }
+                return Ok(());
+            }
+            Register::Rdp => self.registers.read_csr(),
+            Register::Rap => self.registers.read_rap(),
+            Register::Bdp => self.registers.read_bcr(),
+            Register::Reset => {
+                self.registers.soft_reset();
+                self.settle();
+                0
+            }
+            Register::Reserved => {
+                // Nothing drives the bus.
+                data.fill(0xff);
+                self.bus.counters.guest_errors += 1;
+                return Ok(());
+            }
+        };
+        for (byte, value) in data.iter_mut().zip(u32::from(value).to_le_bytes()) {
+            *byte = value;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), AdapterError> {
+        if offset == 0x10 && data.len() == 4 {
+            self.registers.enter_dwio();
+        }
+        let value = || u16::from_le_bytes([data[0], data[1]]);
+        match self.decode(offset, data.len()) {
+            Register::Aprom => {
+                for (index, byte) in data.iter().enumerate() {
+                    self.registers.write_aprom(offset as usize + index, *byte);
+                }
+            }
+            Register::Rdp => {
+                let orders = self.registers.write_csr(value());
+                let result = self.obey(orders);
+                return self.concluded(result);
+            }
+            Register::Rap => self.registers.write_rap(value()),
+            Register::Bdp => self.registers.write_bcr(value()),
+            // Only a read resets.
+            Register::Reset => {}
+            Register::Reserved => self.bus.counters.guest_errors += 1,
+        }
+        Ok(())
+    }
+
+    fn service(&mut self) -> Result<bool, AdapterError> {
+        // Without DPOLL the chip looks at its transmit ring by itself.
+        let polled = if self.registers.csr4() & csr4::DPOLL == 0 { self.transmit() } else { Ok(()) };
+        let result = polled.and_then(|()| self.receive());
+        self.concluded(result).map(|delivered| delivered || self.line)
+    }
+
+    fn can_receive(&self) -> bool {
+        let ring = &self.registers.receive;
+        self.running(csr0::RXON)
+            && matches!(ring.owned(0, self.registers.layout(), &self.bus.memory), Ok(Some(_)))
+    }
+
+    fn interrupt(&self) -> bool {
+        self.line
+    }
+
+    fn counters(&self) -> FrameCounters {
+        self.bus.counters
+    }
+
+    fn register_name(&self, offset: u64) -> &'static str {
+        match self.register(offset) {
+            Register::Aprom => "aprom",
+            Register::Rdp => "rdp",
+            Register::Rap => "rap",
+            Register::Reset => "reset",
+            Register::Bdp => "bdp",
+            Register::Reserved => "reserved",
+        }
+    }
+
+    fn port_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.bus.port.fd()
+    }
+
+    fn port_nanoseconds(&self) -> u64 {
+        u64::try_from(self.bus.port_time.as_nanos()).unwrap_or(u64::MAX)
+    }
+}

@@ -1,0 +1,585 @@
+//! Register semantics, transcripts of the `pcnet32` driver's accesses, and attacks on the rings.
+
+use std::io::{IoSlice, IoSliceMut};
+
+use proptest::prelude::*;
+
+use super::registers::{csr5, csr15};
+use super::rings::{status, transmit_error};
+use super::*;
+use crate::port::memory::{MemoryPort, pair};
+
+const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
+const BROADCAST: [u8; 6] = [0xff; 6];
+const INIT: u64 = 0x100;
+const RX_RING: u64 = 0x1000;
+const TX_RING: u64 = 0x2000;
+const BUFFERS: u64 = 0x8000;
+const MEMORY: usize = 0x40000;
+
+/// A chip, the guest memory it sees and the far end of its wire.
+struct Bench {
+    chip: Pcnet,
+    memory: GuestMemory,
+    wire: MemoryPort,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
+        let (port, wire) = pair(64).unwrap();
+        Self { chip: Pcnet::new(memory.clone(), Box::new(port), MAC), memory, wire }
+    }
+
+    fn read16(&mut self, offset: u64) -> u16 {
+        let mut data = [0; 2];
+        self.chip.read(offset, &mut data).unwrap();
+        u16::from_le_bytes(data)
+    }
+
+    fn write16(&mut self, offset: u64, value: u16) {
+        self.chip.write(offset, &value.to_le_bytes()).unwrap();
+    }
+
+    fn csr(&mut self, index: u16) -> u16 {
+        self.write16(0x12, index);
+        self.read16(0x10)
+    }
+
+    fn set_csr(&mut self, index: u16, value: u16) {
+        self.write16(0x12, index);
+        self.write16(0x10, value);
+    }
+
+    fn bcr(&mut self, index: u16) -> u16 {
+        self.write16(0x12, index);
+        self.read16(0x16)
+    }
+
+    fn set_bcr(&mut self, index: u16, value: u16) {
+        self.write16(0x12, index);
+        self.write16(0x16, value);
+    }
+
+    fn put32(&self, at: u64, value: u32) {
+        self.memory.write_obj(value.to_le(), GuestAddress(at)).unwrap();
+    }
+
+    fn get32(&self, at: u64) -> u32 {
+        u32::from_le(self.memory.read_obj(GuestAddress(at)).unwrap())
+    }
+
+    /// `pcnet32_open`: init block of style 2, rings of `1 << receive` and `1 << transmit` descriptors.
+    fn open(&mut self, mode: u16, receive: u8, transmit: u8) {
+        self.set_bcr(20, 2);
+        let mut block = [0; 28];
+        block[..2].copy_from_slice(&mode.to_le_bytes());
+        block[2] = receive << 4;
+        block[3] = transmit << 4;
+        block[4..10].copy_from_slice(&MAC.0);
+        block[20..24].copy_from_slice(&(RX_RING as u32).to_le_bytes());
+        block[24..].copy_from_slice(&(TX_RING as u32).to_le_bytes());
+        self.memory.write_slice(&block, GuestAddress(INIT)).unwrap();
+        self.set_csr(1, INIT as u16);
+        self.set_csr(2, 0);
+        self.set_csr(4, 0x0915);
+        self.set_csr(0, csr0::INIT);
+        assert_eq!(self.csr(0) & csr0::IDON, csr0::IDON);
+        self.set_csr(0, csr0::IENA | csr0::STRT);
+    }
+
+    fn descriptor(&self, ring: u64, index: u64, base: u64, length: u16, status: u16) {
+        self.put32(ring + 16 * index, base as u32);
+        self.put32(ring + 16 * index + 4, u32::from(status) << 16 | u32::from(length.wrapping_neg()));
+        self.put32(ring + 16 * index + 8, 0);
+    }
+
+    fn status(&self, ring: u64, index: u64) -> u16 {
+        (self.get32(ring + 16 * index + 4) >> 16) as u16
+    }
+
+    fn message_length(&self, index: u64) -> u32 {
+        self.get32(RX_RING + 16 * index + 8)
+    }
+
+    /// Sends from the far end, and lets the chip look at its port.
+    fn arrives(&mut self, frame: &[u8]) -> bool {
+        self.wire.send(&[IoSlice::new(frame)]).unwrap();
+        self.chip.service().unwrap()
+    }
+
+    fn departed(&mut self) -> Option<Vec<u8>> {
+        let mut frame = vec![0; 4096];
+        let length = self.wire.receive(&mut [IoSliceMut::new(&mut frame)]).unwrap()?;
+        frame.truncate(length);
+        Some(frame)
+    }
+
+    fn put(&self, at: u64, bytes: &[u8]) {
+        self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
+    }
+
+    fn get(&self, at: u64, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
+        bytes
+    }
+}
+
+fn frame(destination: [u8; 6], length: usize) -> Vec<u8> {
+    let mut frame: Vec<u8> = (0..length).map(|i| (i * 7 + i / 256) as u8).collect();
+    frame[..6].copy_from_slice(&destination);
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    frame
+}
+
+#[test]
+fn pcnet32_probe_finds_the_chip() {
+    let mut bench = Bench::new();
+    // pcnet32_wio_reset, then CSR0 must read 4 and RAP hold 88.
+    bench.read16(0x14);
+    assert_eq!(bench.csr(0), 4);
+    bench.write16(0x12, 88);
+    assert_eq!(bench.read16(0x12), 88);
+    let version = u32::from(bench.csr(89)) << 16 | u32::from(bench.csr(88));
+    assert_eq!(version & 0xfff, 0x003);
+    assert_eq!(version >> 12 & 0xffff, 0x2621);
+    let address: Vec<u8> = (12..15).flat_map(|index| bench.csr(index).to_le_bytes()).collect();
+    let mut aprom = [0; 16];
+    for (offset, byte) in aprom.iter_mut().enumerate() {
+        bench.chip.read(offset as u64, std::slice::from_mut(byte)).unwrap();
+    }
+    assert_eq!(address, MAC.0);
+    assert_eq!(&aprom[..6], &MAC.0);
+    assert_eq!((aprom[9], &aprom[14..]), (0x11, &b"WW"[..]));
+    let sum: u16 =
+        aprom.iter().enumerate().filter(|(i, _)| !(12..14).contains(i)).map(|(_, b)| u16::from(*b)).sum();
+    assert_eq!([aprom[12], aprom[13]], sum.to_le_bytes());
+    bench.set_bcr(20, 2);
+    assert_eq!(bench.bcr(20), 0x0302);
+    assert_eq!(bench.csr(58), 0x0302);
+    assert_eq!(bench.bcr(4), 0x80c0, "the link is up");
+    assert_eq!(bench.chip.counters().guest_errors, 0);
+}
+
+#[test]
+fn a_32_bit_write_to_rdp_enters_dwio_for_good() {
+    let mut bench = Bench::new();
+    assert_eq!(bench.chip.register_name(0x12), "rap");
+    bench.chip.write(0x10, &4_u32.to_le_bytes()).unwrap();
+    assert_eq!(bench.chip.register_name(0x14), "rap");
+    bench.chip.write(0x14, &88_u32.to_le_bytes()).unwrap();
+    let mut data = [0; 4];
+    bench.chip.read(0x10, &mut data).unwrap();
+    assert_eq!(u32::from_le_bytes(data), 0x1003);
+    bench.chip.read(0x18, &mut data).unwrap();
+    bench.chip.read(0x10, &mut data).unwrap();
+    assert_eq!(u32::from_le_bytes(data), 4, "S_RESET leaves DWIO on");
+    assert_eq!(bench.read16(0x12), 0xffff, "16-bit accesses are not decoded");
+    assert_eq!(bench.chip.counters().guest_errors, 1);
+}
+
+#[test]
+fn csr0_flags_clear_by_writing_1_and_the_line_follows() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 2);
+    assert!(bench.chip.interrupt(), "IDON raises it once IENA is set");
+    assert_eq!(bench.csr(0) & (csr0::INTR | csr0::IDON), csr0::INTR | csr0::IDON);
+    bench.set_csr(0, csr0::IDON);
+    assert!(!bench.chip.interrupt());
+    assert_eq!(bench.csr(0), csr0::INIT | csr0::STRT | csr0::TXON | csr0::RXON, "IENA is written as 0");
+    bench.set_csr(3, 0x5f00);
+    bench.descriptor(RX_RING, 0, BUFFERS, 1544, status::OWN);
+    bench.set_csr(0, csr0::IENA);
+    assert!(bench.arrives(&frame(MAC.0, 60)));
+    assert!(!bench.chip.interrupt(), "CSR3 masks RINT");
+    bench.set_csr(3, 0);
+    assert!(bench.chip.interrupt());
+    bench.set_csr(0, csr0::STOP);
+    assert!(!bench.chip.interrupt());
+    assert_eq!(bench.csr(0), csr0::STOP);
+    assert_eq!(bench.chip.counters().interrupts, 2);
+}
+
+#[test]
+fn pcnet32_send_transmits_within_the_write_and_its_interrupt_takes_ten_accesses() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 2);
+    bench.set_csr(0, csr0::IDON | csr0::IENA);
+    let sent = frame(BROADCAST, 1514);
+    bench.put(BUFFERS, &sent);
+    bench.descriptor(TX_RING, 0, BUFFERS, 1514, status::OWN | status::STP | status::ENP);
+    bench.set_csr(0, 0x48);
+    assert_eq!(bench.departed(), Some(sent));
+    assert_eq!(bench.status(TX_RING, 0), status::STP | status::ENP);
+    assert!(bench.chip.interrupt());
+    // The interrupt handler of the 2001 driver.
+    let rap = bench.read16(0x12);
+    let causes = bench.csr(0);
+    assert_eq!(causes & 0x8600, csr0::TINT);
+    bench.set_csr(0, causes & !0x4f);
+    assert_eq!(bench.csr(0) & 0x8600, 0);
+    bench.set_csr(0, 0x7940);
+    bench.write16(0x12, rap);
+    assert!(!bench.chip.interrupt());
+    assert_eq!(bench.chip.counters().transmit_frames, 1);
+    assert_eq!(bench.chip.counters().transmit_bytes, 1514);
+}
+
+#[test]
+fn a_frame_of_several_descriptors_is_gathered_and_the_ring_wraps() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 2);
+    let sent = frame(BROADCAST, 300);
+    for round in 0..5_u64 {
+        bench.put(BUFFERS, &sent);
+        for piece in 0..3 {
+            let index = (round * 3 + piece) % 4;
+            let bits = [status::STP, 0, status::ENP][piece as usize];
+            bench.descriptor(TX_RING, index, BUFFERS + 100 * piece, 100, status::OWN | bits);
+        }
+        bench.set_csr(0, csr0::TDMD);
+        assert_eq!(bench.departed().as_deref(), Some(&sent[..]));
+        assert!((0..4).all(|index| bench.status(TX_RING, index) & status::OWN == 0));
+    }
+}
+
+#[test]
+fn a_short_frame_is_padded_only_with_apad_xmt() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 2);
+    bench.put(BUFFERS, &frame(BROADCAST, 42));
+    bench.descriptor(TX_RING, 0, BUFFERS, 42, status::OWN | status::STP | status::ENP);
+    bench.set_csr(0, csr0::TDMD);
+    let padded = bench.departed().unwrap();
+    assert_eq!(padded.len(), 60);
+    assert!(padded[42..].iter().all(|byte| *byte == 0));
+    bench.set_csr(4, 0x0115);
+    bench.descriptor(TX_RING, 1, BUFFERS, 42, status::OWN | status::STP | status::ENP);
+    bench.set_csr(0, csr0::TDMD);
+    assert_eq!(bench.departed().unwrap().len(), 42);
+}
+
+#[test]
+fn the_drivers_own_fcs_is_taken_off() {
+    let mut bench = Bench::new();
+    bench.open(csr15::DXMTFCS, 2, 2);
+    let sent = frame(BROADCAST, 104);
+    bench.put(BUFFERS, &sent);
+    bench.descriptor(TX_RING, 0, BUFFERS, 104, status::OWN | status::STP | status::ENP);
+    bench.descriptor(TX_RING, 1, BUFFERS, 104, status::OWN | status::STP | status::ENP | status::ADD_FCS);
+    bench.set_csr(0, csr0::TDMD);
+    assert_eq!(bench.departed().as_deref(), Some(&sent[..100]));
+    assert_eq!(bench.departed().as_deref(), Some(&sent[..]));
+}
+
+#[test]
+fn descriptors_without_stp_are_skipped_and_a_missing_end_stops_the_transmitter() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 2);
+    bench.descriptor(TX_RING, 0, BUFFERS, 100, status::OWN | status::ENP);
+    bench.descriptor(TX_RING, 1, BUFFERS, 100, status::OWN | status::STP);
+    bench.set_csr(0, csr0::TDMD);
+    assert_eq!(bench.departed(), None);
+    assert_eq!(bench.status(TX_RING, 0), status::ENP);
+    assert_eq!(bench.status(TX_RING, 1), status::STP | status::ERR);
+    assert_eq!(bench.get32(TX_RING + 16 + 8), transmit_error::BUFF | transmit_error::UFLO);
+    assert_eq!(bench.csr(0) & (csr0::TXON | csr0::TINT), csr0::TINT);
+}
+
+#[test]
+fn a_babble_is_not_sent_and_the_driver_sees_babl_and_err() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 3);
+    for index in 0..4 {
+        let bits = [status::STP, 0, 0, status::ENP][index as usize];
+        bench.descriptor(TX_RING, index, BUFFERS, 4096, status::OWN | bits);
+    }
+    bench.set_csr(0, csr0::TDMD);
+    assert_eq!(bench.departed(), None);
+    assert_eq!(bench.csr(0) & (csr0::BABL | csr0::ERR), csr0::BABL | csr0::ERR);
+    assert_eq!(bench.chip.counters().guest_errors, 1);
+    assert!((0..4).all(|index| bench.status(TX_RING, index) & status::OWN == 0));
+    bench.set_csr(0, csr0::BABL);
+    assert_eq!(bench.csr(0) & (csr0::BABL | csr0::ERR), 0);
+}
+
+#[test]
+fn a_received_frame_is_padded_and_ends_with_its_fcs() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 2);
+    bench.descriptor(RX_RING, 0, BUFFERS, 1544, status::OWN);
+    let arrived = frame(MAC.0, 42);
+    assert!(bench.arrives(&arrived));
+    assert_eq!(bench.status(RX_RING, 0), status::STP | status::ENP | status::PAM);
+    assert_eq!(bench.message_length(0), 64);
+    let memory = bench.get(BUFFERS, 64);
+    assert_eq!(&memory[..42], &arrived[..]);
+    assert!(memory[42..60].iter().all(|byte| *byte == 0));
+    assert_eq!(memory[60..], crc32fast::hash(&memory[..60]).to_le_bytes());
+    assert_eq!(bench.csr(0) & csr0::RINT, csr0::RINT);
+    assert_eq!(bench.chip.counters().receive_bytes, 42);
+}
+
+#[test]
+fn astrp_rcv_strips_padding_and_fcs_of_an_802_3_frame() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 2);
+    bench.set_csr(4, 0x0915 | csr4::ASTRP_RCV);
+    bench.descriptor(RX_RING, 0, BUFFERS, 1544, status::OWN);
+    let mut arrived = frame(MAC.0, 60);
+    arrived[12..14].copy_from_slice(&[0, 3]);
+    assert!(bench.arrives(&arrived));
+    assert_eq!(bench.message_length(0), 17);
+}
+
+#[test]
+fn a_frame_is_scattered_over_descriptors_and_one_that_does_not_fit_ends_in_buff() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 2);
+    for index in 0..3 {
+        bench.descriptor(RX_RING, index, BUFFERS + 0x1000 * index, 100, status::OWN);
+    }
+    let arrived = frame(MAC.0, 250);
+    assert!(bench.arrives(&arrived));
+    assert_eq!(bench.status(RX_RING, 0), status::STP);
+    assert_eq!(bench.status(RX_RING, 1), 0);
+    assert_eq!(bench.status(RX_RING, 2), status::ENP | status::PAM);
+    assert_eq!(bench.message_length(2), 254);
+    let memory: Vec<u8> = (0..3).flat_map(|i| bench.get(BUFFERS + 0x1000 * i, 100)).collect();
+    assert_eq!(&memory[..250], &arrived[..]);
+    assert_eq!(memory[250..254], crc32fast::hash(&arrived).to_le_bytes());
+
+    // 100 bytes of frame would fit, the FCS after them does not.
+    bench.descriptor(RX_RING, 3, BUFFERS, 100, status::OWN);
+    bench.put(BUFFERS + 100, &[0xaa; 8]);
+    assert!(bench.arrives(&frame(MAC.0, 100)));
+    assert_eq!(bench.status(RX_RING, 3), status::STP | status::ERR | status::BUFF);
+    assert_eq!(bench.get(BUFFERS + 100, 8), [0xaa; 8], "nothing is written past the buffer");
+    assert_eq!(bench.chip.counters().receive_drops, 1);
+}
+
+#[test]
+fn frames_wait_in_the_port_while_the_guest_has_no_descriptor() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 2);
+    bench.set_csr(0, csr0::IDON | csr0::IENA);
+    assert!(!bench.chip.can_receive());
+    assert!(!bench.arrives(&frame(MAC.0, 60)));
+    bench.descriptor(RX_RING, 0, BUFFERS, 1544, status::OWN);
+    assert!(bench.chip.can_receive());
+    assert!(bench.chip.service().unwrap());
+    assert_eq!(bench.chip.counters().receive_frames, 1);
+}
+
+#[test]
+fn the_filter_takes_own_broadcast_logical_and_with_prom_any() {
+    let other = [0x52, 0x54, 0, 0, 0, 1];
+    let multicast = [0x01, 0x00, 0x5e, 0, 0, 1];
+    let hash = !crc32fast::hash(&multicast) >> 26;
+    let takes = |mode: u16, filter: u64, destination| {
+        let mut bench = Bench::new();
+        bench.open(mode, 2, 2);
+        bench.set_csr(0, csr0::STOP);
+        for word in 0..4 {
+            bench.set_csr(8 + word, (filter >> (16 * word)) as u16);
+        }
+        bench.set_csr(0, csr0::STRT | csr0::IENA);
+        bench.descriptor(RX_RING, 0, BUFFERS, 1544, status::OWN);
+        bench.arrives(&frame(destination, 60)).then(|| bench.status(RX_RING, 0) & 0x70)
+    };
+    assert_eq!(takes(0, 0, MAC.0), Some(status::PAM));
+    assert_eq!(takes(csr15::DRCVPA, 0, MAC.0), None);
+    assert_eq!(takes(0, 0, BROADCAST), Some(status::BAM));
+    assert_eq!(takes(csr15::DRCVBC, u64::MAX, BROADCAST), None);
+    assert_eq!(takes(0, 0, multicast), None);
+    assert_eq!(takes(0, 1 << hash, multicast), Some(status::LAFM));
+    assert_eq!(takes(0, !(1 << hash), multicast), None);
+    assert_eq!(takes(0, u64::MAX, other), None);
+    assert_eq!(takes(csr15::PROM, 0, other), Some(0));
+    assert_eq!(takes(csr15::DRX, 0, MAC.0), None);
+}
+
+#[test]
+fn a_looped_frame_comes_back_with_its_fcs_or_is_missed() {
+    let mut bench = Bench::new();
+    bench.open(csr15::LOOP, 2, 2);
+    let sent = frame(MAC.0, 1514);
+    bench.put(BUFFERS, &sent);
+    bench.descriptor(TX_RING, 0, BUFFERS, 1514, status::OWN | status::STP | status::ENP);
+    bench.set_csr(0, csr0::TDMD);
+    assert_eq!(bench.csr(0) & (csr0::MISS | csr0::ERR), csr0::MISS | csr0::ERR);
+    assert_eq!(bench.csr(112), 1);
+    // A buffer that ends exactly with the frame has no room for the FCS (CVE-2015-7504).
+    bench.descriptor(RX_RING, 0, 0x10000, 1514, status::OWN);
+    bench.put(0x10000 + 1514, &[0xaa; 8]);
+    bench.descriptor(TX_RING, 1, BUFFERS, 1514, status::OWN | status::STP | status::ENP);
+    bench.set_csr(0, csr0::TDMD);
+    assert_eq!(bench.status(RX_RING, 0), status::STP | status::ERR | status::BUFF);
+    assert_eq!(bench.get(0x10000 + 1514, 8), [0xaa; 8]);
+    bench.descriptor(RX_RING, 1, 0x10000, 1544, status::OWN);
+    bench.descriptor(TX_RING, 2, BUFFERS, 1514, status::OWN | status::STP | status::ENP);
+    bench.set_csr(0, csr0::TDMD);
+    assert_eq!(bench.get(0x10000, 1514), sent);
+    assert_eq!(bench.get(0x10000 + 1514, 4), crc32fast::hash(&sent).to_le_bytes());
+    assert_eq!(bench.departed(), None, "nothing reaches the wire");
+}
+
+#[test]
+fn sixteen_bit_structures_work_alike() {
+    let mut bench = Bench::new();
+    let mut block = [0; 24];
+    block[2..8].copy_from_slice(&MAC.0);
+    block[16..20].copy_from_slice(&(RX_RING as u32 | 2 << 29).to_le_bytes());
+    block[20..].copy_from_slice(&(TX_RING as u32 | 1 << 29).to_le_bytes());
+    bench.put(INIT, &block);
+    bench.set_csr(1, INIT as u16);
+    bench.set_csr(2, 0);
+    bench.set_csr(0, csr0::INIT | csr0::STRT);
+    assert_eq!((bench.csr(76), bench.csr(78)), (4_u16.wrapping_neg(), 2_u16.wrapping_neg()));
+    let sent = frame(BROADCAST, 100);
+    bench.put(BUFFERS, &sent);
+    bench.put32(TX_RING, BUFFERS as u32 | 0x83 << 24);
+    bench.put32(TX_RING + 4, u32::from(100_u16.wrapping_neg()));
+    bench.set_csr(0, csr0::TDMD);
+    assert_eq!(bench.departed(), Some(sent));
+    assert_eq!(bench.get32(TX_RING), BUFFERS as u32 | 0x03 << 24);
+    bench.put32(RX_RING, BUFFERS as u32 | 0x80 << 24);
+    bench.put32(RX_RING + 4, u32::from(1544_u16.wrapping_neg()));
+    assert!(bench.arrives(&frame(MAC.0, 100)));
+    assert_eq!(bench.get32(RX_RING), BUFFERS as u32 | 0x03 << 24);
+    assert_eq!(bench.get32(RX_RING + 4) >> 16, 104);
+}
+
+#[test]
+fn style_3_swaps_address_and_misc() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 2);
+    bench.set_csr(0, csr0::STOP);
+    bench.set_bcr(20, 3);
+    bench.set_csr(0, csr0::STRT);
+    bench.put32(RX_RING + 8, BUFFERS as u32);
+    bench.put32(RX_RING + 4, u32::from(status::OWN) << 16 | u32::from(1544_u16.wrapping_neg()));
+    assert!(bench.arrives(&frame(MAC.0, 100)));
+    assert_eq!((bench.get32(RX_RING), bench.get32(RX_RING + 8)), (104, BUFFERS as u32));
+}
+
+#[test]
+fn suspend_stops_both_ways_and_goes_on_where_it_was() {
+    let mut bench = Bench::new();
+    bench.open(0, 2, 2);
+    bench.set_csr(0, csr0::IDON);
+    bench.set_csr(5, csr5::SPND);
+    assert_eq!(bench.csr(5) & csr5::SPND, csr5::SPND);
+    bench.descriptor(RX_RING, 0, BUFFERS, 1544, status::OWN);
+    assert!(!bench.arrives(&frame(MAC.0, 60)));
+    bench.set_csr(5, 0);
+    assert!(bench.chip.service().unwrap());
+}
+
+#[test]
+fn addresses_outside_of_guest_memory_fail_the_guest() {
+    let fails = |prepare: &dyn Fn(&mut Bench)| {
+        let mut bench = Bench::new();
+        bench.open(0, 2, 2);
+        prepare(&mut bench);
+        bench.write16(0x12, 0);
+        let error = bench.chip.write(0x10, &csr0::TDMD.to_le_bytes()).and_then(|()| bench.chip.service());
+        assert!(matches!(error, Err(AdapterError::Guest { adapter: "pcnet", .. })), "{error:?}");
+        assert_eq!(bench.chip.counters().guest_errors, 1);
+    };
+    let end = MEMORY as u64;
+    fails(&|b| b.descriptor(TX_RING, 0, end - 50, 100, status::OWN | status::STP | status::ENP));
+    fails(&|b| b.descriptor(TX_RING, 0, u64::from(u32::MAX), 100, status::OWN | status::STP | status::ENP));
+    fails(&|b| b.descriptor(RX_RING, 0, end, 1544, status::OWN));
+    fails(&|b| (0..4).for_each(|i| b.descriptor(TX_RING, i, BUFFERS, 1, status::OWN | status::STP)));
+    fails(&|b| {
+        b.set_csr(0, csr0::STOP);
+        b.set_csr(31, 0xffff);
+        b.set_csr(0, csr0::STRT);
+    });
+    let mut bench = Bench::new();
+    bench.set_csr(2, 0xffff);
+    bench.write16(0x12, 0);
+    assert!(matches!(bench.chip.write(0x10, &[1, 0]), Err(AdapterError::Guest { what: "init block", .. })));
+}
+
+/// One step of a hostile guest.
+#[derive(Debug, Clone)]
+enum Step {
+    Read(u64, usize),
+    Write(u64, u32, usize),
+    Csr(u16, u16),
+    Bcr(u16, u16),
+    Memory(u64, u32),
+    Arrives(usize, bool),
+    Service,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let width = prop_oneof![Just(1_usize), Just(2), Just(4), 0_usize..9];
+    prop_oneof![
+        (0_u64..0x28, width.clone()).prop_map(|(offset, width)| Step::Read(offset, width)),
+        (0_u64..0x28, any::<u32>(), width)
+            .prop_map(|(offset, value, width)| Step::Write(offset, value, width)),
+        (prop_oneof![Just(0_u16), 0_u16..128], any::<u16>())
+            .prop_map(|(index, value)| Step::Csr(index, value)),
+        (0_u16..32, any::<u16>()).prop_map(|(index, value)| Step::Bcr(index, value)),
+        Just(Step::Csr(0, csr0::INIT | csr0::STRT | csr0::IENA)),
+        Just(Step::Csr(0, csr0::TDMD | csr0::IENA)),
+        Just(Step::Csr(0, csr0::STOP)),
+        // Ring contents: anywhere near the rings, with OWN likely.
+        (0_u64..0x100, any::<u32>()).prop_map(|(word, value)| Step::Memory(RX_RING + 4 * word, value)),
+        (0_u64..0x100, any::<u32>()).prop_map(|(word, value)| Step::Memory(TX_RING + 4 * word, value)),
+        (0_u64..7, any::<u32>()).prop_map(|(word, value)| Step::Memory(INIT + 4 * word, value)),
+        (0_u64..64, 0_u32..0x50000, any::<u16>(), 0_u32..16).prop_map(|(i, _, length, bits)| {
+            Step::Memory(TX_RING + 16 * i + 4, (0x8000 | bits << 8) << 16 | u32::from(length))
+        }),
+        (0_usize..2000, any::<bool>()).prop_map(|(length, own)| Step::Arrives(length, own)),
+        Just(Step::Service),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    /// Whatever a guest does, the model neither panics nor hangs, and nothing but its own memory is touched: the
+    /// mapping ends at `MEMORY`, and an access past it is a fault of this process.
+    #[test]
+    fn no_sequence_of_accesses_panics(mode in 0_u16..16, steps in prop::collection::vec(step(), 1..200)) {
+        let mut bench = Bench::new();
+        bench.open(mode | csr15::PROM, 4, 4);
+        for step in steps {
+            let result = match step {
+                Step::Read(offset, width) => bench.chip.read(offset, &mut vec![0; width]),
+                Step::Write(offset, value, width) => {
+                    bench.chip.write(offset, &u64::from(value).to_le_bytes()[..width.min(8)])
+                }
+                Step::Csr(index, value) => {
+                    let _ = bench.chip.write(0x12, &index.to_le_bytes());
+                    bench.chip.write(0x10, &value.to_le_bytes())
+                }
+                Step::Bcr(index, value) => {
+                    let _ = bench.chip.write(0x12, &index.to_le_bytes());
+                    bench.chip.write(0x16, &value.to_le_bytes())
+                }
+                Step::Memory(at, value) => {
+                    bench.put32(at, value);
+                    Ok(())
+                }
+                Step::Arrives(length, own) => {
+                    let mut bytes = vec![0x5a; length];
+                    if own && length >= 6 {
+                        bytes[..6].copy_from_slice(&MAC.0);
+                    }
+                    bench.wire.send(&[IoSlice::new(&bytes)]).unwrap();
+                    Ok(())
+                }
+                Step::Service => bench.chip.service().map(|_| ()),
+            };
+            prop_assert!(!matches!(result, Err(AdapterError::Port(_))));
+            bench.chip.can_receive();
+            while bench.departed().is_some() {}
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! Views of guest buffers for scatter/gather system calls: what a guest names by address and length becomes an
+//! I/O vector of the host only after it was checked to lie in guest memory, so frames cross without a copy.
+
+use std::io::{IoSlice, IoSliceMut};
+
+use arrayvec::ArrayVec;
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+use crate::GuestMemory;
+
+/// Most pieces of one frame. Far below the kernel's IOV_MAX (1024); drivers use one or two.
+pub(crate) const MAX_PARTS: usize = 64;
+
+/// A frame to be sent, in pieces of guest memory.
+pub(crate) type Parts<'m> = ArrayVec<IoSlice<'m>, MAX_PARTS>;
+/// Room for a frame, in pieces of guest memory.
+pub(crate) type PartsMut<'m> = ArrayVec<IoSliceMut<'m>, MAX_PARTS>;
+
+/// Why a guest buffer can't be part of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// Some of it is outside guest memory.
+    Outside,
+    /// The frame has over [`MAX_PARTS`] pieces.
+    TooManyParts,
+}
+
+/// The host ranges of the guest's `length` bytes at `address`, in order.
+fn ranges(
+    memory: &GuestMemory,
+    address: u64,
+    length: usize,
+) -> impl Iterator<Item = Result<(*mut u8, usize), Refused>> + '_ {
+    memory.get_slices(GuestAddress(address), length).map(|slice| {
+        let slice = slice.map_err(|_| Refused::Outside)?;
+        Ok((slice.ptr_guard_mut().as_ptr(), slice.len()))
+    })
+}
+
+/// Appends the guest's `length` bytes at `address` to a frame.
+pub(crate) fn push<'m>(
+    parts: &mut Parts<'m>,
+    memory: &'m GuestMemory,
+    address: u64,
+    length: usize,
+) -> Result<(), Refused> {
+    for range in ranges(memory, address, length) {
+        let (pointer, length) = range?;
+        // SAFETY: the range lies in a mapping that `memory` keeps for 'm. The guest doesn't run while its
+        // adapter's methods do (the thread that runs it is the one that is here), so nothing writes to it.
+        let bytes = unsafe { std::slice::from_raw_parts(pointer, length) };
+        parts.try_push(IoSlice::new(bytes)).map_err(|_| Refused::TooManyParts)?;
+    }
+    Ok(())
+}
+
+/// Appends room for `length` bytes at the guest's `address`.
+pub(crate) fn push_mut<'m>(
+    parts: &mut PartsMut<'m>,
+    memory: &'m GuestMemory,
+    address: u64,
+    length: usize,
+) -> Result<(), Refused> {
+    for range in ranges(memory, address, length) {
+        let (pointer, length) = range?;
+        // SAFETY: as in `push`. A guest may name the same bytes twice in one frame; the slices are then written
+        // one after the other through their own pointers and never read as if they were distinct.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(pointer, length) };
+        parts.try_push(IoSliceMut::new(bytes)).map_err(|_| Refused::TooManyParts)?;
+    }
+    Ok(())
+}
+
+/// Copies `bytes` into `parts`, `offset` bytes from their beginning; what does not fit is left out.
+pub(crate) fn write_at(parts: &mut [IoSliceMut<'_>], mut offset: usize, mut bytes: &[u8]) {
+    for part in parts {
+        if offset >= part.len() {
+            offset -= part.len();
+            continue;
+        }
+        let count = bytes.len().min(part.len() - offset);
+        part[offset..offset + count].copy_from_slice(&bytes[..count]);
+        bytes = &bytes[count..];
+        offset = 0;
+        if bytes.is_empty() {
+            break;
+        }
+    }
+}
+
+/// Calls `take` with the first `length` bytes of `parts`, piece by piece.
+pub(crate) fn for_each_piece(parts: &[IoSliceMut<'_>], mut length: usize, mut take: impl FnMut(&[u8])) {
+    for part in parts {
+        let count = length.min(part.len());
+        take(&part[..count]);
+        length -= count;
+        if length == 0 {
+            break;
+        }
+    }
+}
+
+/// The first bytes of a frame of `N` bytes or more that lies in `parts`.
+pub(crate) fn head<const N: usize>(parts: &[IoSliceMut<'_>]) -> [u8; N] {
+    let (mut bytes, mut filled) = ([0; N], 0);
+    for_each_piece(parts, N, |piece| {
+        bytes[filled..filled + piece.len()].copy_from_slice(piece);
+        filled += piece.len();
+    });
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_buffer_that_leaves_guest_memory_is_refused() {
+        let memory =
+            GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(0x1000), 0x1000)]).unwrap();
+        let mut parts = Parts::new();
+        assert_eq!(push(&mut parts, &memory, 0xff0, 0x20), Ok(()));
+        assert_eq!(parts.iter().map(|part| part.len()).collect::<Vec<_>>(), [0x10, 0x10]);
+        assert_eq!(push(&mut parts, &memory, 0x1ff0, 0x20), Err(Refused::Outside));
+        assert_eq!(push(&mut parts, &memory, u64::MAX - 4, 0x20), Err(Refused::Outside));
+        for _ in 0..MAX_PARTS {
+            let _ = push(&mut parts, &memory, 0, 1);
+        }
+        assert_eq!(push(&mut parts, &memory, 0, 1), Err(Refused::TooManyParts));
+    }
+
+    #[test]
+    fn bytes_are_placed_across_pieces() {
+        let (mut a, mut b) = ([0; 3], [0; 4]);
+        let mut parts = [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)];
+        write_at(&mut parts, 2, &[1, 2, 3]);
+        assert_eq!(head::<6>(&parts), [0, 0, 1, 2, 3, 0]);
+        write_at(&mut parts, 6, &[9, 9, 9]);
+        assert_eq!((a, b), ([0, 0, 1], [2, 3, 0, 9]));
+    }
+}

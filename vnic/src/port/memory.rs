@@ -1,0 +1,145 @@
+//! Two ports joined by a wire in this process's memory: what one sends the other receives, in order.
+//!
+//! Each direction holds a bounded number of frames; a frame that finds it full is dropped. The descriptor of a
+//! port is readable exactly while frames wait for it.
+
+use std::collections::VecDeque;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+
+use super::{Port, PortError, Sent};
+
+const NAME: &str = "memory port";
+
+/// One direction of the wire.
+#[derive(Debug)]
+struct Lane {
+    frames: Mutex<Frames>,
+    /// Non-zero while `frames` holds any.
+    readable: EventFd,
+}
+
+#[derive(Debug, Default)]
+struct Frames {
+    waiting: VecDeque<Vec<u8>>,
+    /// Buffers of frames that were taken, for those to come.
+    spare: Vec<Vec<u8>>,
+}
+
+impl Lane {
+    fn new() -> Result<Arc<Self>, PortError> {
+        let readable =
+            EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map_err(|error| {
+                PortError::Open {
+                    port: NAME.to_owned(),
+                    advice: "raise the limit of open descriptors",
+                    source: error.into(),
+                }
+            })?;
+        Ok(Arc::new(Self { frames: Mutex::default(), readable }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Frames> {
+        // Nothing in here panics half-way through a change.
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One end of the wire.
+#[derive(Debug)]
+pub struct MemoryPort {
+    outgoing: Arc<Lane>,
+    incoming: Arc<Lane>,
+    capacity: usize,
+}
+
+/// Two joined ports, each direction with room for `capacity` frames.
+///
+/// # Errors
+/// [`PortError::Open`] if the process has no descriptor left.
+pub fn pair(capacity: usize) -> Result<(MemoryPort, MemoryPort), PortError> {
+    let (there, back) = (Lane::new()?, Lane::new()?);
+    let one = MemoryPort { outgoing: Arc::clone(&there), incoming: Arc::clone(&back), capacity };
+    let other = MemoryPort { outgoing: back, incoming: there, capacity };
+    Ok((one, other))
+}
+
+fn failed(call: &'static str, error: Errno) -> PortError {
+    PortError::Io { call, port: NAME.to_owned(), source: error.into() }
+}
+
+impl Port for MemoryPort {
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+        let mut frames = self.outgoing.lock();
+        if frames.waiting.len() >= self.capacity {
+            return Ok(Sent::Dropped);
+        }
+        let mut frame = frames.spare.pop().unwrap_or_default();
+        frame.clear();
+        for part in parts {
+            frame.extend_from_slice(part);
+        }
+        frames.waiting.push_back(frame);
+        if frames.waiting.len() == 1 {
+            self.outgoing.readable.write(1).map_err(|error| failed("write", error))?;
+        }
+        Ok(Sent::Taken)
+    }
+
+    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+        let mut frames = self.incoming.lock();
+        let Some(frame) = frames.waiting.pop_front() else { return Ok(None) };
+        if frames.waiting.is_empty() {
+            self.incoming.readable.read().map_err(|error| failed("read", error))?;
+        }
+        let mut copied = 0;
+        for part in parts {
+            let count = part.len().min(frame.len() - copied);
+            part[..count].copy_from_slice(&frame[copied..copied + count]);
+            copied += count;
+        }
+        frames.spare.push(frame);
+        Ok(Some(copied))
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.incoming.readable.as_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+
+    fn is_readable(port: &MemoryPort) -> bool {
+        let mut fds = [PollFd::new(port.fd().unwrap(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).unwrap() == 1
+    }
+
+    #[test]
+    fn frames_arrive_in_order_whole_and_bounded() {
+        let (mut one, mut other) = pair(2).unwrap();
+        assert!(!is_readable(&other));
+        assert_eq!(one.send(&[IoSlice::new(b"he"), IoSlice::new(b"llo")]).unwrap(), Sent::Taken);
+        assert_eq!(one.send(&[IoSlice::new(b"second")]).unwrap(), Sent::Taken);
+        assert_eq!(one.send(&[IoSlice::new(b"third")]).unwrap(), Sent::Dropped);
+        assert!(is_readable(&other) && !is_readable(&one));
+
+        let (mut a, mut b) = ([0; 3], [0; 8]);
+        let mut parts = [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)];
+        assert_eq!(other.receive(&mut parts).unwrap(), Some(5));
+        assert_eq!((&a, &b[..2]), (b"hel", &b"lo"[..]));
+        assert!(is_readable(&other));
+        let mut short = [0; 4];
+        assert_eq!(other.receive(&mut [IoSliceMut::new(&mut short)]).unwrap(), Some(4));
+        assert_eq!(&short, b"seco");
+        assert!(!is_readable(&other));
+        assert_eq!(other.receive(&mut [IoSliceMut::new(&mut short)]).unwrap(), None);
+    }
+}

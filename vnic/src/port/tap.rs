@@ -1,0 +1,116 @@
+//! A TAP device: the host's kernel sees a network interface, we hold its other end.
+//!
+//! The interface is created in the network namespace of the calling thread and is gone when the port is
+//! dropped. Its queue towards us holds `txqueuelen` frames (1000 unless changed); the kernel drops what comes
+//! while it is full.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::uio::{readv, writev};
+use tun_tap::{Iface, Mode};
+
+use super::{Port, PortError, Sent};
+
+/// Longest name of an interface in bytes: IFNAMSIZ without its terminator.
+const MAX_NAME: usize = 15;
+
+/// An open TAP.
+#[derive(Debug)]
+pub struct Tap {
+    interface: Iface,
+}
+
+impl Tap {
+    /// Creates the TAP `name` in the network namespace of the calling thread. It is down and on no bridge.
+    ///
+    /// # Errors
+    /// [`PortError::Open`] with what to do: the name is no name of an interface or is taken, there is no
+    /// `/dev/net/tun`, or the process lacks CAP_NET_ADMIN in the namespace.
+    pub fn create(name: &str) -> Result<Self, PortError> {
+        let refused = |advice, source| PortError::Open { port: format!("TAP `{name}`"), advice, source };
+        let invalid =
+            |advice, why: &str| refused(advice, io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()));
+        if name.is_empty() || name.len() > MAX_NAME {
+            return Err(invalid("choose a name of 1 to 15 bytes", "the name's length is out of range"));
+        }
+        // `%d` would make the kernel choose another name, the others can't be in one.
+        if name == "." || name == ".." || !name.bytes().all(|b| b.is_ascii_graphic() && !b"/:%".contains(&b))
+        {
+            return Err(invalid(
+                "choose a name of letters, digits, `-`, `_` or `.`",
+                "the name has other characters",
+            ));
+        }
+        // A persistent TAP of this name would be taken over instead of created.
+        if nix::net::if_::if_nametoindex(name).is_ok() {
+            return Err(refused(
+                "an interface of this name exists: remove it or choose another name",
+                Errno::EEXIST.into(),
+            ));
+        }
+        let interface = Iface::without_packet_info(name, Mode::Tap).map_err(|error| {
+            let advice = match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => {
+                    "there is no TUN driver: `modprobe tun`, and make /dev/net/tun available (c 10 200)"
+                }
+                Some(Errno::EACCES) => "open /dev/net/tun to this user",
+                Some(Errno::EPERM) => "CAP_NET_ADMIN is needed: run as root, or inside a user namespace",
+                Some(Errno::EBUSY) => "another process holds an interface of this name: choose another",
+                _ => "see the system's word",
+            };
+            refused(advice, error)
+        })?;
+        let tap = Self { interface };
+        let flags = fcntl(tap.descriptor(), FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
+        flags
+            .and_then(|flags| fcntl(tap.descriptor(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)))
+            .map_err(|error| refused("it could not be made non-blocking", error.into()))?;
+        Ok(tap)
+    }
+
+    /// Name of the interface.
+    pub fn name(&self) -> &str {
+        self.interface.name()
+    }
+
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is open as long as `interface`, which the borrow keeps.
+        unsafe { BorrowedFd::borrow_raw(self.interface.as_raw_fd()) }
+    }
+
+    fn failed(&self, call: &'static str, error: Errno) -> PortError {
+        PortError::Io { call, port: format!("TAP `{}`", self.name()), source: error.into() }
+    }
+}
+
+impl Port for Tap {
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+        loop {
+            return match writev(self.descriptor(), parts) {
+                Ok(_) => Ok(Sent::Taken),
+                Err(Errno::EINTR) => continue,
+                // EIO: the interface is down, a wire that nobody has plugged in.
+                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EIO) => Ok(Sent::Dropped),
+                Err(error) => Err(self.failed("writev", error)),
+            };
+        }
+    }
+
+    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+        loop {
+            return match readv(self.descriptor(), parts) {
+                Ok(length) => Ok(Some(length)),
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => Ok(None),
+                Err(error) => Err(self.failed("readv", error)),
+            };
+        }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.descriptor())
+    }
+}
