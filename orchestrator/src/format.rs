@@ -142,8 +142,15 @@ pub fn count(value: u64) -> String {
     text
 }
 
+/// `lower–upper` with so many decimals, or up to three more if that takes two limits to be told apart.
 fn range([lower, upper]: [f64; 2], places: usize) -> String {
-    format!("{}–{}", with_decimals(lower, places), with_decimals(upper, places))
+    let text = |places| [with_decimals(lower, places), with_decimals(upper, places)];
+    let apart = |places: &usize| {
+        let [lower, upper] = text(*places);
+        lower != upper
+    };
+    let [lower, upper] = text((places..=places + 3).find(apart).unwrap_or(places));
+    format!("{lower}–{upper}")
 }
 
 fn bracketed(figure: String, interval: Option<String>) -> String {
@@ -203,6 +210,8 @@ mod tests {
         assert_eq!(ratio(&estimate), "41.2 % [39.8–42.7]");
         let estimate = RatioEstimate { estimate: 1.012, ci95: Some([0.9989, 1.0271]), blocks: 5 };
         assert_eq!(ratio(&estimate), "101 % [100–103]");
+        assert_eq!(percent_interval(0.992, [0.99231, 0.99238]), "99.231–99.238");
+        assert_eq!(percent_interval(0.992, [0.992, 0.992]), "99.2–99.2");
     }
 
     #[test]

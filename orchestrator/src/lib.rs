@@ -1,13 +1,23 @@
 //! The orchestrator: plans a campaign, drives its trials on agents, keeps every result and tells what they say.
 
+pub mod binaries;
+pub mod cli;
+pub mod doctor;
+pub mod driver;
+pub mod exit;
 pub mod format;
 pub mod lab;
 pub mod ledger;
+pub mod link;
+pub mod manifest;
 pub mod pki;
 pub mod plan;
+pub mod progress;
+pub mod report;
+pub mod run;
 pub mod scheduler;
+pub mod show_plan;
 pub mod statistics;
 pub mod summary;
-
 #[cfg(test)]
 mod test_support;

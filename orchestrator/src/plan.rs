@@ -112,7 +112,9 @@ fn matrix(campaign: &Campaign, a: &Host, b: &Host, workload: &Workload) -> Vec<C
     let mut cells = Vec::new();
     for arm in &campaign.arms {
         for peer in &arm.peers {
-            cells.extend(workload.directions.iter().map(|direction| cell(arm, *peer, *direction, a, b, workload)));
+            cells.extend(
+                workload.directions.iter().map(|direction| cell(arm, *peer, *direction, a, b, workload)),
+            );
         }
     }
     cells
@@ -195,7 +197,10 @@ mod tests {
         for chunk in plan.trials.chunks(6) {
             let cells: HashSet<_> = chunk.iter().map(|trial| trial.cell).collect();
             assert_eq!(cells.len(), 6, "a block repeats a cell");
-            assert!(chunk.iter().all(|trial| trial.block == chunk[0].block), "blocks of a pair are not back to back");
+            assert!(
+                chunk.iter().all(|trial| trial.block == chunk[0].block),
+                "blocks of a pair are not back to back"
+            );
         }
         let ids: HashSet<_> = plan.trials.iter().map(|trial| trial.id).collect();
         assert_eq!(ids.len(), plan.trials.len());
@@ -217,7 +222,9 @@ mod tests {
     fn a_ring_pairs_each_host_twice() {
         let plan = Plan::new(&campaign(1, "ring"), &hosts(5), 1, &mut rand::rng());
         let mut seen = BTreeMap::new();
-        for cell in plan.cells.iter().filter(|cell| cell.key.arm == "native" && cell.key.direction == Direction::Send) {
+        for cell in
+            plan.cells.iter().filter(|cell| cell.key.arm == "native" && cell.key.direction == Direction::Send)
+        {
             *seen.entry(cell.key.pair.a.clone()).or_insert(0) += 1;
             *seen.entry(cell.key.pair.b.clone()).or_insert(0) += 1;
         }

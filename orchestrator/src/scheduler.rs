@@ -61,6 +61,13 @@ pub enum Event {
         /// What it said.
         message: FromAgent,
     },
+    /// A host is gone for good: a lab's agent process has ended.
+    HostDied {
+        /// Its name.
+        host: String,
+        /// How it ended.
+        reason: String,
+    },
     /// The ledger has the record of a trial durably.
     Stored {
         /// The trial.
@@ -125,10 +132,8 @@ pub struct Scheduler {
     unstored: usize,
     /// Most trials at once.
     limit: usize,
-    begun: u32,
     over: usize,
     without_figures: usize,
-    cancelled: bool,
     finished: bool,
 }
 
@@ -151,10 +156,8 @@ impl Scheduler {
             flights: BTreeMap::new(),
             unstored: 0,
             limit,
-            begun: 0,
             over: 0,
             without_figures: 0,
-            cancelled: false,
             finished: false,
         }
     }
@@ -171,6 +174,12 @@ impl Scheduler {
             }
             Event::AgentLost { host } => self.agent_lost(&host, now, &mut out),
             Event::Agent { host, message } => self.agent_said(&host, message, now, &mut out),
+            Event::HostDied { host, reason } => {
+                if let Some(host) = self.hosts.get_mut(&host) {
+                    host.given_up = Some(reason);
+                }
+                self.agent_lost(&host, now, &mut out);
+            }
             Event::Stored { trial } => {
                 self.unstored = self.unstored.saturating_sub(1);
                 self.fly(trial, Step::Stored, now, &mut out);
@@ -203,7 +212,15 @@ impl Scheduler {
             let trial = &self.plan.trials[flight.index];
             let key = &self.plan.cells[trial.cell].key;
             let pair = &key.pair;
-            format!("{} {} to {}, {} and {}, block {}", key.arm, key.direction, key.peer, pair.a, pair.b, trial.block + 1)
+            format!(
+                "{} {} to {}, {} and {}, block {}",
+                key.arm,
+                key.direction,
+                key.peer,
+                pair.a,
+                pair.b,
+                trial.block + 1
+            )
         };
         let planned = self.plan.trials.len();
         let estimate = self.plan.estimate().0;
@@ -247,7 +264,6 @@ impl Scheduler {
     }
 
     fn cancel(&mut self, now: Now, out: &mut Vec<Command>) {
-        self.cancelled = true;
         for index in std::mem::take(&mut self.queue) {
             self.skip(index, "the campaign was interrupted".into(), out);
         }
@@ -266,8 +282,6 @@ impl Scheduler {
             let away = host.away_since.is_some_and(|since| now.elapsed.saturating_sub(since) > AGENT_GRACE);
             if away && host.given_up.is_none() {
                 host.given_up = Some(format!("the agent of {name} has been away for over {AGENT_GRACE:?}"));
-            } else if !away && host.away_since.is_none() && host.given_up.as_ref().is_some_and(|why| why.contains("away")) {
-                host.given_up = None;
             }
         }
     }
@@ -282,7 +296,7 @@ impl Scheduler {
                 trial,
                 cell: self.plan.cells[planned.cell].key.clone(),
                 block: planned.block,
-                position: flight.position,
+                position: place(flight.index),
                 started_unix_ms: Some(flight.started_unix_ms),
                 outcome,
             };
@@ -315,11 +329,10 @@ impl Scheduler {
             trial: planned.id,
             cell: self.plan.cells[planned.cell].key.clone(),
             block: planned.block,
-            position: self.begun,
+            position: place(index),
             started_unix_ms: None,
             outcome: Outcome::Skipped { reason },
         };
-        self.begun += 1;
         self.record(record, out);
     }
 
@@ -340,7 +353,9 @@ impl Scheduler {
         let cell = &self.plan.cells[self.plan.trials[index].cell];
         let mut now = true;
         for (name, end) in [(&cell.key.pair.a, &cell.a), (&cell.key.pair.b, &cell.b)] {
-            let Some(host) = self.hosts.get(name) else { return Readiness::Never(format!("there is no host {name}")) };
+            let Some(host) = self.hosts.get(name) else {
+                return Readiness::Never(format!("there is no host {name}"));
+            };
             if let Some(why) = &host.given_up {
                 return Readiness::Never(why.clone());
             }
@@ -361,10 +376,14 @@ impl Scheduler {
                 host.busy = Some(trial);
             }
         }
-        let flight = Flight::begin(index, trial, cell, self.begun, now, out);
-        self.begun += 1;
+        let flight = Flight::begin(index, trial, cell, now, out);
         self.flights.insert(trial, flight);
     }
+}
+
+/// A trial's place in the plan's order.
+fn place(index: usize) -> u32 {
+    u32::try_from(index).unwrap_or(u32::MAX)
 }
 
 enum Readiness {

@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::result::{
-    ArmSummary, CampaignResult, CauseSummary, CellKey, CellResult, CpuPerGigabyte, Gate, GateCondition,
+    ArmSummary, CampaignResult, CauseSummary, CellKey, CellResult, CpuPerGigabyte, Gate, GateCondition, GateQuantity,
     GateResult, Outcome, Peer, Provenance, Run, RunCounts, RunStatus, TrialRecord, Verdict,
 };
 use toll_protocol::trial::{Direction, EndKind, TrialId};
@@ -347,13 +347,9 @@ fn apply(gate: &Gate, arms: &[ArmSummary], cells: &[CellResult]) -> Vec<GateResu
         .collect();
     if results.is_empty() {
         let condition = describe(&gate.condition);
-        return vec![GateResult {
-            cell: None,
-            condition,
-            figure: None,
-            ci95: None,
-            verdict: Verdict::Inconclusive,
-        }];
+        let quantity = quantity(&gate.condition);
+        let verdict = Verdict::Inconclusive;
+        return vec![GateResult { cell: None, condition, quantity, figure: None, ci95: None, verdict }];
     }
     results
 }
@@ -371,7 +367,15 @@ fn judge(condition: &GateCondition, cell: &CellResult) -> GateResult {
             (goodput.map(|goodput| goodput.median * 8.0), ci95, at_least(ci95, limit.0 as f64))
         }
     };
-    GateResult { cell: Some(cell.key.clone()), condition: describe(condition), figure, ci95, verdict }
+    let quantity = quantity(condition);
+    GateResult { cell: Some(cell.key.clone()), condition: describe(condition), quantity, figure, ci95, verdict }
+}
+
+const fn quantity(condition: &GateCondition) -> GateQuantity {
+    match condition {
+        GateCondition::TollAtMost(_) => GateQuantity::Toll,
+        GateCondition::GoodputAtLeast(_) => GateQuantity::Goodput,
+    }
 }
 
 fn describe(condition: &GateCondition) -> String {

@@ -92,7 +92,7 @@ pub struct TrialRecord {
     pub cell: CellKey,
     /// Number of its block, from 0.
     pub block: u32,
-    /// Its place in the order in which the trials of the campaign were run, from 0.
+    /// Its place in the plan's order, from 0.
     pub position: u32,
     /// When it began, milliseconds since the Unix epoch; `None` if it never did.
     pub started_unix_ms: Option<u64>,
@@ -236,6 +236,16 @@ pub enum Verdict {
     Inconclusive,
 }
 
+/// What a gate compares, which says what unit its figure has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GateQuantity {
+    /// 1 - ratio to native, a fraction.
+    Toll,
+    /// Median goodput in bits per second.
+    Goodput,
+}
+
 /// A gate applied to one cell.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GateResult {
@@ -243,7 +253,9 @@ pub struct GateResult {
     pub cell: Option<CellKey>,
     /// What was asked, in words: `toll at most 10%`.
     pub condition: String,
-    /// The figure compared and its interval, in the condition's own unit (a fraction for a toll).
+    /// What the figure is.
+    pub quantity: GateQuantity,
+    /// The figure compared, in the unit of its quantity.
     pub figure: Option<f64>,
     /// Its interval.
     pub ci95: Option<[f64; 2]>,

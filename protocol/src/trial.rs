@@ -89,6 +89,10 @@ pub enum Open {
     Connect,
 }
 
+/// TCP congestion controls that native ends ask for, the first that the host has: cubic (RFC 9438), else reno
+/// (RFC 5681). The host's own default may be another and would make two hosts differ.
+pub const CONGESTION_CONTROLS: [&str; 2] = ["cubic", "reno"];
+
 /// One end's part in a bulk TCP stream: the same for a kernel socket, a guest and a same-stack process.
 ///
 /// The sender writes until the receiver half-closes. Each end measures from the first payload byte plus

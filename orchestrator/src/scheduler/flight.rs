@@ -54,8 +54,6 @@ enum State {
 pub(super) struct Flight {
     /// Index in the plan.
     pub index: usize,
-    /// Its place in the order in which trials were begun.
-    pub position: u32,
     /// When it began.
     pub started_unix_ms: u64,
     trial: TrialId,
@@ -73,7 +71,13 @@ pub(super) struct Flight {
 
 impl Flight {
     /// Begins a trial: both ends are told to prepare.
-    pub fn begin(index: usize, trial: TrialId, cell: &Cell, position: u32, now: Now, out: &mut Vec<Command>) -> Self {
+    pub fn begin(
+        index: usize,
+        trial: TrialId,
+        cell: &Cell,
+        now: Now,
+        out: &mut Vec<Command>,
+    ) -> Self {
         let pair = &cell.key.pair;
         for (host, end) in [(&pair.a, &cell.a), (&pair.b, &cell.b)] {
             let message = ToAgent::Prepare { trial, end: Box::new(end.clone()) };
@@ -81,7 +85,6 @@ impl Flight {
         }
         Self {
             index,
-            position,
             started_unix_ms: now.unix_ms,
             trial,
             a: pair.a.clone(),
@@ -163,7 +166,8 @@ impl Flight {
                     State::Recording | State::Ending | State::Over => return None,
                 };
                 let host = if waiting.0 { self.a.clone() } else { self.b.clone() };
-                let failure = Failure::new(format!("the end on {host} {what} in time, and its agent said nothing"));
+                let failure =
+                    Failure::new(format!("the end on {host} {what} in time, and its agent said nothing"));
                 Outcome::Failed { host, failure }
             }
             _ => return None,
@@ -174,7 +178,9 @@ impl Flight {
 
     fn end(&mut self, now: Now, out: &mut Vec<Command>) {
         for host in &self.up {
-            for message in [ToAgent::Acknowledged { trial: self.trial }, ToAgent::Teardown { trial: self.trial }] {
+            for message in
+                [ToAgent::Acknowledged { trial: self.trial }, ToAgent::Teardown { trial: self.trial }]
+            {
                 out.push(Command::Send { host: host.clone(), message });
             }
         }
@@ -186,14 +192,19 @@ impl Flight {
         match step {
             Step::TornDown { host, leftovers } => {
                 if !leftovers.is_empty() {
-                    let why = format!("something of trial {} is left on {host}: {}", self.trial, leftovers.join("; "));
+                    let why = format!(
+                        "something of trial {} is left on {host}: {}",
+                        self.trial,
+                        leftovers.join("; ")
+                    );
                     self.dirty.insert(host.clone(), why);
                 }
                 self.up.retain(|up| *up != host);
             }
             Step::Tick if now.elapsed >= self.deadline => {
                 for host in self.up.drain(..) {
-                    let why = format!("the agent of {host} did not confirm the clean-up of trial {}", self.trial);
+                    let why =
+                        format!("the agent of {host} did not confirm the clean-up of trial {}", self.trial);
                     self.dirty.insert(host, why);
                 }
             }

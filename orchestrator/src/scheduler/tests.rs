@@ -61,7 +61,9 @@ fn report() -> Box<EndReport> {
 
 fn host_plans(count: u8) -> Vec<plan::Host> {
     let address = |n| InterfaceAddress { address: [10, 77, 0, 100 + n].into(), prefix: 24 };
-    (0..count).map(|n| plan::Host { name: format!("host-{n}"), virtual_address: address(n), mtu: 1500 }).collect()
+    (0..count)
+        .map(|n| plan::Host { name: format!("host-{n}"), virtual_address: address(n), mtu: 1500 })
+        .collect()
 }
 
 fn plan_for(hosts: u8) -> Plan {
@@ -284,7 +286,8 @@ fn without_kvm_native_runs_and_guests_are_skipped_with_the_reason() {
 #[test]
 fn a_host_that_never_comes_costs_its_grace_and_no_more() {
     let mut fleet = Fleet::new(plan_for(2), 1, 1, NO_FAULTS);
-    fleet.at(10, Event::AgentConnected { host: "host-0".into(), facts: facts(KvmFact::Usable(KvmKind::Svm)) });
+    fleet
+        .at(10, Event::AgentConnected { host: "host-0".into(), facts: facts(KvmFact::Usable(KvmKind::Svm)) });
     fleet.run();
     assert!(fleet.records.values().all(|record| matches!(record.outcome, Outcome::Skipped { .. })));
     assert!(fleet.clock < 15_000_000, "{} us", fleet.clock);

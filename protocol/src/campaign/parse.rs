@@ -69,9 +69,10 @@ fn locate(text: &str, path: &[Step]) -> (usize, usize) {
     for length in (0..=path.len()).rev() {
         let Some(document) = serde_yaml::Deserializer::from_str(text).next() else { break };
         if let Err(error) = (Walk { path: &path[..length] }).deserialize(document)
-            && let Some(place) = error.location().filter(|_| error.to_string().contains(ARRIVED)) {
-                return (place.line(), place.column());
-            }
+            && let Some(place) = error.location().filter(|_| error.to_string().contains(ARRIVED))
+        {
+            return (place.line(), place.column());
+        }
     }
     (1, 1)
 }

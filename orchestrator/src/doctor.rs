@@ -1,0 +1,197 @@
+//! `toll doctor`: what this machine offers, and what to do about each thing that it lacks.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{ForkResult, fork};
+use toll_protocol::facts::{HostFacts, KvmFact, KvmKind};
+
+use crate::exit::Exit;
+use crate::{binaries, format, lab};
+
+/// What a finding means for a campaign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    /// As it should be.
+    Good,
+    /// Works, and figures may suffer.
+    Care,
+    /// Something can't run.
+    Bad,
+}
+
+#[derive(Debug)]
+struct Finding {
+    mark: Mark,
+    what: &'static str,
+    found: String,
+    advice: Option<String>,
+}
+
+impl Finding {
+    fn good(what: &'static str, found: impl Into<String>) -> Self {
+        Self { mark: Mark::Good, what, found: found.into(), advice: None }
+    }
+
+    fn other(mark: Mark, what: &'static str, found: impl Into<String>, advice: &str) -> Self {
+        Self { mark, what, found: found.into(), advice: Some(advice.into()) }
+    }
+}
+
+/// Prints what the machine offers.
+///
+/// # Errors
+/// When the machine can't be asked at all.
+pub fn run() -> Result<Exit> {
+    // First, while the process has no threads.
+    let namespaces = namespaces();
+    let facts = facts()?;
+    let mut findings = vec![kvm(&facts), tun(&facts), namespaces];
+    findings.extend(programs());
+    findings.extend(machine(&facts));
+    for Finding { mark, what, found, advice } in &findings {
+        let sign = match mark {
+            Mark::Good => "ok  ",
+            Mark::Care => "care",
+            Mark::Bad => "LACK",
+        };
+        println!("{sign}  {what:<12}  {found}");
+        if let Some(advice) = advice {
+            println!("      {:<12}  -> {advice}", "");
+        }
+    }
+    let lacks = findings.iter().filter(|finding| finding.mark == Mark::Bad).count();
+    println!();
+    match lacks {
+        0 => println!("This machine can run every arm."),
+        1 => println!("1 thing is lacking: what needs it can't run here."),
+        _ => println!("{lacks} things are lacking: what needs them can't run here."),
+    }
+    Ok(if lacks == 0 { Exit::Ok } else { Exit::Infrastructure })
+}
+
+/// Asks the agent, which knows hosts.
+fn facts() -> Result<HostFacts> {
+    let agent = binaries::beside("toll-agent")?;
+    let output = Command::new(&agent)
+        .arg("facts")
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("{} can't be started", agent.display()))?;
+    anyhow::ensure!(output.status.success(), "{} facts failed ({})", agent.display(), output.status);
+    serde_json::from_slice(&output.stdout).context("the agent's facts can't be understood: is it of the same release?")
+}
+
+fn kvm(facts: &HostFacts) -> Finding {
+    match &facts.kvm {
+        KvmFact::Usable(kind) => Finding::good(
+            "KVM",
+            match kind {
+                KvmKind::Vmx => "usable, Intel VT-x",
+                KvmKind::Svm => "usable, AMD-V",
+                KvmKind::PageTable => "usable, without VMX or SVM (page-table based): payload guests run, Linux guests can't",
+            },
+        ),
+        KvmFact::Unusable { reason } => Finding {
+            mark: Mark::Bad,
+            what: "KVM",
+            found: "guest arms can't run".into(),
+            advice: Some(reason.clone()),
+        },
+    }
+}
+
+fn tun(facts: &HostFacts) -> Finding {
+    match &facts.tun {
+        Ok(()) => Finding::good("TUN/TAP", "/dev/net/tun opens"),
+        Err(reason) => Finding {
+            mark: Mark::Bad,
+            what: "TUN/TAP",
+            found: "guest and same-stack arms can't run".into(),
+            advice: Some(reason.clone()),
+        },
+    }
+}
+
+/// Tries in a child process what a lab would do to this one.
+fn namespaces() -> Finding {
+    let what = "namespaces";
+    // SAFETY: the process has one thread, so the child may do anything.
+    let child = match unsafe { fork() } {
+        Ok(ForkResult::Child) => {
+            let code = match lab::enter() {
+                Ok(()) => 0,
+                Err(_) => 1,
+            };
+            // SAFETY: ends the child at once, without the parent's destructors.
+            unsafe { libc::_exit(code) }
+        }
+        Ok(ForkResult::Parent { child }) => child,
+        Err(error) => {
+            return Finding::other(Mark::Bad, what, format!("no process can be forked: {error}"), "raise the limit of processes");
+        }
+    };
+    match waitpid(child, None) {
+        Ok(WaitStatus::Exited(_, 0)) if nix::unistd::geteuid().is_root() => Finding::good(what, "a lab can be made, as root"),
+        Ok(WaitStatus::Exited(_, 0)) => Finding::good(what, "a lab can be made, in a user namespace"),
+        _ => Finding::other(
+            Mark::Bad,
+            what,
+            "no lab can be made",
+            "run as root, or: sysctl kernel.unprivileged_userns_clone=1 (Debian), \
+             kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu)",
+        ),
+    }
+}
+
+fn programs() -> impl Iterator<Item = Finding> {
+    ["toll-agent", "toll-vmm", "toll-endpoint"].into_iter().filter_map(|name| {
+        let error = binaries::beside(name).err()?;
+        Some(Finding { mark: Mark::Bad, what: "programs", found: format!("{name} is missing"), advice: Some(error.to_string()) })
+    })
+}
+
+/// Things that figures depend on.
+fn machine(facts: &HostFacts) -> Vec<Finding> {
+    let mut findings = vec![Finding::good("kernel", facts.kernel.clone())];
+    let cpus = facts.cpus.len();
+    let model = facts.cpu.as_deref().unwrap_or("unknown model");
+    findings.push(if cpus >= 2 {
+        Finding::good("CPUs", format!("{cpus}, {model}"))
+    } else {
+        Finding::other(Mark::Care, "CPUs", format!("{cpus}, {model}"), "with one CPU both ends of a trial compete for it")
+    });
+    match facts.memory {
+        Some(bytes) if bytes < 1 << 30 => {
+            let advice = "a lab of two hosts with guests wants 1 GiB";
+            findings.push(Finding::other(Mark::Care, "memory", format::memory(bytes), advice));
+        }
+        Some(bytes) => findings.push(Finding::good("memory", format::memory(bytes))),
+        None => {}
+    }
+    match facts.clock_source.as_deref() {
+        Some(clock @ ("tsc" | "kvm-clock" | "hyperv_clocksource_tsc_page")) => {
+            findings.push(Finding::good("clock", clock));
+        }
+        Some(clock) => {
+            let advice = "reading this clock is a system call: timing costs more, figures of small writes suffer";
+            findings.push(Finding::other(Mark::Care, "clock", clock, advice));
+        }
+        None => {}
+    }
+    if let Some(governor) = facts.governor.as_deref().filter(|governor| *governor != "performance") {
+        let advice = "cpupower frequency-set -g performance: the clock's frequency changes figures";
+        findings.push(Finding::other(Mark::Care, "frequency", format!("governor {governor}"), advice));
+    }
+    findings.push(match &facts.iperf3 {
+        Some(version) => Finding::good("iperf3", version.clone()),
+        None => Finding::other(Mark::Care, "iperf3", "not installed", "arms `native: {program: iperf3}` need it: apt-get install iperf3"),
+    });
+    if facts.build_profile == "debug" {
+        let advice = "figures of a debug build are not the product's: cargo build --release";
+        findings.push(Finding::other(Mark::Care, "build", "debug", advice));
+    }
+    findings
+}

@@ -1,0 +1,27 @@
+//! Exit codes of `toll`. A benchmark that failed never exits 0.
+
+use std::process::{ExitCode, Termination};
+
+/// How the program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Everything asked for was measured, and every gate passed.
+    Ok = 0,
+    /// Everything was measured, and a gate was not passed: missed, or not shown to hold.
+    GateMissed = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// The campaign is wrong.
+    InvalidCampaign = 3,
+    /// The machine, an agent or a trial failed: at least one trial has no figures.
+    Infrastructure = 4,
+    /// The user interrupted it (128 + SIGINT).
+    Interrupted = 130,
+}
+
+impl Termination for Exit {
+    fn report(self) -> ExitCode {
+        ExitCode::from(self as u8)
+    }
+}

@@ -1,0 +1,316 @@
+//! Connections of agents: QUIC with mutual TLS. The only file here that knows quinn.
+//!
+//! ```text
+//! agent --- certificate of the authority? ---> Hello --- name of the certificate? same version? ---> Welcome
+//!              no: refused by TLS                no: closed, both named                         messages
+//! ```
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::rustls::pki_types::pem::PemObject;
+use quinn::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use quinn::rustls::server::WebPkiClientVerifier;
+use quinn::rustls::{RootCertStore, ServerConfig};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, TransportConfig, VarInt};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use toll_protocol::PROTOCOL_VERSION;
+use toll_protocol::facts::HostFacts;
+use toll_protocol::frame::{self, Decoder, FrameError};
+use toll_protocol::message::{FromAgent, ToAgent};
+
+use crate::pki::Identity;
+
+/// Application protocol of the connection (RFC 7301).
+pub const ALPN: &[u8] = b"toll/1";
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+const IDLE: Duration = Duration::from_secs(10);
+/// From the connection to its Hello.
+const HELLO: Duration = Duration::from_secs(10);
+/// Messages to an agent that may wait to be sent.
+const OUTGOING: usize = 256;
+/// Events that may wait to be handled; past that agents wait.
+const EVENTS: usize = 1024;
+const READ: usize = 64 << 10;
+
+/// Why agents can't be listened for, or one was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The certificates can't be used.
+    #[error("the orchestrator's certificates can't be used: {0}")]
+    Certificates(String),
+    /// The socket can't be opened.
+    #[error("agents can't be listened for on {address}")]
+    Bind {
+        /// Where.
+        address: SocketAddr,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The connection ended.
+    #[error("the connection ended")]
+    Connection(#[from] quinn::ConnectionError),
+    /// The stream ended.
+    #[error("the stream ended")]
+    Read(#[from] quinn::ReadError),
+    /// Nothing more can be written.
+    #[error("the stream takes nothing more")]
+    Write(#[from] quinn::WriteError),
+    /// A message was malformed.
+    #[error("a message was malformed")]
+    Frame(#[from] FrameError),
+    /// The agent didn't introduce itself.
+    #[error("no Hello came within {HELLO:?}")]
+    NoHello,
+    /// The name is not the certificate's.
+    #[error("it says that it is `{name}`, and its certificate says otherwise")]
+    Name {
+        /// The name it gave.
+        name: String,
+    },
+    /// The versions differ.
+    #[error("it speaks protocol version {theirs}, the orchestrator {PROTOCOL_VERSION}: install the same release on both")]
+    Version {
+        /// The agent's.
+        theirs: u32,
+    },
+}
+
+/// What happens on the connections.
+#[derive(Debug)]
+pub enum LinkEvent {
+    /// An agent was welcomed.
+    Connected {
+        /// Its name.
+        host: String,
+        /// Its host.
+        facts: Box<HostFacts>,
+    },
+    /// Its connection ended, and it has no newer one.
+    Lost {
+        /// Its name.
+        host: String,
+    },
+    /// It said something.
+    Message {
+        /// Its name.
+        host: String,
+        /// What.
+        message: FromAgent,
+    },
+}
+
+struct Agent {
+    /// Tells connections of one agent apart: a new one replaces the old.
+    connection: usize,
+    outgoing: mpsc::Sender<ToAgent>,
+}
+
+type Agents = Arc<Mutex<HashMap<String, Agent>>>;
+
+/// Listens for agents and talks to them.
+pub struct Link {
+    endpoint: Endpoint,
+    address: SocketAddr,
+    agents: Agents,
+    accepting: tokio::task::JoinHandle<()>,
+}
+
+impl Link {
+    /// Listens on `address` as `identity`; only agents with certificates of the same authority are taken.
+    ///
+    /// # Errors
+    /// [`LinkError::Certificates`] or [`LinkError::Bind`].
+    pub fn bind(address: SocketAddr, identity: &Identity) -> Result<(Self, mpsc::Receiver<LinkEvent>), LinkError> {
+        let config = server_config(identity)?;
+        let bind = |source| LinkError::Bind { address, source };
+        let endpoint = Endpoint::server(config, address).map_err(bind)?;
+        let address = endpoint.local_addr().map_err(bind)?;
+        let (events, receiver) = mpsc::channel(EVENTS);
+        let agents = Agents::default();
+        let accepting = tokio::spawn(accept(endpoint.clone(), agents.clone(), events));
+        Ok((Self { endpoint, address, agents, accepting }, receiver))
+    }
+
+    /// Where agents dial.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Sends `message` to the agent of `host`. An agent that is away doesn't get it: the scheduler learns of its
+    /// absence by [`LinkEvent::Lost`].
+    pub fn send(&self, host: &str, message: ToAgent) {
+        let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        let sent = agents.get(host).map(|agent| agent.outgoing.try_send(message));
+        if !matches!(sent, Some(Ok(()))) {
+            tracing::warn!(host, "a message could not be sent: the agent is away or does not read");
+        }
+    }
+
+    /// Closes every connection and waits until the agents have been told.
+    pub async fn close(self) {
+        self.accepting.abort();
+        self.endpoint.close(VarInt::from_u32(0), b"the orchestrator ends");
+        // Agents that are gone can't be told.
+        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+    }
+}
+
+fn server_config(identity: &Identity) -> Result<quinn::ServerConfig, LinkError> {
+    let bad = |error: &dyn std::fmt::Display| LinkError::Certificates(error.to_string());
+    let mut roots = RootCertStore::empty();
+    let authority = CertificateDer::from_pem_slice(identity.authority_pem.as_bytes()).map_err(|e| bad(&e))?;
+    roots.add(authority).map_err(|e| bad(&e))?;
+    let provider = Arc::new(quinn::rustls::crypto::ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+    let verifier = verifier.build().map_err(|e| bad(&e))?;
+    let certificate = CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).map_err(|e| bad(&e))?;
+    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).map_err(|e| bad(&e))?;
+    let builder = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&quinn::rustls::version::TLS13])
+        .map_err(|e| bad(&e))?;
+    let mut tls = builder
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![certificate], key)
+        .map_err(|e| bad(&e))?;
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    let crypto = QuicServerConfig::try_from(tls).map_err(|e| bad(&e))?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let mut transport = TransportConfig::default();
+    transport.keep_alive_interval(Some(KEEP_ALIVE));
+    transport.max_idle_timeout(Some(IDLE.try_into().map_err(|e| bad(&e))?));
+    // One stream an agent is all the protocol has.
+    transport.max_concurrent_bidi_streams(VarInt::from_u32(1));
+    transport.max_concurrent_uni_streams(VarInt::from_u32(0));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
+}
+
+async fn accept(endpoint: Endpoint, agents: Agents, events: mpsc::Sender<LinkEvent>) {
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            incoming = endpoint.accept() => {
+                let Some(incoming) = incoming else { return };
+                connections.spawn(serve(incoming, agents.clone(), events.clone()));
+            }
+            Some(ended) = connections.join_next() => {
+                if let Err(error) = ended {
+                    tracing::error!(%error, "the task of a connection failed");
+                }
+            }
+        }
+    }
+}
+
+/// One connection from its first packet to its end.
+async fn serve(incoming: Incoming, agents: Agents, events: mpsc::Sender<LinkEvent>) {
+    let from = incoming.remote_address();
+    if let Err(error) = converse(incoming, &agents, &events).await {
+        let source = std::error::Error::source(&error).map(ToString::to_string);
+        tracing::info!(%from, %error, source, "a connection ended");
+    }
+}
+
+async fn converse(incoming: Incoming, agents: &Agents, events: &mpsc::Sender<LinkEvent>) -> Result<(), LinkError> {
+    let connection = incoming.await?;
+    let mut decoder = Decoder::default();
+    let hello = timeout(HELLO, introduce(&connection, &mut decoder)).await.map_err(|_| LinkError::NoHello);
+    let (name, facts, mut to, mut from) = match hello.and_then(|hello| hello) {
+        Ok(hello) => hello,
+        Err(error) => {
+            connection.close(VarInt::from_u32(1), error.to_string().as_bytes());
+            return Err(error);
+        }
+    };
+    to.write_all(&frame::encode(&ToAgent::Welcome { version: PROTOCOL_VERSION })?).await?;
+    let (outgoing, queue) = mpsc::channel(OUTGOING);
+    let id = connection.stable_id();
+    lock(agents).insert(name.clone(), Agent { connection: id, outgoing });
+    // The receiver ends only with the campaign: nobody is left to tell.
+    let _ = events.send(LinkEvent::Connected { host: name.clone(), facts }).await;
+    let ended = tokio::select! {
+        ended = write(&mut to, queue) => ended,
+        ended = read(&mut from, decoder, &name, events) => ended,
+    };
+    let newest = {
+        let mut agents = lock(agents);
+        let newest = agents.get(&name).is_some_and(|agent| agent.connection == id);
+        if newest {
+            agents.remove(&name);
+        }
+        newest
+    };
+    if newest {
+        let _ = events.send(LinkEvent::Lost { host: name }).await;
+    }
+    ended
+}
+
+fn lock(agents: &Agents) -> std::sync::MutexGuard<'_, HashMap<String, Agent>> {
+    agents.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type Introduction = (String, Box<HostFacts>, SendStream, RecvStream);
+
+/// Waits for the agent's Hello and checks it.
+async fn introduce(connection: &Connection, decoder: &mut Decoder) -> Result<Introduction, LinkError> {
+    let (to, mut from) = connection.accept_bi().await?;
+    let message = next(&mut from, decoder).await?.ok_or(LinkError::NoHello)?;
+    let FromAgent::Hello { version, name, facts } = message else { return Err(LinkError::NoHello) };
+    if version != PROTOCOL_VERSION {
+        return Err(LinkError::Version { theirs: version });
+    }
+    if !is_certified(connection, &name) {
+        return Err(LinkError::Name { name });
+    }
+    Ok((name, facts, to, from))
+}
+
+/// Whether the peer's certificate, which TLS has verified, is for `name`.
+fn is_certified(connection: &Connection, name: &str) -> bool {
+    let identity = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let Some(leaf) = identity.as_ref().and_then(|chain| chain.first()) else { return false };
+    let (Ok(certificate), Ok(name)) = (webpki::EndEntityCert::try_from(leaf), ServerName::try_from(name)) else {
+        return false;
+    };
+    certificate.verify_is_valid_for_subject_name(&name).is_ok()
+}
+
+async fn write(stream: &mut SendStream, mut queue: mpsc::Receiver<ToAgent>) -> Result<(), LinkError> {
+    while let Some(message) = queue.recv().await {
+        stream.write_all(&frame::encode(&message)?).await?;
+    }
+    Ok(())
+}
+
+async fn read(
+    stream: &mut RecvStream,
+    mut decoder: Decoder,
+    host: &str,
+    events: &mpsc::Sender<LinkEvent>,
+) -> Result<(), LinkError> {
+    while let Some(message) = next(stream, &mut decoder).await? {
+        if events.send(LinkEvent::Message { host: host.to_owned(), message }).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The next message, or `None` at the end of the stream.
+async fn next(stream: &mut RecvStream, decoder: &mut Decoder) -> Result<Option<FromAgent>, LinkError> {
+    loop {
+        if let Some(message) = decoder.next_message()? {
+            return Ok(Some(message));
+        }
+        match stream.read_chunk(READ, true).await? {
+            Some(chunk) => decoder.push(&chunk.bytes),
+            None => return Ok(None),
+        }
+    }
+}

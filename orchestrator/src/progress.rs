@@ -1,0 +1,72 @@
+//! What a person sees while a campaign runs: a bar with the time left, and a line for each trial that failed.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use toll_protocol::result::{Outcome, TrialRecord};
+use toll_protocol::units::Span;
+
+use crate::scheduler;
+
+const TEMPLATE: &str = "{bar:30.cyan/dim} {pos}/{len} trials, {prefix} left  {msg}";
+
+/// A bar on stderr; on a stderr that is no terminal, lines for failures only.
+pub struct Progress {
+    bar: ProgressBar,
+    /// Reasons already told: an arm that can't run is told once.
+    told: BTreeSet<String>,
+}
+
+impl Progress {
+    /// A bar for `trials` trials.
+    pub fn new(trials: usize) -> Self {
+        let bar = ProgressBar::with_draw_target(Some(trials as u64), ProgressDrawTarget::stderr());
+        if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
+            bar.set_style(style.progress_chars("━╸ "));
+        }
+        Self { bar, told: BTreeSet::new() }
+    }
+
+    /// Shows how far the campaign is.
+    pub fn show(&self, progress: &scheduler::Progress) {
+        self.bar.set_position(progress.over as u64);
+        self.bar.set_prefix(left(progress.left));
+        self.bar.set_message(progress.running.join("; "));
+    }
+
+    /// Tells of a trial without figures.
+    pub fn recorded(&mut self, record: &TrialRecord) {
+        let (what, reason) = match &record.outcome {
+            Outcome::Measured { .. } => return,
+            Outcome::Failed { host, failure } => ("failed", format!("{host}: {}", failure.reason)),
+            Outcome::Skipped { reason } => ("not run", reason.clone()),
+            Outcome::Lost { reason } => ("lost", reason.clone()),
+        };
+        let cell = &record.cell;
+        let line = format!("{} {} to {}: {what}: {reason}", cell.arm, cell.direction, cell.peer);
+        if self.told.insert(line.clone()) {
+            self.line(&line);
+        }
+    }
+
+    /// A line above the bar.
+    pub fn line(&self, line: &str) {
+        if self.bar.is_hidden() {
+            eprintln!("{line}");
+        } else {
+            self.bar.println(line);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `1m 05s`, `12s`.
+pub fn left(span: Span) -> String {
+    let seconds = (span.duration() + Duration::from_millis(999)).as_secs();
+    if seconds >= 60 { format!("{}m {:02}s", seconds / 60, seconds % 60) } else { format!("{seconds}s") }
+}

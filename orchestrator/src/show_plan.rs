@@ -1,0 +1,48 @@
+//! `toll plan FILE`: what would be run, and how long it takes.
+
+use comfy_table::{CellAlignment, Table, presets};
+use toll_protocol::campaign::{Campaign, Lab};
+use toll_protocol::units::InterfaceAddress;
+
+use crate::plan::{Host, Plan};
+use crate::progress::left;
+
+/// The plan of `campaign` on the lab that it names, for people.
+pub fn show(campaign: &Campaign, lab: &Lab) -> String {
+    let host = |n: u32| Host {
+        name: format!("host-{n}"),
+        virtual_address: InterfaceAddress { address: std::net::Ipv4Addr::UNSPECIFIED, prefix: 24 },
+        mtu: lab.mtu,
+    };
+    let hosts: Vec<Host> = (1..=lab.count).map(host).collect();
+    let seed = campaign.seed.unwrap_or(0);
+    let plan = Plan::new(campaign, &hosts, seed, &mut rand::rng());
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["pair", "workload", "arm", "peer", "direction", "trials", "each"]);
+    for column in table.column_iter_mut().skip(5) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    for (index, cell) in plan.cells.iter().enumerate() {
+        let key = &cell.key;
+        let trials = plan.trials.iter().filter(|trial| trial.cell == index).count();
+        let each = toll_protocol::units::Span(cell.a.job.warm_up.0 + cell.a.job.duration.0);
+        table.add_row([
+            format!("{} {}", key.pair.a, key.pair.b),
+            key.workload.clone(),
+            key.arm.clone(),
+            key.peer.to_string(),
+            key.direction.to_string(),
+            trials.to_string(),
+            each.to_string(),
+        ]);
+    }
+    let seed = campaign.seed.map_or_else(|| "drawn at the start".to_owned(), |seed| seed.to_string());
+    format!(
+        "{table}\n{} cells, {} trials in {} blocks; order by seed: {seed}; about {}\n",
+        plan.cells.len(),
+        plan.trials.len(),
+        campaign.blocks,
+        left(plan.estimate())
+    )
+}
