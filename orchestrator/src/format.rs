@@ -210,7 +210,7 @@ mod tests {
         assert_eq!(ratio(&estimate), "41.2 % [39.8–42.7]");
         let estimate = RatioEstimate { estimate: 1.012, ci95: Some([0.9989, 1.0271]), blocks: 5 };
         assert_eq!(ratio(&estimate), "101 % [100–103]");
-        assert_eq!(percent_interval(0.992, [0.99231, 0.99238]), "99.231–99.238");
+        assert_eq!(percent_interval(0.992, [0.99231, 0.99238]), "99.23–99.24");
         assert_eq!(percent_interval(0.992, [0.992, 0.992]), "99.2–99.2");
     }
 

@@ -27,7 +27,10 @@ pub fn groups(result: &CampaignResult) -> Vec<Group<'_>> {
     for cell in &result.cells {
         let key = &cell.key;
         let same = |group: &&mut Group<'_>| {
-            group.cells.first().is_some_and(|first| (&first.key.pair, &first.key.workload) == (&key.pair, &key.workload))
+            group
+                .cells
+                .first()
+                .is_some_and(|first| (&first.key.pair, &first.key.workload) == (&key.pair, &key.workload))
         };
         if let Some(group) = groups.iter_mut().find(same) {
             group.cells.push(cell);
@@ -75,15 +78,18 @@ pub fn path(cell: &CellResult) -> String {
 /// A flag's short name, and what it means for the figure beside it.
 pub const fn explain(flag: Flag) -> (&'static str, &'static str) {
     match flag {
-        Flag::DebugBuild => {
-            ("debug build", "A program on the data path was built without optimisation: the figure is not the product's.")
-        }
-        Flag::CpuBound => {
-            ("CPU-bound", "The thread that carries the traffic was busy for over 95 % of the interval: the end, not the path, set the figure.")
-        }
-        Flag::LinkBound => {
-            ("link-bound", "Goodput came within 5 % of what the link allows: the arm might do more on a faster one, so a comparison here says nothing of its limit.")
-        }
+        Flag::DebugBuild => (
+            "debug build",
+            "A program on the data path was built without optimisation: the figure is not the product's.",
+        ),
+        Flag::CpuBound => (
+            "CPU-bound",
+            "The thread that carries the traffic was busy for over 95 % of the interval: the end, not the path, set the figure.",
+        ),
+        Flag::LinkBound => (
+            "link-bound",
+            "Goodput came within 5 % of what the link allows: the arm might do more on a faster one, so a comparison here says nothing of its limit.",
+        ),
         Flag::Drops => ("drops", "Frames were dropped at the adapter or its port."),
         Flag::Steal => ("steal", "The hypervisor below this machine took over 1 % of its CPU time."),
         Flag::ExitCountMismatch => {
@@ -128,6 +134,10 @@ pub const fn status(status: RunStatus) -> &'static str {
 /// What stands in place of a figure in a cell without one: its worst status, never 0.
 pub fn without_figure(cell: &CellResult) -> &'static str {
     let counts = cell.counts;
-    let worst = [(counts.failed, RunStatus::Failed), (counts.lost, RunStatus::Lost), (counts.skipped, RunStatus::Skipped)];
+    let worst = [
+        (counts.failed, RunStatus::Failed),
+        (counts.lost, RunStatus::Lost),
+        (counts.skipped, RunStatus::Skipped),
+    ];
     worst.into_iter().find(|(count, _)| *count > 0).map_or("no figure", |(_, kind)| status(kind))
 }

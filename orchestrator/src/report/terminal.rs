@@ -94,7 +94,8 @@ pub fn gate_figure(gate: &GateResult) -> Option<String> {
             (format::percent(figure), gate.ci95.map(|ci95| format::percent_interval(figure, ci95)))
         }
         GateQuantity::Goodput => {
-            let interval = |ci95: [f64; 2]| format::rate_interval(figure / 8.0, ci95.map(|limit| limit / 8.0));
+            let interval =
+                |ci95: [f64; 2]| format::rate_interval(figure / 8.0, ci95.map(|limit| limit / 8.0));
             (format::bit_rate(figure), gate.ci95.map(interval))
         }
     };
@@ -105,7 +106,8 @@ pub fn gate_figure(gate: &GateResult) -> Option<String> {
 /// a guest's last words can't command the terminal.
 pub fn plain(text: &str) -> String {
     let commands = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
     };
     text.chars().flat_map(|c| if commands(c) { c.escape_unicode().collect() } else { vec![c] }).collect()
 }
@@ -143,7 +145,15 @@ impl Screen {
             table.enforce_styling();
         }
         let titles: [&str; COLUMNS] = [
-            "arm", "payload", "goodput", "of native", "exits\n/frame", "CPU s/GB\nguest", "\nvmm", "\nhost", "runs",
+            "arm",
+            "payload",
+            "goodput",
+            "of native",
+            "exits\n/frame",
+            "CPU s/GB\nguest",
+            "\nvmm",
+            "\nhost",
+            "runs",
             "flags",
         ];
         table.set_header(titles.map(|title| self.bold(title)));
@@ -181,7 +191,9 @@ impl Screen {
                 let interval = ratio.ci95.map(|ci95| format::percent_interval(ratio.estimate, ci95));
                 lines(format::percent(ratio.estimate), interval)
             }
-            None if is_baseline(result, cell) && cell.goodput_bytes_per_second.is_some() => "baseline".to_owned(),
+            None if is_baseline(result, cell) && cell.goodput_bytes_per_second.is_some() => {
+                "baseline".to_owned()
+            }
             None => format::ABSENT.to_owned(),
         };
         let cpu = cell.cpu_seconds_per_gigabyte;
@@ -277,7 +289,10 @@ mod tests {
     #[test]
     fn a_failed_cell_says_so_and_is_never_zero() {
         let text = render(&result(), None, PLAIN);
-        let line = text.lines().find(|line| line.contains("pcnet") && line.contains("0/5")).expect("the failed cell");
+        let line = text
+            .lines()
+            .find(|line| line.contains("pcnet") && line.contains("0/5"))
+            .expect("the failed cell");
         assert!(line.contains("failed") && !line.contains("b/s"), "{line}");
         assert!(text.contains("failed  pcnet ← same arm (5 of 5): lab-2: the guest faulted"), "{text}");
         assert!(text.contains("64 of 70 runs measured"), "{text}");

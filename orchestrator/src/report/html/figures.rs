@@ -1,0 +1,272 @@
+//! The plots: share of native, runs in order, exits by cause, CPU.
+
+use maud::{Markup, html};
+use toll_protocol::result::{CampaignResult, CauseSummary, CellResult};
+use toll_protocol::trial::Direction;
+
+use super::{class, group_label, heading, legend};
+use crate::format;
+use crate::report::plot::{self, Scale};
+use crate::report::{groups, is_baseline, path, without_figure};
+use crate::statistics::median;
+use crate::summary::{baseline_cell, blocks};
+
+/// A CPU cost over so many times another makes bars of one scale unreadable.
+const WIDEST_SPREAD: f64 = 15.0;
+
+/// The forest plot of ratios.
+pub fn share_of_native(result: &CampaignResult) -> Markup {
+    let groups = groups(result);
+    let all: Vec<f64> = result
+        .cells
+        .iter()
+        .flat_map(|cell| {
+            let ratio = cell.ratio_to_native.into_iter();
+            let figures =
+                ratio.flat_map(|ratio| [ratio.estimate].into_iter().chain(ratio.ci95.into_iter().flatten()));
+            figures.chain(block_ratios(result, cell))
+        })
+        .collect();
+    if all.is_empty() {
+        return html! {};
+    }
+    let scale = Scale::of_ratios(all);
+    html! {
+        h2 { "How close to native" }
+        p.note {
+            "Goodput as a share of the native arm of the same block. Large dots are estimates with their 95 % intervals, "
+            "faint dots the single blocks, the dashed line is native."
+            @if matches!(scale, Scale::Log { .. }) { " The scale is logarithmic." }
+        }
+        (legend(result))
+        div.wide {
+            table.forest {
+                thead {
+                    tr {
+                        th { "arm" } th { "payload" } th.plot { (plot::ratio_axis(&scale)) }
+                        th.r { "of native" } th { "95 % interval" } th.r { "blocks" }
+                    }
+                }
+                tbody {
+                    @for (index, group) in groups.iter().enumerate() {
+                        @for (direction, title) in [(Direction::Send, "sends"), (Direction::Receive, "receives")] {
+                            @let cells: Vec<_> = group.cells.iter().filter(|cell| {
+                                cell.key.direction == direction && !is_baseline(result, cell)
+                            }).collect();
+                            @if !cells.is_empty() {
+                                tr.part {
+                                    th colspan="6" {
+                                        "the arm " (title)
+                                        @if let Some(label) = group_label(&groups, index) { " · " (label) }
+                                    }
+                                }
+                                @for cell in cells { (forest_row(result, cell, &scale)) }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn forest_row(result: &CampaignResult, cell: &CellResult, scale: &Scale) -> Markup {
+    let ratio = cell.ratio_to_native;
+    let figure = ratio.map(|ratio| (ratio.estimate, ratio.ci95));
+    html! {
+        tr {
+            th { (cell.key.arm) }
+            td.where { (path(cell)) }
+            td.plot { (plot::forest_row(scale, figure, &block_ratios(result, cell), class(result, cell))) }
+            @if let Some(ratio) = ratio {
+                td.r { (format::percent(ratio.estimate)) }
+                td.ci {
+                    @match ratio.ci95 {
+                        Some(ci95) => { (format::percent_interval(ratio.estimate, ci95)) }
+                        None => { (format::ABSENT) }
+                    }
+                }
+                td.r { (ratio.blocks) }
+            } @else {
+                td.r.bad[cell.counts.measured == 0] {
+                    @if cell.counts.measured == 0 { (without_figure(cell)) } @else { (format::ABSENT) }
+                }
+                td.ci { (format::ABSENT) }
+                td.r { (format::ABSENT) }
+            }
+        }
+    }
+}
+
+/// Ratio to native of each block that has both.
+fn block_ratios(result: &CampaignResult, cell: &CellResult) -> Vec<f64> {
+    let Some(baseline) = baseline_cell(&result.arms, &result.cells, &cell.key) else { return Vec::new() };
+    let ratio = |arm: f64, native: f64| Some(arm / native).filter(|ratio| ratio.is_finite() && *ratio > 0.0);
+    let blocks = blocks(cell, baseline);
+    blocks.iter().filter_map(|block| ratio(median(&block.arm)?, median(&block.native)?)).collect()
+}
+
+/// Every cell's runs in the order of blocks.
+pub fn runs(result: &CampaignResult) -> Markup {
+    let groups = groups(result);
+    html! {
+        h2 { "Every run" }
+        p.note {
+            "Goodput of each run, in the order of the blocks from left to right; the line is the median, the band its "
+            "95 % interval, a cross a run without a figure. Each panel has a scale of its own, given at its right: "
+            "look here for drift, not for comparison."
+        }
+        div.panels {
+            @for (index, group) in groups.iter().enumerate() {
+                @for cell in &group.cells {
+                    div.panel {
+                        (heading(cell, group_label(&groups, index).as_deref()))
+                        @if let Some(estimate) = cell.goodput_bytes_per_second {
+                            @let goodputs: Vec<_> =
+                                cell.runs.iter().map(|run| run.goodput_bytes_per_second).collect();
+                            @let [low, high] = plot::strip_limits(&goodputs, estimate.median, estimate.ci95);
+                            p.figure { (format::goodput(&estimate)) }
+                            div.framed {
+                                (plot::run_strip(&goodputs, estimate.median, estimate.ci95, class(result, cell)))
+                                span.high { (format::rate(high)) }
+                                span.low { (format::rate(low)) }
+                            }
+                        } @else {
+                            p.figure.bad { (without_figure(cell)) ": " (cell.counts.planned) " of " (cell.counts.planned) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Exits by cause per frame, with the time that the VMM took for them.
+pub fn exits(result: &CampaignResult) -> Markup {
+    let groups = groups(result);
+    let has = |cell: &&CellResult| cell.exits_by_cause.as_ref().is_some_and(|causes| !causes.is_empty());
+    if !result.cells.iter().any(|cell| has(&cell)) {
+        return html! {};
+    }
+    html! {
+        h2 { "Exits: what each frame costs in world switches" }
+        p.note {
+            "Returns of KVM_RUN to the VMM for each frame in the direction of the payload, by cause, over all measured "
+            "runs. Time is from the return to the next entry, time asleep left out."
+        }
+        div.panels.broad {
+            @for (index, group) in groups.iter().enumerate() {
+                @for cell in group.cells.iter().copied().filter(has) {
+                    div.panel {
+                        (heading(cell, group_label(&groups, index).as_deref()))
+                        @if let Some(exits) = cell.exits_per_frame {
+                            p.figure { (format::significant(exits)) " exits a frame" }
+                        }
+                        (causes_table(cell))
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn causes_table(cell: &CellResult) -> Markup {
+    let mut causes: Vec<(&String, &CauseSummary)> = cell.exits_by_cause.iter().flatten().collect();
+    causes.sort_by_key(|(_, summary)| std::cmp::Reverse(summary.count));
+    let most = causes.first().map_or(0, |(_, summary)| summary.count) as f64;
+    let microseconds = |nanoseconds: Option<f64>| format::optional(nanoseconds.map(|time| time / 1e3));
+    let per_frame_time =
+        |summary: &CauseSummary| Some(summary.per_frame? * summary.mean_handling_nanoseconds?);
+    html! {
+        table {
+            thead {
+                tr { th { "cause" } th { } th.r { "per frame" } th.r { "µs each" } th.r { "µs per frame" } }
+            }
+            tbody {
+                @for (cause, summary) in causes {
+                    tr {
+                        td { (cause) }
+                        td style="width: 30%" { (plot::bar(&[("part-guest", Some(summary.count as f64))], most)) }
+                        td.r { (format::optional(summary.per_frame)) }
+                        td.r { (microseconds(summary.mean_handling_nanoseconds)) }
+                        td.r { (microseconds(per_frame_time(summary))) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// CPU-seconds per gigabyte by who used them.
+pub fn cpu(result: &CampaignResult) -> Markup {
+    let groups = groups(result);
+    let totals: Vec<f64> = result.cells.iter().filter_map(total).collect();
+    let largest = totals.iter().copied().fold(0.0, f64::max);
+    let smallest = totals.iter().copied().fold(f64::INFINITY, f64::min);
+    if totals.is_empty() || largest <= 0.0 {
+        return html! {};
+    }
+    let one_scale = largest <= smallest * WIDEST_SPREAD;
+    html! {
+        h2 { "CPU: who did the work" }
+        p.note {
+            "CPU-seconds at the arm's end for each gigabyte (10⁹ bytes) that arrived, medians over the runs. "
+            @if one_scale { "All bars have one scale." } @else {
+                "Totals span over too much for one scale, so each bar is the whole of its row, split by who used it."
+            }
+        }
+        ul.legend {
+            li { i.part-guest {} "guest code and KVM" }
+            li { i.part-vmm {} "VMM: device models" }
+            li { i.part-host {} "host kernel: TAP, bridge, sockets" }
+        }
+        div.wide {
+            table {
+                thead {
+                    tr {
+                        th { "arm" } th { "payload" } th { } th.r { "guest" } th.r { "VMM" } th.r { "host" }
+                        th.r { "total s/GB" } th.r { "× native" }
+                    }
+                }
+                tbody {
+                    @for (index, group) in groups.iter().enumerate() {
+                        @if let Some(label) = group_label(&groups, index) {
+                            tr.part { th colspan="8" { (label) } }
+                        }
+                        @for cell in &group.cells {
+                            @if let Some(total) = total(cell) { (cpu_row(result, cell, total, one_scale, largest)) }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn cpu_row(result: &CampaignResult, cell: &CellResult, all: f64, one_scale: bool, largest: f64) -> Markup {
+    let cpu = cell.cpu_seconds_per_gigabyte;
+    let parts = [("part-guest", cpu.guest), ("part-vmm", cpu.vmm), ("part-host", cpu.host)];
+    let native =
+        baseline_cell(&result.arms, &result.cells, &cell.key).and_then(total).filter(|native| *native > 0.0);
+    html! {
+        tr {
+            th { (cell.key.arm) }
+            td.where { (path(cell)) }
+            td style="width: 34%" { (plot::bar(&parts, if one_scale { largest } else { all })) }
+            td.r { (format::optional(cpu.guest)) }
+            td.r { (format::optional(cpu.vmm)) }
+            td.r { (format::optional(cpu.host)) }
+            td.r { strong { (format::significant(all)) } }
+            td.r {
+                @if is_baseline(result, cell) { "1" } @else { (format::optional(native.map(|native| all / native))) }
+            }
+        }
+    }
+}
+
+/// Sum of the parts that were measured; `None` if none was.
+fn total(cell: &CellResult) -> Option<f64> {
+    let cpu = cell.cpu_seconds_per_gigabyte;
+    let parts = [cpu.guest, cpu.vmm, cpu.host];
+    parts.iter().any(Option::is_some).then(|| parts.iter().flatten().sum())
+}
