@@ -1,1 +1,6 @@
-//! toll-e2e
+//! What end-to-end tests share: Toll's programs, campaigns to give them, and ways to look for what was left
+//! behind.
+
+pub mod campaigns;
+pub mod machine;
+pub mod programs;

@@ -1,0 +1,119 @@
+//! The edges of ARCHITECTURE.md, held: which crate may know which, and which file may know a library.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+
+/// Crates of the workspace that each may link. Absent: any test may use what it needs.
+const ALLOWED: [(&str, &[&str]); 8] = [
+    ("toll-protocol", &[]),
+    ("toll-guest-abi", &[]),
+    ("toll-vnic", &["toll-protocol"]),
+    ("toll-guest", &["toll-guest-abi"]),
+    ("toll-vmm", &["toll-protocol", "toll-vnic", "toll-guest", "toll-guest-abi"]),
+    ("toll-endpoint", &["toll-protocol"]),
+    ("toll-node-agent", &["toll-protocol"]),
+    ("toll-orchestrator", &["toll-protocol"]),
+];
+
+/// Libraries that only these crates may link.
+const RESERVED: [(&str, &[&str]); 6] = [
+    ("kvm-ioctls", &["toll-vmm"]),
+    ("kvm-bindings", &["toll-vmm"]),
+    ("quinn", &["toll-node-agent", "toll-orchestrator"]),
+    ("serde_yaml", &["toll-protocol"]),
+    ("tun-tap", &["toll-vnic"]),
+    ("tokio", &["toll-node-agent", "toll-orchestrator"]),
+];
+
+/// Paths in source that only these files or folders may name.
+const FILES: [(&str, &[&str]); 4] = [
+    ("kvm_ioctls::", &["vmm/src/kvm/"]),
+    ("kvm_bindings::", &["vmm/src/kvm/"]),
+    ("serde_yaml::", &["protocol/src/campaign/parse.rs"]),
+    ("quinn::", &["node-agent/src/link.rs", "orchestrator/src/link.rs"]),
+];
+
+/// Files longer than this are two things in one.
+const LONGEST: usize = 520;
+
+/// Normal and build dependencies of each package of the workspace.
+fn dependencies() -> BTreeMap<String, BTreeSet<String>> {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .current_dir(ROOT)
+        .output()
+        .expect("cargo metadata runs");
+    let metadata: Value = serde_json::from_slice(&output.stdout).expect("cargo metadata prints JSON");
+    let packages = metadata["packages"].as_array().expect("packages");
+    let of = |package: &Value| {
+        let list = package["dependencies"].as_array().expect("dependencies");
+        let linked = list.iter().filter(|dependency| dependency["kind"] != "dev");
+        linked.map(|dependency| text(&dependency["name"])).collect()
+    };
+    packages.iter().map(|package| (text(&package["name"]), of(package))).collect()
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().expect("a string").to_owned()
+}
+
+#[test]
+fn crates_know_only_what_the_architecture_allows() {
+    let dependencies = dependencies();
+    for (package, allowed) in ALLOWED {
+        for other in &dependencies[package] {
+            let ours = dependencies.contains_key(other);
+            assert!(!ours || allowed.contains(&other.as_str()), "{package} must not depend on {other}");
+        }
+    }
+}
+
+#[test]
+fn libraries_stay_in_their_crates() {
+    for (package, linked) in dependencies() {
+        if package == "toll-e2e" {
+            continue;
+        }
+        for (library, users) in RESERVED {
+            assert!(!linked.contains(library) || users.contains(&package.as_str()), "{package} must not link {library}");
+        }
+    }
+}
+
+/// Rust sources of the project.
+fn sources() -> Vec<PathBuf> {
+    let output = Command::new("git").args(["ls-files", "-co", "--exclude-standard", "*.rs"]).current_dir(ROOT).output();
+    let output = output.expect("git lists files");
+    let list = String::from_utf8(output.stdout).expect("paths are UTF-8");
+    let files: Vec<PathBuf> = list.lines().map(PathBuf::from).filter(|path| Path::new(ROOT).join(path).exists()).collect();
+    assert!(files.len() > 50, "git listed {} files only", files.len());
+    files
+}
+
+#[test]
+fn libraries_stay_in_their_files() {
+    for path in sources() {
+        let name = path.to_str().expect("UTF-8");
+        if name.starts_with("e2e/") || name.contains("/tests") {
+            continue;
+        }
+        let source = std::fs::read_to_string(Path::new(ROOT).join(&path)).expect("readable");
+        for (library, places) in FILES {
+            let allowed = places.iter().any(|place| name.starts_with(place));
+            assert!(allowed || !source.contains(library), "{name} must not name {library}");
+        }
+    }
+}
+
+#[test]
+fn a_file_is_one_thing() {
+    for path in sources() {
+        let lines = std::fs::read_to_string(Path::new(ROOT).join(&path)).expect("readable").lines().count();
+        assert!(lines <= LONGEST, "{} has {lines} lines; over {LONGEST} it is two things in one", path.display());
+    }
+}

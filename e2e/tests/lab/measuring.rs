@@ -1,0 +1,135 @@
+//! What a campaign in a lab measures, and what it leaves behind: results, and nothing else.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use toll_e2e::campaigns::{NATIVE, PCNET, SAME_STACK, VIRTIO, campaign};
+use toll_e2e::machine::{interfaces, no_kvm, no_tun, processes};
+use toll_e2e::programs::{self, expect};
+use toll_protocol::result::{CellResult, Peer};
+use toll_protocol::trial::Direction;
+
+use crate::test;
+
+pub fn tests() -> Vec<Trial> {
+    vec![
+        test("every_arm_is_measured_both_ways", &[no_kvm(), no_tun()], every_arm),
+        test("the_machines_own_network_never_sees_a_lab", &[no_kvm(), no_tun()], network_untouched),
+        test("two_runs_at_once_dont_disturb_each_other", &[no_tun()], two_at_once),
+        test("format_json_prints_the_result_alone", &[], json_alone),
+        test("a_gate_decides_the_exit_code", &[], gates),
+        test("a_link_rate_limits_native", &[], link_rate),
+    ]
+}
+
+/// The cells of an arm.
+fn cells<'r>(cells: &'r [CellResult], arm: &str) -> Vec<&'r CellResult> {
+    cells.iter().filter(|cell| cell.key.arm == arm).collect()
+}
+
+fn every_arm() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let text = campaign(&[NATIVE, SAME_STACK, PCNET, VIRTIO], 1, "300ms", "");
+    let (output, out) = programs::start(&text, directory.path(), |_| {})?.end(Duration::from_secs(60))?;
+    expect(&output, 0)?;
+    let result = programs::result(&out)?;
+    for (arm, count) in [("native", 2), ("same-stack", 2), ("pcnet", 2), ("virtio", 4)] {
+        ensure!(cells(&result.cells, arm).len() == count, "arm {arm} has not {count} cells");
+    }
+    for cell in &result.cells {
+        let what = format!("{:?}", cell.key);
+        ensure!(cell.counts.measured == 1, "{what} is not measured: {:?}", cell.runs);
+        let goodput = cell.goodput_bytes_per_second.context("no goodput")?.median;
+        ensure!(goodput > 100_000.0, "{what}: {goodput} B/s");
+        let guest = matches!(cell.key.arm.as_str(), "pcnet" | "virtio");
+        ensure!(cell.exits_per_frame.is_some() == guest, "{what}: exits of {:?}", cell.exits_per_frame);
+        ensure!(cell.cpu_seconds_per_gigabyte.guest.is_some() == (cell.key.arm != "native"), "{what}");
+        ensure!(cell.cpu_seconds_per_gigabyte.host.is_some(), "{what}");
+    }
+    // 2 accesses to send and 10 in the handler: no frame costs a straightforward pcnet less than the 2.
+    let pcnet = cells(&result.cells, "pcnet");
+    let sends = pcnet.iter().find(|cell| cell.key.direction == Direction::Send).context("pcnet sends")?;
+    let exits = sends.exits_per_frame.context("pcnet exits")?;
+    ensure!((12.0..40.0).contains(&exits), "{exits} exits a frame sent");
+    let virtio = cells(&result.cells, "virtio");
+    ensure!(virtio.iter().any(|cell| cell.key.peer == Peer::SameArm), "no guest-to-guest cell");
+    let few = virtio.iter().all(|cell| cell.exits_per_frame.is_some_and(|exits| exits < 2.0));
+    ensure!(few, "virtio exits: {:?}", virtio.iter().map(|cell| cell.exits_per_frame).collect::<Vec<_>>());
+    for file in ["report.html", "result.json", "ledger.sqlite"] {
+        ensure!(out.join(file).is_file(), "{file} is missing");
+    }
+    let page = std::fs::read_to_string(out.join("report.html"))?;
+    ensure!(page.contains("<svg") && !page.contains("http-equiv=\"refresh\""), "the page has no plots");
+    Ok(())
+}
+
+fn network_untouched() -> Result<()> {
+    let before = interfaces()?;
+    let directory = tempfile::tempdir()?;
+    let text = campaign(&[NATIVE, VIRTIO], 1, "500ms", "");
+    let mut run = programs::start(&text, directory.path(), |_| {})?;
+    let mut looks = 0;
+    while run.child.try_wait()?.is_none() {
+        let now = interfaces()?;
+        ensure!(now == before, "the machine's network changed during the run: {before:?} became {now:?}");
+        looks += 1;
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
+    ensure!(looks > 20, "the network was looked at {looks} times only");
+    let (output, _) = run.end(Duration::from_secs(5))?;
+    expect(&output, 0)?;
+    ensure!(interfaces()? == before);
+    let left = processes(&programs::directory()?)?;
+    ensure!(left.is_empty(), "processes are left: {left:?}");
+    Ok(())
+}
+
+fn two_at_once() -> Result<()> {
+    let (one, two) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let text = campaign(&[NATIVE, SAME_STACK], 1, "300ms", "");
+    let first = programs::start(&text, one.path(), |_| {})?;
+    let second = programs::start(&text, two.path(), |_| {})?;
+    for run in [first, second] {
+        let (output, out) = run.end(Duration::from_secs(60))?;
+        expect(&output, 0)?;
+        ensure!(programs::result(&out)?.cells.iter().all(|cell| cell.counts.measured == 1));
+    }
+    Ok(())
+}
+
+fn json_alone() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let text = campaign(&[NATIVE], 1, "200ms", "");
+    let run = programs::start(&text, directory.path(), |command| {
+        command.args(["--format", "json"]);
+    })?;
+    let (output, out) = run.end(Duration::from_secs(30))?;
+    expect(&output, 0)?;
+    let printed: toll_protocol::result::CampaignResult = serde_json::from_slice(&output.stdout)?;
+    ensure!(printed == programs::result(&out)?);
+    Ok(())
+}
+
+fn gates() -> Result<()> {
+    for (limit, code) in [("1Mbit", 0), ("9000Gbit", 1)] {
+        let directory = tempfile::tempdir()?;
+        let more = format!("  gates: [{{cells: {{arm: native}}, goodput: {{atLeast: {limit}}}}}]\n");
+        let text = campaign(&[NATIVE], 3, "100ms", &more);
+        let (output, _) = programs::start(&text, directory.path(), |_| {})?.end(Duration::from_secs(30))?;
+        expect(&output, code)?;
+    }
+    Ok(())
+}
+
+fn link_rate() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let text = campaign(&[NATIVE], 1, "500ms", "").replace("10Gbit", "100Mbit");
+    let (output, out) = programs::start(&text, directory.path(), |_| {})?.end(Duration::from_secs(30))?;
+    expect(&output, 0)?;
+    for cell in &programs::result(&out)?.cells {
+        let bits = cell.goodput_bytes_per_second.context("no goodput")?.median * 8.0;
+        ensure!((80e6..101e6).contains(&bits), "{} on a 100 Mb/s link: {bits} b/s", cell.key.direction);
+    }
+    Ok(())
+}
