@@ -1,1 +1,20 @@
-//! toll-endpoint
+//! The native end of a trial: a bulk TCP stream over a kernel socket, or iperf3 run in its place. A child
+//! process of the agent that speaks [`toll_protocol::child`] over the socket it was started with.
+//!
+//! ```text
+//! control thread (all time)                        traffic thread (all bytes)
+//!   control socket, clocks, deadlines,   atomics     send or receive of `write_size` bytes,
+//!   measured interval, samples, reports  <-------    nothing else
+//! ```
+//! The traffic thread makes no system call but its send or receive: it never asks for the time, and learns
+//! of the peer's FIN by a flag that the control thread sets when its poll says so.
+
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod end;
+pub mod iperf3;
+pub mod meter;
+pub mod socket;
+pub mod stream;
+pub mod traffic;

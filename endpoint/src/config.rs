@@ -1,0 +1,231 @@
+//! The configuration of an end, checked once. Nothing after this re-checks it.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use nix::sched::sched_getaffinity;
+use nix::unistd::Pid;
+use toll_protocol::child::EndpointConfig;
+use toll_protocol::trial::{Direction, NativeProgram, Open};
+use toll_protocol::units::{Bytes, Span};
+
+/// The longest send or receive call.
+pub const MAX_WRITE_SIZE: Bytes = Bytes(16 << 20);
+/// iperf3's own limit, MAX_BLOCKSIZE in its iperf.h.
+pub const MAX_IPERF3_WRITE_SIZE: Bytes = Bytes(1 << 20);
+/// The longest measured interval: its samples, one every 100 ms, must fit one message to the agent.
+pub const MAX_DURATION: Span = Span::from_millis(3_600_000);
+/// The longest deadline.
+pub const MAX_DEADLINE: Span = Span::from_millis(2 * 3_600_000);
+/// The shortest reporting interval that iperf3 has (MIN_INTERVAL in its iperf.h).
+pub const IPERF3_STEP: Span = Span::from_millis(100);
+
+/// Why a configuration can't be run.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The write size is 0 or too large.
+    #[error("a write size of {size} was asked for: 1B to {limit} are possible with {program}")]
+    WriteSize {
+        /// What was asked.
+        size: Bytes,
+        /// The most there is.
+        limit: Bytes,
+        /// `toll-endpoint` or `iperf3`.
+        program: &'static str,
+    },
+    /// The interval is empty or too long.
+    #[error(
+        "a measured interval of {duration} was asked for: it must be over 0ns and at most {MAX_DURATION}"
+    )]
+    Duration {
+        /// What was asked.
+        duration: Span,
+    },
+    /// The deadline comes before the end of the job, or too late.
+    #[error(
+        "the deadline of {deadline} must be longer than warm-up ({warm_up}) and interval ({duration}) together, \
+         and at most {MAX_DEADLINE}"
+    )]
+    Deadline {
+        /// What was asked.
+        deadline: Span,
+        /// The job's warm-up.
+        warm_up: Span,
+        /// The job's interval.
+        duration: Span,
+    },
+    /// iperf3 reports in steps and can cut its report nowhere else.
+    #[error(
+        "iperf3 measures in steps of {IPERF3_STEP}: warm-up ({warm_up}) and interval ({duration}) must be multiples"
+    )]
+    Iperf3Step {
+        /// The job's warm-up.
+        warm_up: Span,
+        /// The job's interval.
+        duration: Span,
+    },
+    /// The address is none that a socket can be bound to and be found at.
+    #[error("{address} is not the address of a host")]
+    Address {
+        /// What was asked.
+        address: Ipv4Addr,
+    },
+    /// The CPU is not one that this process may use.
+    #[error("CPU {cpu} was asked for and is not among those that this process may use")]
+    Cpu {
+        /// What was asked.
+        cpu: u32,
+    },
+}
+
+/// A valid configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// Who produces the traffic.
+    pub program: NativeProgram,
+    /// Where a listening end listens, with port 0: the kernel chooses.
+    pub bind: SocketAddrV4,
+    /// Whether this end sends or receives.
+    pub direction: Direction,
+    /// Whether this end listens or connects.
+    pub open: Open,
+    /// Bytes of each send or receive call.
+    pub write_size: usize,
+    /// Left out of the figure.
+    pub warm_up: Duration,
+    /// The interval measured.
+    pub duration: Duration,
+    /// CPU to pin the traffic to.
+    pub cpu: Option<usize>,
+    /// From `Start` to the end of the job at most.
+    pub deadline: Duration,
+}
+
+impl TryFrom<EndpointConfig> for Plan {
+    type Error = ConfigError;
+
+    fn try_from(config: EndpointConfig) -> Result<Self, ConfigError> {
+        let EndpointConfig { trial: _, program, address, job, cpu, deadline } = config;
+        let (limit, name) = match program {
+            NativeProgram::Endpoint => (MAX_WRITE_SIZE, "toll-endpoint"),
+            NativeProgram::Iperf3 => (MAX_IPERF3_WRITE_SIZE, "iperf3"),
+        };
+        let size = job.write_size;
+        let write_size = usize::try_from(size.0).ok().filter(|_| size.0 > 0 && size <= limit);
+        let write_size = write_size.ok_or(ConfigError::WriteSize { size, limit, program: name })?;
+        let (warm_up, duration) = (job.warm_up, job.duration);
+        if duration.0 == 0 || duration > MAX_DURATION {
+            return Err(ConfigError::Duration { duration });
+        }
+        let job_length = warm_up.0.checked_add(duration.0);
+        if deadline > MAX_DEADLINE || job_length.is_none_or(|length| deadline.0 <= length) {
+            return Err(ConfigError::Deadline { deadline, warm_up, duration });
+        }
+        let stepped = |span: Span| span.0.is_multiple_of(IPERF3_STEP.0);
+        if program == NativeProgram::Iperf3 && !(stepped(warm_up) && stepped(duration)) {
+            return Err(ConfigError::Iperf3Step { warm_up, duration });
+        }
+        let address = address.address;
+        if address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
+            return Err(ConfigError::Address { address });
+        }
+        let cpu = cpu.map(|cpu| allowed(cpu).ok_or(ConfigError::Cpu { cpu })).transpose()?;
+        Ok(Self {
+            program,
+            bind: SocketAddrV4::new(address, 0),
+            direction: job.direction,
+            open: job.open,
+            write_size,
+            warm_up: warm_up.duration(),
+            duration: duration.duration(),
+            cpu,
+            deadline: deadline.duration(),
+        })
+    }
+}
+
+/// `cpu` as an index, if this process may run there.
+fn allowed(cpu: u32) -> Option<usize> {
+    let cpu = usize::try_from(cpu).ok()?;
+    let set = sched_getaffinity(Pid::from_raw(0)).ok()?;
+    // A number beyond the set's size is an error of is_set.
+    set.is_set(cpu).unwrap_or(false).then_some(cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use toll_protocol::trial::{StreamJob, TrialId};
+    use toll_protocol::units::InterfaceAddress;
+
+    use super::*;
+
+    fn config() -> EndpointConfig {
+        EndpointConfig {
+            trial: TrialId::new(1),
+            program: NativeProgram::Endpoint,
+            address: InterfaceAddress { address: Ipv4Addr::LOCALHOST, prefix: 8 },
+            job: StreamJob {
+                direction: Direction::Send,
+                open: Open::Connect,
+                write_size: Bytes(65_536),
+                warm_up: Span::from_millis(500),
+                duration: Span::from_millis(2_000),
+            },
+            cpu: None,
+            deadline: Span::from_millis(10_000),
+        }
+    }
+
+    fn refused(change: impl FnOnce(&mut EndpointConfig)) -> ConfigError {
+        let mut config = config();
+        change(&mut config);
+        Plan::try_from(config).expect_err("must be refused")
+    }
+
+    #[test]
+    fn a_valid_configuration_is_taken_as_it_is() {
+        let plan = Plan::try_from(config()).expect("valid");
+        assert_eq!(plan.write_size, 65_536);
+        assert_eq!(plan.bind, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+    }
+
+    #[test]
+    fn each_limit_is_held_and_named() {
+        assert!(matches!(refused(|c| c.job.write_size = Bytes(0)), ConfigError::WriteSize { .. }));
+        let large = refused(|c| c.job.write_size = Bytes((16 << 20) + 1));
+        assert!(large.to_string().contains("1B to 16MiB"), "{large}");
+        let iperf3 = |c: &mut EndpointConfig| c.program = NativeProgram::Iperf3;
+        let large = refused(|c| {
+            iperf3(c);
+            c.job.write_size = Bytes(2 << 20);
+        });
+        assert!(large.to_string().contains("1B to 1MiB are possible with iperf3"), "{large}");
+        assert!(matches!(refused(|c| c.job.duration = Span(0)), ConfigError::Duration { .. }));
+        assert!(matches!(refused(|c| c.job.duration = Span(u64::MAX)), ConfigError::Duration { .. }));
+        assert!(matches!(refused(|c| c.job.warm_up = Span(u64::MAX)), ConfigError::Deadline { .. }));
+        assert!(matches!(refused(|c| c.deadline = Span::from_millis(2_500)), ConfigError::Deadline { .. }));
+        assert!(matches!(refused(|c| c.deadline = Span(u64::MAX)), ConfigError::Deadline { .. }));
+        let step = refused(|c| {
+            iperf3(c);
+            c.job.warm_up = Span::from_millis(150);
+        });
+        assert!(matches!(step, ConfigError::Iperf3Step { .. }));
+        assert!(matches!(refused(|c| c.cpu = Some(u32::MAX)), ConfigError::Cpu { .. }));
+        let nowhere = refused(|c| c.address.address = Ipv4Addr::UNSPECIFIED);
+        assert!(matches!(nowhere, ConfigError::Address { .. }));
+    }
+
+    proptest! {
+        #[test]
+        fn no_configuration_panics(size: u64, warm_up: u64, duration: u64, deadline: u64, cpu: Option<u32>) {
+            let mut config = config();
+            config.job.write_size = Bytes(size);
+            config.job.warm_up = Span(warm_up);
+            config.job.duration = Span(duration);
+            config.deadline = Span(deadline);
+            config.cpu = cpu;
+            let _ = Plan::try_from(config);
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! iperf3's JSON (`--json`, iperf 3.x, iperf_api.c `iperf_print_intermediate`): its reports every 100 ms are cut to
+//! the measured interval.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use toll_protocol::report::{CpuSplit, EndReport, Flag, Sample};
+use toll_protocol::trial::Direction;
+use toll_protocol::units::Span;
+
+/// Half of a reporting step: a report belongs to the interval if its middle lies in it.
+const HALF_STEP: Duration = Duration::from_millis(50);
+
+/// Share of the interval, in percent, that the reports must cover.
+const ENOUGH: u32 = 95;
+
+/// Why a report gives no figure.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// It is no JSON of iperf3's.
+    #[error("it is malformed")]
+    Malformed(#[from] serde_json::Error),
+    /// A time in it is none.
+    #[error("it has an interval from {start} s to {end} s")]
+    Time {
+        /// Where it starts.
+        start: f64,
+        /// Where it ends.
+        end: f64,
+    },
+    /// It counts the other end's bytes.
+    #[error("it counts bytes that were {}, and this end's part is to {expected}", if *.sender { "sent" } else { "received" })]
+    Direction {
+        /// Whether it says that it sends.
+        sender: bool,
+        /// This end's part.
+        expected: Direction,
+    },
+    /// It ends too early.
+    #[error("its intervals cover {covered} of the {duration} to measure")]
+    Short {
+        /// What they cover.
+        covered: Span,
+        /// The job's interval.
+        duration: Span,
+    },
+}
+
+#[derive(Debug, Deserialize)]
+struct Report {
+    #[serde(default)]
+    intervals: Vec<Interval>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Interval {
+    sum: Sum,
+}
+
+#[derive(Debug, Deserialize)]
+struct Sum {
+    /// Seconds since the start of the run.
+    start: f64,
+    end: f64,
+    bytes: u64,
+    retransmits: Option<u64>,
+    sender: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct ErrorReport {
+    error: Option<String>,
+}
+
+/// The error that a report tells of, if it does.
+pub fn error(json: &[u8]) -> Option<String> {
+    serde_json::from_slice::<ErrorReport>(json).ok()?.error
+}
+
+/// The figures of the interval that begins `warm_up` after the start of the run.
+///
+/// # Errors
+/// [`ReportError`].
+pub fn parse(
+    json: &[u8],
+    direction: Direction,
+    warm_up: Duration,
+    duration: Duration,
+) -> Result<EndReport, ReportError> {
+    let report: Report = serde_json::from_slice(json)?;
+    let (mut bytes, mut retransmits) = (0_u64, Some(0_u64));
+    let (mut begin, mut covered) = (None, Duration::ZERO);
+    let mut samples = Vec::new();
+    for Interval { sum } in &report.intervals {
+        let time = |seconds| Duration::try_from_secs_f64(seconds).ok();
+        let Some((start, end)) = time(sum.start).zip(time(sum.end)).filter(|(start, end)| start <= end)
+        else {
+            return Err(ReportError::Time { start: sum.start, end: sum.end });
+        };
+        let middle = start + (end - start) / 2;
+        if middle < warm_up || middle >= warm_up + duration || end - start < HALF_STEP {
+            continue;
+        }
+        if sum.sender != (direction == Direction::Send) {
+            return Err(ReportError::Direction { sender: sum.sender, expected: direction });
+        }
+        bytes = bytes.saturating_add(sum.bytes);
+        retransmits = retransmits.zip(sum.retransmits).map(|(sum, more)| sum.saturating_add(more));
+        covered = end.saturating_sub(*begin.get_or_insert(start));
+        samples.push(Sample { at: covered.into(), bytes });
+    }
+    if covered < duration / 100 * ENOUGH {
+        return Err(ReportError::Short { covered: covered.into(), duration: duration.into() });
+    }
+    let flags = retransmits.filter(|count| *count > 0).map(|_| Flag::Retransmits);
+    Ok(EndReport {
+        bytes,
+        interval: covered.into(),
+        samples,
+        threads: Vec::new(),
+        cpu: CpuSplit::default(),
+        exits: None,
+        frames: None,
+        start_to_first_frame: None,
+        flags: flags.into_iter().collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use super::*;
+
+    /// As iperf 3.12 writes it, with its jitter, without the fields that are not read.
+    fn json(steps: u32, sender: bool, retransmits_in: Option<u32>) -> String {
+        let mut text = String::from(r#"{"start": {"version": "iperf 3.12"}, "intervals": ["#);
+        for step in 0..steps {
+            let start = f64::from(step) * 0.1 + if step > 0 { 0.000_017 } else { 0.0 };
+            let end = f64::from(step + 1) * 0.1 + 0.000_017;
+            let comma = if step > 0 { "," } else { "" };
+            let bytes = 1_000 + u64::from(step);
+            let retransmits = match (sender, retransmits_in) {
+                (false, _) => String::new(),
+                (true, at) => format!(r#""retransmits": {},"#, u8::from(at == Some(step))),
+            };
+            let sum = format!(
+                r#""start": {start}, "end": {end}, "seconds": 0.1, "bytes": {bytes}, {retransmits} "omitted": false, "sender": {sender}"#
+            );
+            write!(text, r#"{comma}{{"streams": [], "sum": {{{sum}}}}}"#).expect("written");
+        }
+        text + r#"], "end": {"sum_sent": {}, "sum_received": {}}}"#
+    }
+
+    const WARM_UP: Duration = Duration::from_millis(500);
+    const DURATION: Duration = Duration::from_millis(2_000);
+
+    #[test]
+    fn the_interval_is_cut_out_of_the_run() {
+        let report =
+            parse(json(30, false, None).as_bytes(), Direction::Receive, WARM_UP, DURATION).expect("parses");
+        assert_eq!(report.samples.len(), 20);
+        assert_eq!(report.bytes, (5..25).map(|step| 1_000 + step).sum::<u64>());
+        assert_eq!(report.interval, Span::from_millis(2_000));
+        assert_eq!(report.cpu.host, None);
+        assert_eq!(report.flags, []);
+    }
+
+    #[test]
+    fn retransmissions_count_inside_the_interval_only() {
+        let flags = |step| {
+            let json = json(30, true, Some(step));
+            parse(json.as_bytes(), Direction::Send, WARM_UP, DURATION).expect("parses").flags
+        };
+        assert_eq!(flags(10), [Flag::Retransmits]);
+        assert_eq!(flags(4), []);
+        assert_eq!(flags(25), []);
+    }
+
+    #[test]
+    fn a_report_that_is_short_or_of_the_other_end_is_no_figure() {
+        let short = parse(json(20, false, None).as_bytes(), Direction::Receive, WARM_UP, DURATION);
+        assert!(matches!(short, Err(ReportError::Short { .. })), "{short:?}");
+        let other = parse(json(30, true, None).as_bytes(), Direction::Receive, WARM_UP, DURATION);
+        let said = other.expect_err("the other end's").to_string();
+        assert_eq!(said, "it counts bytes that were sent, and this end's part is to receive");
+        assert!(matches!(parse(b"", Direction::Send, WARM_UP, DURATION), Err(ReportError::Malformed(_))));
+        let time = br#"{"intervals": [{"sum": {"start": -1, "end": 0, "bytes": 1, "sender": true}}]}"#;
+        assert!(matches!(parse(time, Direction::Send, WARM_UP, DURATION), Err(ReportError::Time { .. })));
+    }
+
+    #[test]
+    fn an_error_is_found_in_the_report() {
+        let json = br#"{"start": {}, "intervals": [], "end": {}, "error": "unable to connect to server: Connection refused"}"#;
+        assert_eq!(error(json).as_deref(), Some("unable to connect to server: Connection refused"));
+        assert_eq!(error(br#"{"start": {}}"#), None);
+        assert_eq!(error(b"nonsense"), None);
+    }
+}

@@ -1,0 +1,314 @@
+//! The measured interval: a pure function of the readings it is given.
+//!
+//! ```text
+//! Idle --first_byte(t)--> WarmUp --reading at t + warm_up--> Measuring --reading at t + warm_up + duration--> Measured
+//!                                                             | reading every 100 ms: a sample
+//!                                                             `--peer ended the stream, 99 % done--> Measured
+//! ```
+//! A reading is never at the very moment it was due. So the figures are those between two real readings, and the
+//! interval is the time that really lay between them; the nominal moments only say when to take them.
+
+use std::time::Duration;
+
+use toll_protocol::report::Sample;
+use toll_protocol::units::Span;
+
+/// Time between two samples.
+pub const SAMPLE_EVERY: Duration = Duration::from_millis(100);
+
+/// Share of the interval, in thousandths, that must be over when the peer ends the stream. It ends it by its own
+/// clock, and a guest's clock may run faster than ours by some parts in a million.
+const ENOUGH: u32 = 990;
+
+/// What is read at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Reading {
+    /// The moment.
+    pub at: Duration,
+    /// Payload bytes since the connection opened.
+    pub bytes: u64,
+    /// CPU time of the traffic thread, where it could be read.
+    pub traffic_cpu: Option<Duration>,
+    /// CPU time of the control thread, where it could be read.
+    pub control_cpu: Option<Duration>,
+    /// Segments retransmitted since the connection opened, where it could be read.
+    pub retransmits: Option<u32>,
+}
+
+/// What a reading led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// It was not due.
+    Nothing,
+    /// The measured interval has begun.
+    Began,
+    /// A sample inside it.
+    Sampled(Sample),
+    /// It is over; its last sample.
+    Ended(Sample),
+}
+
+/// What was measured: the readings at both ends of the interval and the samples between.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measured {
+    /// At its begin.
+    pub begin: Reading,
+    /// At its end.
+    pub end: Reading,
+    /// Every 100 ms, the last at the end.
+    pub samples: Vec<Sample>,
+}
+
+/// Why there is no figure.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MeterError {
+    /// More than half of the interval had passed before its begin could be read.
+    #[error("the control thread was kept from running: the interval's begin was read {late} late")]
+    Late {
+        /// How much.
+        late: Span,
+    },
+    /// The peer ended the stream too early.
+    #[error(
+        "the peer ended the stream {after} after the first byte, of {whole} that warm-up and interval take"
+    )]
+    EndedEarly {
+        /// Since the first payload byte.
+        after: Span,
+        /// Warm-up and interval.
+        whole: Span,
+    },
+    /// The peer ended the stream before any payload.
+    #[error("the peer ended the stream before the first payload byte")]
+    NoPayload,
+}
+
+#[derive(Debug)]
+enum State {
+    Idle,
+    WarmUp { begin: Duration, until: Duration },
+    Measuring { first: Reading, sample_at: Duration, until: Duration },
+    Measured { begin: Reading, end: Reading },
+}
+
+/// The state machine. Moments are times on any one clock.
+#[derive(Debug)]
+pub struct Meter {
+    warm_up: Duration,
+    duration: Duration,
+    samples: Vec<Sample>,
+    state: State,
+}
+
+impl Meter {
+    /// A meter that waits for the first payload byte.
+    pub fn new(warm_up: Duration, duration: Duration) -> Self {
+        Self { warm_up, duration, samples: Vec::new(), state: State::Idle }
+    }
+
+    /// The first payload byte was sent or received at `at`. Only the first call counts.
+    pub fn first_byte(&mut self, at: Duration) {
+        if matches!(self.state, State::Idle) {
+            let begin = at.saturating_add(self.warm_up);
+            self.state = State::WarmUp { begin, until: begin.saturating_add(self.duration) };
+        }
+    }
+
+    /// When the next reading is due, or `None` while none is.
+    pub fn due(&self) -> Option<Duration> {
+        match self.state {
+            State::Idle | State::Measured { .. } => None,
+            State::WarmUp { begin, .. } => Some(begin),
+            State::Measuring { sample_at, until, .. } => Some(sample_at.min(until)),
+        }
+    }
+
+    /// Whether a first payload byte has been seen.
+    pub fn has_begun(&self) -> bool {
+        !matches!(self.state, State::Idle)
+    }
+
+    /// Whether the interval is over.
+    pub fn is_over(&self) -> bool {
+        matches!(self.state, State::Measured { .. })
+    }
+
+    /// Takes a reading.
+    ///
+    /// # Errors
+    /// [`MeterError::Late`].
+    pub fn read(&mut self, reading: Reading) -> Result<Step, MeterError> {
+        match self.state {
+            State::WarmUp { begin, until } if reading.at >= begin => {
+                let late = reading.at - begin;
+                if late > self.duration / 2 {
+                    return Err(MeterError::Late { late: late.into() });
+                }
+                self.state = State::Measuring { first: reading, sample_at: reading.at + SAMPLE_EVERY, until };
+                Ok(Step::Began)
+            }
+            State::Measuring { first, until, .. } if reading.at >= until => Ok(self.end(first, reading)),
+            State::Measuring { first, ref mut sample_at, .. } if reading.at >= *sample_at => {
+                let sample = sample(first, reading);
+                // Samples keep their raster; those that a late reading missed are left out, not invented.
+                while *sample_at <= reading.at {
+                    *sample_at += SAMPLE_EVERY;
+                }
+                self.samples.push(sample);
+                Ok(Step::Sampled(sample))
+            }
+            _ => Ok(Step::Nothing),
+        }
+    }
+
+    /// The peer has ended the stream: `reading` is the last there will be.
+    ///
+    /// # Errors
+    /// [`MeterError::EndedEarly`] or [`MeterError::NoPayload`], unless the interval is over or nearly so.
+    pub fn ended_by_peer(&mut self, reading: Reading) -> Result<Step, MeterError> {
+        let early = |until: Duration| {
+            let whole = self.warm_up + self.duration;
+            let after = whole.saturating_sub(until.saturating_sub(reading.at));
+            MeterError::EndedEarly { after: after.into(), whole: whole.into() }
+        };
+        match self.state {
+            State::Measured { .. } => Ok(Step::Nothing),
+            State::Idle => Err(MeterError::NoPayload),
+            State::WarmUp { until, .. } => Err(early(until)),
+            State::Measuring { first, until, .. } => {
+                let missing = until.saturating_sub(reading.at);
+                if missing > self.duration / 1000 * (1000 - ENOUGH) {
+                    return Err(early(until));
+                }
+                Ok(self.end(first, reading))
+            }
+        }
+    }
+
+    fn end(&mut self, begin: Reading, end: Reading) -> Step {
+        let sample = sample(begin, end);
+        self.samples.push(sample);
+        self.state = State::Measured { begin, end };
+        Step::Ended(sample)
+    }
+
+    /// What was measured, once the interval is over.
+    pub fn into_measured(self) -> Option<Measured> {
+        match self.state {
+            State::Measured { begin, end } => Some(Measured { begin, end, samples: self.samples }),
+            _ => None,
+        }
+    }
+}
+
+fn sample(begin: Reading, now: Reading) -> Sample {
+    Sample { at: (now.at - begin.at).into(), bytes: now.bytes.saturating_sub(begin.bytes) }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    fn reading(at: Duration, bytes: u64) -> Reading {
+        Reading { at, bytes, ..Reading::default() }
+    }
+
+    /// A source of 1 byte a microsecond, read `late` after each due moment.
+    fn run(
+        warm_up: Duration,
+        duration: Duration,
+        late: impl Fn() -> Duration,
+    ) -> Result<Measured, MeterError> {
+        let mut meter = Meter::new(warm_up, duration);
+        meter.first_byte(ms(7));
+        while let Some(due) = meter.due() {
+            let at = due + late();
+            meter.read(reading(at, u64::try_from(at.as_micros()).unwrap_or(u64::MAX)))?;
+        }
+        Ok(meter.into_measured().expect("nothing is due, so it is over"))
+    }
+
+    #[test]
+    fn a_punctual_reader_measures_the_nominal_interval() {
+        let measured = run(ms(500), ms(2_000), || Duration::ZERO).expect("measures");
+        assert_eq!((measured.begin.at, measured.end.at), (ms(507), ms(2_507)));
+        assert_eq!(measured.samples.len(), 20);
+        assert_eq!(measured.samples[0], Sample { at: Span::from_millis(100), bytes: 100_000 });
+        assert_eq!(measured.samples[19], Sample { at: Span::from_millis(2_000), bytes: 2_000_000 });
+    }
+
+    #[test]
+    fn nothing_is_due_before_the_first_byte_or_after_the_end() {
+        let mut meter = Meter::new(ms(1), ms(1));
+        assert_eq!(meter.due(), None);
+        assert_eq!(meter.read(reading(ms(99), 5)), Ok(Step::Nothing));
+        meter.first_byte(ms(100));
+        meter.first_byte(ms(500));
+        assert_eq!(meter.due(), Some(ms(101)));
+        assert_eq!(meter.read(reading(ms(101), 5)), Ok(Step::Began));
+        assert!(matches!(meter.read(reading(ms(102), 9)), Ok(Step::Ended(Sample { bytes: 4, .. }))));
+        assert_eq!(meter.due(), None);
+        assert_eq!(meter.read(reading(ms(900), 5)), Ok(Step::Nothing));
+    }
+
+    #[test]
+    fn samples_missed_by_a_late_reading_are_not_invented() {
+        let mut meter = Meter::new(ms(0), ms(1_000));
+        meter.first_byte(ms(0));
+        assert_eq!(meter.read(reading(ms(0), 0)), Ok(Step::Began));
+        assert!(matches!(meter.read(reading(ms(350), 35)), Ok(Step::Sampled(_))));
+        assert_eq!(meter.due(), Some(ms(400)));
+    }
+
+    #[test]
+    fn a_reader_kept_from_running_is_an_error_and_no_figure() {
+        let late = run(ms(10), ms(100), || ms(60));
+        assert_eq!(late, Err(MeterError::Late { late: Span::from_millis(60) }));
+    }
+
+    #[test]
+    fn a_peer_that_ends_too_early_is_an_error() {
+        let mut meter = Meter::new(ms(100), ms(1_000));
+        assert_eq!(meter.ended_by_peer(reading(ms(1), 0)), Err(MeterError::NoPayload));
+        meter.first_byte(ms(0));
+        let early = |after| MeterError::EndedEarly {
+            after: Span::from_millis(after),
+            whole: Span::from_millis(1_100),
+        };
+        assert_eq!(meter.ended_by_peer(reading(ms(40), 0)), Err(early(40)));
+        assert_eq!(meter.read(reading(ms(100), 0)), Ok(Step::Began));
+        assert_eq!(meter.ended_by_peer(reading(ms(1_080), 0)), Err(early(1_080)));
+    }
+
+    #[test]
+    fn a_peer_with_a_slightly_faster_clock_ends_the_interval() {
+        let mut meter = Meter::new(ms(100), ms(1_000));
+        meter.first_byte(ms(0));
+        assert_eq!(meter.read(reading(ms(100), 0)), Ok(Step::Began));
+        assert!(matches!(meter.ended_by_peer(reading(ms(1_095), 42)), Ok(Step::Ended(_))));
+        assert_eq!(meter.ended_by_peer(reading(ms(1_200), 50)), Ok(Step::Nothing));
+        let measured = meter.into_measured().expect("over");
+        assert_eq!(measured.samples, [Sample { at: Span::from_millis(995), bytes: 42 }]);
+    }
+
+    proptest! {
+        /// However late the readings, the rate is that of the source: the interval is the real one.
+        #[test]
+        fn lateness_does_not_change_the_rate(warm_up in 0_u64..800, duration in 100_u64..3_000, late in 0_u64..50) {
+            let measured = run(ms(warm_up), ms(duration), || ms(late)).expect("late by less than half");
+            let interval = measured.end.at - measured.begin.at;
+            let bytes = measured.end.bytes - measured.begin.bytes;
+            prop_assert_eq!(u128::from(bytes), interval.as_micros());
+            prop_assert!(interval >= ms(duration - 50) && interval <= ms(duration + 50));
+            let last = measured.samples.last().expect("at least the end");
+            prop_assert_eq!((last.at, last.bytes), (interval.into(), bytes));
+            prop_assert!(measured.samples.windows(2).all(|w| w[0].at < w[1].at && w[0].bytes <= w[1].bytes));
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! Kernel TCP sockets: opened as trials need them, with every wait bounded.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::{SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::poll::PollFlags;
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, connect as start_connect, setsockopt,
+    socket, sockopt,
+};
+use toll_protocol::trial::CONGESTION_CONTROLS;
+use toll_protocol::units::Span;
+
+use crate::clock::waited;
+use crate::control::{Control, ControlError};
+
+/// How long a connection may take to come about, the other end being up.
+pub const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the kernel may take at the end to see the last bytes acknowledged; the job's deadline comes first.
+const LINGER_SECONDS: libc::c_int = 7_200;
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// A system call failed.
+    #[error("{call} failed for {address}")]
+    Io {
+        /// The call.
+        call: &'static str,
+        /// Ours, or the peer's.
+        address: SocketAddrV4,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// Trials need a congestion control that doesn't depend on the host's default.
+    #[error(
+        "neither congestion control, cubic nor reno, can be set: see net.ipv4.tcp_allowed_congestion_control"
+    )]
+    Congestion(#[source] io::Error),
+    /// Nobody came, or nobody answered.
+    #[error("waited {waited} for {what}")]
+    TimedOut {
+        /// How long.
+        waited: Span,
+        /// For what.
+        what: String,
+    },
+    /// The control socket ended the wait.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+fn io_error(call: &'static str, address: SocketAddrV4) -> impl Fn(io::Error) -> SocketError {
+    move |source| SocketError::Io { call, address, source }
+}
+
+/// Sets the congestion control, in the order of [`CONGESTION_CONTROLS`]. Must come before the handshake: bbr, a
+/// common default, leaves its pacing on a socket that it has once controlled.
+fn set_congestion(socket: &impl AsFd) -> Result<(), SocketError> {
+    let mut refusal = Errno::ENOENT;
+    for name in CONGESTION_CONTROLS {
+        match setsockopt(socket, sockopt::TcpCongestion, &OsString::from(name)) {
+            Ok(()) => return Ok(()),
+            Err(errno) => refusal = errno,
+        }
+    }
+    Err(SocketError::Congestion(refusal.into()))
+}
+
+/// Listens on `address` (port 0: the kernel chooses); connections inherit the congestion control.
+///
+/// # Errors
+/// [`SocketError::Io`] or [`SocketError::Congestion`].
+pub fn listen(address: SocketAddrV4) -> Result<(TcpListener, SocketAddrV4), SocketError> {
+    let listener = TcpListener::bind(address).map_err(io_error("bind", address))?;
+    set_congestion(&listener)?;
+    listener.set_nonblocking(true).map_err(io_error("fcntl", address))?;
+    match listener.local_addr() {
+        Ok(std::net::SocketAddr::V4(bound)) => Ok((listener, bound)),
+        Ok(_) => Err(io_error("getsockname", address)(io::ErrorKind::InvalidData.into())),
+        Err(source) => Err(io_error("getsockname", address)(source)),
+    }
+}
+
+/// Waits for one connection.
+///
+/// # Errors
+/// [`SocketError`]; [`SocketError::TimedOut`] if nobody connects until `deadline` or within [`CONNECT_LIMIT`].
+pub fn accept(
+    control: &mut Control,
+    listener: &TcpListener,
+    address: SocketAddrV4,
+    deadline: Duration,
+) -> Result<TcpStream, SocketError> {
+    let begin = control.clock().now();
+    let until = deadline.min(begin + CONNECT_LIMIT);
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                // Accepted sockets block on Linux; said here so that nobody has to know.
+                stream.set_nonblocking(false).map_err(io_error("fcntl", address))?;
+                return Ok(stream);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            // A connection that was gone before it was taken (accept(2), "Error handling").
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(source) => return Err(io_error("accept", address)(source)),
+        }
+        if control.wait(&[(listener.as_fd(), PollFlags::POLLIN)], Some(until))?.is_none() {
+            let what = format!("the other end to connect to {address}");
+            return Err(SocketError::TimedOut { waited: waited(begin, until), what });
+        }
+    }
+}
+
+/// Connects to `peer`.
+///
+/// # Errors
+/// [`SocketError`]; [`SocketError::TimedOut`] if nobody answers until `deadline` or within [`CONNECT_LIMIT`].
+pub fn connect(
+    control: &mut Control,
+    peer: SocketAddrV4,
+    deadline: Duration,
+) -> Result<TcpStream, SocketError> {
+    let begin = control.clock().now();
+    let until = deadline.min(begin + CONNECT_LIMIT);
+    let failed = |call: &'static str| move |errno: Errno| io_error(call, peer)(errno.into());
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd: OwnedFd =
+        socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Tcp).map_err(failed("socket"))?;
+    set_congestion(&fd)?;
+    match start_connect(fd.as_raw_fd(), &SockaddrIn::from(peer)) {
+        Ok(()) => {}
+        Err(Errno::EINPROGRESS) => {
+            if control.wait(&[(fd.as_fd(), PollFlags::POLLOUT)], Some(until))?.is_none() {
+                let what = format!("{peer} to answer the connection");
+                return Err(SocketError::TimedOut { waited: waited(begin, until), what });
+            }
+        }
+        Err(errno) => return Err(failed("connect")(errno)),
+    }
+    let stream = TcpStream::from(fd);
+    if let Some(source) = stream.take_error().map_err(io_error("getsockopt", peer))? {
+        return Err(io_error("connect", peer)(source));
+    }
+    stream.set_nonblocking(false).map_err(io_error("fcntl", peer))?;
+    Ok(stream)
+}
+
+/// Segments that the socket has retransmitted so far (tcp_info.tcpi_total_retrans), where the kernel says so.
+pub fn retransmits(stream: &TcpStream) -> Option<u32> {
+    // SAFETY: tcp_info is plain integers, for which all zeroes is a value.
+    let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
+    let mut length = libc::socklen_t::try_from(size_of_val(&info)).ok()?;
+    let pointer = (&raw mut info).cast();
+    // SAFETY: `pointer` leads to `length` writable bytes, of which the kernel fills at most `length`.
+    let result = unsafe {
+        libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, pointer, &raw mut length)
+    };
+    let filled = std::mem::offset_of!(libc::tcp_info, tcpi_total_retrans) + size_of::<u32>();
+    (result == 0 && usize::try_from(length).is_ok_and(|length| length >= filled))
+        .then_some(info.tcpi_total_retrans)
+}
+
+/// Closes the last handle of `stream` and returns when the peer has acknowledged all, FIN included: whoever
+/// then removes the network under it loses nothing.
+///
+/// # Errors
+/// The system's word on SO_LINGER.
+pub fn close_acknowledged(stream: TcpStream) -> io::Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: LINGER_SECONDS };
+    setsockopt(&stream, sockopt::Linger, &linger)?;
+    drop(stream);
+    Ok(())
+}

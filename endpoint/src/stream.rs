@@ -1,0 +1,341 @@
+//! One bulk TCP stream over a kernel socket, as the control thread runs it.
+//!
+//! ```text
+//! Configured --listen--> Ready --Start--> Connecting --> Connected --first byte--> Running (see `meter`)
+//!     interval over:  receiver: half-close, drain to the sender's FIN --> Done
+//!                     sender:   wait for the receiver's FIN, stop, close --> Done
+//! ```
+//! Each wait has a limit, and a failure names what was waited for.
+
+use std::net::{Shutdown, SocketAddrV4, TcpStream};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::poll::PollFlags;
+use toll_protocol::child::ChildEvent;
+use toll_protocol::report::{CpuSplit, EndReport, Flag, Sample, ThreadCpu};
+use toll_protocol::trial::{Direction, EndReady, Open};
+use toll_protocol::units::Span;
+
+use crate::clock::{CpuClock, waited};
+use crate::config::Plan;
+use crate::control::{Control, ControlError};
+use crate::meter::{Measured, Meter, MeterError, Reading, Step};
+use crate::socket::{self, SocketError};
+use crate::traffic::{Traffic, TrafficError};
+
+/// How long the first payload byte may take after the connection.
+const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(10);
+
+/// A reading whose parts lie further apart than this is taken again.
+const READING_SPREAD: Duration = Duration::from_micros(50);
+const READING_TRIES: u32 = 4;
+
+/// Why a stream gave no figure.
+#[derive(Debug, thiserror::Error)]
+pub enum StreamError {
+    /// The agent ended it, or can't be understood.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// There was no connection.
+    #[error("the connection did not come about")]
+    Socket(#[source] SocketError),
+    /// The traffic stopped by an error.
+    #[error("the stream broke off")]
+    Traffic(#[from] TrafficError),
+    /// The interval could not be measured.
+    #[error("the stream gave no figure")]
+    Meter(#[from] MeterError),
+    /// A receiver sent payload.
+    #[error("the receiver sent payload: it is to send nothing but its FIN")]
+    UnexpectedPayload,
+    /// Something did not happen in time.
+    #[error("waited {waited} for {what}")]
+    TimedOut {
+        /// Since `Start`, or since the connection.
+        waited: Span,
+        /// For what.
+        what: &'static str,
+    },
+}
+
+impl From<SocketError> for StreamError {
+    fn from(error: SocketError) -> Self {
+        match error {
+            SocketError::Control(error) => Self::Control(error),
+            error => Self::Socket(error),
+        }
+    }
+}
+
+/// Runs the job, from readiness to the report.
+///
+/// # Errors
+/// [`StreamError`].
+pub fn run(control: &mut Control, plan: &Plan) -> Result<EndReport, StreamError> {
+    let stream = match plan.open {
+        Open::Listen => {
+            let (listener, address) = socket::listen(plan.bind)?;
+            let (_, deadline) = ready(control, plan, address)?;
+            let stream = socket::accept(control, &listener, address, deadline)?;
+            (stream, deadline)
+        }
+        Open::Connect => {
+            let (peer, deadline) = ready(control, plan, plan.bind)?;
+            (socket::connect(control, peer, deadline)?, deadline)
+        }
+    };
+    let (stream, deadline) = stream;
+    Run::start(stream, plan, control, deadline)?.drive(control)
+}
+
+/// Says that the end is up and waits for `Start`; the peer and the moment of the deadline.
+pub(crate) fn ready(
+    control: &mut Control,
+    plan: &Plan,
+    address: SocketAddrV4,
+) -> Result<(SocketAddrV4, Duration), ControlError> {
+    control.send(&ChildEvent::Ready(EndReady { address }))?;
+    let peer = control.start()?;
+    Ok((peer, control.clock().now() + plan.deadline))
+}
+
+struct Run<'a> {
+    plan: &'a Plan,
+    traffic: Traffic,
+    /// `None` at a sender that has seen the receiver's FIN: the traffic thread then has the last handle.
+    stream: Option<Arc<TcpStream>>,
+    meter: Meter,
+    connected: Duration,
+    deadline: Duration,
+    /// Whether the socket is polled for the peer's FIN.
+    watch: bool,
+}
+
+impl<'a> Run<'a> {
+    fn start(
+        stream: TcpStream,
+        plan: &'a Plan,
+        control: &Control,
+        deadline: Duration,
+    ) -> Result<Self, StreamError> {
+        let stream = Arc::new(stream);
+        let clock = control.clock();
+        let connected = clock.now();
+        let traffic = Traffic::start(Arc::clone(&stream), plan.direction, plan.write_size, plan.cpu, clock)?;
+        let meter = Meter::new(plan.warm_up, plan.duration);
+        let watch = plan.direction == Direction::Send;
+        Ok(Self { plan, traffic, stream: Some(stream), meter, connected, deadline, watch })
+    }
+
+    fn drive(mut self, control: &mut Control) -> Result<EndReport, StreamError> {
+        loop {
+            let until = self.limit().min(self.meter.due().unwrap_or(Duration::MAX));
+            let fin = self.wait(control, until)?;
+            if let Some(at) = self.traffic.first_byte() {
+                self.meter.first_byte(at);
+            }
+            let now = control.clock().now();
+            if self.meter.due().is_some_and(|due| due <= now) {
+                let reading = self.reading(control);
+                let step = self.meter.read(reading)?;
+                self.report(control, step)?;
+            }
+            if fin {
+                let reading = self.reading(control);
+                let step = self.meter.ended_by_peer(reading)?;
+                self.report(control, step)?;
+                self.watch = false;
+                self.stream = None;
+                self.traffic.stop();
+            }
+            if self.traffic.is_finished() {
+                return self.finish(control);
+            }
+            if now >= self.limit() {
+                return Err(self.timed_out(now));
+            }
+        }
+    }
+
+    /// Waits for news of the traffic, the peer's FIN (then true) or the moment `until`.
+    fn wait(&mut self, control: &mut Control, until: Duration) -> Result<bool, StreamError> {
+        let mut fds = vec![(self.traffic.news(), PollFlags::POLLIN)];
+        if let Some(stream) = self.stream.as_ref().filter(|_| self.watch) {
+            fds.push((stream.as_fd(), PollFlags::POLLIN));
+        }
+        let events = control.wait(&fds, Some(until))?.unwrap_or_default();
+        if events.first().is_some_and(|events| !events.is_empty()) {
+            self.traffic.take_news();
+        }
+        let socket = events.get(1).copied().unwrap_or(PollFlags::empty());
+        if socket.intersects(PollFlags::POLLERR | PollFlags::POLLHUP) {
+            // A reset: the traffic thread's next send says so, with its own words.
+            self.watch = false;
+            return Ok(false);
+        }
+        match self.stream.as_ref().filter(|_| socket.contains(PollFlags::POLLIN)) {
+            Some(stream) => is_fin(stream),
+            None => Ok(false),
+        }
+    }
+
+    /// The clock, the counter and the CPU time as close together as the scheduler lets them be.
+    fn reading(&self, control: &Control) -> Reading {
+        let clock = control.clock();
+        let retransmits = self.stream.as_deref().and_then(socket::retransmits);
+        let mut best: Option<(Duration, Reading)> = None;
+        for _ in 0..READING_TRIES {
+            let at = clock.now();
+            let bytes = self.traffic.bytes();
+            let traffic_cpu = self.traffic.cpu();
+            let control_cpu = CpuClock::own().now();
+            let spread = clock.now().saturating_sub(at);
+            let reading = Reading { at, bytes, traffic_cpu, control_cpu, retransmits };
+            if best.is_none_or(|(least, _)| spread < least) {
+                best = Some((spread, reading));
+            }
+            if spread <= READING_SPREAD {
+                break;
+            }
+        }
+        best.map_or_else(Reading::default, |(_, reading)| reading)
+    }
+
+    fn report(&self, control: &mut Control, step: Step) -> Result<(), StreamError> {
+        match step {
+            Step::Nothing | Step::Began => {}
+            Step::Sampled(sample) => control.send(&ChildEvent::Sample(sample))?,
+            Step::Ended(sample) => {
+                if self.plan.direction == Direction::Receive {
+                    self.half_close();
+                }
+                control.send(&ChildEvent::Sample(sample))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn half_close(&self) {
+        if let Some(stream) = &self.stream {
+            // It fails only on a connection that is gone, which the traffic thread says itself.
+            let _ = stream.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// The moment at which what is now waited for is overdue.
+    fn limit(&self) -> Duration {
+        if self.meter.has_begun() {
+            self.deadline
+        } else {
+            self.deadline.min(self.connected + FIRST_BYTE_LIMIT)
+        }
+    }
+
+    fn timed_out(&self, now: Duration) -> StreamError {
+        let what = match (self.meter.has_begun(), self.meter.is_over(), self.plan.direction) {
+            (false, ..) => "the first payload byte on the open connection",
+            (true, false, _) => "the end of the measured interval",
+            (true, true, Direction::Receive) => "the sender to close the stream after the interval",
+            (true, true, Direction::Send) if self.stream.is_some() => "the receiver to close the stream",
+            (true, true, Direction::Send) => "the receiver to take and acknowledge the rest of the stream",
+        };
+        StreamError::TimedOut { waited: waited(self.connected, now), what }
+    }
+
+    /// The traffic thread has ended: the report, if it may have ended by then.
+    fn finish(self, control: &Control) -> Result<EndReport, StreamError> {
+        let reading = self.reading(control);
+        let Self { plan: _, traffic, stream, mut meter, .. } = self;
+        traffic.join()?;
+        drop(stream);
+        meter.ended_by_peer(reading)?;
+        let measured = meter.into_measured().ok_or(MeterError::NoPayload)?;
+        Ok(end_report(measured))
+    }
+}
+
+/// Whether what a sender's socket can read is the receiver's FIN; a reset is left to the traffic thread.
+fn is_fin(stream: &TcpStream) -> Result<bool, StreamError> {
+    match stream.peek(&mut [0]) {
+        Ok(0) => Ok(true),
+        Ok(_) => Err(StreamError::UnexpectedPayload),
+        Err(_) => Ok(false),
+    }
+}
+
+/// The report of a kernel socket's end: its whole cost is the traffic thread, in the host.
+fn end_report(measured: Measured) -> EndReport {
+    let Measured { begin, end, samples } = measured;
+    let interval = end.at - begin.at;
+    let between = |begin: Option<Duration>, end: Option<Duration>| Some(end?.saturating_sub(begin?));
+    let traffic = between(begin.traffic_cpu, end.traffic_cpu);
+    let control = between(begin.control_cpu, end.control_cpu);
+    let threads = [("traffic", traffic), ("control", control)]
+        .into_iter()
+        .filter_map(|(name, total)| Some(ThreadCpu { name: name.to_owned(), total: total?.into() }))
+        .collect();
+    let mut flags = Vec::new();
+    if cfg!(debug_assertions) {
+        flags.push(Flag::DebugBuild);
+    }
+    if traffic.is_some_and(|cpu| cpu > interval / 100 * 95) {
+        flags.push(Flag::CpuBound);
+    }
+    if begin.retransmits.zip(end.retransmits).is_some_and(|(begin, end)| end > begin) {
+        flags.push(Flag::Retransmits);
+    }
+    EndReport {
+        bytes: samples.last().map_or(0, |sample: &Sample| sample.bytes),
+        interval: interval.into(),
+        samples,
+        threads,
+        cpu: CpuSplit { guest: None, vmm: None, host: traffic.map(Into::into) },
+        exits: None,
+        frames: None,
+        start_to_first_frame: None,
+        flags,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(cpu: u64, retransmits: u32) -> EndReport {
+        let ms = Duration::from_millis;
+        let begin = Reading {
+            at: ms(10),
+            bytes: 100,
+            traffic_cpu: Some(ms(5)),
+            control_cpu: None,
+            retransmits: Some(3),
+        };
+        let end = Reading {
+            at: ms(1_010),
+            bytes: 1_100,
+            traffic_cpu: Some(ms(5 + cpu)),
+            control_cpu: Some(ms(1)),
+            retransmits: Some(retransmits),
+        };
+        let samples = vec![Sample { at: ms(1_000).into(), bytes: 1_000 }];
+        end_report(Measured { begin, end, samples })
+    }
+
+    #[test]
+    fn figures_cover_the_interval_only_and_what_is_unknown_is_absent() {
+        let report = report(400, 3);
+        assert_eq!(report.bytes, 1_000);
+        assert_eq!(report.interval.duration(), Duration::from_secs(1));
+        assert_eq!(report.cpu.host.map(|cpu| cpu.duration()), Some(Duration::from_millis(400)));
+        assert_eq!(report.threads.len(), 1, "the control thread's time at the begin is unknown");
+        assert!(!report.flags.contains(&Flag::CpuBound) && !report.flags.contains(&Flag::Retransmits));
+    }
+
+    #[test]
+    fn flags_say_what_set_the_figure() {
+        assert!(report(951, 3).flags.contains(&Flag::CpuBound));
+        assert!(report(10, 4).flags.contains(&Flag::Retransmits));
+    }
+}
