@@ -1,1 +1,44 @@
-//! toll-vmm
+//! The process of one virtual end: a KVM guest, or a host thread, that runs the payload program behind a virtual
+//! adapter.
+//!
+//! ```text
+//! control  <- socket -> agent
+//!    | runner
+//!    +--> guest (kvm, bus, exits)  --+
+//!    +--> same_stack               --+--> machine --> adapter (toll_vnic) --> port
+//! ```
+//! `kvm` is the only module that talks to /dev/kvm; there is no asynchronous runtime here.
+
+#[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
+compile_error!("toll-vmm runs x86-64 guests on Linux");
+
+pub mod boot;
+pub mod bus;
+pub mod clock;
+pub mod config;
+pub mod control;
+pub mod exits;
+pub mod guest;
+pub mod image;
+pub mod kvm;
+pub mod layout;
+pub mod link;
+pub mod machine;
+pub mod memory;
+pub mod recording;
+pub mod runner;
+mod same_stack;
+
+use toll_protocol::report::Failure;
+
+/// A failure that says `error` and all that caused it in one sentence.
+fn failure(error: &dyn std::error::Error, last_words: Vec<String>) -> Failure {
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        reason.push_str(": ");
+        reason.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    Failure { reason, last_words }
+}

@@ -2,15 +2,18 @@
 #![no_std]
 #![no_main]
 
+use toll_guest::driver::pcnet;
+use toll_guest::program::{self, ProgramError};
 use toll_guest_abi::{BootInfo, Command, Status, adapter};
+use toll_payload::gate;
 use toll_payload::platform::GuestPlatform;
 
 toll_payload::entry!(main);
 
-fn main(boot: &'static BootInfo, command: &'static Command, status: &'static Status) -> Result<(), &'static str> {
-    let mut platform = GuestPlatform::new(boot, status);
-    use toll_guest::platform::Platform;
-    platform.phase(toll_guest_abi::phase::READY);
-    let _ = (command, adapter::PCNET);
-    Ok(())
+fn main(boot: &'static BootInfo, command: &'static Command, status: &'static Status) -> Result<(), ProgramError> {
+    // virtio-net is polled; only pcnet has an interrupt.
+    if boot.adapter == adapter::PCNET {
+        gate::install(boot, |mut registers| pcnet::handle_interrupt(&mut registers));
+    }
+    program::run(&mut GuestPlatform::new(boot, status), boot, command, status)
 }

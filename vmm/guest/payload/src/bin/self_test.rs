@@ -6,7 +6,7 @@
 use core::sync::atomic::Ordering;
 
 use toll_guest::platform::{Platform, Registers};
-use toll_guest_abi::{BootInfo, Command, Status, phase};
+use toll_guest_abi::{BootInfo, Command, Status, adapter, phase};
 use toll_payload::platform::GuestPlatform;
 use toll_payload::registers::AdapterRegisters;
 use toll_payload::{doorbell, gate};
@@ -25,19 +25,22 @@ mod case {
     pub const HOSTILE_STATUS: u64 = 8;
     pub const UNKNOWN_PORT: u64 = 9;
     pub const WAIT_FOR_START: u64 = 10;
-    pub const PIO_ROUND_TRIPS: u64 = 11;
+    pub const ACCESSES: u64 = 11;
+    pub const HOSTILE_PHASE: u64 = 12;
+    pub const HOSTILE_MESSAGE: u64 = 13;
+    pub const STACK_OVERFLOW: u64 = 14;
 }
 
 fn main(boot: &'static BootInfo, command: &'static Command, status: &'static Status) -> Result<(), &'static str> {
     let mut platform = GuestPlatform::new(boot, status);
     match boot.random_seed {
-        case::DOORBELLS => {
-            doorbell::phase(phase::READY);
+        case::DOORBELLS => measured(status, &mut platform, |_| {
             for _ in 0..100 {
                 doorbell::wait(0);
             }
-        }
-        case::INTERRUPTS => interrupts(boot, status, &mut platform)?,
+            Ok(())
+        })?,
+        case::INTERRUPTS => measured(status, &mut platform, |platform| interrupts(boot, status, platform))?,
         case::SPIN => {
             doorbell::phase(phase::READY);
             loop {
@@ -62,18 +65,22 @@ fn main(boot: &'static BootInfo, command: &'static Command, status: &'static Sta
         }
         case::PANIC => panic!("the case that panics, {}", boot.mtu),
         case::HOSTILE_STATUS => {
-            doorbell::phase(phase::READY);
+            measured(status, &mut platform, |_| Ok(()))?;
             status.bytes.store(u64::MAX, Ordering::Relaxed);
-            status.measure_start_bytes.store(u64::MAX, Ordering::Relaxed);
-            status.measure_start_ns.store(u64::MAX, Ordering::Relaxed);
-            status.message_length.store(u32::MAX, Ordering::Relaxed);
+            status.measure_end_bytes.store(u64::MAX, Ordering::Relaxed);
+            status.in_service.store(u32::MAX, Ordering::Relaxed);
+        }
+        case::HOSTILE_PHASE => doorbell::phase(u32::MAX),
+        case::HOSTILE_MESSAGE => {
             for byte in &status.message {
                 byte.store(0xff, Ordering::Relaxed);
             }
-            doorbell::phase(phase::MEASURE);
-            doorbell::phase(phase::MEASURED);
-            doorbell::phase(u32::MAX);
+            status.message_length.store(u32::MAX, Ordering::Relaxed);
             doorbell::end_failed();
+        }
+        case::STACK_OVERFLOW => {
+            doorbell::phase(phase::READY);
+            status.bytes.store(dive(boot.tsc_hz), Ordering::Relaxed);
         }
         case::UNKNOWN_PORT => {
             AdapterRegisters::Pio(0x80).write_register(0, 1, 0xaa);
@@ -86,16 +93,38 @@ fn main(boot: &'static BootInfo, command: &'static Command, status: &'static Sta
             let peer = command.peer_address.load(Ordering::Acquire);
             status.bytes.store(u64::from(peer), Ordering::Release);
         }
-        case::PIO_ROUND_TRIPS => {
-            let before = platform.now_ns();
-            for _ in 0..10_000 {
-                platform.read_register(0x12, 2);
+        case::ACCESSES => measured(status, &mut platform, |platform| {
+            // RAP of pcnet, MagicValue of virtio-mmio.
+            let (offset, width) = if boot.adapter == adapter::PCNET { (0x12, 2) } else { (0, 4) };
+            for _ in 0..2000 {
+                platform.read_register(offset, width);
             }
-            status.bytes.store((platform.now_ns() - before) / 10_000, Ordering::Release);
-        }
+            Ok(())
+        })?,
         _ => return Err("no such case"),
     }
     Ok(())
+}
+
+/// Does `work` as the measured interval.
+fn measured(
+    status: &Status,
+    platform: &mut GuestPlatform,
+    work: impl FnOnce(&mut GuestPlatform) -> Result<(), &'static str>,
+) -> Result<(), &'static str> {
+    platform.phase(phase::READY);
+    platform.phase(phase::MEASURE);
+    status.measure_start_ns.store(platform.now_ns(), Ordering::Release);
+    work(platform)?;
+    status.measure_end_ns.store(platform.now_ns(), Ordering::Release);
+    platform.phase(phase::MEASURED);
+    Ok(())
+}
+
+/// Recurses until the stack has no page left.
+#[expect(unconditional_recursion, reason = "the case ends in the page below the stack")]
+fn dive(depth: u64) -> u64 {
+    core::hint::black_box(dive(core::hint::black_box(depth + 1)) + depth)
 }
 
 /// Provokes pcnet's initialisation-done interrupt (CSR0 IDON with IENA) time after time, and checks that each is

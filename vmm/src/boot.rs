@@ -1,0 +1,68 @@
+//! What a payload program is told before its first instruction.
+
+use std::hash::{BuildHasher, Hasher};
+
+use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, direction, open};
+use toll_protocol::trial::{Adapter, Direction, Open};
+
+use crate::config::{EndConfig, LISTEN_PORT};
+use crate::image;
+use crate::layout::ARENA;
+
+/// The program that a guest runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Program {
+    /// The traffic program.
+    Traffic,
+    /// A case of the VMM's own tests, by its number in `payload/src/bin/self_test.rs`.
+    #[doc(hidden)]
+    SelfTest(u64),
+}
+
+impl Program {
+    /// Its ELF image.
+    pub fn image(&self) -> &'static [u8] {
+        match self {
+            Self::Traffic => image::PAYLOAD,
+            Self::SelfTest(_) => image::SELF_TEST,
+        }
+    }
+}
+
+/// Boot information for `config`; the adapter's registers are at `adapter_base`.
+pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_hz: u64) -> BootInfo {
+    let nanoseconds = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    BootInfo {
+        magic: MAGIC,
+        version: VERSION,
+        adapter: match config.adapter {
+            Adapter::Pcnet => adapter::PCNET,
+            Adapter::VirtioNet => adapter::VIRTIO_NET,
+        },
+        adapter_base,
+        tsc_hz,
+        arena_base: ARENA,
+        arena_length: config.memory - ARENA,
+        warm_up_ns: nanoseconds(config.warm_up),
+        duration_ns: nanoseconds(config.duration),
+        write_size: config.write_size,
+        direction: match config.direction {
+            Direction::Send => direction::SEND,
+            Direction::Receive => direction::RECEIVE,
+        },
+        open: match config.open {
+            Open::Listen => open::LISTEN,
+            Open::Connect => open::CONNECT,
+        },
+        mtu: u32::from(config.mtu),
+        address: config.address.address.octets(),
+        prefix: u32::from(config.address.prefix),
+        listen_port: LISTEN_PORT,
+        mac: config.mac.0,
+        random_seed: match program {
+            // The standard library seeds its hash maps from the system's random numbers.
+            Program::Traffic => std::collections::hash_map::RandomState::new().build_hasher().finish(),
+            Program::SelfTest(case) => *case,
+        },
+    }
+}

@@ -1,0 +1,246 @@
+//! The configuration of a virtual end, checked once. After that nothing re-checks it.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use toll_protocol::child::{Engine, VmmConfig};
+use toll_protocol::trial::{Adapter, Direction, Open, StreamJob};
+use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress};
+
+use crate::layout::{LARGE_PAGE, MEMORY_MAX, MEMORY_MIN};
+
+/// TCP port of a listening payload program. The program is a host of its own, so any will do.
+pub const LISTEN_PORT: u16 = 5201;
+
+/// Longest name of an interface: IFNAMSIZ less the terminating zero.
+const INTERFACE_NAME_MAX: usize = 15;
+/// Largest buffer of one send or receive call.
+const WRITE_SIZE_MAX: u64 = 1 << 20;
+/// RFC 791: the datagram that every host must take.
+const MTU_MIN: u16 = 576;
+/// Jumbo frames.
+const MTU_MAX: u16 = 9000;
+/// The Am79C970A has no frames over the 1518 bytes of IEEE 802.3.
+const PCNET_MTU_MAX: u16 = 1500;
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ConfigError {
+    /// A size is out of its range.
+    #[error("{what} is {value}: from {least} to {most} is possible")]
+    Range {
+        /// Which.
+        what: &'static str,
+        /// What was asked for.
+        value: String,
+        /// The smallest possible.
+        least: String,
+        /// The largest possible.
+        most: String,
+    },
+    /// Memory is no multiple of the pages that map it.
+    #[error("guest memory is {0}: a multiple of 2MiB is possible")]
+    MemoryMultiple(Bytes),
+    /// The TAP's name is no interface name.
+    #[error("`{0}` is no name of an interface: 1 to 15 printable characters without `/`, `%`, `:` and space")]
+    TapName(String),
+    /// The MAC address is a group address or zero.
+    #[error("{0} is no MAC address of one adapter")]
+    Mac(MacAddress),
+    /// The IPv4 address is no host's address in its network.
+    #[error("{0} is no address of a host in its network")]
+    Address(InterfaceAddress),
+    /// The job measures nothing or never ends.
+    #[error("{0} must not be 0")]
+    Zero(&'static str),
+    /// The deadline comes before the job can end.
+    #[error("the deadline of {deadline:?} comes before the job's end after {job:?}")]
+    Deadline {
+        /// The deadline.
+        deadline: Duration,
+        /// Warm-up and measured interval together.
+        job: Duration,
+    },
+}
+
+/// A virtual end that can be built.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndConfig {
+    /// Guest or host process.
+    pub engine: Engine,
+    /// The adapter model.
+    pub adapter: Adapter,
+    /// Name of the TAP.
+    pub tap: String,
+    /// The adapter's MAC address.
+    pub mac: MacAddress,
+    /// The program's address.
+    pub address: InterfaceAddress,
+    /// MTU in bytes of IP packet.
+    pub mtu: u16,
+    /// Guest memory in bytes, a multiple of [`LARGE_PAGE`].
+    pub memory: u64,
+    /// Who sends.
+    pub direction: Direction,
+    /// Who opens.
+    pub open: Open,
+    /// Bytes of each send or receive call.
+    pub write_size: u32,
+    /// Left out of the figure.
+    pub warm_up: Duration,
+    /// The measured interval.
+    pub duration: Duration,
+    /// CPU to pin to.
+    pub cpu: Option<usize>,
+    /// Limit for booting, and again from `Start` to the end.
+    pub deadline: Duration,
+}
+
+fn range<T: PartialOrd + ToString>(what: &'static str, value: T, least: T, most: T) -> Result<(), ConfigError> {
+    if value >= least && value <= most {
+        return Ok(());
+    }
+    let (value, least, most) = (value.to_string(), least.to_string(), most.to_string());
+    Err(ConfigError::Range { what, value, least, most })
+}
+
+/// Whether the kernel would take `name` for an interface (dev_valid_name in net/core/dev.c) as it is: `%` would
+/// make it number the interface.
+fn is_interface_name(name: &str) -> bool {
+    let reserved = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'/' | b':' | b'%');
+    (1..=INTERFACE_NAME_MAX).contains(&name.len()) && name != "." && name != ".." && !name.bytes().any(reserved)
+}
+
+/// Whether `address` can be a host's: in 1 to 30 bits of network, neither its first nor its last address.
+fn is_host_address(address: InterfaceAddress) -> bool {
+    let InterfaceAddress { address: ip, prefix } = address;
+    if !(1..=30).contains(&prefix) || ip.is_multicast() || ip.is_loopback() || ip == Ipv4Addr::BROADCAST {
+        return false;
+    }
+    let host_mask = u32::MAX >> prefix;
+    let host = ip.to_bits() & host_mask;
+    host != 0 && host != host_mask
+}
+
+impl TryFrom<VmmConfig> for EndConfig {
+    type Error = ConfigError;
+
+    fn try_from(config: VmmConfig) -> Result<Self, ConfigError> {
+        let VmmConfig { trial: _, engine, adapter, tap, mac, address, mtu, memory, job, cpu, deadline } = config;
+        let StreamJob { direction, open, write_size, warm_up, duration } = job;
+        range("the write size", write_size, Bytes(1), Bytes(WRITE_SIZE_MAX))?;
+        range("guest memory", memory, Bytes(MEMORY_MIN), Bytes(MEMORY_MAX))?;
+        if !memory.0.is_multiple_of(LARGE_PAGE) {
+            return Err(ConfigError::MemoryMultiple(memory));
+        }
+        match adapter {
+            Adapter::Pcnet => range("the MTU of a pcnet adapter", mtu, MTU_MIN, PCNET_MTU_MAX)?,
+            Adapter::VirtioNet => range("the MTU", mtu, MTU_MIN, MTU_MAX)?,
+        }
+        if !is_interface_name(&tap) {
+            return Err(ConfigError::TapName(tap));
+        }
+        // IEEE 802: the lowest bit of the first byte marks a group address.
+        if mac.0[0] & 1 != 0 || mac.0 == [0; 6] {
+            return Err(ConfigError::Mac(mac));
+        }
+        if !is_host_address(address) {
+            return Err(ConfigError::Address(address));
+        }
+        if duration.0 == 0 {
+            return Err(ConfigError::Zero("the measured interval"));
+        }
+        let (warm_up, duration, deadline) = (warm_up.duration(), duration.duration(), deadline.duration());
+        let job = warm_up.saturating_add(duration);
+        if deadline <= job {
+            return Err(ConfigError::Deadline { deadline, job });
+        }
+        Ok(Self {
+            engine,
+            adapter,
+            tap,
+            mac,
+            address,
+            mtu,
+            memory: memory.0,
+            direction,
+            open,
+            // At most WRITE_SIZE_MAX.
+            write_size: write_size.0 as u32,
+            warm_up,
+            duration,
+            cpu: cpu.map(|cpu| cpu as usize),
+            deadline,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use toll_protocol::trial::TrialId;
+    use toll_protocol::units::Span;
+
+    use super::*;
+
+    fn good() -> VmmConfig {
+        VmmConfig {
+            trial: TrialId::new(1),
+            engine: Engine::Kvm,
+            adapter: Adapter::Pcnet,
+            tap: "toll0".into(),
+            mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
+            address: "10.77.0.2/24".parse().expect("an address"),
+            mtu: 1500,
+            memory: Bytes(16 << 20),
+            job: StreamJob {
+                direction: Direction::Send,
+                open: Open::Connect,
+                write_size: Bytes(65_536),
+                warm_up: Span::from_millis(500),
+                duration: Span::from_millis(2000),
+            },
+            cpu: None,
+            deadline: Span::from_millis(10_000),
+        }
+    }
+
+    fn refused(change: impl Fn(&mut VmmConfig)) -> String {
+        let mut config = good();
+        change(&mut config);
+        EndConfig::try_from(config).expect_err("refused").to_string()
+    }
+
+    #[test]
+    fn a_good_configuration_is_taken_as_it_is() {
+        let config = EndConfig::try_from(good()).expect("good");
+        assert_eq!((config.write_size, config.memory, config.mtu), (65_536, 16 << 20, 1500));
+    }
+
+    #[test]
+    fn what_is_out_of_range_is_refused_and_the_range_named() {
+        assert_eq!(refused(|c| c.job.write_size = Bytes(0)), "the write size is 0B: from 1B to 1MiB is possible");
+        assert!(refused(|c| c.job.write_size = Bytes((1 << 20) + 1)).contains("1MiB"));
+        assert!(refused(|c| c.memory = Bytes(2 << 20)).contains("from 4MiB to 1GiB"));
+        assert!(refused(|c| c.memory = Bytes(u64::MAX)).contains("1GiB"));
+        assert!(refused(|c| c.memory = Bytes(5 << 20)).contains("multiple of 2MiB"));
+        assert!(refused(|c| c.mtu = 575).contains("576"));
+        assert!(refused(|c| c.mtu = 1501).contains("1500"));
+        assert!(refused(|c| (c.adapter, c.mtu) = (Adapter::VirtioNet, 9001)).contains("9000"));
+        assert!(refused(|c| c.job.duration = Span(0)).contains("must not be 0"));
+        assert!(refused(|c| c.deadline = Span::from_millis(2500)).contains("deadline"));
+    }
+
+    #[test]
+    fn names_and_addresses_that_can_not_be_are_refused() {
+        for name in ["", "sixteen-letters-", "a b", "a/b", "tap%d", "..", "a\0", "ä"] {
+            assert!(refused(|c| c.tap = name.into()).contains("interface"), "{name}");
+        }
+        assert!(refused(|c| c.mac = MacAddress([1, 0, 0, 0, 0, 1])).contains("MAC"));
+        assert!(refused(|c| c.mac = MacAddress([0; 6])).contains("MAC"));
+        for address in ["10.77.0.0/24", "10.77.0.255/24", "224.0.0.1/24", "127.0.0.1/8"] {
+            assert!(refused(|c| c.address = address.parse().expect(address)).contains("host"), "{address}");
+        }
+        let prefix = |prefix: u8| move |c: &mut VmmConfig| c.address.prefix = prefix;
+        assert!(refused(prefix(31)).contains("host") && refused(prefix(0)).contains("host"));
+    }
+}

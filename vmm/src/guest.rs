@@ -1,0 +1,247 @@
+//! The KVM engine: creates the guest on the calling thread, and runs its vCPU until it ends.
+//!
+//! ```text
+//!          +--------------------------- interrupt, if the line is high ---+
+//!          v                                                              |
+//! enter KVM_RUN --exit--> decode --> adapter / WAIT / PHASE / END --> account
+//!          ^                |                                             |
+//!          +-- signal ------+--> fault: last words            END: Recording
+//! ```
+
+use toll_protocol::report::Failure;
+
+use crate::boot::{Program, boot_info};
+use crate::bus::{Bus, Device, Space};
+use crate::clock::{Timebase, ticks};
+use crate::config::EndConfig;
+use crate::exits::{Cause, Exits};
+use crate::image::{self, ImageError};
+use crate::kvm::{Exit, KvmCounts, KvmError, Vcpu, Vm};
+use crate::layout::INTERRUPT_VECTOR;
+use crate::machine::{EngineView, Machine, MachineError, Parts};
+use crate::memory::MemoryError;
+use crate::recording::Recording;
+use crate::runner::Stage;
+
+/// Why a guest could not be run to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// KVM.
+    #[error("the guest could not be run")]
+    Kvm(#[from] KvmError),
+    /// Its program.
+    #[error("the guest's program could not be loaded")]
+    Image(#[from] ImageError),
+    /// Its memory.
+    #[error("the guest's memory could not be set up")]
+    Memory(#[from] MemoryError),
+    /// The machine that it runs on.
+    #[error("the guest failed")]
+    Machine(#[from] MachineError),
+    /// It faulted.
+    #[error("the guest faulted at rip {rip:#x}, last page fault at {cr2:#x}: {what}")]
+    Fault {
+        /// KVM's reason.
+        what: String,
+        /// Instruction pointer.
+        rip: u64,
+        /// CR2.
+        cr2: u64,
+    },
+    /// It accessed what no device decodes.
+    #[error("the guest accessed {space:?} address {address:#x}, {length} bytes: no device is there")]
+    NoDevice {
+        /// Which address space.
+        space: Space,
+        /// The address.
+        address: u64,
+        /// How many bytes.
+        length: usize,
+    },
+}
+
+/// What is known of a guest at any time.
+struct Guest {
+    vcpu: Vcpu,
+    bus: Bus,
+    machine: Machine,
+    exits: Exits,
+    started: Timebase,
+}
+
+/// Creates and runs a guest on the calling thread.
+///
+/// # Errors
+/// A [`Failure`] with registers and the last exits, as far as there are any.
+pub fn run(config: &EndConfig, program: &Program, stage: Stage) -> Result<Box<Recording>, Failure> {
+    let mut guest = Guest::create(config, program, stage).map_err(|error| crate::failure(&error, Vec::new()))?;
+    guest.run().map_err(|error| {
+        let words = guest.last_words();
+        crate::failure(&error, words)
+    })
+}
+
+impl Guest {
+    fn create(config: &EndConfig, program: &Program, stage: Stage) -> Result<Self, GuestError> {
+        let started = Timebase::now();
+        let Stage { adapter, looks_at_port, pages, reporter, control_cpu } = stage;
+        let vm = Vm::new(pages.memory().clone())?;
+        let entry = image::load(program.image(), pages.memory(), config.memory)?;
+        let vcpu = vm.vcpu(&entry)?;
+        let bus = Bus::new(adapter.window());
+        pages.write_boot_info(&boot_info(config, program, bus.adapter_base(), vcpu.tsc_hz()?))?;
+        reporter.link().set_vcpu(vcpu.kicker());
+        let created = vm.created();
+        let memory = config.memory;
+        let parts = Parts { adapter, looks_at_port, pages, reporter, control_cpu, memory, created };
+        Ok(Self { vcpu, bus, machine: Machine::new(parts), exits: Exits::default(), started })
+    }
+
+    fn run(&mut self) -> Result<Box<Recording>, GuestError> {
+        // Set by accesses of the guest only: an interrupt elsewhere could hit code that has a red zone (see
+        // payload/src/gate.rs), and one that was just raised has not been seen by its handler yet.
+        let mut interruptible = false;
+        loop {
+            self.machine.check_stop()?;
+            if interruptible {
+                let pending = self.machine.interrupt_pending();
+                let taken = pending && self.vcpu.can_take_interrupt();
+                if taken {
+                    self.vcpu.interrupt(INTERRUPT_VECTOR)?;
+                }
+                self.vcpu.request_interrupt_window(pending && !taken);
+            }
+            let entered = ticks();
+            let exit = self.vcpu.run()?;
+            let now = ticks();
+            let running = now.saturating_sub(entered);
+            let mut access = Access { bus: &self.bus, machine: &mut self.machine, exits: &mut self.exits, now, running };
+            let asleep = access.machine.asleep_ticks();
+            let (cause, ended) = match exit {
+                Exit::PioWrite(port, data) => access.write(Space::Pio, u64::from(port), data)?,
+                Exit::PioRead(port, data) => access.read(Space::Pio, u64::from(port), data)?,
+                Exit::MmioWrite(address, data) => access.write(Space::Mmio, address, data)?,
+                Exit::MmioRead(address, data) => access.read(Space::Mmio, address, data)?,
+                Exit::InterruptWindow => access.count(Cause::InterruptWindow),
+                Exit::Signal => access.count(Cause::Signal),
+                Exit::Fault { what } => {
+                    access.count(Cause::Fault);
+                    let (rip, cr2) = self.vcpu.registers().map_or((0, 0), |registers| (registers.rip, registers.cr2));
+                    return Err(GuestError::Fault { what, rip, cr2 });
+                }
+            };
+            match ended {
+                Doorbell::None => {}
+                Doorbell::Phase(announced) => {
+                    let counts = self.vcpu.counts();
+                    self.announce(announced, counts)?;
+                }
+                Doorbell::End(value) => return Ok(self.machine.end(value)?),
+            }
+            let asleep = self.machine.asleep_ticks().saturating_sub(asleep);
+            self.exits.leave(cause, ticks().saturating_sub(now).saturating_sub(asleep));
+            interruptible = cause != Cause::Signal;
+        }
+    }
+
+    fn announce(&mut self, phase: u32, counts: KvmCounts) -> Result<(), MachineError> {
+        let view = EngineView {
+            program_ticks: self.exits.running_ticks(),
+            model_ticks: self.exits.handling_ticks(),
+            exits: Some((&self.exits, counts)),
+        };
+        self.machine.phase(phase, &view)
+    }
+
+    fn last_words(&self) -> Vec<String> {
+        let mut words: Vec<String> =
+            self.machine.pages().message().into_iter().map(|words| format!("program: {words}")).collect();
+        words.extend(self.exits.last_words(Timebase::now().nanoseconds_per_tick_since(&self.started)));
+        match self.vcpu.registers() {
+            Ok(registers) => words.extend(registers.lines),
+            Err(error) => words.push(format!("registers could not be read: {error}")),
+        }
+        words
+    }
+}
+
+/// What an access asks of the loop itself.
+enum Doorbell {
+    None,
+    Phase(u32),
+    End(u32),
+}
+
+/// One exit while it is answered.
+struct Access<'a> {
+    bus: &'a Bus,
+    machine: &'a mut Machine,
+    exits: &'a mut Exits,
+    now: u64,
+    running: u64,
+}
+
+impl Access<'_> {
+    fn count(&mut self, cause: Cause) -> (Cause, Doorbell) {
+        self.exits.enter(cause, 0, 0, self.now, self.running);
+        (cause, Doorbell::None)
+    }
+
+    fn write(&mut self, space: Space, address: u64, data: &[u8]) -> Result<(Cause, Doorbell), GuestError> {
+        let value = value(data);
+        let decoded = self.bus.decode(space, address, data.len());
+        let cause = match (decoded, space) {
+            (Some((Device::Adapter, offset)), Space::Pio) => Cause::PioWrite(self.machine.adapter().register_name(offset)),
+            (Some((Device::Adapter, offset)), Space::Mmio) => Cause::MmioWrite(self.machine.adapter().register_name(offset)),
+            (Some((Device::Wait, _)), _) => Cause::Wait,
+            (Some((Device::Phase, _)), _) => Cause::Phase,
+            (Some((Device::End, _)), _) => Cause::End,
+            (None, Space::Pio) => Cause::PioWrite("no device"),
+            (None, Space::Mmio) => Cause::MmioWrite("no device"),
+        };
+        self.exits.enter(cause, address, value, self.now, self.running);
+        let Some((device, offset)) = decoded else {
+            return Err(GuestError::NoDevice { space, address, length: data.len() });
+        };
+        // Doorbells are 32 bits wide, which is what a value holds.
+        let word = value as u32;
+        let doorbell = match device {
+            Device::Adapter => {
+                self.machine.write(offset, data)?;
+                Doorbell::None
+            }
+            Device::Wait => {
+                self.machine.wait(word)?;
+                Doorbell::None
+            }
+            Device::Phase => Doorbell::Phase(word),
+            Device::End => Doorbell::End(word),
+        };
+        Ok((cause, doorbell))
+    }
+
+    fn read(&mut self, space: Space, address: u64, data: &mut [u8]) -> Result<(Cause, Doorbell), GuestError> {
+        let decoded = match self.bus.decode(space, address, data.len()) {
+            Some((Device::Adapter, offset)) => Some(offset),
+            // Doorbells can't be read.
+            _ => None,
+        };
+        let name = decoded.map_or("no device", |offset| self.machine.adapter().register_name(offset));
+        let cause = match space {
+            Space::Pio => Cause::PioRead(name),
+            Space::Mmio => Cause::MmioRead(name),
+        };
+        self.exits.enter(cause, address, 0, self.now, self.running);
+        let offset = decoded.ok_or(GuestError::NoDevice { space, address, length: data.len() })?;
+        self.machine.read(offset, data)?;
+        Ok((cause, Doorbell::None))
+    }
+}
+
+/// The little-endian value of up to 8 bytes; of a string instruction's data, its beginning.
+fn value(data: &[u8]) -> u64 {
+    let mut bytes = [0; 8];
+    let length = data.len().min(bytes.len());
+    bytes[..length].copy_from_slice(&data[..length]);
+    u64::from_le_bytes(bytes)
+}

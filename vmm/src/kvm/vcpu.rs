@@ -1,0 +1,228 @@
+//! A vCPU: one call of `KVM_RUN` at a time, as a value that says why it returned.
+
+use std::os::fd::AsRawFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use kvm_bindings::{kvm_interrupt, kvm_run};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use super::{KvmCounts, KvmError, Stats, failed, failed_errno};
+
+/// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
+const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
+
+/// Why `KVM_RUN` returned.
+#[derive(Debug)]
+pub enum Exit<'a> {
+    /// The guest reads I/O ports: the answer goes into the slice.
+    PioRead(u16, &'a mut [u8]),
+    /// The guest writes I/O ports.
+    PioWrite(u16, &'a [u8]),
+    /// The guest reads memory that is none: the answer goes into the slice.
+    MmioRead(u64, &'a mut [u8]),
+    /// The guest writes memory that is none.
+    MmioWrite(u64, &'a [u8]),
+    /// The guest can take an interrupt now, as was asked for.
+    InterruptWindow,
+    /// A signal came.
+    Signal,
+    /// The guest can't go on: `what` names KVM's reason.
+    Fault {
+        /// `KVM_EXIT_SHUTDOWN` and what is known of it.
+        what: String,
+    },
+}
+
+/// What is known of a guest that faulted.
+#[derive(Debug, Clone)]
+pub struct Registers {
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Address of the last page fault, CR2.
+    pub cr2: u64,
+    /// One line each.
+    pub lines: Vec<String>,
+}
+
+/// The `kvm_run` page of a vCPU, mapped once more, so that another thread can reach it for as long as it likes.
+#[derive(Debug)]
+struct RunPage(NonNull<libc::c_void>);
+
+// SAFETY: the mapping belongs to this value, and all its accesses are atomic.
+unsafe impl Send for RunPage {}
+// SAFETY: as above.
+unsafe impl Sync for RunPage {}
+
+impl RunPage {
+    fn map(vcpu: &VcpuFd) -> Result<Self, KvmError> {
+        // SAFETY: a new shared mapping at an address of the kernel's choice.
+        let address = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size_of::<kvm_run>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                vcpu.as_raw_fd(),
+                0,
+            )
+        };
+        if address == libc::MAP_FAILED {
+            return Err(failed_errno("mmap of a vCPU"));
+        }
+        NonNull::new(address).map(Self).ok_or_else(|| failed_errno("mmap of a vCPU"))
+    }
+
+    fn immediate_exit(&self) -> &AtomicU8 {
+        let byte = self.0.as_ptr().cast::<u8>().wrapping_add(std::mem::offset_of!(kvm_run, immediate_exit));
+        // SAFETY: within the mapping, which lives as long as `self`; the kernel reads it as one byte.
+        unsafe { AtomicU8::from_ptr(byte) }
+    }
+
+    /// Meaningful after KVM_EXIT_INTERNAL_ERROR only: the first word of that exit's part of the page.
+    fn internal_suberror(&self) -> u32 {
+        let word = self.0.as_ptr().cast::<u8>().wrapping_add(std::mem::offset_of!(kvm_run, __bindgen_anon_1));
+        // SAFETY: within the mapping and aligned (the union holds 64-bit members); the kernel writes it during
+        // KVM_RUN only, which is not under way.
+        unsafe { word.cast::<u32>().read_volatile() }
+    }
+}
+
+impl Drop for RunPage {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `map` made; no reference to it outlives `self`.
+        unsafe { libc::munmap(self.0.as_ptr(), size_of::<kvm_run>()) };
+    }
+}
+
+/// Makes the vCPU's next (or current, if a signal follows) `KVM_RUN` return at once, from any thread.
+#[derive(Debug, Clone)]
+pub struct Kicker(Arc<RunPage>);
+
+impl Kicker {
+    /// From now on `KVM_RUN` returns with [`Exit::Signal`]; one that is under way does once its thread gets a
+    /// signal.
+    pub fn stop(&self) {
+        self.0.immediate_exit().store(1, Ordering::Release);
+    }
+}
+
+/// A vCPU.
+pub struct Vcpu {
+    fd: VcpuFd,
+    page: Arc<RunPage>,
+    stats: Option<Stats>,
+}
+
+impl Vcpu {
+    pub(super) fn new(fd: VcpuFd) -> Result<Self, KvmError> {
+        let page = Arc::new(RunPage::map(&fd)?);
+        Ok(Self { stats: Stats::open(&fd), page, fd })
+    }
+
+    /// Enters the guest until it exits.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`] if the kernel refuses to run the guest at all.
+    pub fn run(&mut self) -> Result<Exit<'_>, KvmError> {
+        let fault = |what: String| Ok(Exit::Fault { what });
+        match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => Ok(Exit::PioRead(port, data)),
+            Ok(VcpuExit::IoOut(port, data)) => Ok(Exit::PioWrite(port, data)),
+            Ok(VcpuExit::MmioRead(address, data)) => Ok(Exit::MmioRead(address, data)),
+            Ok(VcpuExit::MmioWrite(address, data)) => Ok(Exit::MmioWrite(address, data)),
+            Ok(VcpuExit::IrqWindowOpen) => Ok(Exit::InterruptWindow),
+            Ok(VcpuExit::Intr) => Ok(Exit::Signal),
+            Ok(VcpuExit::Shutdown) => fault("KVM_EXIT_SHUTDOWN: a fault that the guest has no handler for".into()),
+            Ok(VcpuExit::Hlt) => fault("KVM_EXIT_HLT: the guest halted".into()),
+            Ok(VcpuExit::FailEntry(reason, cpu)) => {
+                fault(format!("KVM_EXIT_FAIL_ENTRY: hardware reason {reason:#x} on CPU {cpu}"))
+            }
+            Ok(VcpuExit::InternalError) => {
+                let suberror = self.page.internal_suberror();
+                fault(format!("KVM_EXIT_INTERNAL_ERROR: suberror {suberror} ({})", suberror_name(suberror)))
+            }
+            Ok(other) => {
+                let what = format!("{other:?}");
+                fault(format!("an exit that no guest of this VMM has a use for: {what}"))
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => Ok(Exit::Signal),
+            Err(error) => Err(failed("KVM_RUN")(error)),
+        }
+    }
+
+    /// Whether [`interrupt`](Self::interrupt) would be taken at once.
+    pub fn can_take_interrupt(&mut self) -> bool {
+        let run = self.fd.get_kvm_run();
+        run.ready_for_interrupt_injection != 0 && run.if_flag != 0
+    }
+
+    /// Asks (or stops asking) for an exit as soon as the guest can take an interrupt.
+    pub fn request_interrupt_window(&mut self, wanted: bool) {
+        self.fd.get_kvm_run().request_interrupt_window = u8::from(wanted);
+    }
+
+    /// Raises an external interrupt: delivered at the next entry.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub fn interrupt(&mut self, vector: u8) -> Result<(), KvmError> {
+        let interrupt = kvm_interrupt { irq: u32::from(vector) };
+        // SAFETY: the ioctl reads a `kvm_interrupt` and nothing else.
+        match unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_INTERRUPT, &raw const interrupt) } {
+            0 => Ok(()),
+            _ => Err(failed_errno("KVM_INTERRUPT")),
+        }
+    }
+
+    /// What makes this vCPU return from another thread.
+    pub fn kicker(&self) -> Kicker {
+        Kicker(Arc::clone(&self.page))
+    }
+
+    /// KVM's own counters.
+    pub fn counts(&self) -> KvmCounts {
+        self.stats.as_ref().map(Stats::read).unwrap_or_default()
+    }
+
+    /// Frequency of the guest's time stamp counter in Hz.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub fn tsc_hz(&self) -> Result<u64, KvmError> {
+        Ok(u64::from(self.fd.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?) * 1000)
+    }
+
+    /// The registers, for last words.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub fn registers(&self) -> Result<Registers, KvmError> {
+        let regs = self.fd.get_regs().map_err(failed("KVM_GET_REGS"))?;
+        let sregs = self.fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+        let kvm_bindings::kvm_regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, rip, rflags, .. } = regs;
+        let kvm_bindings::kvm_regs { r8, r9, r10, r11, r12, r13, r14, r15, .. } = regs;
+        let kvm_bindings::kvm_sregs { cr0, cr2, cr3, cr4, cs, ss, .. } = sregs;
+        let lines = vec![
+            format!("rip {rip:#018x} cs {:#06x} rflags {rflags:#x} cr2 {cr2:#018x}", cs.selector),
+            format!("rax {rax:#018x} rbx {rbx:#018x} rcx {rcx:#018x} rdx {rdx:#018x}"),
+            format!("rsi {rsi:#018x} rdi {rdi:#018x} rbp {rbp:#018x} rsp {rsp:#018x}"),
+            format!("r8  {r8:#018x} r9  {r9:#018x} r10 {r10:#018x} r11 {r11:#018x}"),
+            format!("r12 {r12:#018x} r13 {r13:#018x} r14 {r14:#018x} r15 {r15:#018x}"),
+            format!("cr0 {cr0:#x} cr3 {cr3:#x} cr4 {cr4:#x} ss {:#06x}", ss.selector),
+        ];
+        Ok(Registers { rip, cr2, lines })
+    }
+}
+
+/// Name of a `KVM_INTERNAL_ERROR_*` (Linux include/uapi/linux/kvm.h).
+fn suberror_name(suberror: u32) -> &'static str {
+    match suberror {
+        1 => "an instruction could not be emulated",
+        2 => "simultaneous exceptions",
+        3 => "delivery of an event failed",
+        4 => "unexpected exit reason",
+        _ => "unknown",
+    }
+}

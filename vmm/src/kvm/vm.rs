@@ -1,0 +1,102 @@
+//! A virtual machine: one slot of memory, no in-kernel interrupt controller.
+
+use std::io::ErrorKind;
+use std::time::Instant;
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VmFd};
+use toll_vnic::GuestMemory;
+use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+
+use super::{Entry, KvmError, Vcpu, failed};
+
+/// Where VMX without unrestricted guests keeps its own pages when the guest is in real mode (three pages, and one
+/// below them): an address that no guest memory has. Every hosted VMM chooses this one.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
+
+/// A virtual machine.
+pub struct Vm {
+    kvm: Kvm,
+    fd: VmFd,
+    memory: GuestMemory,
+    created: Instant,
+}
+
+/// Opens /dev/kvm and checks its version.
+fn open() -> Result<Kvm, KvmError> {
+    let kvm = Kvm::new().map_err(|error| {
+        let source = std::io::Error::from_raw_os_error(error.errno());
+        let advice = match source.kind() {
+            ErrorKind::NotFound => "load the module kvm_intel or kvm_amd, or run on a host that offers KVM",
+            ErrorKind::PermissionDenied => "add the user to the group that owns it (usually `kvm`) and log in again",
+            _ => "see what the kernel log says about kvm",
+        };
+        KvmError::Open { advice, source }
+    })?;
+    match kvm.get_api_version() {
+        12 => Ok(kvm),
+        other => Err(KvmError::Version(other)),
+    }
+}
+
+/// Whether guests can be created here.
+///
+/// # Errors
+/// [`KvmError`], with what to do.
+pub fn probe() -> Result<(), KvmError> {
+    open()?.create_vm().map(drop).map_err(failed("KVM_CREATE_VM"))
+}
+
+impl Vm {
+    /// A machine with `memory`, which starts at address 0.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn new(memory: GuestMemory) -> Result<Self, KvmError> {
+        let kvm = open()?;
+        let created = Instant::now();
+        let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
+        fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(failed("KVM_SET_TSS_ADDR"))?;
+        for (slot, region) in (0..).zip(memory.iter()) {
+            let region = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().0,
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+            };
+            // SAFETY: the mapping is held by `self.memory` for as long as the machine exists, and only accessed
+            // as volatile by this process.
+            unsafe { fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(Self { kvm, fd, memory, created })
+    }
+
+    /// When `KVM_CREATE_VM` was called.
+    pub fn created(&self) -> Instant {
+        self.created
+    }
+
+    /// The machine's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// The machine's vCPU, about to execute the first instruction of `entry`.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn vcpu(&self, entry: &Entry) -> Result<Vcpu, KvmError> {
+        let cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        let fd = self.fd.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
+        fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
+        entry.write_tables(&self.memory)?;
+        let mut sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+        entry.system_registers(&cpuid, &mut sregs);
+        fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+        fd.set_regs(&entry.registers()).map_err(failed("KVM_SET_REGS"))?;
+        Vcpu::new(fd)
+    }
+}

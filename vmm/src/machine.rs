@@ -1,0 +1,305 @@
+//! The machine that a payload program runs on, whichever engine runs it: an adapter, doorbells, an interrupt line.
+//! A guest reaches it by exits, a same-stack process by calls; behind that seam nothing differs.
+//!
+//! ```text
+//! BOOT --READY--> 1 --WARM_UP--> 2 --MEASURE--> 3 --MEASURED--> 4 --CLOSED--> 5 --END--> ended
+//!                                    (snapshot)     (snapshot)
+//! ```
+//! A phase may be left out, but never comes late or twice.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use toll_guest_abi::phase;
+use toll_vnic::adapter::{Adapter, AdapterError};
+
+use crate::clock::{CpuClock, Timebase, ticks};
+use crate::exits::Exits;
+use crate::kvm::KvmCounts;
+use crate::link::{Event, Reporter};
+use crate::memory::SharedPages;
+use crate::recording::{Claim, Recording, Snapshot};
+
+/// Why the program can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The adapter, its rings or its port.
+    #[error("the program's adapter can't go on")]
+    Adapter(#[from] AdapterError),
+    /// A phase out of order.
+    #[error("the program announced phase {announced} after phase {current}")]
+    Phase {
+        /// What it announced.
+        announced: u32,
+        /// What it was in.
+        current: u32,
+    },
+    /// The program ended before the measured interval did.
+    #[error("the program ended in phase {phase}, before it had measured")]
+    Early {
+        /// The phase it was in.
+        phase: u32,
+    },
+    /// The program gave up.
+    #[error("the program failed: {words}")]
+    Program {
+        /// Its last words.
+        words: String,
+    },
+    /// Waiting failed.
+    #[error("waiting for the port failed")]
+    Poll(#[source] io::Error),
+    /// The control thread has asked for the end.
+    #[error("the program was stopped")]
+    Stopped,
+}
+
+/// What the engine adds to a snapshot.
+#[derive(Debug)]
+pub struct EngineView<'a> {
+    /// Ticks in the program.
+    pub program_ticks: u64,
+    /// Ticks in the model, time asleep left out.
+    pub model_ticks: u64,
+    /// Exits and KVM's counts, of a guest.
+    pub exits: Option<(&'a Exits, KvmCounts)>,
+}
+
+/// The machine.
+pub struct Machine {
+    adapter: Box<dyn Adapter>,
+    looks_at_port: bool,
+    pages: SharedPages,
+    reporter: Reporter,
+    cpu: Option<CpuClock>,
+    control_cpu: Option<CpuClock>,
+    memory: u64,
+    phase: u32,
+    snapshots: (Option<Snapshot>, Option<Snapshot>),
+    asleep: u64,
+    created: Instant,
+    first_frame: Option<Instant>,
+}
+
+/// What a machine is made of.
+pub struct Parts {
+    /// The chip.
+    pub adapter: Box<dyn Adapter>,
+    /// Whether it looks at its port after each access: see [`Machine::after_access`].
+    pub looks_at_port: bool,
+    /// The shared pages.
+    pub pages: SharedPages,
+    /// Where events go.
+    pub reporter: Reporter,
+    /// CPU clock of the control thread.
+    pub control_cpu: Option<CpuClock>,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// When the guest, or what stands for it, was created.
+    pub created: Instant,
+}
+
+impl Machine {
+    /// A machine for a program that the calling thread runs.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { adapter, looks_at_port, pages, reporter, control_cpu, memory, created } = parts;
+        Self {
+            adapter,
+            looks_at_port,
+            pages,
+            reporter,
+            cpu: CpuClock::of_this_thread(),
+            control_cpu,
+            memory,
+            phase: 0,
+            snapshots: (None, None),
+            asleep: 0,
+            created,
+            first_frame: None,
+        }
+    }
+
+    /// The adapter.
+    pub fn adapter(&self) -> &dyn Adapter {
+        &*self.adapter
+    }
+
+    /// The shared pages.
+    pub fn pages(&self) -> &SharedPages {
+        &self.pages
+    }
+
+    /// Where events go.
+    pub fn reporter(&self) -> &Reporter {
+        &self.reporter
+    }
+
+    /// Ticks spent asleep so far.
+    pub fn asleep_ticks(&self) -> u64 {
+        self.asleep
+    }
+
+    /// The program reads the adapter's registers.
+    ///
+    /// # Errors
+    /// [`MachineError::Adapter`].
+    pub fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), MachineError> {
+        self.adapter.read(offset, data)?;
+        self.after_access()
+    }
+
+    /// The program writes the adapter's registers.
+    ///
+    /// # Errors
+    /// [`MachineError::Adapter`].
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> Result<(), MachineError> {
+        self.adapter.write(offset, data)?;
+        self.after_access()
+    }
+
+    /// A hosted VMM of 2001 looks at its port (`select`) after each world switch, since nothing else tells it of a
+    /// frame while the guest computes; so does the straightforward pcnet. A look is one system call that finds
+    /// nothing, well under a microsecond against the ten and more of the exit it follows. It is left out while the
+    /// adapter could not take a frame. Adapters with rings in shared memory exit seldom and are served when the
+    /// program waits.
+    fn after_access(&mut self) -> Result<(), MachineError> {
+        if self.looks_at_port && self.adapter.can_receive() {
+            self.adapter.service()?;
+        }
+        self.note_first_frame();
+        Ok(())
+    }
+
+    fn note_first_frame(&mut self) {
+        if self.first_frame.is_none() && self.adapter.counters().transmit_frames > 0 {
+            self.first_frame = Some(Instant::now());
+        }
+    }
+
+    /// Whether an interrupt is to be raised: the line is high and no handler runs.
+    pub fn interrupt_pending(&self) -> bool {
+        self.adapter.interrupt() && self.pages.status().in_service.load(Ordering::Acquire) == 0
+    }
+
+    fn has_work(&mut self) -> Result<bool, MachineError> {
+        let work = self.adapter.service()?;
+        self.note_first_frame();
+        Ok(work || self.adapter.interrupt() || self.pages.status().interrupt_causes.load(Ordering::Acquire) != 0)
+    }
+
+    /// The WAIT doorbell: the adapter takes what the rings hold; then, unless there is something for the program,
+    /// this sleeps until the port has a frame, a kick comes, or `timeout_us` has passed.
+    ///
+    /// # Errors
+    /// [`MachineError::Adapter`], [`MachineError::Poll`], or [`MachineError::Stopped`] if that is what woke it.
+    pub fn wait(&mut self, timeout_us: u32) -> Result<(), MachineError> {
+        if self.has_work()? || timeout_us == 0 {
+            return self.check_stop();
+        }
+        let asleep = ticks();
+        let woken = self.sleep(Duration::from_micros(u64::from(timeout_us)));
+        self.asleep = self.asleep.saturating_add(ticks().saturating_sub(asleep));
+        let (kicked, readable) = woken?;
+        if kicked {
+            self.reporter.link().drain_kicks();
+            self.check_stop()?;
+        }
+        if readable {
+            self.has_work()?;
+        }
+        Ok(())
+    }
+
+    /// [`MachineError::Stopped`] once the control thread has asked for the end.
+    ///
+    /// # Errors
+    /// As said.
+    pub fn check_stop(&self) -> Result<(), MachineError> {
+        if self.reporter.link().stopped() { Err(MachineError::Stopped) } else { Ok(()) }
+    }
+
+    /// Sleeps; says whether a kick came and whether the port is readable.
+    fn sleep(&self, timeout: Duration) -> Result<(bool, bool), MachineError> {
+        let kick = self.reporter.link().kick_fd();
+        // A port that the adapter can't take frames from would wake us time after time for nothing.
+        let port = self.adapter.port_fd().filter(|_| self.adapter.can_receive());
+        let mut fds = [kick, port.unwrap_or(kick)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let polled = if port.is_some() { &mut fds[..] } else { &mut fds[..1] };
+        match ppoll(polled, Some(TimeSpec::from_duration(timeout)), None) {
+            Ok(_) => {}
+            // A signal says `stop` or nothing: either way the program looks again.
+            Err(Errno::EINTR) => return Ok((true, false)),
+            Err(errno) => return Err(MachineError::Poll(errno.into())),
+        }
+        let ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        Ok((ready(&fds[0]), port.is_some() && ready(&fds[1])))
+    }
+
+    /// The PHASE doorbell.
+    ///
+    /// # Errors
+    /// [`MachineError::Phase`] for one that doesn't exist, or doesn't follow.
+    pub fn phase(&mut self, announced: u32, view: &EngineView<'_>) -> Result<(), MachineError> {
+        let current = self.phase;
+        if announced <= current || announced > phase::CLOSED {
+            return Err(MachineError::Phase { announced, current });
+        }
+        let at = match announced {
+            phase::MEASURE => self.snapshots.0.insert(snapshot(
+                &*self.adapter,
+                (self.cpu, self.control_cpu),
+                view,
+            )).at.instant(),
+            phase::MEASURED if current == phase::MEASURE => self.snapshots.1.insert(snapshot(
+                &*self.adapter,
+                (self.cpu, self.control_cpu),
+                view,
+            )).at.instant(),
+            phase::MEASURED => return Err(MachineError::Phase { announced, current }),
+            _ => Instant::now(),
+        };
+        self.phase = announced;
+        self.reporter.send(Event::Phase(announced, at));
+        Ok(())
+    }
+
+    /// The END doorbell: what was recorded, or why the program failed.
+    ///
+    /// # Errors
+    /// [`MachineError::Program`] or [`MachineError::Early`].
+    pub fn end(&mut self, value: u32) -> Result<Box<Recording>, MachineError> {
+        if value != 0 {
+            let words = self.pages.message().unwrap_or_else(|| "it left no last words".into());
+            return Err(MachineError::Program { words });
+        }
+        let (Some(start), Some(end)) = (self.snapshots.0.take(), self.snapshots.1.take()) else {
+            return Err(MachineError::Early { phase: self.phase });
+        };
+        let status = self.pages.status();
+        let claim = Claim {
+            start_bytes: status.measure_start_bytes.load(Ordering::Acquire),
+            end_bytes: status.measure_end_bytes.load(Ordering::Acquire),
+            start_ns: status.measure_start_ns.load(Ordering::Acquire),
+            end_ns: status.measure_end_ns.load(Ordering::Acquire),
+        };
+        let (created, first_frame, memory) = (self.created, self.first_frame, self.memory);
+        Ok(Box::new(Recording { start, end, claim, created, first_frame, memory }))
+    }
+}
+
+fn snapshot(adapter: &dyn Adapter, clocks: (Option<CpuClock>, Option<CpuClock>), view: &EngineView<'_>) -> Snapshot {
+    Snapshot {
+        at: Timebase::now(),
+        cpu: clocks.0.and_then(CpuClock::read),
+        control_cpu: clocks.1.and_then(CpuClock::read),
+        program_ticks: view.program_ticks,
+        model_ticks: view.model_ticks,
+        port_nanoseconds: adapter.port_nanoseconds(),
+        frames: adapter.counters(),
+        exits: view.exits.as_ref().map(|(exits, counts)| ((*exits).clone(), *counts)),
+    }
+}

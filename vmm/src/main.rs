@@ -1,0 +1,63 @@
+//! `toll-vmm`: one virtual end, run on behalf of an agent.
+
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use toll_vmm::control::{Outcome, serve};
+
+/// Runs one virtual end: a KVM guest, or a host process on the same adapter model.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+struct Arguments {
+    /// Descriptor of the Unix stream socket to the agent, inherited from it.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
+    control_fd: Option<RawFd>,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Says whether guests can be created here.
+    Probe,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match (arguments.command, arguments.control_fd) {
+        (Some(Command::Probe), _) => probe(),
+        (None, Some(fd)) => run(fd),
+        (None, None) => Err(anyhow::anyhow!("--control-fd is needed")),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("toll-vmm: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn probe() -> anyhow::Result<ExitCode> {
+    toll_vmm::kvm::probe()?;
+    println!("guests can be created");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run(fd: RawFd) -> anyhow::Result<ExitCode> {
+    nix::fcntl::fcntl(
+        // SAFETY: only borrowed for this call, which fails on a descriptor that is not open.
+        unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) },
+        nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC),
+    )
+    .with_context(|| format!("descriptor {fd} is not open"))?;
+    // SAFETY: open, as was just seen, and left to us by the process that started this one.
+    let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    match serve(socket)? {
+        Outcome::Done => Ok(ExitCode::SUCCESS),
+        Outcome::Failed(failure) => {
+            eprintln!("toll-vmm: {}", failure.reason);
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}

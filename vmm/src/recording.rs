@@ -1,0 +1,264 @@
+//! What is read at both ends of the measured interval, and the report made of the difference.
+
+use std::time::{Duration, Instant};
+
+use toll_protocol::report::{CpuSplit, EndReport, ExitReport, Flag, FrameCounters, Sample, ThreadCpu};
+use toll_protocol::units::Span;
+
+use crate::clock::Timebase;
+use crate::exits::Exits;
+use crate::kvm::KvmCounts;
+
+/// A thread is said to have been the limit from this share of the interval on.
+const CPU_BOUND: f64 = 0.95;
+/// How far the program's interval may differ from the one the VMM saw: scheduling delays lie in between.
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
+
+/// Counters at a moment, read by the thread that runs the program.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// The moment.
+    pub at: Timebase,
+    /// CPU time of the program's thread.
+    pub cpu: Option<Duration>,
+    /// CPU time of the control thread.
+    pub control_cpu: Option<Duration>,
+    /// Ticks in the program: inside `KVM_RUN`, or outside of the model for a host process.
+    pub program_ticks: u64,
+    /// Ticks in the VMM's model of the machine, time asleep left out, the port's system calls included.
+    pub model_ticks: u64,
+    /// Nanoseconds in system calls of the port.
+    pub port_nanoseconds: u64,
+    /// Frames.
+    pub frames: FrameCounters,
+    /// Exits of a guest, and KVM's own counts.
+    pub exits: Option<(Exits, KvmCounts)>,
+}
+
+/// What the program says it measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// Payload bytes when the interval began.
+    pub start_bytes: u64,
+    /// Payload bytes when it ended.
+    pub end_bytes: u64,
+    /// The program's clock when it began.
+    pub start_ns: u64,
+    /// The program's clock when it ended.
+    pub end_ns: u64,
+}
+
+/// All that is known of a program that ended well.
+#[derive(Debug, Clone)]
+pub struct Recording {
+    /// When the measured interval began.
+    pub start: Snapshot,
+    /// When it ended.
+    pub end: Snapshot,
+    /// What the program says.
+    pub claim: Claim,
+    /// When the guest (or the host process' engine) was created.
+    pub created: Instant,
+    /// When its driver had sent the first frame.
+    pub first_frame: Option<Instant>,
+    /// Bytes of memory: bounds what the program can have buffered.
+    pub memory: u64,
+}
+
+/// Why a program's figures are not believed.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum ClaimError {
+    /// It ended before it began, or fewer bytes had come later.
+    #[error("the program's counters run backwards: {0:?}")]
+    Backwards(Claim),
+    /// Its clock and the VMM's disagree.
+    #[error("the program's interval is {program:?}, the VMM saw {vmm:?}")]
+    Clock {
+        /// By the program's clock.
+        program: Duration,
+        /// By the VMM's clock.
+        vmm: Duration,
+    },
+    /// More bytes than crossed the adapter.
+    #[error("the program counts {claimed} bytes of payload; {crossed} bytes of frames crossed its adapter")]
+    Bytes {
+        /// By the program.
+        claimed: u64,
+        /// By the adapter.
+        crossed: u64,
+    },
+}
+
+impl Recording {
+    /// The report of the measured interval.
+    ///
+    /// # Errors
+    /// [`ClaimError`] if the program's own figures are impossible.
+    pub fn report(&self, samples: Vec<Sample>) -> Result<EndReport, ClaimError> {
+        let Self { start, end, claim, .. } = self;
+        let backwards = ClaimError::Backwards(*claim);
+        let bytes = claim.end_bytes.checked_sub(claim.start_bytes).ok_or(backwards)?;
+        let interval = claim.end_ns.checked_sub(claim.start_ns).ok_or(ClaimError::Backwards(*claim))?;
+        let seen = end.at.instant().saturating_duration_since(start.at.instant());
+        let program = Duration::from_nanos(interval);
+        if program.abs_diff(seen) > CLOCK_TOLERANCE.max(seen / 50) || interval == 0 {
+            return Err(ClaimError::Clock { program, vmm: seen });
+        }
+        let frames = end.frames.since(&start.frames);
+        let crossed = frames.receive_bytes.saturating_add(frames.transmit_bytes);
+        if bytes > crossed.saturating_add(self.memory) {
+            return Err(ClaimError::Bytes { claimed: bytes, crossed });
+        }
+
+        let ns_per_tick = end.at.nanoseconds_per_tick_since(&start.at);
+        let exits = self.exits(ns_per_tick);
+        let cpu = difference(start.cpu, end.cpu);
+        let name = if exits.is_some() { "vcpu0" } else { "payload" };
+        let threads = [(name, cpu), ("control", difference(start.control_cpu, end.control_cpu))];
+        let mut flags = Vec::new();
+        if cfg!(debug_assertions) {
+            flags.push(Flag::DebugBuild);
+        }
+        if cpu.is_some_and(|cpu| cpu.as_secs_f64() >= CPU_BOUND * seen.as_secs_f64()) {
+            flags.push(Flag::CpuBound);
+        }
+        if frames.transmit_drops > 0 || frames.receive_drops > 0 {
+            flags.push(Flag::Drops);
+        }
+        if exits.as_ref().is_some_and(|exits| exits.kvm_userspace.is_some_and(|kvm| kvm != exits.total())) {
+            flags.push(Flag::ExitCountMismatch);
+        }
+        Ok(EndReport {
+            bytes,
+            interval: Span(interval),
+            samples,
+            threads: threads
+                .into_iter()
+                .filter_map(|(name, cpu)| Some(ThreadCpu { name: name.into(), total: cpu?.into() }))
+                .collect(),
+            cpu: cpu.map(|cpu| self.split(cpu, ns_per_tick)).unwrap_or_default(),
+            exits,
+            frames: Some(frames),
+            start_to_first_frame: self
+                .first_frame
+                .map(|first| first.saturating_duration_since(self.created).into()),
+            flags,
+        })
+    }
+
+    fn exits(&self, ns_per_tick: f64) -> Option<ExitReport> {
+        let ((before, kvm_before), (after, kvm_after)) = (self.start.exits.as_ref()?, self.end.exits.as_ref()?);
+        let counted = |before: Option<u64>, after: Option<u64>| after?.checked_sub(before?);
+        Some(ExitReport {
+            by_cause: after.since(before, ns_per_tick),
+            kvm_userspace: counted(kvm_before.fpu_reload, kvm_after.fpu_reload),
+            kvm_all: counted(kvm_before.exits, kvm_after.exits),
+        })
+    }
+
+    /// Splits the thread's CPU time in proportion to where it was seen. Being preempted lengthens what was seen,
+    /// in the program and in the model alike; scaling takes it out again.
+    fn split(&self, cpu: Duration, ns_per_tick: f64) -> CpuSplit {
+        let ticks = |before: u64, after: u64| after.saturating_sub(before) as f64 * ns_per_tick;
+        let program = ticks(self.start.program_ticks, self.end.program_ticks);
+        let model = ticks(self.start.model_ticks, self.end.model_ticks);
+        let port = self.end.port_nanoseconds.saturating_sub(self.start.port_nanoseconds) as f64;
+        let port = port.min(model);
+        let seen = program + model;
+        if seen <= 0.0 {
+            return CpuSplit::default();
+        }
+        let share = |part: f64| Span((cpu.as_nanos() as f64 * part / seen) as u64);
+        let (vmm, host) = (share(model - port), share(port));
+        // The rest, so that rounding loses nothing.
+        let guest = Span(Span::from(cpu).0.saturating_sub(vmm.0).saturating_sub(host.0));
+        CpuSplit { guest: Some(guest), vmm: Some(vmm), host: Some(host) }
+    }
+}
+
+fn difference(before: Option<Duration>, after: Option<Duration>) -> Option<Duration> {
+    after?.checked_sub(before?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exits::Cause;
+
+    fn snapshot(at: Timebase, millis: u64) -> Snapshot {
+        Snapshot {
+            at,
+            cpu: Some(Duration::from_millis(millis)),
+            control_cpu: None,
+            program_ticks: 0,
+            model_ticks: 0,
+            port_nanoseconds: 0,
+            frames: FrameCounters::default(),
+            exits: None,
+        }
+    }
+
+    fn recording() -> Recording {
+        let start = Timebase::now();
+        while start.instant().elapsed() < Duration::from_millis(3) {}
+        let end = Timebase::now();
+        let interval = end.instant().duration_since(start.instant()).as_nanos() as u64;
+        let claim = Claim { start_bytes: 100, end_bytes: 1100, start_ns: 5, end_ns: 5 + interval };
+        let (created, first_frame) = (start.instant(), Some(end.instant()));
+        Recording { start: snapshot(start, 0), end: snapshot(end, 2), claim, created, first_frame, memory: 4096 }
+    }
+
+    #[test]
+    fn a_report_is_of_the_interval_alone() {
+        let mut recording = recording();
+        recording.start.frames.receive_frames = 7;
+        recording.end.frames.receive_frames = 9;
+        let report = recording.report(Vec::new()).expect("good");
+        assert_eq!((report.bytes, report.interval.0), (1000, recording.claim.end_ns - 5));
+        assert_eq!(report.frames.expect("virtual").receive_frames, 2);
+        assert_eq!(report.threads, [ThreadCpu { name: "payload".into(), total: Span::from_millis(2) }]);
+        assert!(report.start_to_first_frame.is_some_and(|span| span.0 >= 3_000_000));
+    }
+
+    #[test]
+    fn parts_of_the_cpu_time_add_up_to_it() {
+        let mut recording = recording();
+        (recording.end.program_ticks, recording.end.model_ticks) = (3_000_000, 1_000_000);
+        let ns = recording.end.at.nanoseconds_per_tick_since(&recording.start.at);
+        recording.end.port_nanoseconds = (500_000.0 * ns) as u64;
+        let CpuSplit { guest: Some(guest), vmm: Some(vmm), host: Some(host) } =
+            recording.report(Vec::new()).expect("good").cpu
+        else {
+            panic!("all parts are known");
+        };
+        assert_eq!(guest.0 + vmm.0 + host.0, 2_000_000);
+        assert!(guest.0.abs_diff(1_500_000) < 1000 && vmm.0.abs_diff(250_000) < 1000, "{guest} {vmm} {host}");
+    }
+
+    #[test]
+    fn impossible_figures_of_a_program_are_refused() {
+        let refused = |change: fn(&mut Recording)| {
+            let mut recording = recording();
+            change(&mut recording);
+            recording.report(Vec::new()).expect_err("refused")
+        };
+        assert!(matches!(refused(|r| r.claim.end_bytes = 99), ClaimError::Backwards(_)));
+        assert!(matches!(refused(|r| r.claim.end_ns = 4), ClaimError::Backwards(_)));
+        assert!(matches!(refused(|r| r.claim.end_ns = r.claim.start_ns), ClaimError::Clock { .. }));
+        assert!(matches!(refused(|r| r.claim.end_ns = u64::MAX), ClaimError::Clock { .. }));
+        assert!(matches!(refused(|r| r.claim.end_bytes = u64::MAX), ClaimError::Bytes { .. }));
+    }
+
+    #[test]
+    fn a_count_of_exits_that_kvm_does_not_share_is_flagged() {
+        let mut recording = recording();
+        let kvm = |fpu_reload| KvmCounts { exits: Some(9), fpu_reload: Some(fpu_reload) };
+        let mut exits = Exits::default();
+        recording.start.exits = Some((exits.clone(), kvm(10)));
+        exits.enter(Cause::Wait, 0, 0, 0, 0);
+        recording.end.exits = Some((exits.clone(), kvm(11)));
+        assert!(!recording.report(Vec::new()).expect("good").flags.contains(&Flag::ExitCountMismatch));
+        recording.end.exits = Some((exits, kvm(12)));
+        assert!(recording.report(Vec::new()).expect("good").flags.contains(&Flag::ExitCountMismatch));
+    }
+}

@@ -1,0 +1,192 @@
+//! A running end, seen from the thread that controls it: the same for a guest and a same-stack process.
+
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::fd::BorrowedFd;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sys::pthread::pthread_kill;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::Pid;
+use toll_protocol::child::Engine;
+use toll_protocol::report::Failure;
+use toll_protocol::trial;
+use toll_vnic::adapter::{Adapter, AdapterError};
+use toll_vnic::adapter::pcnet::Pcnet;
+use toll_vnic::adapter::virtio_net::VirtioNet;
+use toll_vnic::port::Port;
+
+use crate::boot::Program;
+use crate::clock::CpuClock;
+use crate::config::EndConfig;
+use crate::link::{Event, Link, Reporter, link};
+use crate::memory::{MemoryError, SharedPages, allocate};
+use crate::recording::Recording;
+use crate::{guest, same_stack};
+
+/// Makes `KVM_RUN` and `ppoll` return; its handler does nothing.
+const STOP_SIGNAL: Signal = Signal::SIGUSR1;
+/// How often a thread that was asked to stop is asked again. One signal may come between the thread's look at
+/// `stop` and its system call.
+const STOP_AGAIN: Duration = Duration::from_millis(10);
+
+/// Why an end can't be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Its memory.
+    #[error("memory for the end could not be had")]
+    Memory(#[from] MemoryError),
+    /// Its adapter.
+    #[error("the end's adapter could not be made")]
+    Adapter(#[from] AdapterError),
+    /// A system call.
+    #[error("{call} failed")]
+    System {
+        /// Which.
+        call: &'static str,
+        /// The system's word.
+        source: io::Error,
+    },
+}
+
+/// What the program's thread gets.
+pub struct Stage {
+    /// The chip.
+    pub adapter: Box<dyn Adapter>,
+    /// Whether it looks at its port after each access.
+    pub looks_at_port: bool,
+    /// Shared pages and, through them, memory.
+    pub pages: SharedPages,
+    /// Where events go.
+    pub reporter: Reporter,
+    /// CPU clock of the control thread.
+    pub control_cpu: Option<CpuClock>,
+}
+
+/// A running end.
+pub struct Runner {
+    link: Arc<Link>,
+    events: Receiver<Event>,
+    pages: SharedPages,
+    thread: JoinHandle<()>,
+}
+
+/// Starts the end that `config` describes behind `port`, on a thread of its own.
+///
+/// # Errors
+/// [`StartError`]. What goes wrong later comes as [`Event::Ended`].
+pub fn start(config: &EndConfig, program: Program, port: Box<dyn Port>) -> Result<Runner, StartError> {
+    let failed = |call| move |errno: Errno| StartError::System { call, source: errno.into() };
+    install_signal_handler().map_err(failed("sigaction"))?;
+    let memory = allocate(config.memory)?;
+    let pages = SharedPages::new(&memory)?;
+    let (adapter, looks_at_port): (Box<dyn Adapter>, bool) = match config.adapter {
+        trial::Adapter::Pcnet => (Box::new(Pcnet::new(memory, port, config.mac)), true),
+        trial::Adapter::VirtioNet => (Box::new(VirtioNet::new(memory, port, config.mac, config.mtu)?), false),
+    };
+    let (link, reporter, events) = link().map_err(failed("eventfd"))?;
+    let stage =
+        Stage { adapter, looks_at_port, pages: pages.clone(), reporter, control_cpu: CpuClock::of_this_thread() };
+    let name = match config.engine {
+        Engine::Kvm => "vcpu0",
+        Engine::HostProcess => "payload",
+    };
+    let (config, reporting) = (config.clone(), Arc::clone(&link));
+    let thread = std::thread::Builder::new()
+        .name(name.into())
+        .spawn(move || run(&config, program, stage))
+        .map_err(|source| StartError::System { call: "creating a thread", source })?;
+    Ok(Runner { link: reporting, events, pages, thread })
+}
+
+/// The body of the program's thread. Its last event is sent when all else has been dropped, the TAP included.
+fn run(config: &EndConfig, program: Program, stage: Stage) {
+    let reporter = stage.reporter.clone();
+    let result = match config.cpu.map(pin).transpose() {
+        Err(error) => Err(crate::failure(&error, Vec::new())),
+        Ok(_) => match config.engine {
+            Engine::Kvm => guest::run(config, &program, stage),
+            Engine::HostProcess => same_stack::run(config, &program, stage),
+        },
+    };
+    reporter.send(Event::Ended(result));
+}
+
+fn pin(cpu: usize) -> Result<(), StartError> {
+    let mut set = CpuSet::new();
+    let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    pinned.map_err(|errno| StartError::System { call: "pinning the program's thread to its CPU", source: errno.into() })
+}
+
+fn install_signal_handler() -> Result<(), Errno> {
+    extern "C" fn nothing(_: nix::libc::c_int) {}
+    // Without SA_RESTART: a system call that waits shall return.
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+    // SAFETY: the handler does nothing, which is safe at any point.
+    unsafe { sigaction(STOP_SIGNAL, &action) }.map(drop)
+}
+
+impl Runner {
+    /// Readable when there is an event.
+    pub fn events_fd(&self) -> BorrowedFd<'_> {
+        self.link.news_fd()
+    }
+
+    /// The next event, if one has come.
+    pub fn take_event(&self) -> Option<Event> {
+        // In this order: an event that comes in between is taken now or makes the descriptor readable again.
+        self.link.drain_news();
+        self.events.try_recv().ok()
+    }
+
+    /// The next event, if one comes before `deadline`.
+    pub fn next_event(&self, deadline: Instant) -> Option<Event> {
+        self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
+    }
+
+    /// Payload bytes of the measured interval so far: read without an exit.
+    pub fn measured_bytes(&self) -> u64 {
+        self.pages.measured_bytes()
+    }
+
+    /// The shared pages.
+    #[doc(hidden)]
+    pub fn pages(&self) -> &SharedPages {
+        &self.pages
+    }
+
+    /// Tells the program its peer, and to connect if that is its part.
+    pub fn start_traffic(&self, peer: SocketAddrV4) {
+        let command = self.pages.command();
+        // Network order in memory.
+        command.peer_address.store(u32::from_ne_bytes(peer.ip().octets()), Ordering::Relaxed);
+        command.peer_port.store(u32::from(peer.port()), Ordering::Relaxed);
+        command.start.store(1, Ordering::Release);
+        self.link.kick();
+    }
+
+    /// Ends the program, whatever it does; returns its last event, or `None` if the thread does not end within
+    /// `patience`. The thread ends at once unless it hangs in the kernel (or, in a same-stack process, in a loop
+    /// of the program that neither waits nor accesses a register).
+    pub fn stop(&self, patience: Duration) -> Option<Result<Box<Recording>, Failure>> {
+        let deadline = Instant::now() + patience;
+        self.link.stop();
+        while Instant::now() < deadline {
+            // The thread has not been joined, so its id is valid. One that has ended needs no signal.
+            let _ = pthread_kill(self.thread.as_pthread_t(), STOP_SIGNAL);
+            match self.events.recv_timeout(STOP_AGAIN) {
+                Ok(Event::Ended(result)) => return Some(result),
+                Ok(Event::Phase(..)) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return None,
+            }
+        }
+        None
+    }
+}

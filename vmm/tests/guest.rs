@@ -1,0 +1,209 @@
+//! Guests on the real KVM: boot, doorbells, exits, interrupts, hangs and faults, each by a case of the self-test
+//! program (guest/payload/src/bin/self_test.rs).
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use toll_guest_abi::phase;
+use toll_protocol::child::{Engine, VmmConfig};
+use toll_protocol::report::{EndReport, Failure, Flag};
+use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
+use toll_protocol::units::{Bytes, MacAddress, Span};
+use toll_vmm::boot::Program;
+use toll_vmm::config::EndConfig;
+use toll_vmm::link::Event;
+use toll_vmm::recording::Recording;
+use toll_vmm::runner::{Runner, start};
+use toll_vnic::port::memory;
+
+/// More than any of these guests needs on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+type Ended = Result<Box<Recording>, Failure>;
+
+fn config(adapter: Adapter) -> EndConfig {
+    let config = VmmConfig {
+        trial: TrialId::new(1),
+        engine: Engine::Kvm,
+        adapter,
+        tap: "unused".into(),
+        mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
+        address: "10.77.0.2/24".parse().expect("an address"),
+        mtu: 1500,
+        memory: Bytes(4 << 20),
+        job: StreamJob {
+            direction: Direction::Send,
+            open: Open::Connect,
+            write_size: Bytes(4096),
+            warm_up: Span(0),
+            duration: Span::from_millis(1),
+        },
+        cpu: None,
+        deadline: Span::from_millis(1000),
+    };
+    EndConfig::try_from(config).expect("a good configuration")
+}
+
+/// Boots the self-test program with a port that nobody else holds.
+fn boot(adapter: Adapter, case: u64) -> Runner {
+    let (port, _other) = memory::pair(64).expect("ports");
+    start(&config(adapter), Program::SelfTest(case), Box::new(port)).expect("starts")
+}
+
+fn ended(runner: &Runner) -> Ended {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match runner.next_event(deadline).expect("the guest ends in time") {
+            Event::Phase(..) => {}
+            Event::Ended(result) => return result,
+        }
+    }
+}
+
+fn report(adapter: Adapter, case: u64) -> Result<(EndReport, u64), Failed> {
+    let runner = boot(adapter, case);
+    let recording = ended(&runner).map_err(|failure| format!("{failure:#?}"))?;
+    let bytes = runner.pages().status().bytes.load(std::sync::atomic::Ordering::Acquire);
+    Ok((recording.report(Vec::new())?, bytes))
+}
+
+fn failure(case: u64) -> Failure {
+    ended(&boot(Adapter::Pcnet, case)).expect_err("the guest fails")
+}
+
+fn check(condition: bool, what: &dyn std::fmt::Debug) -> Result<(), Failed> {
+    if condition { Ok(()) } else { Err(format!("{what:#?}").into()) }
+}
+
+fn a_guest_boots_to_ready() -> Result<(), Failed> {
+    let began = Instant::now();
+    let runner = boot(Adapter::VirtioNet, 10);
+    let event = runner.next_event(began + PATIENCE);
+    check(matches!(event, Some(Event::Phase(phase::READY, _))), &event)?;
+    // It waits for Command::start without a timeout: only the kick can wake it.
+    runner.start_traffic("10.77.0.9:7".parse()?);
+    let failure = ended(&runner).expect_err("it ends without having measured");
+    check(failure.reason.contains("before it had measured"), &failure)?;
+    let peer = runner.pages().status().bytes.load(std::sync::atomic::Ordering::Acquire) as u32;
+    check(peer.to_ne_bytes() == [10, 77, 0, 9], &peer)
+}
+
+fn every_exit_is_counted_and_kvm_agrees() -> Result<(), Failed> {
+    let (report, _) = report(Adapter::Pcnet, 1)?;
+    let exits = report.exits.as_ref().ok_or("a guest has exits")?;
+    // The exit of MEASURE itself is counted before its snapshot, that of MEASURED too.
+    check(exits.by_cause["wait"].count == 100 && exits.by_cause["phase"].count == 1 && exits.total() == 101, exits)?;
+    check(exits.kvm_userspace == Some(exits.total()), exits)?;
+    check(exits.kvm_all >= exits.kvm_userspace, exits)?;
+    check(exits.by_cause["wait"].handling.0 > 0, exits)?;
+    check(!report.flags.contains(&Flag::ExitCountMismatch), &report.flags)?;
+    let parts = [report.cpu.guest, report.cpu.vmm, report.cpu.host].into_iter().flatten().map(|span| span.0);
+    let total = report.threads.iter().find(|thread| thread.name == "vcpu0").ok_or("the vCPU has CPU time")?;
+    check(parts.sum::<u64>() == total.total.0, &report)
+}
+
+fn register_accesses_exit_one_by_one(adapter: Adapter, cause: &str) -> Result<(), Failed> {
+    let (report, _) = report(adapter, 11)?;
+    let exits = report.exits.as_ref().ok_or("a guest has exits")?;
+    check(exits.by_cause.get(cause).is_some_and(|stat| stat.count == 2000), exits)?;
+    check(exits.kvm_userspace == Some(exits.total()), exits)
+}
+
+fn interrupts_come_through_the_gate() -> Result<(), Failed> {
+    // The program itself checks that each INIT's IDON interrupt has been handled before its next instruction.
+    let (report, handled) = report(Adapter::Pcnet, 2)?;
+    check(handled == 1000, &handled)?;
+    let exits = report.exits.as_ref().ok_or("a guest has exits")?;
+    check(exits.kvm_userspace == Some(exits.total()), exits)?;
+    check(report.frames.is_some_and(|frames| frames.interrupts >= 1000), &report.frames)
+}
+
+fn a_guest_that_hangs_is_stopped() -> Result<(), Failed> {
+    let runner = boot(Adapter::Pcnet, 3);
+    let event = runner.next_event(Instant::now() + PATIENCE);
+    check(matches!(event, Some(Event::Phase(phase::READY, _))), &event)?;
+    let asked = Instant::now();
+    let failure = runner.stop(PATIENCE).ok_or("it was not stopped")?.expect_err("it failed");
+    check(asked.elapsed() < Duration::from_secs(1), &asked.elapsed())?;
+    check(failure.reason.contains("stopped"), &failure)?;
+    check(failure.last_words.iter().any(|line| line.starts_with("rip 0x00000000001")), &failure)
+}
+
+fn a_guest_asleep_is_stopped() -> Result<(), Failed> {
+    let runner = boot(Adapter::Pcnet, 10);
+    let event = runner.next_event(Instant::now() + PATIENCE);
+    check(matches!(event, Some(Event::Phase(phase::READY, _))), &event)?;
+    let failure = runner.stop(PATIENCE).ok_or("it was not stopped")?.expect_err("it failed");
+    check(failure.reason.contains("stopped"), &failure)
+}
+
+fn a_null_pointer_faults_with_rip_address_and_last_exits() -> Result<(), Failed> {
+    let failure = failure(4);
+    check(failure.reason.contains("rip 0x10") && failure.reason.contains("page fault at 0x18"), &failure)?;
+    let last = failure.last_words.iter().rfind(|line| line.starts_with("exit "));
+    check(last.is_some_and(|line| line.starts_with("exit 1: fault")), &failure)?;
+    check(failure.last_words.iter().any(|line| line.starts_with("exit 0: phase at 0xf04, value 0x1")), &failure)?;
+    check(failure.last_words.iter().any(|line| line.starts_with("rax ")), &failure)
+}
+
+fn faults(case: u64, address: &str) -> Result<(), Failed> {
+    let failure = failure(case);
+    check(failure.reason.contains(&format!("page fault at {address}")), &failure)
+}
+
+fn a_port_that_is_not_its_own_faults() -> Result<(), Failed> {
+    let failure = failure(9);
+    check(failure.reason.contains("faulted at rip"), &failure)
+}
+
+fn a_panic_leaves_its_words() -> Result<(), Failed> {
+    let failure = failure(7);
+    check(failure.reason.contains("the case that panics, 1500"), &failure)
+}
+
+fn hostile_counters_are_not_believed() -> Result<(), Failed> {
+    let recording = ended(&boot(Adapter::Pcnet, 8)).map_err(|failure| format!("{failure:#?}"))?;
+    let error = recording.report(Vec::new()).expect_err("refused");
+    check(error.to_string().contains("bytes of payload"), &error)
+}
+
+fn hostile_phases_and_messages_fail_the_guest_alone() -> Result<(), Failed> {
+    let phase = failure(12);
+    check(phase.reason.contains("phase 4294967295 after phase 0"), &phase)?;
+    let message = failure(13);
+    check(message.reason.contains("the program failed"), &message)?;
+    check(message.reason.len() < 4096, &message)
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let missing = toll_vmm::kvm::probe().err();
+    let test = |name: &str, run: fn() -> Result<(), Failed>| match &missing {
+        None => Trial::test(name, run),
+        Some(error) => Trial::test(format!("{name} (left out: {error})"), run).with_ignored_flag(true),
+    };
+    let tests = vec![
+        test("a_guest_boots_to_ready_and_is_kicked", a_guest_boots_to_ready),
+        test("every_exit_is_counted_and_kvm_agrees", every_exit_is_counted_and_kvm_agrees),
+        test("pcnet_register_reads_exit", || register_accesses_exit_one_by_one(Adapter::Pcnet, "pio-read rap")),
+        test("virtio_register_reads_exit", || {
+            register_accesses_exit_one_by_one(Adapter::VirtioNet, "mmio-read magic-value")
+        }),
+        test("interrupts_come_through_the_gate", interrupts_come_through_the_gate),
+        test("a_guest_that_hangs_is_stopped", a_guest_that_hangs_is_stopped),
+        test("a_guest_asleep_is_stopped", a_guest_asleep_is_stopped),
+        test(
+            "a_null_pointer_faults_with_rip_address_and_last_exits",
+            a_null_pointer_faults_with_rip_address_and_last_exits,
+        ),
+        test("data_is_not_executable", || faults(5, "0x10")),
+        test("code_is_not_writable", || faults(6, "0x10")),
+        test("a_stack_that_overflows_faults_below_it", || faults(14, "0x1f")),
+        test("a_port_that_is_not_its_own_faults", a_port_that_is_not_its_own_faults),
+        test("a_panic_leaves_its_words", a_panic_leaves_its_words),
+        test("hostile_counters_are_not_believed", hostile_counters_are_not_believed),
+        test("hostile_phases_and_messages_fail_the_guest_alone", hostile_phases_and_messages_fail_the_guest_alone),
+    ];
+    libtest_mimic::run(&arguments, tests).exit_code()
+}

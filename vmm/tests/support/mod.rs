@@ -1,0 +1,317 @@
+//! A `toll-vmm` process in a network namespace of the caller's own, as an agent would run it, with the kernel's TCP
+//! at the other end of its TAP.
+#![allow(dead_code, reason = "each user of this module needs a part of it")]
+
+use std::fs::OpenOptions;
+use std::io::{self, Read, Write};
+use std::mem::zeroed;
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CloneFlags, unshare};
+use toll_guest::program::pattern;
+use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmConfig};
+use toll_protocol::frame::{Decoder, encode};
+use toll_protocol::report::{EndReport, Failure, Sample};
+use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
+use toll_protocol::units::{Bytes, MacAddress, Span};
+
+/// What a test may take at most.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Moves the calling thread, and all that it starts, into a network namespace of its own; as a plain user into a
+/// user namespace as well. Called before any other thread exists.
+pub fn enter_namespace() -> Result<(), String> {
+    unshare(CloneFlags::CLONE_NEWNET)
+        .or_else(|_| unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET))
+        .map_err(|error| format!("no network namespace: {error}"))?;
+    OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop).map_err(|error| format!("no TUN: {error}"))
+}
+
+/// Gives interface `name` an address in a network of 24 bits and brings it up.
+pub fn bring_up(name: &str, address: Ipv4Addr, mtu: u16) -> io::Result<()> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    let request = |call: libc::c_ulong, fill: &dyn Fn(&mut libc::ifreq)| {
+        // SAFETY: an ifreq of zeros is valid.
+        let mut ifreq: libc::ifreq = unsafe { zeroed() };
+        for (to, from) in ifreq.ifr_name.iter_mut().zip(name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        fill(&mut ifreq);
+        // SAFETY: these calls read an ifreq.
+        match unsafe { libc::ioctl(socket.as_raw_fd(), call, &raw const ifreq) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    let inet = |address: Ipv4Addr| {
+        let address = libc::sockaddr_in {
+            sin_family: libc::AF_INET as libc::sa_family_t,
+            sin_port: 0,
+            sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(address.octets()) },
+            sin_zero: [0; 8],
+        };
+        // SAFETY: sockaddr is the generic form of sockaddr_in, of the same size.
+        unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(address) }
+    };
+    request(libc::SIOCSIFMTU, &|ifreq| ifreq.ifr_ifru.ifru_mtu = i32::from(mtu))?;
+    request(libc::SIOCSIFADDR, &|ifreq| ifreq.ifr_ifru.ifru_addr = inet(address))?;
+    request(libc::SIOCSIFNETMASK, &|ifreq| ifreq.ifr_ifru.ifru_netmask = inet(Ipv4Addr::new(255, 255, 255, 0)))?;
+    request(libc::SIOCSIFFLAGS, &|ifreq| ifreq.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16)
+}
+
+/// A `toll-vmm` process and the socket to it.
+pub struct Vmm {
+    child: Child,
+    socket: UnixStream,
+    decoder: Decoder,
+}
+
+impl Vmm {
+    /// Starts `program`.
+    pub fn spawn(program: &str) -> io::Result<Self> {
+        let (socket, theirs) = UnixStream::pair()?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let inherited = OwnedFd::from(theirs);
+        // SAFETY: F_SETFD changes flags of a descriptor that is ours.
+        unsafe { libc::fcntl(inherited.as_raw_fd(), libc::F_SETFD, 0) };
+        let child = Command::new(program)
+            .arg("--control-fd")
+            .arg(inherited.as_raw_fd().to_string())
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        Ok(Self { child, socket, decoder: Decoder::default() })
+    }
+
+    /// Sends a command.
+    pub fn send(&mut self, command: &ChildCommand<VmmConfig>) -> io::Result<()> {
+        self.socket.write_all(&encode(command).map_err(io::Error::other)?)
+    }
+
+    /// Sends bytes that need be no message.
+    pub fn send_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.socket.write_all(bytes)
+    }
+
+    /// The next event; an error once the process has closed the socket.
+    pub fn event(&mut self) -> io::Result<ChildEvent> {
+        loop {
+            if let Some(event) = self.decoder.next_message().map_err(io::Error::other)? {
+                return Ok(event);
+            }
+            let mut bytes = [0; 65536];
+            let length = self.socket.read(&mut bytes)?;
+            if length == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            self.decoder.push(&bytes[..length]);
+        }
+    }
+
+    /// Closes the socket and waits for the end of the process; how long that took and whether it ended well.
+    pub fn hang_up(mut self) -> io::Result<(Duration, bool)> {
+        drop(self.socket);
+        let began = Instant::now();
+        let status = self.child.wait()?;
+        Ok((began.elapsed(), status.success()))
+    }
+
+    /// Waits for the end of a process that has said its last word; whether it ended well.
+    pub fn wait(mut self) -> io::Result<bool> {
+        Ok(self.child.wait()?.success())
+    }
+}
+
+/// One transfer between a virtual end and the kernel.
+#[derive(Clone)]
+pub struct Transfer {
+    pub engine: Engine,
+    pub adapter: Adapter,
+    /// Of the virtual end.
+    pub direction: Direction,
+    /// Of the virtual end.
+    pub open: Open,
+    pub write_size: u64,
+    pub warm_up: Duration,
+    pub duration: Duration,
+    pub mtu: u16,
+    pub cpu: Option<u32>,
+    pub memory: u64,
+    /// Distinguishes transfers of one process: TAP name and network.
+    pub number: u8,
+}
+
+impl Transfer {
+    pub fn config(&self) -> VmmConfig {
+        VmmConfig {
+            trial: TrialId::new(u64::from(self.number)),
+            engine: self.engine,
+            adapter: self.adapter.clone(),
+            tap: format!("toll{}", self.number),
+            mac: MacAddress([0x52, 0x54, 0, 0, 0, self.number]),
+            address: format!("10.77.{}.2/24", self.number).parse().expect("an address"),
+            mtu: self.mtu,
+            memory: Bytes(self.memory),
+            job: StreamJob {
+                direction: self.direction,
+                open: self.open,
+                write_size: Bytes(self.write_size),
+                warm_up: self.warm_up.into(),
+                duration: self.duration.into(),
+            },
+            cpu: self.cpu,
+            deadline: Span::from_millis(15_000),
+        }
+    }
+
+    pub fn host_address(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, self.number, 1)
+    }
+}
+
+/// What came of a transfer.
+pub struct Transferred {
+    pub report: EndReport,
+    pub samples: Vec<Sample>,
+    /// Bytes that the kernel end received or sent, over the whole connection.
+    pub kernel_bytes: u64,
+}
+
+/// Runs a transfer through the protocol an agent speaks.
+pub fn transfer(program: &str, transfer: &Transfer) -> Result<Transferred, String> {
+    let text = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
+    let mut vmm = Vmm::spawn(program).map_err(text("spawn"))?;
+    let config = transfer.config();
+    let tap = config.tap.clone();
+    vmm.send(&ChildCommand::Configure(config)).map_err(text("Configure"))?;
+    expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
+    bring_up(&tap, transfer.host_address(), transfer.mtu).map_err(text("TAP"))?;
+    vmm.send(&ChildCommand::PortAttached).map_err(text("PortAttached"))?;
+    let ready = expect(&mut vmm, |event| match event {
+        ChildEvent::Ready(ready) => Some(ready),
+        _ => None,
+    })?;
+    let listener = TcpListener::bind((transfer.host_address(), 0)).map_err(text("listen"))?;
+    set_congestion_control(&listener);
+    let port = listener.local_addr().map_err(text("listen"))?.port();
+    let peer = SocketAddrV4::new(transfer.host_address(), port);
+    vmm.send(&ChildCommand::Start { peer }).map_err(text("Start"))?;
+    let (open, direction, write_size) = (transfer.open, transfer.direction, transfer.write_size as usize);
+    let whole = transfer.warm_up + transfer.duration;
+    let kernel = std::thread::spawn(move || -> io::Result<u64> {
+        let mut stream = match open {
+            Open::Connect => listener.accept()?.0,
+            Open::Listen => TcpStream::connect_timeout(&ready.address.into(), PATIENCE)?,
+        };
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_write_timeout(Some(PATIENCE))?;
+        set_congestion_control(&stream);
+        match direction {
+            Direction::Send => receive(&mut stream, whole + Duration::from_millis(50), write_size),
+            Direction::Receive => send(&mut stream),
+        }
+    });
+    let mut samples = Vec::new();
+    let report = loop {
+        match vmm.event().map_err(text("event"))? {
+            ChildEvent::Sample(sample) => samples.push(sample),
+            ChildEvent::Done(report) => break *report,
+            ChildEvent::Failed(failure) => return Err(format!("{failure:#?}")),
+            other => return Err(format!("{other:?} came out of turn")),
+        }
+    };
+    let kernel_bytes = kernel.join().map_err(|_| "the kernel end panicked")?.map_err(text("kernel end"))?;
+    if !vmm.wait().map_err(text("wait"))? {
+        return Err("toll-vmm did not end well".into());
+    }
+    Ok(Transferred { report, samples, kernel_bytes })
+}
+
+/// The next event, as far as `wanted` takes it.
+pub fn expect<T>(vmm: &mut Vmm, wanted: impl Fn(ChildEvent) -> Option<T>) -> Result<T, String> {
+    let event = vmm.event().map_err(|error| format!("no event: {error}"))?;
+    let text = format!("{event:#?}");
+    wanted(event).ok_or_else(|| format!("another event was due: {text}"))
+}
+
+/// The failure that ends an attempt.
+pub fn failure(vmm: &mut Vmm) -> Result<Failure, String> {
+    expect(vmm, |event| match event {
+        ChildEvent::Failed(failure) => Some(failure),
+        _ => None,
+    })
+}
+
+/// Receives until `whole` has passed since the first byte, then half-closes and drains; checks every byte. The
+/// payload program sends the same `write_size` bytes again and again.
+fn receive(stream: &mut TcpStream, whole: Duration, write_size: usize) -> io::Result<u64> {
+    let mut buffer = vec![0; 1 << 20];
+    // A period more than the longest read, so that any part of the stream is a slice of it.
+    let expected: Vec<u8> = (0..write_size).map(pattern).cycle().take(buffer.len() + write_size).collect();
+    let (mut total, mut first, mut closed) = (0_u64, None, false);
+    loop {
+        let length = stream.read(&mut buffer)?;
+        if length == 0 {
+            return Ok(total);
+        }
+        let phase = (total % write_size as u64) as usize;
+        if buffer[..length] != expected[phase..phase + length] {
+            return Err(io::Error::other(format!("other bytes than the pattern's after {total}")));
+        }
+        total += length as u64;
+        if first.get_or_insert_with(Instant::now).elapsed() > whole && !closed {
+            closed = true;
+            stream.shutdown(Shutdown::Write)?;
+        }
+    }
+}
+
+/// Sends until the peer half-closes, then closes.
+fn send(stream: &mut TcpStream) -> io::Result<u64> {
+    let buffer: Vec<u8> = (0..128 << 10).map(pattern).collect();
+    let mut total = 0;
+    stream.set_nonblocking(true)?;
+    let mut offset = 0;
+    loop {
+        let mut fd = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN | libc::POLLOUT, revents: 0 };
+        // SAFETY: one valid pollfd.
+        if unsafe { libc::poll(&raw mut fd, 1, PATIENCE.as_millis() as i32) } <= 0 {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        if fd.revents & libc::POLLIN != 0 {
+            match stream.read(&mut [0; 16]) {
+                Ok(0) => return Ok(total),
+                Ok(_) => return Err(io::Error::other("a receiver has nothing to say")),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+        match stream.write(&buffer[offset..]) {
+            Ok(length) => {
+                total += length as u64;
+                offset = (offset + length) % buffer.len();
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// CUBIC, whatever the host's default is: figures depend on it.
+fn set_congestion_control(socket: &impl AsRawFd) {
+    let name = b"cubic";
+    // SAFETY: reads `name.len()` bytes of `name`. A kernel without CUBIC keeps its default.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_CONGESTION,
+            name.as_ptr().cast(),
+            name.len() as libc::socklen_t,
+        )
+    };
+}

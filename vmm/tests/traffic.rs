@@ -1,0 +1,170 @@
+//! `toll-vmm` as an agent runs it: whole TCP transfers over a TAP in a network namespace of the test's own, and
+//! what becomes of bad configurations, messages out of turn, deadlines and an agent that goes away.
+
+mod support;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+use support::{Transfer, Vmm, enter_namespace, expect, failure, transfer};
+use toll_protocol::child::{ChildCommand, ChildEvent, Engine};
+use toll_protocol::report::Flag;
+use toll_protocol::trial::{Adapter, Direction, Open};
+use toll_protocol::units::{Bytes, Span};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_toll-vmm");
+
+fn case(number: u8) -> Transfer {
+    Transfer {
+        engine: Engine::Kvm,
+        adapter: Adapter::VirtioNet,
+        direction: Direction::Send,
+        open: Open::Connect,
+        write_size: 65_536,
+        warm_up: Duration::from_millis(100),
+        duration: Duration::from_millis(400),
+        mtu: 1500,
+        cpu: None,
+        memory: 16 << 20,
+        number,
+    }
+}
+
+fn check(condition: bool, what: &dyn std::fmt::Debug) -> Result<(), Failed> {
+    if condition { Ok(()) } else { Err(format!("{what:#?}").into()) }
+}
+
+/// A transfer whose report must be whole and agree with the kernel's own count.
+fn transfers(case: &Transfer) -> Result<(), Failed> {
+    let done = transfer(PROGRAM, case)?;
+    let report = &done.report;
+    check(report.bytes > 0 && report.bytes <= done.kernel_bytes, &(report.bytes, done.kernel_bytes))?;
+    // A program looks at its clock between turns, and a turn of pcnet sends a whole window, exit by exit.
+    check(report.interval.duration().saturating_sub(case.duration) < Duration::from_millis(200), &report.interval)?;
+    check(report.interval.duration() + Duration::from_millis(5) >= case.duration, &report.interval)?;
+    check(done.samples.len() >= 3 && report.samples == done.samples, &done.samples)?;
+    check(done.samples.is_sorted_by_key(|sample| (sample.at, sample.bytes)), &done.samples)?;
+    let frames = report.frames.ok_or("a virtual adapter counts frames")?;
+    check(frames.guest_errors == 0, &frames)?;
+    let carried = if case.direction == Direction::Send { frames.transmit_bytes } else { frames.receive_bytes };
+    check(carried.saturating_add(case.memory) > report.bytes, &frames)?;
+    check(report.start_to_first_frame.is_some(), report)?;
+    let guest = case.engine == Engine::Kvm;
+    check(report.exits.is_some() == guest, &report.exits)?;
+    if let Some(exits) = &report.exits {
+        check(exits.total() > 0 && exits.kvm_userspace == Some(exits.total()), exits)?;
+        check(!report.flags.contains(&Flag::ExitCountMismatch), &report.flags)?;
+    }
+    let name = if guest { "vcpu0" } else { "payload" };
+    let thread = report.threads.iter().find(|thread| thread.name == name).ok_or("the thread is reported")?;
+    let parts = [report.cpu.guest, report.cpu.vmm, report.cpu.host].into_iter().flatten().map(|span| span.0);
+    check(parts.sum::<u64>() == thread.total.0 && thread.total.0 > 0, report)
+}
+
+fn a_bad_configuration_is_refused() -> Result<(), Failed> {
+    let mut config = case(101).config();
+    config.job.write_size = Bytes(0);
+    let mut vmm = Vmm::spawn(PROGRAM)?;
+    vmm.send(&ChildCommand::Configure(config))?;
+    let failure = failure(&mut vmm)?;
+    check(failure.reason.contains("the write size is 0B: from 1B to 1MiB is possible"), &failure)?;
+    check(!vmm.wait()?, &"it ends with an error")
+}
+
+fn messages_out_of_turn_and_garbage_are_refused() -> Result<(), Failed> {
+    let mut vmm = Vmm::spawn(PROGRAM)?;
+    vmm.send(&ChildCommand::PortAttached)?;
+    let words = failure(&mut vmm)?;
+    check(words.reason.contains("PortAttached where Configure was due"), &words)?;
+    let mut vmm = Vmm::spawn(PROGRAM)?;
+    vmm.send_bytes(&[0, 0, 0, 2, b'{', b'{'])?;
+    let words = failure(&mut vmm)?;
+    check(words.reason.contains("no message"), &words)?;
+    let mut vmm = Vmm::spawn(PROGRAM)?;
+    vmm.send_bytes(&[0xff; 4])?;
+    let words = failure(&mut vmm)?;
+    check(words.reason.contains("no message"), &words)
+}
+
+fn a_tap_name_that_is_taken_is_refused() -> Result<(), Failed> {
+    let mut config = case(102).config();
+    config.tap = "lo".into();
+    let mut vmm = Vmm::spawn(PROGRAM)?;
+    vmm.send(&ChildCommand::Configure(config))?;
+    let failure = failure(&mut vmm)?;
+    check(failure.reason.contains("no port") && failure.reason.contains("`lo`"), &failure)
+}
+
+fn nobody_connects_before_the_deadline(engine: Engine) -> Result<(), Failed> {
+    let mut config = case(103).config();
+    (config.engine, config.job.open, config.deadline) = (engine, Open::Listen, Span::from_millis(700));
+    let mut vmm = Vmm::spawn(PROGRAM)?;
+    vmm.send(&ChildCommand::Configure(config))?;
+    expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
+    vmm.send(&ChildCommand::PortAttached)?;
+    expect(&mut vmm, |event| matches!(event, ChildEvent::Ready(_)).then_some(()))?;
+    vmm.send(&ChildCommand::Start { peer: "10.77.103.1:1".parse()? })?;
+    let failure = failure(&mut vmm)?;
+    check(failure.reason.starts_with("the end was not done 700ms after Start"), &failure)?;
+    check(engine == Engine::HostProcess || failure.last_words.iter().any(|line| line.contains("wait")), &failure)?;
+    check(!vmm.wait()?, &"it ends with an error")
+}
+
+fn an_agent_that_goes_away_ends_the_process() -> Result<(), Failed> {
+    let vmm = Vmm::spawn(PROGRAM)?;
+    let (took, well) = vmm.hang_up()?;
+    check(!well && took < Duration::from_secs(2), &took)?;
+    // A running guest is no reason to stay.
+    let mut vmm = Vmm::spawn(PROGRAM)?;
+    vmm.send(&ChildCommand::Configure(case(104).config()))?;
+    expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
+    vmm.send(&ChildCommand::PortAttached)?;
+    expect(&mut vmm, |event| matches!(event, ChildEvent::Ready(_)).then_some(()))?;
+    let (took, well) = vmm.hang_up()?;
+    check(!well && took < Duration::from_secs(2), &took)
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Transfers are CPU-bound: two at once would only measure each other.
+    arguments.test_threads.get_or_insert(1);
+    let listing = arguments.list;
+    let tun = if listing { Ok(()) } else { enter_namespace() };
+    let kvm = toll_vmm::kvm::probe().map_err(|error| error.to_string());
+    let both = tun.clone().and(kvm);
+    let mut tests = Vec::new();
+    let mut test = |needs: &Result<(), String>, name: String, run: Box<dyn FnOnce() -> Result<(), Failed> + Send>| {
+        tests.push(match needs {
+            Ok(()) => Trial::test(name, run),
+            Err(reason) => Trial::test(format!("{name} (left out: {reason})"), run).with_ignored_flag(true),
+        });
+    };
+    let mut number = 0;
+    for (engine, needs) in [(Engine::Kvm, &both), (Engine::HostProcess, &tun)] {
+        for adapter in [Adapter::Pcnet, Adapter::VirtioNet] {
+            for direction in [Direction::Send, Direction::Receive] {
+                for open in [Open::Connect, Open::Listen] {
+                    number += 1;
+                    let case = Transfer { engine, adapter: adapter.clone(), direction, open, ..case(number) };
+                    let kind = if engine == Engine::Kvm { "guest" } else { "same_stack" };
+                    let verb = if open == Open::Connect { "connects" } else { "listens" };
+                    let name = format!("{kind}_{adapter}_{verb}_and_{direction}s");
+                    test(needs, name, Box::new(move || transfers(&case)));
+                }
+            }
+        }
+        let kind = if engine == Engine::Kvm { "guest" } else { "same_stack" };
+        let name = format!("nobody_connects_to_a_{kind}_before_the_deadline");
+        test(needs, name, Box::new(move || nobody_connects_before_the_deadline(engine)));
+    }
+    test(&tun, "a_bad_configuration_is_refused".into(), Box::new(a_bad_configuration_is_refused));
+    test(
+        &tun,
+        "messages_out_of_turn_and_garbage_are_refused".into(),
+        Box::new(messages_out_of_turn_and_garbage_are_refused),
+    );
+    test(&tun, "a_tap_name_that_is_taken_is_refused".into(), Box::new(a_tap_name_that_is_taken_is_refused));
+    test(&both, "an_agent_that_goes_away_ends_the_process".into(), Box::new(an_agent_that_goes_away_ends_the_process));
+    libtest_mimic::run(&arguments, tests).exit_code()
+}
