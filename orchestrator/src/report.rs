@@ -47,7 +47,7 @@ pub fn describe(kind: &EndKind) -> String {
     match kind {
         EndKind::Native { program: NativeProgram::Endpoint } => "kernel TCP, no virtualisation".to_owned(),
         EndKind::Native { program: NativeProgram::Iperf3 } => "iperf3, no virtualisation".to_owned(),
-        EndKind::SameStack { adapter, .. } => format!("the guest's program as a host process, {adapter}"),
+        EndKind::SameStack { adapter, .. } => format!("same stack as a host process, {adapter}"),
         EndKind::Guest { adapter, .. } => format!("KVM guest, {adapter}"),
     }
 }

@@ -12,8 +12,8 @@
 //! variance being estimated. Both are put right by one factor on its distance from the estimate,
 //! t(0.975, n - 1) / 1.96 * sqrt(n / (n - 1)): the expansion of Hesterberg, "What Teachers Should Know About the
 //! Bootstrap", The American Statistician 69(4), 2015, 3.2, applied to the limits instead of the percentiles, as
-//! percentiles beyond the smallest of n = 3 runs don't exist. The tests measure what the factor gains: from 75 %
-//! to 95 % coverage of the mean at n = 3, from 85 % to 95 % at n = 5.
+//! percentiles beyond the smallest of n = 3 runs don't exist. It raises the coverage of a mean from 75 % to 95 % at
+//! n = 3 and from 86 % to 96 % at n = 5 (docs/adr/0004-statistics.md).
 //!
 //! **Ratio.** Both arms of a block ran on the same hosts within minutes, so what drifts between blocks cancels in
 //! the block's log-ratio. The mean of the log-ratios is symmetric in the arms: native/guest is exactly the inverse

@@ -13,8 +13,8 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::result::{
-    ArmSummary, CampaignResult, CauseSummary, CellKey, CellResult, CpuPerGigabyte, Gate, GateCondition, GateQuantity,
-    GateResult, Outcome, Peer, Provenance, Run, RunCounts, RunStatus, TrialRecord, Verdict,
+    ArmSummary, CampaignResult, CauseSummary, CellKey, CellResult, CpuPerGigabyte, Gate, GateCondition,
+    GateQuantity, GateResult, Outcome, Peer, Provenance, Run, RunCounts, RunStatus, TrialRecord, Verdict,
 };
 use toll_protocol::trial::{Direction, EndKind, TrialId};
 use toll_protocol::units::Span;
@@ -368,7 +368,14 @@ fn judge(condition: &GateCondition, cell: &CellResult) -> GateResult {
         }
     };
     let quantity = quantity(condition);
-    GateResult { cell: Some(cell.key.clone()), condition: describe(condition), quantity, figure, ci95, verdict }
+    GateResult {
+        cell: Some(cell.key.clone()),
+        condition: describe(condition),
+        quantity,
+        figure,
+        ci95,
+        verdict,
+    }
 }
 
 const fn quantity(condition: &GateCondition) -> GateQuantity {

@@ -56,7 +56,7 @@ fn the_same_outcome_twice_is_one_record_and_another_is_refused() {
     let other = TrialRecord { outcome: Outcome::Lost { reason: "agent gone".to_owned() }, ..record.clone() };
     let error = ledger.record(&other).expect_err("another outcome");
     assert!(matches!(error, LedgerError::Conflict { trial } if trial == record.trial), "{error}");
-    assert_eq!(ledger.records().expect("reads"), [record.clone()]);
+    assert_eq!(ledger.records().expect("reads"), std::slice::from_ref(record));
 }
 
 #[test]

@@ -39,6 +39,7 @@ pub fn render(result: &CampaignResult) -> String {
             }
             body {
                 (title(result))
+                (headlines::lede(result))
                 (headlines::section(result))
                 (figures::share_of_native(result))
                 (figures::runs(result))
@@ -84,7 +85,7 @@ fn title(result: &CampaignResult) -> Markup {
                     " · took " (format::elapsed(ended.saturating_sub(provenance.started_unix_ms)))
                 }
                 " · " span.bad[measured < planned] { (measured) " of " (planned) " runs measured" }
-                @if !gates.is_empty() { " · gates: " (gates.join(", ")) }
+                @if !gates.is_empty() { " · " span.n { "gates: " (gates.join(", ")) } }
             }
             @if provenance.interrupted {
                 p.warn { "The campaign was interrupted: cells below may lack runs." }

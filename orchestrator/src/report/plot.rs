@@ -112,7 +112,7 @@ fn percent_tick(tick: f64) -> String {
     format!("{percent} %")
 }
 
-/// One row of a forest plot: grid, the line at 1, the runs, the interval and the estimate. Without a figure, the
+/// One row of a forest plot: grid, the line at 1, the interval, the estimate and, below it, the runs. Without a figure, the
 /// grid alone.
 pub fn forest_row(
     scale: &Scale,
@@ -129,16 +129,16 @@ pub fn forest_row(
             @let one = at(scale.place(1.0));
             line.one x1=(one) x2=(one) y1="0" y2="100%" {}
             @for run in runs {
-                circle.run.(class) cx=(at(scale.place(*run))) cy="50%" r="3.5" {}
+                circle.run.(class) cx=(at(scale.place(*run))) cy="80%" r="2.5" {}
             }
             @if let Some((estimate, ci95)) = figure {
                 @if let Some([lower, upper]) = ci95 {
                     @let (from, to) = (at(scale.place(lower)), at(scale.place(upper)));
-                    line.interval.(class) x1=(from) x2=(to) y1="50%" y2="50%" {}
-                    line.interval.(class) x1=(from) x2=(from) y1="34%" y2="66%" {}
-                    line.interval.(class) x1=(to) x2=(to) y1="34%" y2="66%" {}
+                    line.interval.(class) x1=(from) x2=(to) y1="46%" y2="46%" {}
+                    line.interval.(class) x1=(from) x2=(from) y1="31%" y2="61%" {}
+                    line.interval.(class) x1=(to) x2=(to) y1="31%" y2="61%" {}
                 }
-                circle.estimate.(class).open[ci95.is_none()] cx=(at(scale.place(estimate))) cy="50%" r="5.5" {}
+                circle.estimate.(class).open[ci95.is_none()] cx=(at(scale.place(estimate))) cy="46%" r="5" {}
             }
         }
     }

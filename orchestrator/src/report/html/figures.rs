@@ -34,8 +34,9 @@ pub fn share_of_native(result: &CampaignResult) -> Markup {
     html! {
         h2 { "How close to native" }
         p.note {
-            "Goodput as a share of the native arm of the same block. Large dots are estimates with their 95 % intervals, "
-            "faint dots the single blocks, the dashed line is native."
+            "Goodput as a share of the native arm's in the same block. Large dots are estimates with their 95 % intervals \
+             (where a dot hides its interval, the interval is narrower than the dot); the small dots below are the single \
+             blocks; the dashed line is native."
             @if matches!(scale, Scale::Log { .. }) { " The scale is logarithmic." }
         }
         (legend(result))
@@ -186,7 +187,7 @@ fn causes_table(cell: &CellResult) -> Markup {
                 @for (cause, summary) in causes {
                     tr {
                         td { (cause) }
-                        td style="width: 30%" { (plot::bar(&[("part-guest", Some(summary.count as f64))], most)) }
+                        td.fill { (plot::bar(&[("part-guest", Some(summary.count as f64))], most)) }
                         td.r { (format::optional(summary.per_frame)) }
                         td.r { (microseconds(summary.mean_handling_nanoseconds)) }
                         td.r { (microseconds(per_frame_time(summary))) }
@@ -218,7 +219,7 @@ pub fn cpu(result: &CampaignResult) -> Markup {
         ul.legend {
             li { i.part-guest {} "guest code and KVM" }
             li { i.part-vmm {} "VMM: device models" }
-            li { i.part-host {} "host kernel: TAP, bridge, sockets" }
+            li { i.part-host {} "host: kernel's TAP, bridge and sockets; a native end's whole thread" }
         }
         div.wide {
             table {
@@ -252,7 +253,7 @@ fn cpu_row(result: &CampaignResult, cell: &CellResult, all: f64, one_scale: bool
         tr {
             th { (cell.key.arm) }
             td.where { (path(cell)) }
-            td style="width: 34%" { (plot::bar(&parts, if one_scale { largest } else { all })) }
+            td.fill.cpu { (plot::bar(&parts, if one_scale { largest } else { all })) }
             td.r { (format::optional(cpu.guest)) }
             td.r { (format::optional(cpu.vmm)) }
             td.r { (format::optional(cpu.host)) }

@@ -33,6 +33,54 @@ pub fn section(result: &CampaignResult) -> Markup {
     }
 }
 
+/// One sentence: how far the best and the slowest guest got against a native host.
+pub fn lede(result: &CampaignResult) -> Markup {
+    // Arms with their shares, sending and receiving; of several cells the median.
+    let share = |arm: &str, direction| {
+        let of_arm = |cell: &&CellResult| {
+            (cell.key.arm.as_str(), cell.key.direction, cell.key.peer) == (arm, direction, Peer::Native)
+        };
+        let ratios = result.cells.iter().filter(of_arm).filter_map(|cell| cell.ratio_to_native);
+        median(&ratios.map(|ratio| ratio.estimate).collect::<Vec<_>>())
+    };
+    let mut guests: Vec<(&str, [Option<f64>; 2])> = result
+        .arms
+        .iter()
+        .filter(|arm| matches!(arm.kind, EndKind::Guest { .. }))
+        .map(|arm| (arm.name.as_str(), [Direction::Send, Direction::Receive].map(|d| share(&arm.name, d))))
+        .filter(|(_, shares)| shares.iter().any(Option::is_some))
+        .collect();
+    let mean = |shares: &[Option<f64>; 2]| {
+        let known: Vec<f64> = shares.iter().flatten().copied().collect();
+        known.iter().sum::<f64>() / known.len() as f64
+    };
+    guests.sort_by(|(_, a), (_, b)| mean(b).total_cmp(&mean(a)));
+    let words = |[send, receive]: [Option<f64>; 2], of: &str| match (send, receive) {
+        (Some(send), Some(receive)) => {
+            format!(
+                "{}{of} when it sends and {} when it receives",
+                format::percent(send),
+                format::percent(receive)
+            )
+        }
+        (Some(send), None) => format!("{}{of} when it sends", format::percent(send)),
+        (None, Some(receive)) => format!("{}{of} when it receives", format::percent(receive)),
+        (None, None) => String::new(),
+    };
+    html! {
+        @if let Some((best, shares)) = guests.first() {
+            p.lede {
+                @if guests.len() == 1 { "The guest, " } @else { "The fastest guest, " }
+                strong { (best) } ", reaches " (words(*shares, " of native goodput"))
+                @if let [_, .., (slowest, shares)] = &guests[..] {
+                    "; the slowest, " strong { (slowest) } ", " (words(*shares, ""))
+                }
+                "."
+            }
+        }
+    }
+}
+
 /// Virtual arms first to native hosts, then to each other, in the campaign's order.
 fn lines(result: &CampaignResult, direction: Direction) -> Vec<Line<'_>> {
     let mut lines: Vec<Line<'_>> = Vec::new();
@@ -58,60 +106,63 @@ fn item(result: &CampaignResult, line: &Line<'_>) -> Markup {
     let first = line.cells[0];
     let key = &first.key;
     let what = arm_of(result, first).map(|arm| describe(&arm.kind)).unwrap_or_default();
-    let (verb, preposition) = match key.direction {
-        Direction::Send => ("sends", "to"),
-        Direction::Receive => ("receives", "from"),
+    let peer = match (key.direction, key.peer) {
+        (Direction::Send, Peer::Native) => "to a native host",
+        (Direction::Receive, Peer::Native) => "from a native host",
+        (Direction::Send, Peer::SameArm) => "to its like on the other host",
+        (Direction::Receive, Peer::SameArm) => "from its like on the other host",
     };
-    let peer = match key.peer {
-        Peer::Native => "a native host",
-        Peer::SameArm => "its like",
-    };
-    let (big, sentence) = figure(result, line);
+    let Figure { big, against, interval } = figure(result, line);
     html! {
         li {
             span.big.none[big.is_none()] { @if let Some(big) = &big { (big) } @else { (without_figure(first)) } }
             span {
-                strong { (key.arm) } " " (verb) " " (preposition) " " (peer)
-                small { (sentence) }
-                small { (what) }
+                strong { (key.arm) } " " (peer)
+                small { (against) }
+                small { @if let Some(interval) = interval { (interval) " · " } (what) }
             }
         }
     }
 }
 
-/// The share of native in large type, if there is one, and what there is to know of it.
-fn figure(result: &CampaignResult, line: &Line<'_>) -> (Option<String>, String) {
+/// What there is to say of a line.
+struct Figure {
+    /// The share of native, in large type.
+    big: Option<String>,
+    /// The two goodputs, or why there is no share.
+    against: String,
+    /// How sure the share is.
+    interval: Option<String>,
+}
+
+fn figure(result: &CampaignResult, line: &Line<'_>) -> Figure {
     if let [cell] = line.cells[..] {
         return one(result, cell);
     }
-    let ratios: Vec<f64> =
-        line.cells.iter().filter_map(|cell| cell.ratio_to_native).map(|ratio| ratio.estimate).collect();
+    let shares = line.cells.iter().filter_map(|cell| cell.ratio_to_native);
+    let ratios: Vec<f64> = shares.map(|ratio| ratio.estimate).collect();
     let Some(middle) = median(&ratios) else {
-        return (None, format!("no figure in any of {} cells", line.cells.len()));
+        let against = format!("no figure in any of {} cells", line.cells.len());
+        return Figure { big: None, against, interval: None };
     };
     let lowest = ratios.iter().copied().fold(f64::INFINITY, f64::min);
     let highest = ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let sentence = format!(
-        "of native: the median of {} of {} cells, which lie from {} to {}",
-        ratios.len(),
-        line.cells.len(),
-        format::percent(lowest),
-        format::percent(highest)
-    );
-    (Some(format::percent(middle)), sentence)
+    Figure {
+        big: Some(format::percent(middle)),
+        against: format!("the median of {} of {} cells", ratios.len(), line.cells.len()),
+        interval: Some(format!("from {} to {}", format::percent(lowest), format::percent(highest))),
+    }
 }
 
-fn one(result: &CampaignResult, cell: &CellResult) -> (Option<String>, String) {
+fn one(result: &CampaignResult, cell: &CellResult) -> Figure {
     let goodput = cell.goodput_bytes_per_second.map(|estimate| format::rate(estimate.median));
     let Some(ratio) = cell.ratio_to_native else {
-        let reason = match (&goodput, failures(cell).first()) {
-            (Some(goodput), _) => {
-                format!("{goodput}; no share of native, as the two were not both measured in a block")
-            }
-            (None, Some((_, reason, _))) => (*reason).to_owned(),
-            (None, None) => "not measured".to_owned(),
+        let reason = failures(cell).first().map(|(_, reason, _)| (*reason).to_owned());
+        let against = match (&goodput, reason) {
+            (Some(_), _) => "no share of native: no block has figures of both".to_owned(),
+            (None, reason) => reason.unwrap_or_else(|| "not measured".to_owned()),
         };
-        return (goodput, reason);
+        return Figure { big: goodput, against, interval: None };
     };
     let native = baseline_cell(&result.arms, &result.cells, &cell.key)
         .and_then(|native| native.goodput_bytes_per_second)
@@ -120,20 +171,15 @@ fn one(result: &CampaignResult, cell: &CellResult) -> (Option<String>, String) {
         Some(ci95) => {
             let limits = format::percent_interval(ratio.estimate, ci95);
             let [lower, upper] = ci95;
-            let meaning =
-                if lower <= 1.0 && 1.0 <= upper { "; no difference from native was shown" } else { "" };
+            let same = lower <= 1.0 && 1.0 <= upper;
+            let meaning = if same { ": no difference from native was shown" } else { "" };
             format!("95 % interval {limits} %{meaning}")
         }
         None => format!("{} blocks: too few for an interval", ratio.blocks),
     };
     let against = match (goodput, native) {
-        (Some(goodput), Some(native)) => format!("of native: {goodput} against {native}. "),
-        _ => "of native. ".to_owned(),
+        (Some(goodput), Some(native)) => format!("{goodput} against native's {native}"),
+        _ => "of native".to_owned(),
     };
-    (Some(format::percent(ratio.estimate)), format!("{against}{}.", capitalised(&interval)))
-}
-
-fn capitalised(text: &str) -> String {
-    let mut characters = text.chars();
-    characters.next().map_or_else(String::new, |first| first.to_uppercase().chain(characters).collect())
+    Figure { big: Some(format::percent(ratio.estimate)), against, interval: Some(interval) }
 }

@@ -1,6 +1,6 @@
 //! What is read rather than looked at: all cells, gates, failures, flags, hosts, method.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 use toll_protocol::facts::{HostFacts, KvmFact, KvmKind};
@@ -142,7 +142,7 @@ pub fn failures(result: &CampaignResult) -> Markup {
         h2 { "Runs without a figure" }
         p.note { "None of them counts as 0: they are left out of the figures, and their blocks out of the ratios." }
         @for (reason, kind) in &kinds {
-            h3 { (kind.cell.key.arm) " " (path(kind.cell)) " · " span.bad { (status(kind.status)) } " in block " (list(&kind.blocks)) }
+            h3 { (kind.cell.key.arm) " " (path(kind.cell)) " · " span.bad { (status(kind.status)) } " in block" @if kind.blocks.len() > 1 { "s" } " " (list(&kind.blocks)) }
             p { (reason) }
             @if !kind.last_words.is_empty() {
                 details open[kinds.len() <= 6] {
@@ -174,25 +174,22 @@ pub fn flags(result: &CampaignResult) -> Markup {
 
 /// What each host is; facts that all hosts share are said once.
 pub fn hosts(result: &CampaignResult) -> Markup {
-    let hosts: Vec<(&str, BTreeMap<usize, (&str, String)>)> = result
-        .provenance
-        .hosts
-        .iter()
-        .map(|host| (host.name.as_str(), facts(&host.facts).into_iter().enumerate().collect()))
-        .collect();
+    let hosts: Vec<(&str, Vec<Fact>)> =
+        result.provenance.hosts.iter().map(|host| (host.name.as_str(), facts(&host.facts))).collect();
     let Some((_, first)) = hosts.first() else { return html! {} };
-    let shared = |index: &usize| hosts.iter().all(|(_, facts)| facts.get(index) == first.get(index));
     html! {
         h2 { "Where it was measured" }
         div.wide {
             table.facts {
                 thead { tr { th {} @for (name, _) in &hosts { th { (name) } } } }
                 tbody {
-                    @for (index, (label, value)) in first {
+                    @for (index, fact) in first.iter().enumerate() {
                         tr {
-                            th { (label) }
-                            @if shared(index) { td colspan=(hosts.len()) { (value) } } @else {
-                                @for (_, facts) in &hosts { td { @if let Some((_, value)) = facts.get(index) { (value) } } }
+                            th { (fact.label) }
+                            @if hosts.iter().all(|(_, facts)| facts[index].value == fact.value) {
+                                td colspan=(hosts.len()) { (fact.value) }
+                            } @else {
+                                @for (_, facts) in &hosts { td { (facts[index].value) } }
                             }
                         }
                     }
@@ -202,8 +199,14 @@ pub fn hosts(result: &CampaignResult) -> Markup {
     }
 }
 
-/// A host's facts by label, the same labels for every host.
-fn facts(facts: &HostFacts) -> Vec<(&'static str, String)> {
+/// A line of a host's provenance.
+struct Fact {
+    label: &'static str,
+    value: String,
+}
+
+/// A host's facts: the same labels in the same order for every host.
+fn facts(facts: &HostFacts) -> Vec<Fact> {
     let absent = || format::ABSENT.to_owned();
     let text = |value: &Option<String>| value.clone().unwrap_or_else(absent);
     let nic = facts.nic.as_ref();
@@ -215,7 +218,7 @@ fn facts(facts: &HostFacts) -> Vec<(&'static str, String)> {
     };
     let cpus = facts.cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let speed = nic.and_then(|nic| nic.speed_megabits).map(|speed| format::bit_rate(f64::from(speed) * 1e6));
-    vec![
+    let facts = [
         ("kernel", facts.kernel.clone()),
         ("CPU", text(&facts.cpu)),
         ("microcode", text(&facts.microcode)),
@@ -236,7 +239,8 @@ fn facts(facts: &HostFacts) -> Vec<(&'static str, String)> {
         ("congestion control", text(&facts.congestion_control)),
         ("Toll", format!("{} ({})", facts.toll_version, facts.build_profile)),
         ("iperf3", text(&facts.iperf3)),
-    ]
+    ];
+    facts.into_iter().map(|(label, value)| Fact { label, value }).collect()
 }
 
 /// How the figures came about.
