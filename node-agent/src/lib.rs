@@ -1,1 +1,38 @@
-//! toll-node-agent
+//! The node agent: one process per host. It dials the orchestrator, prepares the host's network, runs the ends of
+//! trials as child processes, reports what they measured and leaves the host as it was.
+
+pub mod agent;
+pub mod child;
+pub mod facts;
+pub mod link;
+pub mod network;
+mod outbox;
+mod runner;
+pub mod trial;
+
+/// How `toll-agent` ends. Clap ends it with 2 if its arguments are of no use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// It was told to stop and left a clean host, or has shown what it was asked for.
+    Ok = 0,
+    /// The host, the network or the certificates did not let it work.
+    Infrastructure = 4,
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An error and all its sources on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,328 @@
+//! The agent's event loop: the link to the orchestrator on one side, a task for each trial on the other.
+//!
+//! ```text
+//!   orchestrator <--link--> agent --Event--> Runner (one task a trial) --> child, bridge
+//!                             ^------------- outgoing messages -----------------'
+//! ```
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
+use toll_protocol::PROTOCOL_VERSION;
+use toll_protocol::facts::HostFacts;
+use toll_protocol::message::{FromAgent, ToAgent};
+use toll_protocol::report::Failure;
+use toll_protocol::trial::{EndSpec, TrialId};
+
+use crate::child::Spawner;
+use crate::link::{Identity, Link, LinkError, LinkEvent};
+use crate::network::{Network, NetworkError};
+use crate::outbox::Outbox;
+use crate::runner::{Host, Runner, refusal};
+use crate::trial::Event;
+
+/// Trials that are known at a time; refused ones count until they are torn down.
+const MOST_TRIALS: usize = 64;
+/// How long all trials may take to end when the agent is told to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What an agent is started with.
+#[derive(Debug)]
+pub struct AgentConfig {
+    /// Where the orchestrator listens.
+    pub orchestrator: SocketAddr,
+    /// The name in the orchestrator's certificate.
+    pub server_name: String,
+    /// The agent's name, which is that of its certificate.
+    pub name: String,
+    /// The test NIC.
+    pub nic: String,
+    /// The agent's certificates.
+    pub identity: Identity,
+    /// What is known of the host.
+    pub facts: HostFacts,
+    /// Folder of the programs that run the ends of trials.
+    pub programs: PathBuf,
+}
+
+/// Why an agent can't run.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The network can't be used.
+    #[error("the host's network can't be used")]
+    Network(#[from] NetworkError),
+    /// The link can't be made.
+    #[error("the orchestrator can't be dialled")]
+    Link(#[from] LinkError),
+    /// The thread that starts processes.
+    #[error("the thread that starts processes can't be started")]
+    Spawner(#[source] std::io::Error),
+    /// The task of the link has ended by itself.
+    #[error("the connection's task ended")]
+    LinkEnded(#[source] Option<JoinError>),
+}
+
+/// Cleans the host of what a killed agent left, then serves the orchestrator until `stop` is done; then ends all
+/// trials and cleans the host.
+///
+/// # Errors
+/// [`AgentError`]; the host is clean then too.
+pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
+    let network = Network::open(&config.nic, Some(config.orchestrator.ip()))?;
+    let (found, left) = network.sweep().await?;
+    if !found.is_empty() {
+        tracing::warn!(?found, ?left, "a former agent left this behind");
+    }
+    let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(AgentError::Spawner)?;
+    let hello = FromAgent::Hello {
+        version: PROTOCOL_VERSION,
+        name: config.name,
+        facts: Box::new(config.facts.clone()),
+    };
+    let link = Link::new(config.orchestrator, config.server_name, &config.identity, hello)?;
+    let host = Host { network, spawner, facts: config.facts, programs: config.programs };
+    let (to_link, outgoing) = mpsc::channel(16);
+    let (events, from_link) = mpsc::channel(16);
+    let (stop_link, stopped) = oneshot::channel();
+    let link = tokio::spawn(link.run(outgoing, events, stopped));
+    let (to_agent, from_trials) = mpsc::channel(256);
+    let mut agent = Agent {
+        host: Arc::new(host),
+        trials: HashMap::new(),
+        tasks: JoinSet::new(),
+        ids: HashMap::new(),
+        outbox: Outbox::default(),
+        to_link,
+        to_agent,
+    };
+    agent.serve(link, stop_link, from_link, from_trials, stop).await
+}
+
+/// A trial that has not been torn down.
+struct Trial {
+    events: mpsc::Sender<Event>,
+    /// Whether it holds nothing of the host (any more).
+    released: Arc<AtomicBool>,
+}
+
+struct Agent {
+    host: Arc<Host>,
+    trials: HashMap<TrialId, Trial>,
+    tasks: JoinSet<TrialId>,
+    /// Whose task is whose, also if it panics.
+    ids: HashMap<Id, TrialId>,
+    outbox: Outbox,
+    to_link: mpsc::Sender<FromAgent>,
+    to_agent: mpsc::Sender<FromAgent>,
+}
+
+impl Agent {
+    async fn serve(
+        &mut self,
+        mut link: JoinHandle<()>,
+        stop_link: oneshot::Sender<()>,
+        mut from_link: mpsc::Receiver<LinkEvent>,
+        mut from_trials: mpsc::Receiver<FromAgent>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), AgentError> {
+        tokio::pin!(stop);
+        // Set once: from then on no new trial is taken and the loop ends with the last trial.
+        let mut stopping: Option<tokio::time::Instant> = None;
+        let mut link_ended = None;
+        loop {
+            if stopping.is_some() && self.tasks.is_empty() {
+                break;
+            }
+            let to_link = self.to_link.clone();
+            tokio::select! {
+                () = &mut stop, if stopping.is_none() => {
+                    tracing::info!(trials = self.trials.len(), "told to stop");
+                    stopping = Some(self.stop_trials());
+                }
+                ended = &mut link, if link_ended.is_none() => {
+                    tracing::error!("the connection's task ended");
+                    link_ended = Some(ended.err());
+                    stopping = Some(self.stop_trials());
+                }
+                () = until(stopping) => {
+                    tracing::error!(trials = self.tasks.len(), "trials did not end in time");
+                    break;
+                }
+                Some(event) = from_link.recv() => match event {
+                    LinkEvent::Connected => self.connected(),
+                    LinkEvent::Lost => self.outbox.lost(),
+                    LinkEvent::Message(message) => self.obey(message, stopping.is_some()),
+                },
+                Some(message) = from_trials.recv() => self.outbox.push(message),
+                Ok(permit) = to_link.reserve(), if self.outbox.is_ready() => {
+                    if let Some(message) = self.outbox.pop() {
+                        permit.send(message);
+                    }
+                }
+                Some(ended) = self.tasks.join_next_with_id() => self.trial_ended(ended).await,
+            }
+        }
+        // Dropped tasks drop their children, which kills them; then the sweep takes their links.
+        self.tasks.shutdown().await;
+        let (found, left) = self.host.network.sweep().await?;
+        if !found.is_empty() {
+            tracing::warn!(?found, ?left, "removed at the end");
+        }
+        while let Ok(message) = from_trials.try_recv() {
+            self.outbox.push(message);
+        }
+        if let Some(error) = link_ended {
+            return Err(AgentError::LinkEnded(error));
+        }
+        self.say_the_last(&mut from_link).await;
+        // The receiver is gone only if the task has ended, which the next line sees.
+        let _ = stop_link.send(());
+        drop(from_link);
+        link.await.map_err(|error| AgentError::LinkEnded(Some(error)))?;
+        if self.outbox.unacknowledged() > 0 {
+            tracing::warn!(outcomes = self.outbox.unacknowledged(), "not acknowledged at the end");
+        }
+        Ok(())
+    }
+
+    /// Hands what is still to be said to the link, as long as it takes it.
+    async fn say_the_last(&mut self, from_link: &mut mpsc::Receiver<LinkEvent>) {
+        while let Some(message) = self.outbox.pop() {
+            tokio::select! {
+                sent = self.to_link.send(message) => if sent.is_err() { break },
+                event = from_link.recv() => match event {
+                    // Whatever else the orchestrator wants comes too late.
+                    Some(LinkEvent::Message(_) | LinkEvent::Connected) => {}
+                    Some(LinkEvent::Lost) | None => break,
+                },
+            }
+        }
+    }
+
+    fn stop_trials(&self) -> tokio::time::Instant {
+        for id in self.trials.keys() {
+            self.tell(*id, Event::Shutdown);
+        }
+        tokio::time::Instant::now() + STOP_TIMEOUT
+    }
+
+    fn connected(&mut self) {
+        self.outbox.connected();
+        for id in self.trials.keys() {
+            self.tell(*id, Event::Reconnected);
+        }
+    }
+
+    fn obey(&mut self, message: ToAgent, stopping: bool) {
+        match message {
+            ToAgent::Welcome { .. } => tracing::warn!("Welcome was said twice"),
+            ToAgent::Prepare { trial, end } => self.prepare(trial, *end, stopping),
+            ToAgent::Start { trial, peer } => {
+                if self.trials.contains_key(&trial) {
+                    self.tell(trial, Event::Start { peer });
+                } else {
+                    tracing::warn!(%trial, "Start of an unknown trial");
+                    let failure =
+                        Failure::new("this agent does not know the trial: it may have been restarted");
+                    self.outbox.push(FromAgent::Failed { trial, failure });
+                }
+            }
+            ToAgent::Acknowledged { trial } => {
+                if !self.outbox.acknowledged(trial) {
+                    tracing::warn!(%trial, "an outcome that is not kept was acknowledged");
+                }
+            }
+            ToAgent::Teardown { trial } => {
+                if self.trials.contains_key(&trial) {
+                    self.tell(trial, Event::Teardown);
+                } else {
+                    tracing::info!(%trial, "Teardown of an unknown trial: there is nothing of it");
+                    self.outbox.push(FromAgent::TornDown { trial, leftovers: Vec::new() });
+                }
+            }
+        }
+    }
+
+    /// Takes a trial, or refuses it: a host is never in two trials.
+    fn prepare(&mut self, trial: TrialId, end: EndSpec, stopping: bool) {
+        let run = end.deadline.duration();
+        if self.trials.contains_key(&trial) {
+            self.tell(trial, Event::Prepare { run });
+            return;
+        }
+        let holds = |trial: &Trial| !trial.released.load(Ordering::Acquire);
+        let running = self.trials.iter().find(|(_, other)| holds(other)).map(|(id, _)| *id);
+        let failure = match running {
+            _ if stopping => Some(Failure::new("the agent was told to stop")),
+            Some(other) => Some(Failure::new(format!("this host is busy with trial {other}"))),
+            None => refusal(&self.host.facts, &end),
+        };
+        if self.trials.len() >= MOST_TRIALS {
+            tracing::error!(%trial, "refused: too many trials that were never torn down");
+            let failure = failure.unwrap_or_else(|| Failure::new("this host has too many trials"));
+            self.outbox.push(FromAgent::Failed { trial, failure });
+            // The orchestrator that began them has forgotten them.
+            for (id, _) in self.trials.iter().filter(|(_, trial)| !holds(trial)) {
+                self.tell(*id, Event::Teardown);
+            }
+            return;
+        }
+        let released = Arc::new(AtomicBool::new(failure.is_some()));
+        let first = failure.map_or(Event::Prepare { run }, Event::Refuse);
+        let (events, receiver) = mpsc::channel(64);
+        let runner = Runner {
+            host: Arc::clone(&self.host),
+            trial,
+            end,
+            events: receiver,
+            outgoing: self.to_agent.clone(),
+            released: Arc::clone(&released),
+        };
+        let task = self.tasks.spawn(async move {
+            runner.run(first).await;
+            trial
+        });
+        self.ids.insert(task.id(), trial);
+        self.trials.insert(trial, Trial { events, released });
+    }
+
+    /// Gives a trial an event. One whose queue is full does not keep the others waiting.
+    fn tell(&self, trial: TrialId, event: Event) {
+        if let Some(known) = self.trials.get(&trial)
+            && let Err(error) = known.events.try_send(event)
+        {
+            tracing::warn!(%trial, %error, "event lost");
+        }
+    }
+
+    async fn trial_ended(&mut self, ended: Result<(Id, TrialId), JoinError>) {
+        match ended {
+            Ok((id, trial)) => {
+                self.ids.remove(&id);
+                self.trials.remove(&trial);
+            }
+            Err(error) => {
+                let Some(trial) = self.ids.remove(&error.id()) else { return };
+                self.trials.remove(&trial);
+                tracing::error!(%trial, %error, "the task of a trial ended badly");
+                let failure = Failure::new("the agent failed while it ran the trial");
+                self.outbox.push(FromAgent::Failed { trial, failure });
+                let leftovers = self.host.network.tear_down(trial).await;
+                self.outbox.push(FromAgent::TornDown { trial, leftovers });
+            }
+        }
+    }
+}
+
+async fn until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}

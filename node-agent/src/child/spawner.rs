@@ -1,0 +1,108 @@
+//! The one thread that starts processes. `PR_SET_PDEATHSIG` (prctl(2)) fires when the *thread* that forked ends,
+//! not its process, and threads of a runtime come and go: so all children are forked by a thread that lives as
+//! long as the [`Spawner`], and die with it however the agent ends.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use rustix::io::{Errno, FdFlags, fcntl_setfd};
+use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use tokio::sync::oneshot;
+
+/// A process to start, and where to answer.
+struct Request {
+    command: Command,
+    answer: oneshot::Sender<io::Result<tokio::process::Child>>,
+}
+
+/// Starts child processes that die with the agent.
+pub struct Spawner {
+    /// `None` only while it is dropped.
+    requests: Option<mpsc::Sender<Request>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Spawner {
+    /// Starts the thread. Children are watched by `runtime`.
+    ///
+    /// # Errors
+    /// The system's, if there can be no thread.
+    pub fn new(runtime: tokio::runtime::Handle) -> io::Result<Self> {
+        let (requests, incoming) = mpsc::channel::<Request>();
+        let thread = std::thread::Builder::new().name("spawner".to_owned()).spawn(move || {
+            let _runtime = runtime.enter();
+            for Request { command, answer } in incoming {
+                let child = tokio::process::Command::from(command).kill_on_drop(true).spawn();
+                // Nobody waits for it any more: the answer is dropped here, and kills the child.
+                drop(answer.send(child));
+            }
+        })?;
+        Ok(Self { requests: Some(requests), thread: Some(thread) })
+    }
+
+    /// Starts `program --control-fd N` in a process group of its own, with standard input and output at
+    /// /dev/null and standard error piped. The other end of the control socket is returned beside it.
+    ///
+    /// # Errors
+    /// The system's, also those of the steps between fork and exec.
+    pub(super) async fn spawn(&self, program: &Path) -> io::Result<(tokio::process::Child, UnixStream)> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let theirs = OwnedFd::from(theirs);
+        let mut command = Command::new(program);
+        command
+            .arg("--control-fd")
+            .arg(theirs.as_raw_fd().to_string())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0);
+        let agent = getpid();
+        // SAFETY: between fork and exec the closure makes system calls only, which are async-signal-safe
+        // (signal-safety(7)): it neither allocates nor takes a lock. `theirs` lives in the closure.
+        unsafe {
+            command.pre_exec(move || {
+                set_parent_process_death_signal(Some(Signal::KILL))?;
+                // The agent may have ended between fork and prctl: then the signal will never come.
+                if getppid() != Some(agent) {
+                    return Err(Errno::SRCH.into());
+                }
+                close_all_on_exec()?;
+                fcntl_setfd(&theirs, FdFlags::empty())?;
+                Ok(())
+            });
+        }
+        let (answer, child) = oneshot::channel();
+        let gone = || io::Error::other("the thread that starts processes has ended");
+        let requests = self.requests.as_ref().ok_or_else(gone)?;
+        requests.send(Request { command, answer }).map_err(|_| gone())?;
+        Ok((child.await.map_err(|_| gone())??, ours))
+    }
+}
+
+impl Drop for Spawner {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the thread that starts processes panicked");
+        }
+    }
+}
+
+/// Marks every descriptor beyond standard error close-on-exec: what the agent inherited (its private key among
+/// it) is not for its children.
+fn close_all_on_exec() -> io::Result<()> {
+    // SAFETY: close_range(2) with CLOSE_RANGE_CLOEXEC takes no pointers and closes nothing that this process
+    // uses: it is about to exec, and the descriptors stay open until it does.
+    let status =
+        unsafe { libc::syscall(libc::SYS_close_range, 3_u32, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,99 @@
+//! `toll-agent`: one per host. Runs the ends of trials for an orchestrator, or says what it knows of its host.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use toll_node_agent::agent::{self, AgentConfig};
+use toll_node_agent::link::Identity;
+use toll_node_agent::{Exit, facts};
+
+/// Runs the ends of trials on this host.
+#[derive(Debug, Parser)]
+#[command(name = "toll-agent", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Dial the orchestrator and run trials until SIGTERM or SIGINT.
+    Run(Run),
+    /// Write what the agent knows of this host to standard output, as JSON.
+    Facts {
+        /// The test NIC.
+        #[arg(long, value_name = "IFACE")]
+        nic: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Where the orchestrator listens.
+    #[arg(long, value_name = "IP:PORT")]
+    orchestrator: SocketAddr,
+    /// The name in the orchestrator's certificate.
+    #[arg(long, value_name = "NAME")]
+    server_name: String,
+    /// This agent's name, which is that of its certificate.
+    #[arg(long, value_name = "NAME")]
+    name: String,
+    /// The test NIC: the agent's own while trials run.
+    #[arg(long, value_name = "IFACE")]
+    nic: String,
+    /// Certificate of the authority that the orchestrator's certificate is checked against, PEM.
+    #[arg(long, value_name = "FILE")]
+    ca: PathBuf,
+    /// This agent's certificate, PEM. Each file is read once, at the start.
+    #[arg(long, value_name = "FILE")]
+    certificate: PathBuf,
+    /// This agent's private key, PEM.
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let done = match Arguments::parse().command {
+        Command::Run(arguments) => run(arguments),
+        Command::Facts { nic } => show_facts(nic.as_deref()),
+    };
+    if let Err(error) = done {
+        tracing::error!("{error:#}");
+        return Exit::Infrastructure.into();
+    }
+    Exit::Ok.into()
+}
+
+#[tokio::main]
+async fn run(arguments: Run) -> anyhow::Result<()> {
+    // First of all, so that no signal finds the agent unprepared.
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be waited for")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be waited for")?;
+    let stop = async move {
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+    };
+    let identity = Identity::read(&arguments.ca, &arguments.certificate, &arguments.key)?;
+    let own = std::env::current_exe().context("the agent's own path can't be found")?;
+    let config = AgentConfig {
+        orchestrator: arguments.orchestrator,
+        server_name: arguments.server_name,
+        name: arguments.name,
+        facts: facts::collect(Some(&arguments.nic)),
+        nic: arguments.nic,
+        identity,
+        programs: own.parent().context("the agent's path has no folder")?.to_owned(),
+    };
+    Ok(agent::run(config, stop).await?)
+}
+
+fn show_facts(nic: Option<&str>) -> anyhow::Result<()> {
+    serde_json::to_writer_pretty(std::io::stdout().lock(), &facts::collect(nic))?;
+    println!();
+    Ok(())
+}

@@ -1,0 +1,145 @@
+//! What the orchestrator still has to be told. Outcomes are kept until they are acknowledged, over any number of
+//! lost connections; the rest is said once.
+
+use std::collections::VecDeque;
+
+use toll_protocol::message::FromAgent;
+use toll_protocol::trial::TrialId;
+
+/// Outcomes that are kept without being acknowledged. An orchestrator that never acknowledges gets no more memory
+/// of the host than this; the oldest outcome goes first.
+const MOST_OUTCOMES: usize = 256;
+/// Messages that may wait for the connection; then samples are left out, and the orchestrator has to ask again
+/// for `TornDown`.
+const MOST_WAITING: usize = 1024;
+
+/// Messages for the orchestrator.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    /// Without acknowledgement, oldest first.
+    outcomes: VecDeque<(TrialId, FromAgent)>,
+    waiting: VecDeque<FromAgent>,
+    connected: bool,
+}
+
+impl Outbox {
+    /// Takes a message. One that is only worth something now is dropped if it can't be said now.
+    pub(crate) fn push(&mut self, message: FromAgent) {
+        match &message {
+            FromAgent::Result { trial, .. } | FromAgent::Failed { trial, .. } => {
+                if self.outcomes.len() == MOST_OUTCOMES
+                    && let Some((forgotten, _)) = self.outcomes.pop_front()
+                {
+                    tracing::error!(trial = %forgotten, "outcome dropped: never acknowledged");
+                }
+                self.outcomes.push_back((*trial, message.clone()));
+                // Said with all others on the next connection.
+                if self.connected {
+                    self.waiting.push_back(message);
+                }
+            }
+            FromAgent::Sample { .. } | FromAgent::TornDown { .. } if self.waiting.len() >= MOST_WAITING => {
+                tracing::warn!("message dropped: the orchestrator takes none");
+            }
+            FromAgent::TornDown { .. } => self.waiting.push_back(message),
+            FromAgent::Hello { .. } | FromAgent::Ready { .. } | FromAgent::Sample { .. } => {
+                if self.connected {
+                    self.waiting.push_back(message);
+                }
+            }
+        }
+    }
+
+    /// The next message to say, if there is a connection and anything to say.
+    pub(crate) fn pop(&mut self) -> Option<FromAgent> {
+        if self.connected { self.waiting.pop_front() } else { None }
+    }
+
+    /// Whether [`pop`](Self::pop) has something.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.connected && !self.waiting.is_empty()
+    }
+
+    /// A connection is there: every outcome that has not been acknowledged is said (again), before anything else.
+    pub(crate) fn connected(&mut self) {
+        self.connected = true;
+        for (_, outcome) in self.outcomes.iter().rev() {
+            self.waiting.push_front(outcome.clone());
+        }
+    }
+
+    /// The connection is lost, and with it what is only worth something now.
+    pub(crate) fn lost(&mut self) {
+        self.connected = false;
+        self.waiting.retain(|message| matches!(message, FromAgent::TornDown { .. }));
+    }
+
+    /// The orchestrator has the outcome. Returns whether there was one.
+    pub(crate) fn acknowledged(&mut self, trial: TrialId) -> bool {
+        let before = self.outcomes.len();
+        self.outcomes.retain(|(kept, _)| *kept != trial);
+        self.outcomes.len() < before
+    }
+
+    /// How many outcomes wait to be acknowledged.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.outcomes.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use toll_protocol::report::{Failure, Sample};
+    use toll_protocol::units::Span;
+
+    use super::*;
+
+    fn failed(n: u64) -> FromAgent {
+        FromAgent::Failed { trial: TrialId::new(n), failure: Failure::new("model") }
+    }
+
+    fn torn_down(n: u64) -> FromAgent {
+        FromAgent::TornDown { trial: TrialId::new(n), leftovers: Vec::new() }
+    }
+
+    fn said(outbox: &mut Outbox) -> Vec<FromAgent> {
+        std::iter::from_fn(|| outbox.pop()).collect()
+    }
+
+    #[test]
+    fn an_outcome_is_said_on_every_connection_until_it_is_acknowledged() {
+        let mut outbox = Outbox::default();
+        outbox.push(failed(1));
+        assert_eq!(said(&mut outbox), []);
+        outbox.connected();
+        outbox.push(failed(2));
+        assert_eq!(said(&mut outbox), [failed(1), failed(2)]);
+        outbox.lost();
+        outbox.push(torn_down(1));
+        outbox.connected();
+        assert_eq!(said(&mut outbox), [failed(1), failed(2), torn_down(1)]);
+        assert!(outbox.acknowledged(TrialId::new(1)));
+        assert!(!outbox.acknowledged(TrialId::new(1)));
+        outbox.lost();
+        outbox.connected();
+        assert_eq!(said(&mut outbox), [failed(2)]);
+    }
+
+    #[test]
+    fn samples_are_not_kept_over_a_loss_and_memory_is_bounded() {
+        let mut outbox = Outbox::default();
+        outbox.connected();
+        let trial = TrialId::new(7);
+        for _ in 0..2 * MOST_WAITING {
+            outbox.push(FromAgent::Sample { trial, sample: Sample { at: Span(0), bytes: 0 } });
+        }
+        assert_eq!(outbox.waiting.len(), MOST_WAITING);
+        outbox.lost();
+        assert!(outbox.waiting.is_empty());
+        for n in 0..2 * MOST_OUTCOMES as u64 {
+            outbox.push(failed(n));
+        }
+        assert_eq!(outbox.outcomes.len(), MOST_OUTCOMES);
+        assert!(!outbox.acknowledged(TrialId::new(0)));
+    }
+}

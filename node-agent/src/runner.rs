@@ -1,0 +1,287 @@
+//! The task of one trial: gives events to [`transition`](crate::trial::transition) and does what it commands.
+//! Nothing is decided here.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Engine, VmmConfig};
+use toll_protocol::facts::{HostFacts, KvmFact};
+use toll_protocol::message::FromAgent;
+use toll_protocol::report::Failure;
+use toll_protocol::trial::{Adapter, EndKind, EndSpec, NativeProgram, TrialId};
+use toll_protocol::units::{Bytes, InterfaceAddress};
+
+use crate::child::{Child, ChildReport, Spawner};
+use crate::network::{Network, NetworkError, tap_name};
+use crate::trial::{Command, Event, State, transition};
+
+/// Memory of a guest that runs the payload program.
+const GUEST_MEMORY: Bytes = Bytes(64 << 20);
+
+/// What all trials of a host share.
+pub(crate) struct Host {
+    pub(crate) network: Network,
+    pub(crate) spawner: Spawner,
+    pub(crate) facts: HostFacts,
+    /// Folder of `toll-vmm` and `toll-endpoint`.
+    pub(crate) programs: PathBuf,
+}
+
+/// What this host lacks for an end, if it lacks something.
+pub(crate) fn refusal(facts: &HostFacts, end: &EndSpec) -> Option<Failure> {
+    let is_virtual = matches!(end.kind, EndKind::Guest { .. } | EndKind::SameStack { .. });
+    match (&end.kind, &facts.kvm, &facts.tun) {
+        (EndKind::Guest { .. }, KvmFact::Unusable { reason }, _) => {
+            Some(Failure::new(format!("this host can't run a guest: {reason}")))
+        }
+        (_, _, Err(reason)) if is_virtual => {
+            Some(Failure::new(format!("this host can't create a TAP: {reason}")))
+        }
+        (EndKind::Native { program: NativeProgram::Iperf3 }, _, _) if facts.iperf3.is_none() => {
+            Some(Failure::new("iperf3 is not installed on this host"))
+        }
+        _ => None,
+    }
+}
+
+/// One trial on this host.
+pub(crate) struct Runner {
+    pub(crate) host: Arc<Host>,
+    pub(crate) trial: TrialId,
+    pub(crate) end: EndSpec,
+    /// From the orchestrator and the agent.
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) outgoing: mpsc::Sender<FromAgent>,
+    /// Set once the trial holds nothing of the host any more.
+    pub(crate) released: Arc<AtomicBool>,
+}
+
+/// What a trial holds while it runs.
+#[derive(Default)]
+struct Held {
+    child: Option<Child>,
+    reports: Option<mpsc::Receiver<ChildReport>>,
+    /// Address of a native end, once the NIC has been looked at.
+    native: Option<InterfaceAddress>,
+    deadline: Option<Instant>,
+    /// Events that commands have led to.
+    answers: VecDeque<Event>,
+}
+
+impl Runner {
+    /// Lives the trial from `first` to its end, which is `TornDown`. If the agent has dropped the other end of
+    /// `events`, the trial shuts down.
+    pub(crate) async fn run(mut self, first: Event) {
+        let (mut state, mut held) = (State::New, Held::default());
+        held.answers.push_back(first);
+        while state != State::TornDown {
+            let event = self.next_event(&mut held).await;
+            tracing::debug!(trial = %self.trial, ?state, ?event);
+            let (next, commands) = transition(state, event);
+            state = next;
+            if matches!(state, State::Released { .. } | State::TornDown) {
+                // Before the orchestrator hears of it, and so may send the next trial.
+                self.released.store(true, Ordering::Release);
+            }
+            for command in commands {
+                self.obey(command, &mut held).await;
+            }
+        }
+    }
+
+    async fn next_event(&mut self, held: &mut Held) -> Event {
+        if let Some(event) = held.answers.pop_front() {
+            return event;
+        }
+        let reports = held.reports.as_mut();
+        let report = async {
+            match reports {
+                Some(reports) => reports.recv().await,
+                None => std::future::pending().await,
+            }
+        };
+        let deadline = held.deadline;
+        let overdue = async {
+            match deadline {
+                Some(deadline) => tokio::time::sleep_until(deadline).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            event = self.events.recv() => event.unwrap_or(Event::Shutdown),
+            report = report => match report {
+                Some(ChildReport::Said(ChildEvent::PortOpened)) => Event::PortOpened,
+                Some(ChildReport::Said(ChildEvent::Ready(ready))) => Event::ChildReady(ready),
+                Some(ChildReport::Said(ChildEvent::Sample(sample))) => Event::Sample(sample),
+                Some(ChildReport::Said(ChildEvent::Done(report))) => Event::Done(report),
+                Some(ChildReport::Said(ChildEvent::Failed(failure))) => Event::ChildFailed(failure),
+                Some(ChildReport::Ended(failure)) => Self::ended(held, failure).await,
+                None => Self::ended(held, Failure::new("the agent lost sight of the end's process")).await,
+            },
+            () = overdue => {
+                held.deadline = None;
+                Event::DeadlinePassed
+            }
+        }
+    }
+
+    async fn ended(held: &mut Held, failure: Failure) -> Event {
+        held.reports = None;
+        if let Some(child) = held.child.take() {
+            child.reaped().await;
+        }
+        Event::ChildEnded(failure)
+    }
+
+    async fn obey(&self, command: Command, held: &mut Held) {
+        let trial = self.trial;
+        match command {
+            Command::SetDeadline(after) => {
+                held.deadline = after.map(|after: Duration| Instant::now() + after);
+            }
+            Command::SetUpNetwork => {
+                let answer = self.set_up_network(held).await;
+                held.answers
+                    .push_back(answer.map_or_else(failed(Event::NetworkFailed), |()| Event::NetworkUp));
+            }
+            Command::SpawnChild => {
+                if let Err(failure) = self.spawn(held).await {
+                    held.reports = None;
+                    held.answers.push_back(Event::ChildEnded(failure));
+                }
+            }
+            Command::AttachPort => {
+                let answer = self.host.network.attach(trial, self.end.mtu).await;
+                held.answers
+                    .push_back(answer.map_or_else(failed(Event::PortFailed), |()| Event::PortAttached));
+            }
+            Command::TellPortAttached => self.tell(held, &ChildCommand::<()>::PortAttached),
+            Command::TellStart { peer } => self.tell(held, &ChildCommand::<()>::Start { peer }),
+            Command::KillChild => {
+                if let Some(child) = &mut held.child {
+                    child.kill();
+                }
+            }
+            Command::RemoveNetwork => {
+                let leftovers = self.host.network.tear_down(trial).await;
+                if !leftovers.is_empty() {
+                    tracing::error!(%trial, ?leftovers, "not everything could be removed");
+                }
+                held.answers.push_back(Event::NetworkRemoved { leftovers });
+            }
+            Command::SendReady(ready) => self.send(FromAgent::Ready { trial, ready }).await,
+            Command::SendSample(sample) => self.send(FromAgent::Sample { trial, sample }).await,
+            Command::Conclude(Ok(report)) => {
+                tracing::info!(%trial, bytes = report.bytes, interval = %report.interval, "measured");
+                self.send(FromAgent::Result { trial, report }).await;
+            }
+            Command::Conclude(Err(failure)) => {
+                tracing::warn!(%trial, reason = failure.reason, "failed");
+                self.send(FromAgent::Failed { trial, failure }).await;
+            }
+            Command::SendTornDown { leftovers } => {
+                self.send(FromAgent::TornDown { trial, leftovers }).await;
+            }
+            Command::Ignore(why) => tracing::warn!(%trial, why, "event ignored"),
+        }
+    }
+
+    async fn set_up_network(&self, held: &mut Held) -> Result<(), NetworkError> {
+        let network = &self.host.network;
+        match self.end.kind {
+            EndKind::Native { .. } => {
+                held.native = Some(network.native_address(self.end.mtu).await?);
+                Ok(())
+            }
+            EndKind::Guest { .. } | EndKind::SameStack { .. } => {
+                network.set_up(self.trial, self.end.mtu).await
+            }
+        }
+    }
+
+    async fn spawn(&self, held: &mut Held) -> Result<(), Failure> {
+        let end = &self.end;
+        let (program, configure) = match &end.kind {
+            EndKind::Native { program } => {
+                let address =
+                    held.native.ok_or_else(|| Failure::new("the test NIC's address is not known"))?;
+                let config = EndpointConfig {
+                    trial: self.trial,
+                    program: *program,
+                    address,
+                    job: end.job.clone(),
+                    cpu: end.cpu,
+                    deadline: end.deadline,
+                };
+                ("toll-endpoint", Configure::Endpoint(config))
+            }
+            EndKind::Guest { adapter, .. } => {
+                ("toll-vmm", Configure::Vmm(self.vmm_config(Engine::Kvm, adapter)))
+            }
+            EndKind::SameStack { adapter, .. } => {
+                ("toll-vmm", Configure::Vmm(self.vmm_config(Engine::HostProcess, adapter)))
+            }
+        };
+        let (reports, receiver) = mpsc::channel(64);
+        let program: &Path = &self.host.programs.join(program);
+        let child = Child::spawn(&self.host.spawner, program, reports).await;
+        let child = held.child.insert(child.map_err(|error| Failure::new(crate::chain(&error)))?);
+        held.reports = Some(receiver);
+        tracing::info!(trial = %self.trial, program = %program.display(), process = child.id(), "started");
+        let told = match configure {
+            Configure::Endpoint(config) => child.tell(&ChildCommand::Configure(config)),
+            Configure::Vmm(config) => child.tell(&ChildCommand::Configure(config)),
+        };
+        if let Err(error) = told {
+            tracing::error!(trial = %self.trial, "{}", crate::chain(&error));
+            child.kill();
+        }
+        Ok(())
+    }
+
+    fn vmm_config(&self, engine: Engine, adapter: &Adapter) -> VmmConfig {
+        VmmConfig {
+            trial: self.trial,
+            engine,
+            adapter: adapter.clone(),
+            tap: tap_name(self.trial),
+            mac: self.end.mac,
+            address: self.end.address,
+            mtu: self.end.mtu,
+            memory: GUEST_MEMORY,
+            job: self.end.job.clone(),
+            cpu: self.end.cpu,
+            deadline: self.end.deadline,
+        }
+    }
+
+    /// A child that can't be told is about to end, or hangs: its end or the deadline says so.
+    fn tell(&self, held: &Held, command: &ChildCommand<()>) {
+        if let Some(Err(error)) = held.child.as_ref().map(|child| child.tell(command)) {
+            tracing::warn!(trial = %self.trial, "{}", crate::chain(&error));
+        }
+    }
+
+    async fn send(&self, message: FromAgent) {
+        // The agent has gone and the host is still being released.
+        if self.outgoing.send(message).await.is_err() {
+            tracing::warn!(trial = %self.trial, "nobody is left to tell");
+        }
+    }
+}
+
+/// The first message to a child.
+enum Configure {
+    Endpoint(EndpointConfig),
+    Vmm(VmmConfig),
+}
+
+/// Makes the event of a step that failed.
+fn failed(event: impl FnOnce(Failure) -> Event) -> impl FnOnce(NetworkError) -> Event {
+    |error| event(Failure::new(crate::chain(&error)))
+}

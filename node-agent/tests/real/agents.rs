@@ -1,0 +1,112 @@
+//! `toll-agent` processes, each in a network namespace.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Once;
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::namespace::Namespace;
+use crate::orchestrator::{Authority, SERVER_NAME};
+
+/// The program under test.
+pub const AGENT: &str = env!("CARGO_BIN_EXE_toll-agent");
+
+/// Path of another program of the workspace, which lies beside the agent; built if it is not there.
+pub fn beside(package: &'static str) -> PathBuf {
+    static BUILD: Once = Once::new();
+    let path = PathBuf::from(AGENT).with_file_name(package);
+    if package == "toll-endpoint" {
+        BUILD.call_once(|| {
+            // Always, so that the program is of the same source as the agent.
+            let mut build = Command::new(env!("CARGO"));
+            build.args(["build", "--quiet", "--package", package]).current_dir(env!("CARGO_MANIFEST_DIR"));
+            if !cfg!(debug_assertions) {
+                build.arg("--release");
+            }
+            let built = build.status().expect("cargo runs");
+            assert!(built.success() || path.exists(), "{package} can't be built");
+        });
+    }
+    path
+}
+
+/// A running agent, killed if the test forgets it.
+pub struct Agent(pub Child);
+
+impl Agent {
+    /// Starts one in `namespace` with `nic` as test NIC.
+    pub fn start(namespace: &Namespace, authority: &Authority, name: &str, orchestrator: SocketAddr) -> Self {
+        let files = authority.files(name);
+        let descriptor = namespace.0.try_clone().expect("the namespace's file");
+        let mut command = Command::new(AGENT);
+        command
+            .args(["run", "--server-name", SERVER_NAME, "--name", name, "--nic", crate::host::NIC])
+            .arg("--orchestrator")
+            .arg(orchestrator.to_string())
+            .arg("--ca")
+            .arg(files.ca)
+            .arg("--certificate")
+            .arg(files.certificate)
+            .arg("--key")
+            .arg(files.key)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        if std::env::var_os("RUST_LOG").is_none() {
+            command.stderr(Stdio::null());
+        }
+        // SAFETY: setns(2) is a system call and nothing else; the descriptor lives in the closure.
+        unsafe {
+            command.pre_exec(move || Ok(setns(&descriptor, CloneFlags::CLONE_NEWNET)?));
+        }
+        Self(command.spawn().expect("the agent starts"))
+    }
+
+    /// Tells it to stop, and returns how it ended.
+    pub async fn terminate(mut self) -> ExitStatus {
+        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM).expect("the agent is there");
+        let mut look = tokio::time::interval(Duration::from_millis(10));
+        let ended = tokio::time::timeout(Duration::from_secs(15), async {
+            loop {
+                if let Some(status) = self.0.try_wait().expect("it can be waited for") {
+                    break status;
+                }
+                look.tick().await;
+            }
+        });
+        ended.await.expect("the agent ends in time")
+    }
+
+    /// Ids of its children whose program has this name.
+    pub fn children(&self, program: &str) -> Vec<i32> {
+        let id = self.0.id();
+        let threads = std::fs::read_dir(format!("/proc/{id}/task")).expect("the agent is there");
+        let lists = threads.flatten().map(|task| task.path().join("children"));
+        let children =
+            lists.filter_map(|path| std::fs::read_to_string(path).ok()).collect::<Vec<_>>().join(" ");
+        let named = |child: &i32| {
+            let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+            // The kernel keeps 15 bytes of a name.
+            name.trim_end() == &program[..program.len().min(15)]
+        };
+        children.split_whitespace().filter_map(|id| id.parse().ok()).filter(named).collect()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        // Both fail only if it has ended and been waited for.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Where agents find the orchestrator.
+pub fn at(address: Ipv4Addr, port: u16) -> SocketAddr {
+    (address, port).into()
+}

@@ -1,0 +1,175 @@
+//! Two hosts and an orchestrator, each in a network namespace:
+//!
+//! ```text
+//!   orchestrator 10.99.1.1 --- control 10.99.1.2 [ host a ] test0 10.77.0.1
+//!                                                               |  the wire that trials run over
+//!   orchestrator 10.99.2.1 --- control 10.99.2.2 [ host b ] test0 10.77.0.2
+//! ```
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use toll_protocol::message::{FromAgent, ToAgent};
+use toll_protocol::report::{EndReport, Failure};
+use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, StreamJob, TrialId};
+use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress, Span};
+
+use crate::agents::{Agent, at, beside};
+use crate::namespace::Namespace;
+use crate::orchestrator::{Authority, Peer, Server};
+
+/// The test NIC of every host.
+pub const NIC: &str = "test0";
+
+/// The fleet.
+pub struct Fleet {
+    pub authority: Authority,
+    pub control: Namespace,
+    pub a: Namespace,
+    pub b: Namespace,
+}
+
+/// Both agents, seen from the orchestrator and from the system.
+pub struct Pair {
+    pub server: Server,
+    pub a: (Agent, Peer),
+    pub b: (Agent, Peer),
+}
+
+impl Fleet {
+    pub fn new() -> Self {
+        beside("toll-endpoint");
+        let (control, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
+        for (host, name, network) in [(&a, "to-a", 1), (&b, "to-b", 2)] {
+            control.join(name, host, "control");
+            control.address(name, Ipv4Addr::new(10, 99, network, 1));
+            host.address("control", Ipv4Addr::new(10, 99, network, 2));
+        }
+        a.join(NIC, &b, NIC);
+        a.address(NIC, Ipv4Addr::new(10, 77, 0, 1));
+        b.address(NIC, Ipv4Addr::new(10, 77, 0, 2));
+        Self { authority: Authority::new(), control, a, b }
+    }
+
+    /// Runs `test` as the orchestrator, with the agent of host a; checks afterwards that the host is as before.
+    pub fn with_one(&self, test: impl AsyncFnOnce(&Self, Server, Agent, Peer) + Send) {
+        let before = self.a.links();
+        self.control.run(async || {
+            let server = Server::listen(&self.authority, 0);
+            let agent = self.start_a(server.port);
+            let peer = server.accept().await;
+            assert_eq!(peer.name, "a");
+            test(self, server, agent, peer).await;
+        });
+        assert_eq!(self.a.links(), before, "the host is as it was");
+    }
+
+    /// The same with both agents.
+    pub fn with_both(&self, test: impl AsyncFnOnce(&mut Pair) + Send) {
+        let before = (self.a.links(), self.b.links());
+        self.control.run(async || {
+            let server = Server::listen(&self.authority, 0);
+            let (a, b) = (self.start_a(server.port), self.start_b(server.port));
+            let (first, second) = (server.accept().await, server.accept().await);
+            let (for_a, for_b) = if first.name == "a" { (first, second) } else { (second, first) };
+            let mut pair = Pair { server, a: (a, for_a), b: (b, for_b) };
+            test(&mut pair).await;
+            for (agent, _) in [pair.a, pair.b] {
+                assert!(agent.terminate().await.success());
+            }
+            pair.server.close();
+        });
+        assert_eq!((self.a.links(), self.b.links()), before, "the hosts are as they were");
+    }
+
+    pub fn start_a(&self, port: u16) -> Agent {
+        Agent::start(&self.a, &self.authority, "a", at(Ipv4Addr::new(10, 99, 1, 1), port))
+    }
+
+    fn start_b(&self, port: u16) -> Agent {
+        Agent::start(&self.b, &self.authority, "b", at(Ipv4Addr::new(10, 99, 2, 1), port))
+    }
+}
+
+/// A native end that moves traffic for so long.
+pub fn native(direction: Direction, open: Open, duration: Span) -> EndSpec {
+    EndSpec {
+        kind: EndKind::Native { program: NativeProgram::Endpoint },
+        job: StreamJob {
+            direction,
+            open,
+            write_size: Bytes(64 << 10),
+            warm_up: Span::from_millis(50),
+            duration,
+        },
+        address: InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, 101), prefix: 24 },
+        mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
+        mtu: 1500,
+        cpu: None,
+        deadline: Span::from_millis(8_000),
+    }
+}
+
+/// What became of a trial at one end.
+pub type Outcome = Result<Box<EndReport>, Failure>;
+
+impl Peer {
+    pub async fn prepare(&mut self, trial: TrialId, end: EndSpec) {
+        self.say(&ToAgent::Prepare { trial, end: Box::new(end) }).await;
+    }
+
+    /// Waits for `Ready`, or gives the reason why there is none.
+    pub async fn ready(&mut self, wanted: TrialId) -> Result<SocketAddrV4, Failure> {
+        self.hear(|message| match message {
+            FromAgent::Ready { trial, ready } if *trial == wanted => Some(Ok(ready.address)),
+            FromAgent::Failed { trial, failure } if *trial == wanted => Some(Err(failure.clone())),
+            _ => None,
+        })
+        .await
+    }
+
+    pub async fn outcome(&mut self, wanted: TrialId) -> Outcome {
+        self.hear(|message| match message {
+            FromAgent::Result { trial, report } if *trial == wanted => Some(Ok(report.clone())),
+            FromAgent::Failed { trial, failure } if *trial == wanted => Some(Err(failure.clone())),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Acknowledges the outcome, tears the trial down and returns what is left.
+    pub async fn tear_down(&mut self, wanted: TrialId) -> Vec<String> {
+        self.say(&ToAgent::Acknowledged { trial: wanted }).await;
+        self.say(&ToAgent::Teardown { trial: wanted }).await;
+        self.torn_down(wanted).await
+    }
+
+    pub async fn torn_down(&mut self, wanted: TrialId) -> Vec<String> {
+        self.hear(|message| match message {
+            FromAgent::TornDown { trial, leftovers } if *trial == wanted => Some(leftovers.clone()),
+            _ => None,
+        })
+        .await
+    }
+}
+
+impl Pair {
+    /// Brings both ends of a trial up and starts them.
+    pub async fn start(&mut self, trial: TrialId, a: EndSpec, b: EndSpec) {
+        self.a.1.prepare(trial, a).await;
+        self.b.1.prepare(trial, b).await;
+        let a = self.a.1.ready(trial).await.expect("a is ready");
+        let b = self.b.1.ready(trial).await.expect("b is ready");
+        self.a.1.say(&ToAgent::Start { trial, peer: b }).await;
+        self.b.1.say(&ToAgent::Start { trial, peer: a }).await;
+    }
+
+    /// A whole trial.
+    pub async fn run(&mut self, trial: TrialId, a: EndSpec, b: EndSpec) -> (Outcome, Outcome) {
+        self.start(trial, a, b).await;
+        let outcomes = (self.a.1.outcome(trial).await, self.b.1.outcome(trial).await);
+        for peer in [&mut self.a.1, &mut self.b.1] {
+            assert_eq!(peer.tear_down(trial).await, Vec::<String>::new());
+        }
+        outcomes
+    }
+}

@@ -1,0 +1,206 @@
+//! Set-up, tear-down and sweep of a host's links.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use futures_util::TryStreamExt;
+use libtest_mimic::Failed;
+use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use toll_node_agent::network::{Network, bridge_name, tap_name};
+use toll_protocol::trial::TrialId;
+
+use crate::Test;
+use crate::namespace::Namespace;
+
+pub const TESTS: &[Test] = &[
+    ("links::a_trial_leaves_the_host_as_it_was", a_trial_leaves_the_host_as_it_was),
+    ("links::a_port_is_attached", a_port_is_attached),
+    ("links::the_sweep_takes_ours_and_nothing_else", the_sweep_takes_ours_and_nothing_else),
+    ("links::a_nic_that_the_host_needs_is_refused", a_nic_that_the_host_needs_is_refused),
+    ("links::an_unfit_nic_is_refused", an_unfit_nic_is_refused),
+    ("links::one_agent_for_a_host", one_agent_for_a_host),
+];
+
+const TRIAL: TrialId = TrialId::new(0x0000_5eed_0001);
+const NIC: &str = "nic0";
+
+async fn messages(handle: &Handle) -> Vec<LinkMessage> {
+    handle.link().get().execute().try_collect().await.expect("the links")
+}
+
+fn name(message: &LinkMessage) -> String {
+    let name = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    });
+    name.unwrap_or_default()
+}
+
+pub async fn index(handle: &Handle, wanted: &str) -> Option<u32> {
+    messages(handle).await.iter().find(|message| name(message) == wanted).map(|message| message.header.index)
+}
+
+pub async fn all(handle: &Handle) -> Vec<(String, u32, Option<String>)> {
+    let links = messages(handle).await;
+    let of = |index: u32| links.iter().find(|link| link.header.index == index).map(name);
+    let row = |message: &LinkMessage| {
+        let (mut mtu, mut controller) = (0, None);
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::Mtu(bytes) => mtu = *bytes,
+                LinkAttribute::Controller(index) => controller = of(*index),
+                _ => {}
+            }
+        }
+        (name(message), mtu, controller)
+    };
+    links.iter().map(row).collect()
+}
+
+/// A namespace with a NIC that has an address: one end of a veth pair whose other end is in the second namespace.
+fn host() -> (Namespace, Namespace) {
+    let (host, wire) = (Namespace::new(), Namespace::new());
+    host.join(NIC, &wire, "far0");
+    host.address(NIC, Ipv4Addr::new(10, 77, 0, 1));
+    wire.address("far0", Ipv4Addr::new(10, 77, 0, 2));
+    (host, wire)
+}
+
+fn open() -> Network {
+    Network::open(NIC, None).expect("the network opens")
+}
+
+fn a_trial_leaves_the_host_as_it_was() -> Result<(), Failed> {
+    let (host, _wire) = host();
+    let before = host.links();
+    host.run(async || {
+        let network = open();
+        assert_eq!(network.native_address(1500).await.expect("an address").to_string(), "10.77.0.1/24");
+        network.set_up(TRIAL, 1400).await.expect("the bridge");
+        // The kernel's addresses follow an interface up at once: none may be there.
+        let file = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+        assert!(!file.contains(&bridge_name(TRIAL)), "{file}");
+        let snooping = std::fs::read_to_string(format!(
+            "/sys/class/net/{}/bridge/multicast_snooping",
+            bridge_name(TRIAL)
+        ));
+        // The file is there only if /sys is that of this namespace.
+        if let Ok(snooping) = snooping {
+            assert_eq!(snooping.trim(), "0");
+        }
+    });
+    let during = host.links();
+    let bridge = bridge_name(TRIAL);
+    assert!(during.contains(&(NIC.to_owned(), 1500, Some(bridge.clone()))), "{during:?}");
+    assert!(during.contains(&(bridge.clone(), 1400, None)), "{during:?}");
+    host.run(async || assert_eq!(open().tear_down(TRIAL).await, Vec::<String>::new()));
+    assert_eq!(host.links(), before);
+    host.run(async || {
+        let network = open();
+        // Again, and for a trial that never was.
+        assert_eq!(network.tear_down(TRIAL).await, Vec::<String>::new());
+        assert_eq!(network.native_address(1500).await.expect("kept").to_string(), "10.77.0.1/24");
+    });
+    Ok(())
+}
+
+fn a_port_is_attached() -> Result<(), Failed> {
+    let (host, _wire) = host();
+    let before = host.links();
+    let tap = tap_name(TRIAL);
+    host.run(async || {
+        let network = open();
+        network.set_up(TRIAL, 1500).await.expect("the bridge");
+        let error = network.attach(TRIAL, 1500).await.expect_err("there is no TAP yet");
+        assert!(error.to_string().contains(&tap), "{error}");
+    });
+    // An interface of the TAP's name is enough for the bridge; trials with a VMM put a real one here.
+    host.with_netlink(async |handle| {
+        handle.link().add(LinkVeth::new(&tap, "guest0").build()).execute().await.expect("a port");
+    });
+    host.run(async || open().attach(TRIAL, 1300).await.expect("attached"));
+    let during = host.links();
+    assert!(during.contains(&(tap.clone(), 1300, Some(bridge_name(TRIAL)))), "{during:?}");
+    host.run(async || assert_eq!(open().tear_down(TRIAL).await, Vec::<String>::new()));
+    // The other end of the pair goes with the port.
+    assert_eq!(host.links(), before);
+    Ok(())
+}
+
+fn the_sweep_takes_ours_and_nothing_else() -> Result<(), Failed> {
+    let (host, _wire) = host();
+    host.with_netlink(async |handle| {
+        // Looks like ours by its name only.
+        let other = LinkBridge::new("tb00000000beef").build();
+        handle.link().add(other).execute().await.expect("a bridge");
+    });
+    let before = host.links();
+    host.run(async || open().set_up(TRIAL, 1500).await.expect("the bridge"));
+    host.run(async || {
+        let network = open();
+        let (found, left) = network.sweep().await.expect("a sweep");
+        assert_eq!((found, left), (vec![bridge_name(TRIAL)], vec![]));
+        assert_eq!(network.sweep().await.expect("a sweep"), (vec![], vec![]));
+    });
+    assert_eq!(host.links(), before);
+    Ok(())
+}
+
+fn a_nic_that_the_host_needs_is_refused() -> Result<(), Failed> {
+    let (host, _wire) = host();
+    let before = host.links();
+    let far = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
+    let why = host.run(async || {
+        let network = Network::open(NIC, Some(far)).expect("the network opens");
+        network.set_up(TRIAL, 1500).await.expect_err("the way to the orchestrator").to_string()
+    });
+    assert_eq!(
+        why,
+        "network interface nic0 is the way to the orchestrator 10.77.0.2: name a NIC for tests alone"
+    );
+    host.with_netlink(async |handle| {
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(Ipv4Addr::new(10, 77, 0, 2)).build();
+        handle.route().add(route).execute().await.expect("a default route");
+    });
+    let why = host.run(async || open().set_up(TRIAL, 1500).await.expect_err("the default route").to_string());
+    assert!(why.contains("carries a default route"), "{why}");
+    assert_eq!(host.links(), before);
+    Ok(())
+}
+
+fn an_unfit_nic_is_refused() -> Result<(), Failed> {
+    let (host, _wire) = host();
+    let why = |network: Network, mtu| async move {
+        let native =
+            network.native_address(mtu).await.map_or_else(|error| error.to_string(), |_| String::new());
+        (network.set_up(TRIAL, mtu).await.expect_err("unfit").to_string(), native)
+    };
+    let (bridged, native) = host.run(async || why(open(), 9000).await);
+    assert_eq!(bridged, "network interface nic0 has an MTU of 1500 bytes and the trial asks for 9000");
+    assert!(native.contains("has an MTU of 1500 bytes"), "{native}");
+    let (bridged, native) = host.run(async || why(Network::open("nic7", None).expect("opens"), 1500).await);
+    assert_eq!(
+        (bridged.as_str(), native.as_str()),
+        ("there is no network interface nic7", "there is no network interface nic7")
+    );
+    host.with_netlink(async |handle| {
+        let index = index(&handle, NIC).await.expect("the NIC");
+        handle.link().set(LinkUnspec::new_with_index(index).down().build()).execute().await.expect("down");
+    });
+    let (bridged, native) = host.run(async || why(open(), 1500).await);
+    assert!(bridged.contains("is down") && native.contains("is down"), "{bridged} {native}");
+    Ok(())
+}
+
+fn one_agent_for_a_host() -> Result<(), Failed> {
+    let (host, wire) = host();
+    host.run(async || {
+        let first = open();
+        let error = Network::open(NIC, None).expect_err("a second agent");
+        assert!(error.to_string().contains("another agent runs"), "{error}");
+        drop(first);
+        drop(open());
+    });
+    wire.run(async || drop(Network::open("far0", None).expect("another host")));
+    Ok(())
+}

@@ -1,0 +1,202 @@
+//! The other side of the link: a QUIC server that speaks the real protocol, driven by the test.
+
+use std::collections::VecDeque;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::crypto::rustls::QuicServerConfig;
+use quinn::{Connection, Endpoint, RecvStream, SendStream, ServerConfig, VarInt};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use toll_node_agent::link::ALPN;
+use toll_protocol::PROTOCOL_VERSION;
+use toll_protocol::facts::HostFacts;
+use toll_protocol::frame::{Decoder, encode};
+use toll_protocol::message::{FromAgent, ToAgent};
+
+pub const SERVER_NAME: &str = "orchestrator.test";
+/// For anything that the agent owes.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// An authority and a folder for what it issues.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    folder: tempfile::TempDir,
+}
+
+/// PEM files of an identity.
+pub struct Files {
+    pub ca: PathBuf,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("an authority");
+        Self { issuer, folder: tempfile::tempdir().expect("a folder") }
+    }
+
+    fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        (params.signed_by(&key, &self.issuer).expect("a certificate"), key)
+    }
+
+    /// An agent's files.
+    pub fn files(&self, name: &str) -> Files {
+        let (certificate, key) = self.issue(name);
+        let write = |what: &str, text: String| {
+            let path = self.folder.path().join(format!("{name}.{what}"));
+            std::fs::write(&path, text).expect("a file");
+            path
+        };
+        Files {
+            ca: write("ca", self.issuer.pem()),
+            certificate: write("certificate", certificate.pem()),
+            key: write("key", key.serialize_pem()),
+        }
+    }
+
+    fn server_config(&self) -> ServerConfig {
+        let (certificate, key) = self.issue(SERVER_NAME);
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from(self.issuer.der().to_vec())).expect("a root");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider));
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("TLS 1.3")
+            .with_client_cert_verifier(verifier.build().expect("a verifier"))
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
+            )
+            .expect("a configuration");
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).expect("QUIC")))
+    }
+}
+
+/// The server.
+pub struct Server {
+    endpoint: Endpoint,
+    pub port: u16,
+}
+
+impl Server {
+    /// Listens in the namespace of the calling thread, on `port` or any.
+    pub fn listen(authority: &Authority, port: u16) -> Self {
+        let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        let endpoint = Endpoint::server(authority.server_config(), any).expect("a socket");
+        let port = endpoint.local_addr().expect("an address").port();
+        Self { endpoint, port }
+    }
+
+    /// Waits for an agent, hears its `Hello` and says `Welcome`.
+    pub async fn accept(&self) -> Peer {
+        self.accept_with(PROTOCOL_VERSION).await
+    }
+
+    pub async fn accept_with(&self, version: u32) -> Peer {
+        tokio::time::timeout(LIMIT, async {
+            loop {
+                // A connection that the other side gave up meanwhile is not the one waited for.
+                let incoming = self.endpoint.accept().await.expect("the endpoint is open");
+                let Ok(connection) = incoming.await else { continue };
+                let (send, receive) = connection.accept_bi().await.expect("a stream");
+                let mut peer = Peer {
+                    name: String::new(),
+                    facts: None,
+                    connection,
+                    send,
+                    receive,
+                    decoder: Decoder::default(),
+                    unread: VecDeque::new(),
+                };
+                let FromAgent::Hello { version: theirs, name, facts } = peer.receive().await else {
+                    panic!("the first message is Hello")
+                };
+                assert_eq!(theirs, PROTOCOL_VERSION);
+                (peer.name, peer.facts) = (name, Some(facts));
+                peer.say(&ToAgent::Welcome { version }).await;
+                break peer;
+            }
+        })
+        .await
+        .expect("an agent dials in time")
+    }
+
+    /// Closes without a word to anybody.
+    pub fn close(self) {
+        self.endpoint.close(VarInt::from_u32(1), b"test");
+    }
+}
+
+/// An agent, seen from the orchestrator.
+pub struct Peer {
+    pub name: String,
+    pub facts: Option<Box<HostFacts>>,
+    pub connection: Connection,
+    send: SendStream,
+    receive: RecvStream,
+    decoder: Decoder,
+    unread: VecDeque<FromAgent>,
+}
+
+impl Peer {
+    pub async fn say(&mut self, message: &ToAgent) {
+        self.send.write_all(&encode(message).expect("encodes")).await.expect("the agent is there");
+    }
+
+    /// The next message, or `None` at the end of the stream.
+    async fn next(&mut self) -> Option<FromAgent> {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(message) = self.decoder.next_message().expect("a message") {
+                return Some(message);
+            }
+            match self.receive.read(&mut buffer).await {
+                Ok(Some(length)) => self.decoder.push(&buffer[..length]),
+                Ok(None) | Err(_) => return None,
+            }
+        }
+    }
+
+    async fn receive(&mut self) -> FromAgent {
+        let message = tokio::time::timeout(LIMIT, self.next()).await.expect("a message in time");
+        message.expect("the agent goes on")
+    }
+
+    /// Waits for the first message that `wanted` takes; keeps the others.
+    pub async fn hear<T>(&mut self, wanted: impl Fn(&FromAgent) -> Option<T>) -> T {
+        for position in 0..self.unread.len() {
+            if let Some(found) = wanted(&self.unread[position]) {
+                self.unread.remove(position);
+                return found;
+            }
+        }
+        loop {
+            let message = self.receive().await;
+            match wanted(&message) {
+                Some(found) => return found,
+                None => self.unread.push_back(message),
+            }
+        }
+    }
+
+    /// Everything that is said until the agent closes, with what has not been asked for before.
+    pub async fn rest(&mut self) -> Vec<FromAgent> {
+        while let Some(message) = tokio::time::timeout(LIMIT, self.next()).await.expect("closed in time") {
+            self.unread.push_back(message);
+        }
+        self.unread.drain(..).collect()
+    }
+}
