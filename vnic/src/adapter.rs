@@ -1,6 +1,7 @@
 //! What every adapter model offers to the machine it is attached to.
 
 pub mod pcnet;
+pub mod virtio_net;
 
 use toll_protocol::report::FrameCounters;
 

@@ -32,6 +32,10 @@ pub trait Platform: Registers {
     /// Causes of interrupts since the last call, as the adapter driver's handler accumulated them in
     /// `Status::interrupt_causes`; 0 if the handler has not run.
     fn take_interrupt(&mut self) -> u32;
+
+    /// Payload that a receive call gave the application: discarded, as bulk traffic is, unless a platform looks at
+    /// it (a test that verifies every byte).
+    fn received(&mut self, _bytes: &[u8]) {}
 }
 
 /// Memory that the program and the adapter share.

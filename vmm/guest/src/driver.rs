@@ -1,0 +1,73 @@
+//! Adapter drivers, without an operating system and without a heap. Rings and buffers are in DMA memory, and
+//! frames are built and read there.
+
+pub mod pcnet;
+#[cfg(test)]
+mod tests;
+pub(crate) mod virtio_net;
+
+use core::fmt;
+use core::ptr::NonNull;
+
+use crate::platform::Registers;
+
+/// Ethernet header: destination, source, type (IEEE 802.3, 3.2).
+pub(crate) const ETHERNET_HEADER: usize = 14;
+
+/// An adapter that a driver can't bring up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverError {
+    /// A register holds something else than the driver needs.
+    Unexpected {
+        /// The register.
+        register: &'static str,
+        /// What it held.
+        found: u32,
+    },
+    /// The adapter does not come up within the number of looks that the driver takes.
+    NotReady {
+        /// What the driver waits for.
+        what: &'static str,
+    },
+    /// The adapter can't do what the program needs.
+    Unsupported {
+        /// What it lacks.
+        what: &'static str,
+    },
+}
+
+impl fmt::Display for DriverError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Unexpected { register, found } => write!(f, "{register} holds {found:#x}"),
+            Self::NotReady { what } => write!(f, "{what} does not come"),
+            Self::Unsupported { what } => write!(f, "the adapter lacks {what}"),
+        }
+    }
+}
+
+impl core::error::Error for DriverError {}
+
+/// What the TCP stack needs of an adapter.
+pub(crate) trait Driver {
+    /// Whether a frame can be queued. May ask the adapter to make room.
+    fn can_transmit(&mut self, registers: &mut impl Registers) -> bool;
+
+    /// Queues a frame of `length` bytes that `fill` writes in place. Only after
+    /// [`can_transmit`](Driver::can_transmit) said yes.
+    fn transmit<R>(
+        &mut self,
+        registers: &mut impl Registers,
+        length: usize,
+        fill: impl FnOnce(&mut [u8]) -> R,
+    ) -> R;
+
+    /// Lends the next received frame. The adapter gets its buffer back by [`release`](Driver::release).
+    fn receive(&mut self) -> Option<NonNull<[u8]>>;
+
+    /// Gives back the buffer that [`receive`](Driver::receive) lent last, if it has not been.
+    fn release(&mut self);
+
+    /// Learns of interrupts: what the handler found.
+    fn interrupted(&mut self, causes: u32);
+}

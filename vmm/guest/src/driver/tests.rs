@@ -1,0 +1,129 @@
+//! The drivers on the adapter models.
+
+use std::boxed::Box;
+use std::io::{IoSlice, IoSliceMut};
+
+use toll_vnic::port::Port;
+use toll_vnic::port::memory::{MemoryPort, pair};
+
+use super::Driver;
+use super::pcnet::{PcnetDriver, handle_interrupt};
+use super::virtio_net::VirtioNetDriver;
+use crate::platform::Platform;
+use crate::support::{Access, End, HostPlatform, PCNET, VIRTIO_NET};
+
+fn bench(adapter: u32) -> (HostPlatform, MemoryPort) {
+    let (port, wire) = pair(1024).unwrap();
+    (HostPlatform::new(&End::sender(adapter), Box::new(port)), wire)
+}
+
+fn departed(wire: &mut MemoryPort) -> Option<Vec<u8>> {
+    let mut frame = vec![0; 2048];
+    let length = wire.receive(&mut [IoSliceMut::new(&mut frame)]).unwrap()?;
+    frame.truncate(length);
+    Some(frame)
+}
+
+fn send(driver: &mut impl Driver, platform: &mut HostPlatform, length: usize, byte: u8) {
+    assert!(driver.can_transmit(platform));
+    driver.transmit(platform, length, |frame| frame.fill(byte));
+}
+
+fn receive(driver: &mut impl Driver) -> Option<Vec<u8>> {
+    let frame = driver.receive()?;
+    // SAFETY: neither the driver nor the adapter runs before the bytes are copied.
+    Some(unsafe { frame.as_ref() }.to_vec())
+}
+
+#[test]
+fn pcnet_takes_12_accesses_a_frame_sent_7_of_rap_and_5_of_rdp() {
+    let (mut platform, mut wire) = bench(PCNET);
+    let mut driver = PcnetDriver::open(&mut platform, [0x52, 0x54, 0, 0, 0, 1]).unwrap();
+    platform.accesses.clear();
+    let interrupts = platform.adapter.counters().interrupts;
+    // Past the end of the ring, three times.
+    for round in 0..50 {
+        send(&mut driver, &mut platform, 1000, round);
+        assert_eq!(departed(&mut wire), Some(vec![round; 1000]));
+    }
+    let count = |offset| {
+        let of = |access| platform.accesses.get(&(access, offset)).copied().unwrap_or(0);
+        of(Access::Read) + of(Access::Write)
+    };
+    assert_eq!(platform.adapter.counters().interrupts - interrupts, 50, "one interrupt a frame");
+    assert_eq!((count(0x12), count(0x10)), (7 * 50, 5 * 50));
+    assert_eq!(platform.accesses.values().sum::<u64>(), 12 * 50);
+    assert_eq!(platform.take_interrupt() & 0x0200, 0x0200, "the handler says TINT");
+}
+
+#[test]
+fn pcnet_an_interrupt_without_cause_takes_6_accesses_and_restores_rap() {
+    let (mut platform, _wire) = bench(PCNET);
+    let _driver = PcnetDriver::open(&mut platform, [0x52, 0x54, 0, 0, 0, 1]).unwrap();
+    platform.adapter.write(0x12, &88_u16.to_le_bytes()).unwrap();
+    platform.accesses.clear();
+    assert_eq!(handle_interrupt(&mut platform), 0);
+    assert_eq!(platform.accesses.values().sum::<u64>(), 6);
+    let mut rap = [0; 2];
+    platform.adapter.read(0x12, &mut rap).unwrap();
+    assert_eq!(rap, 88_u16.to_le_bytes());
+}
+
+#[test]
+fn pcnet_receives_only_after_rint_and_gives_every_buffer_back() {
+    let (mut platform, mut wire) = bench(PCNET);
+    let mut driver = PcnetDriver::open(&mut platform, [0x52, 0x54, 0, 0, 0, 1]).unwrap();
+    for round in 0..100_u8 {
+        let mut frame = vec![round; 100];
+        frame[..6].copy_from_slice(&[0xff; 6]);
+        wire.send(&[IoSlice::new(&frame)]).unwrap();
+        assert_eq!(receive(&mut driver), None, "no interrupt has come");
+        platform.wait(0);
+        let causes = platform.take_interrupt();
+        driver.interrupted(causes);
+        assert_eq!(receive(&mut driver), Some(frame));
+        assert_eq!(receive(&mut driver), None);
+    }
+    assert_eq!(platform.adapter.counters().receive_frames, 100);
+}
+
+#[test]
+fn pcnet_refuses_another_address_than_the_aprom_has() {
+    let (mut platform, _wire) = bench(PCNET);
+    let error = PcnetDriver::open(&mut platform, [0x52, 0x54, 0, 0, 0, 9]).unwrap_err();
+    assert_eq!(error.to_string(), "CSR12-14 holds 0x100");
+}
+
+#[test]
+fn virtio_net_sends_without_an_access_until_the_ring_is_full() {
+    let (mut platform, mut wire) = bench(VIRTIO_NET);
+    let mut driver = VirtioNetDriver::open(&mut platform, 1514).unwrap();
+    platform.accesses.clear();
+    for round in 0..=255 {
+        send(&mut driver, &mut platform, 1514, round);
+    }
+    assert_eq!(platform.accesses.len(), 0);
+    assert_eq!(departed(&mut wire), None);
+    send(&mut driver, &mut platform, 60, 7);
+    assert_eq!(platform.accesses.get(&(Access::Write, 0x50)), Some(&1), "one QueueNotify");
+    platform.wait(0);
+    for round in 0..=255 {
+        assert_eq!(departed(&mut wire), Some(vec![round; 1514]));
+    }
+    assert_eq!(departed(&mut wire), Some(vec![7; 60]));
+    assert_eq!(platform.accesses.values().sum::<u64>(), 1);
+    assert_eq!(platform.adapter.counters().interrupts, 0);
+}
+
+#[test]
+fn virtio_net_receives_and_gives_every_buffer_back() {
+    let (mut platform, mut wire) = bench(VIRTIO_NET);
+    let mut driver = VirtioNetDriver::open(&mut platform, 1514).unwrap();
+    for round in 0..1000_u32 {
+        let frame = vec![round as u8; 60 + round as usize];
+        wire.send(&[IoSlice::new(&frame)]).unwrap();
+        platform.wait(0);
+        assert_eq!(receive(&mut driver), Some(frame));
+        assert_eq!(receive(&mut driver), None);
+    }
+}

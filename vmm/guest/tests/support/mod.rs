@@ -1,0 +1,302 @@
+//! The payload program on a thread of a test: register accesses are calls into the adapter model, memory is a
+//! mapping shared with it, interrupts are delivered where a guest would take them.
+
+use std::collections::BTreeMap;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
+use std::panic::resume_unwind;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use toll_guest::driver::pcnet::handle_interrupt;
+use toll_guest::platform::{DmaRegion, Platform, Registers};
+use toll_guest::program::{self, ProgramError, pattern};
+use toll_guest_abi::{BootInfo, Command, MAGIC, Status, VERSION, adapter, direction, open};
+use toll_protocol::report::FrameCounters;
+use toll_protocol::units::MacAddress;
+use toll_vnic::GuestMemory;
+use toll_vnic::adapter::Adapter;
+use toll_vnic::adapter::pcnet::Pcnet;
+use toll_vnic::adapter::virtio_net::VirtioNet;
+use toll_vnic::port::{Port, PortError, Sent};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+
+pub const PCNET: u32 = adapter::PCNET;
+pub const VIRTIO_NET: u32 = adapter::VIRTIO_NET;
+pub const PORT: u16 = 5201;
+
+/// One end of a transfer.
+#[derive(Debug, Clone, Copy)]
+pub struct End {
+    pub adapter: u32,
+    pub sends: bool,
+    pub listens: bool,
+    /// Last byte of 10.9.0.x and of the MAC address.
+    pub host: u8,
+    pub peer: u8,
+    pub write_size: u32,
+    pub mtu: u32,
+    pub arena: u64,
+    pub warm_up: Duration,
+    pub duration: Duration,
+}
+
+impl End {
+    pub fn sender(adapter: u32) -> Self {
+        Self {
+            adapter,
+            sends: true,
+            listens: false,
+            host: 1,
+            peer: 2,
+            write_size: 10_000,
+            mtu: 1500,
+            arena: 4 << 20,
+            warm_up: Duration::from_millis(20),
+            duration: Duration::from_millis(200),
+        }
+    }
+
+    pub fn receiver(adapter: u32) -> Self {
+        Self { sends: false, listens: true, host: 2, peer: 1, ..Self::sender(adapter) }
+    }
+
+    pub fn mac(&self) -> MacAddress {
+        MacAddress([0x52, 0x54, 0, 0, 0, self.host])
+    }
+
+    pub fn boot(&self) -> BootInfo {
+        BootInfo {
+            magic: MAGIC,
+            version: VERSION,
+            adapter: self.adapter,
+            adapter_base: 0,
+            tsc_hz: 0,
+            arena_base: 0x10000,
+            arena_length: self.arena,
+            warm_up_ns: self.warm_up.as_nanos() as u64,
+            duration_ns: self.duration.as_nanos() as u64,
+            write_size: self.write_size,
+            direction: if self.sends { direction::SEND } else { direction::RECEIVE },
+            open: if self.listens { open::LISTEN } else { open::CONNECT },
+            mtu: self.mtu,
+            address: [10, 9, 0, self.host],
+            prefix: 24,
+            listen_port: PORT,
+            mac: self.mac().0,
+            random_seed: 0x5eed + u64::from(self.host),
+        }
+    }
+
+    /// Runs the program on this thread, on `port`.
+    pub fn run(&self, port: Box<dyn Port>) -> (Result<(), ProgramError>, Outcome) {
+        let mut platform = HostPlatform::new(self, port);
+        let (boot, command, status) = (self.boot(), Command::default(), Status::default());
+        command.peer_address.store(u32::from_ne_bytes([10, 9, 0, self.peer]), Ordering::Relaxed);
+        command.peer_port.store(PORT.into(), Ordering::Relaxed);
+        command.start.store(1, Ordering::Release);
+        let result = program::run(&mut platform, &boot, &command, &status);
+        let count = |field: &std::sync::atomic::AtomicU64| field.load(Ordering::Relaxed);
+        let outcome = Outcome {
+            bytes: count(&status.bytes),
+            measured: count(&status.measure_end_bytes).saturating_sub(count(&status.measure_start_bytes)),
+            interval: Duration::from_nanos(
+                count(&status.measure_end_ns).saturating_sub(count(&status.measure_start_ns)),
+            ),
+            verified: platform.verified,
+            phases: platform.phases.clone(),
+            counters: platform.adapter.counters(),
+            waits: platform.waits,
+            accesses: platform.accesses.clone(),
+        };
+        (result, outcome)
+    }
+}
+
+/// What a program did.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub bytes: u64,
+    pub measured: u64,
+    pub interval: Duration,
+    /// Received bytes that were what the sender's pattern has at their place.
+    pub verified: u64,
+    pub phases: Vec<u32>,
+    pub counters: FrameCounters,
+    pub waits: u64,
+    /// Register accesses by direction and offset.
+    pub accesses: BTreeMap<(Access, u64), u64>,
+}
+
+impl Outcome {
+    pub fn bits_per_second(&self) -> f64 {
+        self.measured as f64 * 8.0 / self.interval.as_secs_f64()
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Access {
+    Read,
+    Write,
+}
+
+pub struct HostPlatform {
+    pub adapter: Box<dyn Adapter>,
+    memory: GuestMemory,
+    epoch: Instant,
+    free: u64,
+    end: u64,
+    in_interrupt: bool,
+    pub causes: u32,
+    write_size: usize,
+    check: bool,
+    verified: u64,
+    phases: Vec<u32>,
+    waits: u64,
+    pub accesses: BTreeMap<(Access, u64), u64>,
+}
+
+impl HostPlatform {
+    pub fn new(end: &End, port: Box<dyn Port>) -> Self {
+        let boot = end.boot();
+        let arena_end = boot.arena_base + boot.arena_length;
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), arena_end as usize)]).unwrap();
+        let adapter: Box<dyn Adapter> = if end.adapter == PCNET {
+            Box::new(Pcnet::new(memory.clone(), port, end.mac()))
+        } else {
+            Box::new(VirtioNet::new(memory.clone(), port, end.mac(), end.mtu as u16).unwrap())
+        };
+        Self {
+            adapter,
+            memory,
+            epoch: Instant::now(),
+            free: boot.arena_base,
+            end: arena_end,
+            in_interrupt: false,
+            causes: 0,
+            write_size: end.write_size as usize,
+            check: cfg!(debug_assertions),
+            verified: 0,
+            phases: Vec::new(),
+            waits: 0,
+            accesses: BTreeMap::new(),
+        }
+    }
+
+    fn count(&mut self, access: Access, offset: u64) {
+        *self.accesses.entry((access, offset)).or_default() += 1;
+    }
+
+    fn deliver_interrupts(&mut self) {
+        // virtio-net's driver suppresses interrupts.
+        while self.adapter.interrupt() && !self.in_interrupt {
+            self.in_interrupt = true;
+            self.causes |= handle_interrupt(self);
+            self.in_interrupt = false;
+        }
+    }
+}
+
+impl Registers for HostPlatform {
+    fn read_register(&mut self, offset: u64, width: u8) -> u32 {
+        self.count(Access::Read, offset);
+        let mut data = [0; 4];
+        self.adapter.read(offset, &mut data[..usize::from(width)]).unwrap();
+        self.deliver_interrupts();
+        u32::from_le_bytes(data)
+    }
+
+    fn write_register(&mut self, offset: u64, width: u8, value: u32) {
+        self.count(Access::Write, offset);
+        self.adapter.write(offset, &value.to_le_bytes()[..usize::from(width)]).unwrap();
+        self.deliver_interrupts();
+    }
+}
+
+impl Platform for HostPlatform {
+    fn now_ns(&self) -> u64 {
+        self.epoch.elapsed().as_nanos() as u64
+    }
+
+    fn wait(&mut self, timeout_us: u32) {
+        // Nothing that this process runs takes this long: a program that hangs fails its test.
+        assert!(self.epoch.elapsed() < Duration::from_secs(60), "the program hangs");
+        self.waits += 1;
+        if !self.adapter.service().unwrap() && self.causes == 0 && timeout_us > 0 {
+            let timeout = Duration::from_micros(timeout_us.into()).min(Duration::from_secs(5));
+            let fd = self.adapter.port_fd().filter(|_| self.adapter.can_receive());
+            let mut fds: Vec<_> = fd.map(|fd| PollFd::new(fd, PollFlags::POLLIN)).into_iter().collect();
+            match ppoll(&mut fds, Some(TimeSpec::from_duration(timeout)), None) {
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(error) => resume_unwind(Box::new(error)),
+            }
+            self.adapter.service().unwrap();
+        }
+        self.deliver_interrupts();
+    }
+
+    fn phase(&mut self, phase: u32) {
+        self.phases.push(phase);
+    }
+
+    fn allocate(&mut self, length: usize, align: usize) -> DmaRegion {
+        let address = self.free.next_multiple_of(align as u64);
+        self.free = address + length as u64;
+        assert!(self.free <= self.end, "the program asks for more than its arena has");
+        let slice = self.memory.get_slice(GuestAddress(address), length).unwrap();
+        DmaRegion { pointer: slice.ptr_guard_mut().as_ptr(), address, length }
+    }
+
+    fn take_interrupt(&mut self) -> u32 {
+        std::mem::take(&mut self.causes)
+    }
+
+    fn received(&mut self, bytes: &[u8]) {
+        if !self.check {
+            return;
+        }
+        for byte in bytes {
+            assert_eq!(*byte, pattern(self.verified as usize % self.write_size), "at {}", self.verified);
+            self.verified += 1;
+        }
+    }
+}
+
+/// A port that loses one frame in so many, each way, by a generator with a seed.
+pub struct Lossy<P> {
+    pub port: P,
+    pub one_in: u64,
+    pub state: u64,
+}
+
+impl<P> Lossy<P> {
+    fn loses(&mut self) -> bool {
+        // xorshift64 (Marsaglia 2003).
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state.is_multiple_of(self.one_in)
+    }
+}
+
+impl<P: Port> Port for Lossy<P> {
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+        if self.loses() { Ok(Sent::Taken) } else { self.port.send(parts) }
+    }
+
+    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+        loop {
+            let length = self.port.receive(parts)?;
+            if length.is_none() || !self.loses() {
+                return Ok(length);
+            }
+        }
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.port.fd()
+    }
+}
