@@ -31,8 +31,14 @@ impl Scale {
         let (low, high) =
             values.fold((1.0_f64, 1.0_f64), |(low, high), value| (low.min(value), high.max(value)));
         if high / low > 10.0 {
-            // Whole decades below, a little air above.
-            Self::Log { low: 10_f64.powf((low / 1.1).log10().floor()), high: high * 1.35 }
+            // Down to 1, 2 or 5 of a decade, and a little air above.
+            let decade = 10_f64.powf((low / 1.1).log10().floor());
+            let low = [5.0, 2.0]
+                .map(|m| m * decade)
+                .into_iter()
+                .find(|start| *start <= low / 1.1)
+                .unwrap_or(decade);
+            Self::Log { low, high: high * 1.35 }
         } else {
             Self::Linear { low: 0.0, high: high * 1.08 }
         }
@@ -74,11 +80,12 @@ impl Scale {
             Self::Log { low, high } => {
                 let decades = (high / low).log10();
                 let within: &[f64] = if decades < 2.2 { &[1.0, 2.0, 5.0] } else { &[1.0] };
-                let first = low.log10().round() as i32;
+                let first = low.log10().floor() as i32;
                 let every = (decades / 8.0).ceil().max(1.0) as usize;
                 (first..first + 40)
                     .step_by(every)
                     .flat_map(|decade| within.iter().map(move |m| m * 10_f64.powi(decade)))
+                    .skip_while(|tick| *tick < low * (1.0 - 1e-9))
                     .take_while(|tick| *tick <= high)
                     .collect()
             }
@@ -210,9 +217,9 @@ mod tests {
         assert!(matches!(linear, Scale::Linear { low: 0.0, .. }), "{linear:?}");
         let log = Scale::of_ratios([0.0061, 1.01]);
         let Scale::Log { low, high } = log else { panic!("{log:?}") };
-        assert!((low - 0.001).abs() < 1e-12 && high > 1.01);
+        assert!((low - 0.005).abs() < 1e-12 && high > 1.01);
         let ticks = log.ticks();
-        assert_eq!(ticks.len(), 4, "{ticks:?}");
+        assert_eq!(ticks.len(), 3, "{ticks:?}");
         for pair in ticks.windows(2) {
             assert!((pair[1] / pair[0] - 10.0).abs() < 1e-9, "{ticks:?}");
         }
