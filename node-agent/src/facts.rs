@@ -1,0 +1,108 @@
+//! What this host is: the provenance of every figure measured on it. Each fact is read where the kernel states it;
+//! what can't be read is `None`, and nothing is guessed.
+
+pub mod advice;
+pub mod cpu;
+pub mod device;
+pub mod ethtool;
+pub mod nic;
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt};
+use nix::sys::utsname::uname;
+use nix::unistd::Pid;
+use toll_protocol::facts::HostFacts;
+use toll_protocol::trial::CONGESTION_CONTROLS;
+
+/// The facts of this host as they are now, with those of the interface `nic` of this network namespace, if one is
+/// named and exists. Blocks for some milliseconds: it opens devices and runs `iperf3 --version`.
+pub fn collect(nic: Option<&str>) -> HostFacts {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let processor = cpu::parse(&cpuinfo);
+    HostFacts {
+        kernel: kernel(),
+        kvm: device::kvm(&processor),
+        tun: device::tun(),
+        cpu: processor.model,
+        microcode: processor.microcode,
+        cpus: cpus(),
+        memory: std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(memory),
+        nic: nic.and_then(nic::facts),
+        clock_source: line("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+        governor: line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        congestion_control: congestion_control(),
+        toll_version: env!("CARGO_PKG_VERSION").to_owned(),
+        build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
+        iperf3: iperf3(),
+    }
+}
+
+/// Kernel name, release and version (uname(2)).
+fn kernel() -> String {
+    let Ok(name) = uname() else { return "unknown".to_owned() };
+    [name.sysname(), name.release(), name.version()].map(|part| part.to_string_lossy().into_owned()).join(" ")
+}
+
+/// CPUs that this process may use (sched_getaffinity(2)), by number: a container or a taskset narrows them.
+fn cpus() -> Vec<u32> {
+    let Ok(set) = sched_getaffinity(Pid::from_raw(0)) else { return Vec::new() };
+    let allowed = |cpu: &usize| set.is_set(*cpu).unwrap_or(false);
+    (0..CpuSet::count()).filter(allowed).filter_map(|cpu| u32::try_from(cpu).ok()).collect()
+}
+
+/// `MemTotal` of /proc/meminfo (proc(5)), in bytes.
+fn memory(meminfo: &str) -> Option<u64> {
+    let total = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    // The file writes kB and means KiB.
+    total.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1 << 10)
+}
+
+/// The one line of a file of sysfs.
+fn line(path: impl AsRef<Path>) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+}
+
+/// The congestion control that native ends get. A socket is asked, since the list of sysctl
+/// `tcp_allowed_congestion_control` binds only those without CAP_NET_ADMIN.
+fn congestion_control() -> Option<String> {
+    let probe =
+        socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp).ok()?;
+    let usable = |name: &&str| setsockopt(&probe, sockopt::TcpCongestion, &OsString::from(name)).is_ok();
+    CONGESTION_CONTROLS.into_iter().find(usable).map(str::to_owned)
+}
+
+/// The first line of `iperf3 --version`: `iperf 3.12 (cJSON 1.7.15)`.
+fn iperf3() -> Option<String> {
+    let output = Command::new("iperf3").arg("--version").stdin(Stdio::null()).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.lines().next().filter(|line| line.starts_with("iperf 3")).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_total_and_in_bytes() {
+        let text = "MemTotal:       24684084 kB\nMemFree:        21357472 kB\nMemAvailable:   23455908 kB\n";
+        assert_eq!(memory(text), Some(24_684_084 * 1024));
+        assert_eq!(memory("MemFree: 5 kB\n"), None);
+        assert_eq!(memory("MemTotal: 18446744073709551615 kB\n"), None);
+        assert_eq!(memory("MemTotal: 5\n"), None);
+    }
+
+    #[test]
+    fn this_host_has_facts_and_an_unknown_interface_has_none() {
+        let facts = collect(Some("no-such-nic"));
+        assert!(facts.kernel.starts_with("Linux "), "{}", facts.kernel);
+        assert!(!facts.cpus.is_empty());
+        assert!(facts.memory.is_some_and(|bytes| bytes > 1 << 20));
+        assert_eq!(facts.nic, None);
+        assert_eq!(line("/proc/no-such-file"), None);
+    }
+}
