@@ -70,7 +70,8 @@ fn main() -> ExitCode {
     Exit::Ok.into()
 }
 
-#[tokio::main]
+// One thread is enough, and disturbs what is measured least.
+#[tokio::main(flavor = "current_thread")]
 async fn run(arguments: Run) -> anyhow::Result<()> {
     // First of all, so that no signal finds the agent unprepared.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be waited for")?;

@@ -7,41 +7,54 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Once;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::namespace::Namespace;
 use crate::orchestrator::{Authority, SERVER_NAME};
 
+const KVM: &str = "/dev/kvm";
+
 /// The program under test.
 pub const AGENT: &str = env!("CARGO_BIN_EXE_toll-agent");
 
-/// Path of another program of the workspace, which lies beside the agent; built if it is not there.
-pub fn beside(package: &'static str) -> PathBuf {
+/// Path of another program of the workspace, which lies beside the agent.
+pub fn beside(program: &str) -> PathBuf {
+    PathBuf::from(AGENT).with_file_name(program)
+}
+
+/// Builds the program of native ends, if it is not there.
+pub fn build_endpoint() {
     static BUILD: Once = Once::new();
-    let path = PathBuf::from(AGENT).with_file_name(package);
-    if package == "toll-endpoint" {
-        BUILD.call_once(|| {
-            // Always, so that the program is of the same source as the agent.
-            let mut build = Command::new(env!("CARGO"));
-            build.args(["build", "--quiet", "--package", package]).current_dir(env!("CARGO_MANIFEST_DIR"));
-            if !cfg!(debug_assertions) {
-                build.arg("--release");
-            }
-            let built = build.status().expect("cargo runs");
-            assert!(built.success() || path.exists(), "{package} can't be built");
-        });
-    }
-    path
+    BUILD.call_once(|| {
+        if beside("toll-endpoint").exists() {
+            return;
+        }
+        let mut build = Command::new(env!("CARGO"));
+        build
+            .args(["build", "--quiet", "--package", "toll-endpoint"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"));
+        if !cfg!(debug_assertions) {
+            build.arg("--release");
+        }
+        assert!(build.status().expect("cargo runs").success(), "toll-endpoint can't be built");
+    });
 }
 
 /// A running agent, killed if the test forgets it.
 pub struct Agent(pub Child);
 
 impl Agent {
-    /// Starts one in `namespace` with `nic` as test NIC.
-    pub fn start(namespace: &Namespace, authority: &Authority, name: &str, orchestrator: SocketAddr) -> Self {
+    /// Starts one in `namespace`; without `kvm`, it may not open `/dev/kvm`, by a mount namespace of its own.
+    pub fn start(
+        namespace: &Namespace,
+        authority: &Authority,
+        name: &str,
+        orchestrator: SocketAddr,
+        kvm: bool,
+    ) -> Self {
         let files = authority.files(name);
         let descriptor = namespace.0.try_clone().expect("the namespace's file");
         let mut command = Command::new(AGENT);
@@ -60,9 +73,22 @@ impl Agent {
         if std::env::var_os("RUST_LOG").is_none() {
             command.stderr(Stdio::null());
         }
-        // SAFETY: setns(2) is a system call and nothing else; the descriptor lives in the closure.
+        let forbid = !kvm && std::path::Path::new(KVM).exists();
+        // SAFETY: the closure makes system calls and nothing else; the descriptor lives in it.
         unsafe {
-            command.pre_exec(move || Ok(setns(&descriptor, CloneFlags::CLONE_NEWNET)?));
+            command.pre_exec(move || {
+                setns(&descriptor, CloneFlags::CLONE_NEWNET)?;
+                if forbid {
+                    unshare(CloneFlags::CLONE_NEWNS)?;
+                    let (none, private) = (None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE);
+                    mount(none, "/", none, private, none)?;
+                    mount(Some(KVM), KVM, none, MsFlags::MS_BIND, none)?;
+                    // A device on such a mount can't be opened by anybody.
+                    let nodev = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_NODEV;
+                    mount(none, KVM, none, nodev, none)?;
+                }
+                Ok(())
+            });
         }
         Self(command.spawn().expect("the agent starts"))
     }

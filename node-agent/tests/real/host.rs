@@ -13,7 +13,7 @@ use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, StreamJob, TrialId};
 use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress, Span};
 
-use crate::agents::{Agent, at, beside};
+use crate::agents::{Agent, at, build_endpoint};
 use crate::namespace::Namespace;
 use crate::orchestrator::{Authority, Peer, Server};
 
@@ -37,7 +37,7 @@ pub struct Pair {
 
 impl Fleet {
     pub fn new() -> Self {
-        beside("toll-endpoint");
+        build_endpoint();
         let (control, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
         for (host, name, network) in [(&a, "to-a", 1), (&b, "to-b", 2)] {
             control.join(name, host, "control");
@@ -82,11 +82,15 @@ impl Fleet {
     }
 
     pub fn start_a(&self, port: u16) -> Agent {
-        Agent::start(&self.a, &self.authority, "a", at(Ipv4Addr::new(10, 99, 1, 1), port))
+        Agent::start(&self.a, &self.authority, "a", at(Ipv4Addr::new(10, 99, 1, 1), port), true)
+    }
+
+    pub fn start_a_without_kvm(&self, port: u16) -> Agent {
+        Agent::start(&self.a, &self.authority, "a", at(Ipv4Addr::new(10, 99, 1, 1), port), false)
     }
 
     fn start_b(&self, port: u16) -> Agent {
-        Agent::start(&self.b, &self.authority, "b", at(Ipv4Addr::new(10, 99, 2, 1), port))
+        Agent::start(&self.b, &self.authority, "b", at(Ipv4Addr::new(10, 99, 2, 1), port), true)
     }
 }
 

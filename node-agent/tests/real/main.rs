@@ -30,6 +30,7 @@ fn main() -> std::process::ExitCode {
     let tests = listed(processes::TESTS, lacking.as_deref())
         .chain(listed(links::TESTS, lacking.as_deref()))
         .chain(listed(trials::TESTS, lacking.as_deref()))
+        .chain(listed(virtual_ends::WITHOUT_VMM, lacking.as_deref()))
         .chain(listed(virtual_ends::TESTS, virtual_lacking.as_deref()))
         .collect();
     libtest_mimic::run(&arguments, tests).exit_code()

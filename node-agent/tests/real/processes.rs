@@ -165,22 +165,25 @@ fn bytes_that_are_no_message_are_a_failure() -> Result<(), Failed> {
 fn a_child_takes_its_own_children_along() -> Result<(), Failed> {
     let (_, ended) = watch("parent");
     let grandchild: u32 = ended.last_words[0].parse()?;
+    runtime().block_on(dead(grandchild));
+    Ok(())
+}
+
+/// Waits until a process that is no child of this one is dead.
+pub async fn dead(process: u32) {
     // The system's init reaps it; what was killed and nobody has reaped yet is a zombie.
     let is_dead = || {
-        let stat = std::fs::read_to_string(format!("/proc/{grandchild}/stat")).unwrap_or_default();
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
         let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next());
         matches!(state, None | Some('Z' | 'X'))
     };
-    runtime().block_on(async {
-        let mut look = tokio::time::interval(Duration::from_millis(1));
-        let dies = async {
-            while !is_dead() {
-                look.tick().await;
-            }
-        };
-        tokio::time::timeout(LIMIT, dies).await.expect("it is killed with its parent");
-    });
-    Ok(())
+    let mut look = tokio::time::interval(Duration::from_millis(1));
+    let dies = async {
+        while !is_dead() {
+            look.tick().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, dies).await.expect("it dies");
 }
 
 fn a_dropped_child_is_killed() -> Result<(), Failed> {

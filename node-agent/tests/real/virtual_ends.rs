@@ -1,14 +1,13 @@
 //! Trials with a virtual end: a guest or a same-stack process over a TAP on a bridge with the test NIC.
 
 use libtest_mimic::Failed;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use toll_protocol::trial::{Adapter, Direction, EndKind, EndSpec, Open, Port, TrialId};
 use toll_protocol::units::Span;
 
 use crate::Test;
 use crate::agents::beside;
-use crate::host::{Fleet, native};
+use crate::host::{Fleet, Pair, native};
+use crate::orchestrator::{Peer, Server};
 
 pub const TESTS: &[Test] = &[
     ("virtual_ends::a_same_stack_trial_against_native", a_same_stack_trial_against_native),
@@ -16,7 +15,11 @@ pub const TESTS: &[Test] = &[
     ("virtual_ends::what_a_killed_agent_left_is_removed", what_a_killed_agent_left_is_removed),
 ];
 
-const SHORT: Span = Span::from_millis(300);
+const DURATION: Span = Span::from_millis(1_000);
+
+/// Those that need no VMM.
+pub const WITHOUT_VMM: &[Test] =
+    &[("virtual_ends::a_guest_is_refused_without_kvm", a_guest_is_refused_without_kvm)];
 
 /// Why there can be no virtual end here.
 pub fn lacking() -> Option<String> {
@@ -27,38 +30,63 @@ pub fn lacking() -> Option<String> {
     tun.err().map(|error| format!("/dev/net/tun can't be opened: {error}"))
 }
 
-fn virtual_end(kind: EndKind, direction: Direction, open: Open) -> EndSpec {
-    EndSpec { kind, ..native(direction, open, SHORT) }
+fn virtual_end(kind: EndKind) -> EndSpec {
+    EndSpec { kind, ..native(Direction::Receive, Open::Listen, DURATION) }
 }
 
 fn a_same_stack_trial_against_native() -> Result<(), Failed> {
-    both_ways(&EndKind::SameStack { adapter: Adapter::VirtioNet, port: Port::Tap })
+    Fleet::new().with_both(async |pair| {
+        let kind = EndKind::SameStack { adapter: Adapter::VirtioNet, port: Port::Tap };
+        measure(pair, TrialId::new(0x0b01), kind).await;
+    });
+    Ok(())
 }
 
 fn a_guest_trial_against_native() -> Result<(), Failed> {
-    both_ways(&EndKind::Guest { adapter: Adapter::VirtioNet, port: Port::Tap })
+    let without_kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err();
+    Fleet::new().with_both(async |pair| {
+        for adapter in [Adapter::Pcnet, Adapter::VirtioNet] {
+            let trial = TrialId::new(0x0b02);
+            let kind = EndKind::Guest { adapter, port: Port::Tap };
+            if without_kvm {
+                refuse(&mut pair.a.1, trial, kind).await;
+            } else {
+                measure(pair, trial, kind).await;
+            }
+        }
+    });
+    Ok(())
 }
 
-fn both_ways(kind: &EndKind) -> Result<(), Failed> {
+async fn measure(pair: &mut Pair, trial: TrialId, kind: EndKind) {
+    let sender = native(Direction::Send, Open::Connect, DURATION);
+    let (a, b) = pair.run(trial, virtual_end(kind), sender).await;
+    let (a, b) = (a.expect("the virtual end has measured"), b.expect("the native end has measured"));
+    assert!(a.bytes > 0 && b.bytes > 0, "{a:?} {b:?}");
+    assert!(a.frames.is_some_and(|frames| frames.receive_frames > 0), "{a:?}");
+}
+
+/// A guest end is answered at once where there is no KVM, and the native ends of the same host go on.
+async fn refuse(peer: &mut Peer, trial: TrialId, kind: EndKind) {
+    peer.prepare(trial, virtual_end(kind)).await;
+    let failure = peer.ready(trial).await.expect_err("there is no KVM");
+    assert!(failure.reason.starts_with("this host can't run a guest: "), "{}", failure.reason);
+    assert_eq!(peer.tear_down(trial).await, Vec::<String>::new());
+    peer.prepare(trial, native(Direction::Receive, Open::Listen, DURATION)).await;
+    peer.ready(trial).await.expect("ready");
+    assert_eq!(peer.tear_down(trial).await, Vec::<String>::new());
+}
+
+fn a_guest_is_refused_without_kvm() -> Result<(), Failed> {
     let fleet = Fleet::new();
-    let without_kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err();
-    fleet.with_both(async |pair| {
-        for (n, direction) in [Direction::Send, Direction::Receive].into_iter().enumerate() {
-            let trial = TrialId::new(0x0b00 + n as u64);
-            let end = virtual_end(kind.clone(), direction, Open::Connect);
-            if without_kvm && matches!(kind, EndKind::Guest { .. }) {
-                pair.a.1.prepare(trial, end).await;
-                let failure = pair.a.1.ready(trial).await.expect_err("there is no KVM");
-                assert!(failure.reason.starts_with("this host can't run a guest"), "{}", failure.reason);
-                assert_eq!(pair.a.1.tear_down(trial).await, Vec::<String>::new());
-                continue;
-            }
-            let other = native(direction.opposite(), Open::Listen, SHORT);
-            let (a, b) = pair.run(trial, end, other).await;
-            let (a, b) = (a.expect("the virtual end has measured"), b.expect("the native end has measured"));
-            assert!(a.bytes > 0 && b.bytes > 0, "{a:?} {b:?}");
-            assert!(a.frames.is_some_and(|frames| frames.transmit_frames > 0), "{a:?}");
-        }
+    fleet.control.run(async || {
+        let server = Server::listen(&fleet.authority, 0);
+        let agent = fleet.start_a_without_kvm(server.port);
+        let mut peer = server.accept().await;
+        let kind = EndKind::Guest { adapter: Adapter::Pcnet, port: Port::Tap };
+        refuse(&mut peer, TrialId::new(0x0b03), kind).await;
+        assert!(agent.terminate().await.success());
+        server.close();
     });
     Ok(())
 }
@@ -67,7 +95,7 @@ fn what_a_killed_agent_left_is_removed() -> Result<(), Failed> {
     Fleet::new().with_one(async |fleet, server, mut agent, mut peer| {
         let kind = EndKind::SameStack { adapter: Adapter::Pcnet, port: Port::Tap };
         let trial = TrialId::new(0x0c00);
-        peer.prepare(trial, virtual_end(kind, Direction::Receive, Open::Listen)).await;
+        peer.prepare(trial, virtual_end(kind)).await;
         peer.ready(trial).await.expect("ready");
         let children = agent.children("toll-vmm");
         assert_eq!(children.len(), 1);
@@ -77,7 +105,7 @@ fn what_a_killed_agent_left_is_removed() -> Result<(), Failed> {
         let mut again = server.accept().await;
         // It dials when the host is clean; the VMM died with the first agent, and its TAP with it.
         assert!(fleet.a.links().iter().all(|(name, ..)| !name.starts_with('t') || name == "test0"));
-        assert!(kill(Pid::from_raw(children[0]), None::<Signal>).is_err());
+        crate::processes::dead(children[0].cast_unsigned()).await;
         assert_eq!(again.tear_down(trial).await, Vec::<String>::new());
         assert!(agent.terminate().await.success());
         server.close();
