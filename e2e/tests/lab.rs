@@ -18,7 +18,7 @@ type Body = fn() -> anyhow::Result<()>;
 /// A test that is listed as ignored, with the reason in its name, where the machine can't run it.
 fn test(name: &str, lacks: &[Option<&'static str>], body: Body) -> Trial {
     let lacking: Vec<&str> = lacks.iter().flatten().copied().collect();
-    let run = move || body().map_err(|error| Failed::from(format!("{error:?}")));
+    let run = move || body().map_err(|error| Failed::from(format!("{error:#}")));
     if lacking.is_empty() {
         Trial::test(name, run)
     } else {

@@ -29,10 +29,10 @@ pub(super) async fn limit(handle: &Handle, index: u32, rate: BitRate, mtu: u16) 
     request.header.flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE;
     let mut answers = handle.clone().request(request)?;
     while let Some(answer) = answers.next().await {
-        if let NetlinkPayload::Error(error) = answer.payload {
-            if error.code.is_some() {
-                return Err(Error::NetlinkError(error));
-            }
+        if let NetlinkPayload::Error(error) = answer.payload
+            && error.code.is_some()
+        {
+            return Err(Error::NetlinkError(error));
         }
     }
     Ok(())
