@@ -71,6 +71,8 @@ struct Held {
     deadline: Option<Instant>,
     /// Events that commands have led to.
     answers: VecDeque<Event>,
+    /// Whether the agent has gone, which is said once.
+    orphaned: bool,
 }
 
 impl Runner {
@@ -113,7 +115,10 @@ impl Runner {
             }
         };
         tokio::select! {
-            event = self.events.recv() => event.unwrap_or(Event::Shutdown),
+            event = self.events.recv(), if !held.orphaned => event.unwrap_or_else(|| {
+                held.orphaned = true;
+                Event::Shutdown
+            }),
             report = report => match report {
                 Some(ChildReport::Said(ChildEvent::PortOpened)) => Event::PortOpened,
                 Some(ChildReport::Said(ChildEvent::Ready(ready))) => Event::ChildReady(ready),
@@ -284,4 +289,71 @@ enum Configure {
 /// Makes the event of a step that failed.
 fn failed(event: impl FnOnce(Failure) -> Event) -> impl FnOnce(NetworkError) -> Event {
     |error| event(Failure::new(crate::chain(&error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use toll_protocol::facts::KvmKind;
+    use toll_protocol::trial::{Direction, Open, Port, StreamJob};
+    use toll_protocol::units::{MacAddress, Span};
+
+    use super::*;
+
+    fn facts(kvm: KvmFact, tun: Result<(), String>) -> HostFacts {
+        HostFacts {
+            kernel: String::new(),
+            cpu: None,
+            microcode: None,
+            cpus: vec![0],
+            memory: None,
+            kvm,
+            tun,
+            nic: None,
+            clock_source: None,
+            governor: None,
+            congestion_control: None,
+            toll_version: String::new(),
+            build_profile: String::new(),
+            iperf3: None,
+        }
+    }
+
+    fn end(kind: EndKind) -> EndSpec {
+        let job = StreamJob {
+            direction: Direction::Send,
+            open: Open::Connect,
+            write_size: Bytes(1),
+            warm_up: Span(0),
+            duration: Span(1),
+        };
+        EndSpec {
+            kind,
+            job,
+            address: "10.77.0.101/24".parse().expect("an address"),
+            mac: MacAddress([2; 6]),
+            mtu: 1500,
+            cpu: None,
+            deadline: Span(1),
+        }
+    }
+
+    #[test]
+    fn an_end_is_refused_for_what_it_needs_and_for_nothing_else() {
+        let guest = EndKind::Guest { adapter: Adapter::Pcnet, port: Port::Tap };
+        let same_stack = EndKind::SameStack { adapter: Adapter::Pcnet, port: Port::Tap };
+        let native = EndKind::Native { program: NativeProgram::Endpoint };
+        let iperf3 = EndKind::Native { program: NativeProgram::Iperf3 };
+        let why = |facts: &HostFacts, kind: &EndKind| {
+            refusal(facts, &end(kind.clone())).map(|failure| failure.reason).unwrap_or_default()
+        };
+        let without_kvm = facts(KvmFact::Unusable { reason: "not there".to_owned() }, Ok(()));
+        assert_eq!(why(&without_kvm, &guest), "this host can't run a guest: not there");
+        assert_eq!(why(&without_kvm, &same_stack), "");
+        assert_eq!(why(&without_kvm, &native), "");
+        assert_eq!(why(&without_kvm, &iperf3), "iperf3 is not installed on this host");
+        let without_tun = facts(KvmFact::Usable(KvmKind::Vmx), Err("no device".to_owned()));
+        assert_eq!(why(&without_tun, &guest), "this host can't create a TAP: no device");
+        assert_eq!(why(&without_tun, &same_stack), "this host can't create a TAP: no device");
+        assert_eq!(why(&without_tun, &native), "");
+    }
 }

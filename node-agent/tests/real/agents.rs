@@ -11,6 +11,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use rustix::process::set_parent_process_death_signal;
 
 use crate::namespace::Namespace;
 use crate::orchestrator::{Authority, SERVER_NAME};
@@ -77,6 +78,8 @@ impl Agent {
         // SAFETY: the closure makes system calls and nothing else; the descriptor lives in it.
         unsafe {
             command.pre_exec(move || {
+                // With the thread of its test, also if that is killed.
+                set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
                 setns(&descriptor, CloneFlags::CLONE_NEWNET)?;
                 if forbid {
                     unshare(CloneFlags::CLONE_NEWNS)?;
