@@ -96,7 +96,7 @@ pub struct EndConfig {
     pub deadline: Duration,
 }
 
-fn range<T: PartialOrd + ToString>(what: &'static str, value: T, least: T, most: T) -> Result<(), ConfigError> {
+fn range<T: Copy + PartialOrd + ToString>(what: &'static str, value: T, least: T, most: T) -> Result<(), ConfigError> {
     if value >= least && value <= most {
         return Ok(());
     }

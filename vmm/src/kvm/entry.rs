@@ -154,7 +154,7 @@ impl Entry {
         write(PD_LOW, PT_LOW | table)?;
         let data = PRESENT | WRITABLE | USER | ACCESSED | DIRTY | NO_EXECUTE;
         for page in 1..self.memory / LARGE_PAGE {
-            write(PD_LOW + 8 * page, page * LARGE_PAGE | data | LARGE)?;
+            write(PD_LOW + 8 * page, (page * LARGE_PAGE) | data | LARGE)?;
         }
         let registers = data | LARGE | WRITE_THROUGH | CACHE_DISABLE;
         write(PD_MMIO + 8 * (MMIO >> 21 & 0x1ff), MMIO | registers)?;

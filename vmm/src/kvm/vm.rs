@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::time::Instant;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VmFd};
 use toll_vnic::GuestMemory;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
@@ -17,8 +17,8 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// A virtual machine.
 pub struct Vm {
-    kvm: Kvm,
     fd: VmFd,
+    cpuid: CpuId,
     memory: GuestMemory,
     created: Instant,
 }
@@ -55,6 +55,8 @@ impl Vm {
     /// [`KvmError`].
     pub fn new(memory: GuestMemory) -> Result<Self, KvmError> {
         let kvm = open()?;
+        // A property of the host, not of the machine: a third of a millisecond where CPUID itself is virtual.
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
         let created = Instant::now();
         let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;
@@ -71,7 +73,7 @@ impl Vm {
             // as volatile by this process.
             unsafe { fd.set_user_memory_region(region) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))?;
         }
-        Ok(Self { kvm, fd, memory, created })
+        Ok(Self { fd, cpuid, memory, created })
     }
 
     /// When `KVM_CREATE_VM` was called.
@@ -89,12 +91,11 @@ impl Vm {
     /// # Errors
     /// [`KvmError`].
     pub fn vcpu(&self, entry: &Entry) -> Result<Vcpu, KvmError> {
-        let cpuid = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
         let fd = self.fd.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
-        fd.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
+        fd.set_cpuid2(&self.cpuid).map_err(failed("KVM_SET_CPUID2"))?;
         entry.write_tables(&self.memory)?;
         let mut sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-        entry.system_registers(&cpuid, &mut sregs);
+        entry.system_registers(&self.cpuid, &mut sregs);
         fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
         fd.set_regs(&entry.registers()).map_err(failed("KVM_SET_REGS"))?;
         Vcpu::new(fd)

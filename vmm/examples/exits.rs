@@ -1,0 +1,58 @@
+//! What an exit costs here: the self-test program's accesses, timed by the guest itself.
+//! `cargo run --release -p toll-vmm --example exits`
+
+use std::time::{Duration, Instant};
+
+use toll_protocol::child::{Engine, VmmConfig};
+use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
+use toll_protocol::units::{Bytes, MacAddress, Span};
+use toll_vmm::boot::Program;
+use toll_vmm::config::EndConfig;
+use toll_vmm::link::Event;
+use toll_vmm::runner::start;
+use toll_vnic::port::memory;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // Cases of guest/payload/src/bin/self_test.rs.
+    for (name, adapter, case) in [
+        ("pcnet RAP reads (PIO)", Adapter::Pcnet, 11),
+        ("virtio-mmio MagicValue reads (MMIO)", Adapter::VirtioNet, 11),
+        ("INIT and its interrupt through the gate", Adapter::Pcnet, 2),
+    ] {
+        let job = StreamJob {
+            direction: Direction::Send,
+            open: Open::Connect,
+            write_size: Bytes(1),
+            warm_up: Span(0),
+            duration: Span(1),
+        };
+        let config = EndConfig::try_from(VmmConfig {
+            trial: TrialId::new(1),
+            engine: Engine::Kvm,
+            adapter,
+            tap: "unused".into(),
+            mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
+            address: "10.77.0.2/24".parse()?,
+            mtu: 1500,
+            memory: Bytes(4 << 20),
+            job,
+            cpu: None,
+            deadline: Span::from_millis(1),
+        })?;
+        let (port, _other) = memory::pair(1)?;
+        let runner = start(&config, Program::SelfTest(case), Box::new(port))?;
+        let recording = loop {
+            match runner.next_event(Instant::now() + Duration::from_secs(20)) {
+                Some(Event::Ended(Ok(recording))) => break recording,
+                Some(Event::Phase(..)) => {}
+                other => return Err(format!("{other:?}").into()),
+            }
+        };
+        let report = recording.report(Vec::new())?;
+        let exits = report.exits.ok_or("a guest has exits")?;
+        let each = report.interval.seconds() * 1e6 / exits.total() as f64;
+        let kvm = (exits.kvm_userspace, exits.kvm_all);
+        println!("{name}: {} exits, {each:.1} us each; KVM counts {kvm:?}; CPU {:?}", exits.total(), report.cpu);
+    }
+    Ok(())
+}
