@@ -302,9 +302,9 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
             self.step(&mut sockets, handle)?;
             // A turn is short: where a frame costs a dozen exits, a window's worth of them would keep the program
             // from its clock, and from what has come, for a quarter of a second.
-            if (0..TURN).all(|_| {
-                self.interface.poll_egress(now, &mut self.device, &mut sockets) != PollResult::None
-            }) {
+            if (0..TURN)
+                .all(|_| self.interface.poll_egress(now, &mut self.device, &mut sockets) != PollResult::None)
+            {
                 continue;
             }
 
