@@ -8,7 +8,7 @@ use toll_vnic::port::memory::{MemoryPort, pair};
 
 use super::Driver;
 use super::pcnet::{PcnetDriver, handle_interrupt};
-use super::virtio_net::{QUEUE_SIZE, VirtioNetDriver};
+use super::virtio_net::{MAX_QUEUE_SIZE, VirtioNetDriver};
 use crate::platform::Platform;
 use crate::support::{Access, End, HostPlatform, PCNET, VIRTIO_NET};
 
@@ -99,7 +99,7 @@ fn virtio_net_sends_without_an_access_until_the_ring_is_full() {
     let (mut platform, mut wire) = bench(VIRTIO_NET);
     let mut driver = VirtioNetDriver::open(&mut platform, 1514).unwrap();
     platform.accesses.clear();
-    for round in 0..QUEUE_SIZE {
+    for round in 0..MAX_QUEUE_SIZE {
         send(&mut driver, &mut platform, 1514, round as u8);
     }
     assert_eq!(platform.accesses.len(), 0);
@@ -107,7 +107,7 @@ fn virtio_net_sends_without_an_access_until_the_ring_is_full() {
     send(&mut driver, &mut platform, 60, 7);
     assert_eq!(platform.accesses.get(&(Access::Write, 0x50)), Some(&1), "one QueueNotify");
     platform.wait(0);
-    for round in 0..QUEUE_SIZE {
+    for round in 0..MAX_QUEUE_SIZE {
         assert_eq!(departed(&mut wire), Some(vec![round as u8; 1514]));
     }
     assert_eq!(departed(&mut wire), Some(vec![7; 60]));

@@ -55,16 +55,52 @@ const WRITE: u16 = 2;
 /// VIRTQ_AVAIL_F_NO_INTERRUPT (2.7.6).
 const NO_INTERRUPT: u16 = 1;
 
-/// Descriptors of a queue: more than the frames of a full TCP window at an MTU of 1500 (360), so that a burst needs
-/// no QueueNotify. With 256 the sender made 2.0 a megabyte, with 512 it makes 0.1; 1024 changed nothing.
-pub(super) const QUEUE_SIZE: usize = 512;
+/// Descriptors of a queue at most: more than the frames of a full TCP window at an MTU of 1500 (360), so that a burst
+/// needs no QueueNotify. With 256 the sender made 2.0 a megabyte, with 512 it makes 0.1; 1024 changed nothing.
+pub(super) const MAX_QUEUE_SIZE: usize = 512;
+/// Memory for a queue's buffers, which bounds its size where frames are longer.
+const BUFFERS: usize = 800 << 10;
 const DESCRIPTOR: usize = 16;
-const TABLE: usize = QUEUE_SIZE * DESCRIPTOR;
-/// flags, idx, ring, used_event; rounded up.
-const AVAILABLE: usize = (6 + 2 * QUEUE_SIZE).next_multiple_of(ALIGN);
-/// flags, idx, ring, avail_event; rounded up.
-const USED: usize = (6 + 8 * QUEUE_SIZE).next_multiple_of(ALIGN);
 const ALIGN: usize = 64;
+
+/// Size and layout of a queue.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    /// Descriptors, a power of two.
+    size: usize,
+    /// Distance of buffers.
+    stride: usize,
+}
+
+impl Layout {
+    /// For frames of up to `longest` bytes.
+    const fn new(longest: usize) -> Self {
+        let stride = (HEADER + longest).next_multiple_of(ALIGN);
+        let mut size = MAX_QUEUE_SIZE;
+        while size > 1 && size * stride > BUFFERS {
+            size /= 2;
+        }
+        Self { size, stride }
+    }
+
+    const fn table(self) -> usize {
+        self.size * DESCRIPTOR
+    }
+
+    /// flags, idx, ring, used_event; rounded up.
+    const fn available(self) -> usize {
+        (6 + 2 * self.size).next_multiple_of(ALIGN)
+    }
+
+    /// flags, idx, ring, avail_event; rounded up.
+    const fn used(self) -> usize {
+        (6 + 8 * self.size).next_multiple_of(ALIGN)
+    }
+
+    const fn memory(self) -> usize {
+        self.table().next_multiple_of(ALIGN) + self.available() + self.used() + self.size * self.stride
+    }
+}
 
 /// One split queue (2.7) with a buffer for each descriptor.
 #[derive(Debug)]
@@ -73,7 +109,7 @@ struct Queue {
     available: Dma,
     used: Dma,
     buffers: Dma,
-    stride: usize,
+    layout: Layout,
     /// Index that the next available entry has.
     next_available: u16,
     /// Index of the used entry that is looked at next.
@@ -81,24 +117,20 @@ struct Queue {
 }
 
 impl Queue {
-    const fn memory(stride: usize) -> usize {
-        TABLE + AVAILABLE + USED + QUEUE_SIZE * stride
-    }
-
-    fn new(memory: &mut Dma, stride: usize, flags: u16) -> Self {
+    fn new(memory: &mut Dma, layout: Layout, flags: u16) -> Self {
         let queue = Self {
-            table: memory.split(TABLE),
-            available: memory.split(AVAILABLE),
-            used: memory.split(USED),
-            buffers: memory.split(QUEUE_SIZE * stride),
-            stride,
+            table: memory.split(layout.table().next_multiple_of(ALIGN)),
+            available: memory.split(layout.available()),
+            used: memory.split(layout.used()),
+            buffers: memory.split(layout.size * layout.stride),
+            layout,
             next_available: 0,
             next_used: 0,
         };
-        for index in 0..QUEUE_SIZE {
+        for index in 0..layout.size {
             let at = index * DESCRIPTOR;
-            queue.table.write64(at, queue.buffers.address() + (index * stride) as u64);
-            queue.table.write32(at + 8, stride as u32);
+            queue.table.write64(at, queue.buffers.address() + (index * layout.stride) as u64);
+            queue.table.write32(at + 8, layout.stride as u32);
             queue.table.write16(at + 12, flags);
         }
         queue.available.write16(0, NO_INTERRUPT);
@@ -109,10 +141,10 @@ impl Queue {
     fn set_up(&self, registers: &mut impl Registers, index: u32) -> Result<(), DriverError> {
         registers.write_register(register::QUEUE_SEL, 4, index);
         let largest = registers.read_register(register::QUEUE_SIZE_MAX, 4);
-        if registers.read_register(register::QUEUE_READY, 4) != 0 || (largest as usize) < QUEUE_SIZE {
+        if registers.read_register(register::QUEUE_READY, 4) != 0 || (largest as usize) < self.layout.size {
             return Err(DriverError::Unexpected { register: "QueueSizeMax", found: largest });
         }
-        registers.write_register(register::QUEUE_SIZE, 4, QUEUE_SIZE as u32);
+        registers.write_register(register::QUEUE_SIZE, 4, self.layout.size as u32);
         for (register, part) in [
             (register::QUEUE_DESC, &self.table),
             (register::QUEUE_DRIVER, &self.available),
@@ -127,7 +159,7 @@ impl Queue {
 
     /// Gives descriptor `id` to the device (2.7.13).
     fn give(&mut self, id: u16) {
-        let slot = usize::from(self.next_available) % QUEUE_SIZE;
+        let slot = usize::from(self.next_available) % self.layout.size;
         self.available.write16(4 + 2 * slot, id);
         self.next_available = self.next_available.wrapping_add(1);
         self.available.release16(2, self.next_available);
@@ -138,17 +170,17 @@ impl Queue {
         if self.used.acquire16(2) == self.next_used {
             return None;
         }
-        let at = 4 + 8 * (usize::from(self.next_used) % QUEUE_SIZE);
+        let at = 4 + 8 * (usize::from(self.next_used) % self.layout.size);
         self.next_used = self.next_used.wrapping_add(1);
         let (id, length) = (self.used.read32(at) as u16, self.used.read32(at + 4) as usize);
-        assert!(usize::from(id) < QUEUE_SIZE, "the device used a descriptor that there is not");
+        assert!(usize::from(id) < self.layout.size, "the device used a descriptor that there is not");
         Some((id, length))
     }
 
     /// `length` bytes of the frame in descriptor `id`.
     fn frame(&self, id: u16, length: usize) -> NonNull<[u8]> {
-        assert!(HEADER + length <= self.stride, "a frame over its buffer");
-        self.buffers.bytes(usize::from(id) * self.stride + HEADER, length)
+        assert!(HEADER + length <= self.layout.stride, "a frame over its buffer");
+        self.buffers.bytes(usize::from(id) * self.layout.stride + HEADER, length)
     }
 }
 
@@ -158,21 +190,16 @@ pub(crate) struct VirtioNetDriver {
     receive: Queue,
     transmit: Queue,
     /// Transmit descriptors that are the driver's.
-    free: [u16; QUEUE_SIZE],
+    free: [u16; MAX_QUEUE_SIZE],
     free_count: usize,
     /// The receive descriptor whose frame is lent.
     lent: Option<u16>,
 }
 
 impl VirtioNetDriver {
-    /// Distance of buffers for frames of up to `longest` bytes.
-    const fn stride(longest: usize) -> usize {
-        (HEADER + longest).next_multiple_of(ALIGN)
-    }
-
     /// Bytes of DMA memory that [`open`](Self::open) takes.
     pub(crate) const fn memory(longest: usize) -> usize {
-        2 * Queue::memory(Self::stride(longest))
+        2 * Layout::new(longest).memory()
     }
 
     /// Finds the device and brings it up (3.1.1), for frames of up to `longest` bytes.
@@ -207,17 +234,17 @@ impl VirtioNetDriver {
         }
 
         let mut memory = Dma::allocate(platform, Self::memory(longest), ALIGN);
-        let stride = Self::stride(longest);
+        let layout = Layout::new(longest);
         let mut driver = Self {
-            receive: Queue::new(&mut memory, stride, WRITE),
-            transmit: Queue::new(&mut memory, stride, 0),
+            receive: Queue::new(&mut memory, layout, WRITE),
+            transmit: Queue::new(&mut memory, layout, 0),
             free: core::array::from_fn(|index| index as u16),
-            free_count: QUEUE_SIZE,
+            free_count: layout.size,
             lent: None,
         };
         driver.receive.set_up(platform, RECEIVEQ)?;
         driver.transmit.set_up(platform, TRANSMITQ)?;
-        for id in 0..QUEUE_SIZE {
+        for id in 0..layout.size {
             driver.receive.give(id as u16);
         }
         advance(platform, DRIVER_OK);
@@ -227,7 +254,7 @@ impl VirtioNetDriver {
     /// Takes back the transmit descriptors that the device has used.
     fn reclaim(&mut self) {
         while let Some((id, _)) = self.transmit.take() {
-            assert!(self.free_count < QUEUE_SIZE, "the device used a descriptor twice");
+            assert!(self.free_count < self.transmit.layout.size, "the device used a descriptor twice");
             self.free[self.free_count] = id;
             self.free_count += 1;
         }
