@@ -16,7 +16,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     if !target.starts_with("x86_64-") {
         return Err(format!("guests of toll-vmm are x86-64 programs; this machine is {target}").into());
     }
-    for sources in ["src", "Cargo.toml", "payload/src", "payload/Cargo.toml", "payload/Cargo.lock", "payload/build.rs", "payload/link.ld"] {
+    for sources in [
+        "src",
+        "Cargo.toml",
+        "payload/src",
+        "payload/Cargo.toml",
+        "payload/Cargo.lock",
+        "payload/build.rs",
+        "payload/link.ld",
+    ] {
         println!("cargo::rerun-if-changed={}", root.join(sources).display());
     }
     println!("cargo::rerun-if-changed={}", root.with_file_name("guest-abi").join("src").display());
@@ -29,8 +37,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     // What the outer cargo (or clippy) is told about flags, wrappers, profiles and targets is not meant for it.
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
-        let foreign = ["CARGO_PROFILE_", "CARGO_BUILD_", "CARGO_TARGET_"].iter().any(|prefix| text.starts_with(prefix));
-        let flags = matches!(&*text, "RUSTFLAGS" | "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "CARGO_MAKEFLAGS" | "MAKEFLAGS");
+        let foreign =
+            ["CARGO_PROFILE_", "CARGO_BUILD_", "CARGO_TARGET_"].iter().any(|prefix| text.starts_with(prefix));
+        let flags = matches!(
+            &*text,
+            "RUSTFLAGS" | "RUSTC_WRAPPER" | "RUSTC_WORKSPACE_WRAPPER" | "CARGO_MAKEFLAGS" | "MAKEFLAGS"
+        );
         if foreign || flags {
             cargo.env_remove(&name);
         }

@@ -12,12 +12,17 @@ use toll_protocol::trial::{Adapter, Direction, Open};
 
 fn main() -> Result<(), String> {
     let mut arguments = std::env::args().skip(1);
-    let seconds: f64 = arguments.next().map_or(Ok(1.0), |text| text.parse()).map_err(|error| format!("{error}"))?;
+    let seconds: f64 =
+        arguments.next().map_or(Ok(1.0), |text| text.parse()).map_err(|error| format!("{error}"))?;
     let beside = std::env::current_exe().map_err(|error| error.to_string())?;
-    let beside = beside.parent().and_then(|examples| examples.parent()).map(|profile| profile.join("toll-vmm"));
+    let beside =
+        beside.parent().and_then(|examples| examples.parent()).map(|profile| profile.join("toll-vmm"));
     let program = arguments.next().map(Into::into).or(beside).ok_or("where is toll-vmm?")?;
     enter_namespace()?;
-    println!("{:<34} {:>7} {:>9} {:>9} {:>8} {:>22} {:>8}", "end", "Gb/s", "exits/fr", "frames/s", "us/exit", "CPU s/GB guest/vmm/host", "first ms");
+    println!(
+        "{:<34} {:>7} {:>9} {:>9} {:>8} {:>22} {:>8}",
+        "end", "Gb/s", "exits/fr", "frames/s", "us/exit", "CPU s/GB guest/vmm/host", "first ms"
+    );
     let mut number = 0;
     for engine in [Engine::Kvm, Engine::HostProcess] {
         for adapter in [Adapter::Pcnet, Adapter::VirtioNet] {
@@ -42,7 +47,9 @@ fn main() -> Result<(), String> {
                 let frames = report.frames.unwrap_or_default();
                 let carried = frames.transmit_frames.max(frames.receive_frames).max(1) as f64;
                 let exits = report.exits.as_ref();
-                let per_exit = |total: u64| report.cpu.guest.map_or(0.0, |guest| guest.seconds() * 1e6 / total.max(1) as f64);
+                let per_exit = |total: u64| {
+                    report.cpu.guest.map_or(0.0, |guest| guest.seconds() * 1e6 / total.max(1) as f64)
+                };
                 let cpu = [report.cpu.guest, report.cpu.vmm, report.cpu.host]
                     .map(|part| part.map_or("-".into(), |part| format!("{:.2}", part.seconds() / gigabytes)));
                 println!(

@@ -52,7 +52,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let exits = report.exits.ok_or("a guest has exits")?;
         let each = report.interval.seconds() * 1e6 / exits.total() as f64;
         let kvm = (exits.kvm_userspace, exits.kvm_all);
-        println!("{name}: {} exits, {each:.1} us each; KVM counts {kvm:?}; CPU {:?}", exits.total(), report.cpu);
+        println!(
+            "{name}: {} exits, {each:.1} us each; KVM counts {kvm:?}; CPU {:?}",
+            exits.total(),
+            report.cpu
+        );
     }
     Ok(())
 }

@@ -45,12 +45,18 @@ pub struct Bus {
 impl Bus {
     /// The doorbells, and an adapter with `window`.
     pub fn new(window: Window) -> Self {
-        let doorbell = |port: u16, device| Region { space: Space::Pio, start: u64::from(port), length: 4, device };
+        let doorbell =
+            |port: u16, device| Region { space: Space::Pio, start: u64::from(port), length: 4, device };
         let adapter = match window {
-            Window::Pio(length) => {
-                Region { space: Space::Pio, start: u64::from(PIO), length: u64::from(length), device: Device::Adapter }
+            Window::Pio(length) => Region {
+                space: Space::Pio,
+                start: u64::from(PIO),
+                length: u64::from(length),
+                device: Device::Adapter,
+            },
+            Window::Mmio(length) => {
+                Region { space: Space::Mmio, start: MMIO, length, device: Device::Adapter }
             }
-            Window::Mmio(length) => Region { space: Space::Mmio, start: MMIO, length, device: Device::Adapter },
         };
         // The adapter first: nearly all accesses are its.
         let regions = vec![

@@ -96,7 +96,12 @@ pub struct EndConfig {
     pub deadline: Duration,
 }
 
-fn range<T: Copy + PartialOrd + ToString>(what: &'static str, value: T, least: T, most: T) -> Result<(), ConfigError> {
+fn range<T: Copy + PartialOrd + ToString>(
+    what: &'static str,
+    value: T,
+    least: T,
+    most: T,
+) -> Result<(), ConfigError> {
     if value >= least && value <= most {
         return Ok(());
     }
@@ -108,7 +113,10 @@ fn range<T: Copy + PartialOrd + ToString>(what: &'static str, value: T, least: T
 /// make it number the interface.
 fn is_interface_name(name: &str) -> bool {
     let reserved = |byte: u8| !byte.is_ascii_graphic() || matches!(byte, b'/' | b':' | b'%');
-    (1..=INTERFACE_NAME_MAX).contains(&name.len()) && name != "." && name != ".." && !name.bytes().any(reserved)
+    (1..=INTERFACE_NAME_MAX).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.bytes().any(reserved)
 }
 
 /// Whether `address` can be a host's: in 1 to 30 bits of network, neither its first nor its last address.
@@ -126,7 +134,8 @@ impl TryFrom<VmmConfig> for EndConfig {
     type Error = ConfigError;
 
     fn try_from(config: VmmConfig) -> Result<Self, ConfigError> {
-        let VmmConfig { trial: _, engine, adapter, tap, mac, address, mtu, memory, job, cpu, deadline } = config;
+        let VmmConfig { trial: _, engine, adapter, tap, mac, address, mtu, memory, job, cpu, deadline } =
+            config;
         let StreamJob { direction, open, write_size, warm_up, duration } = job;
         range("the write size", write_size, Bytes(1), Bytes(WRITE_SIZE_MAX))?;
         range("guest memory", memory, Bytes(MEMORY_MIN), Bytes(MEMORY_MAX))?;
@@ -218,7 +227,10 @@ mod tests {
 
     #[test]
     fn what_is_out_of_range_is_refused_and_the_range_named() {
-        assert_eq!(refused(|c| c.job.write_size = Bytes(0)), "the write size is 0B: from 1B to 1MiB is possible");
+        assert_eq!(
+            refused(|c| c.job.write_size = Bytes(0)),
+            "the write size is 0B: from 1B to 1MiB is possible"
+        );
         assert!(refused(|c| c.job.write_size = Bytes((1 << 20) + 1)).contains("1MiB"));
         assert!(refused(|c| c.memory = Bytes(2 << 20)).contains("from 4MiB to 1GiB"));
         assert!(refused(|c| c.memory = Bytes(u64::MAX)).contains("1GiB"));

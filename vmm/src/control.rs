@@ -187,7 +187,11 @@ impl Control {
         }
     }
 
-    fn measure(&mut self, runner: &Runner, limit: Duration) -> Result<(Box<Recording>, Vec<Sample>), ControlError> {
+    fn measure(
+        &mut self,
+        runner: &Runner,
+        limit: Duration,
+    ) -> Result<(Box<Recording>, Vec<Sample>), ControlError> {
         let deadline = Instant::now() + limit;
         let mut samples = Vec::new();
         // While the interval is measured: when it began.
@@ -234,7 +238,8 @@ impl Control {
                 None => LOOK_EVERY,
             };
             // Whole milliseconds, rounded up: a timeout of 0 would make this loop spin to the end of the wait.
-            let timeout = PollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
+            let timeout =
+                PollTimeout::try_from(wait + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX);
             let socket = PollFd::new(self.socket.as_fd(), PollFlags::POLLIN);
             let news = PollFd::new(runner.map_or(self.socket.as_fd(), Runner::events_fd), PollFlags::POLLIN);
             let mut fds = [socket, news];
@@ -291,7 +296,9 @@ fn ended_early(event: Event) -> Result<(), ControlError> {
     match event {
         Event::Phase(..) => Ok(()),
         Event::Ended(Err(failure)) => Err(ControlError::Program(failure)),
-        Event::Ended(Ok(_)) => Err(ControlError::Program(Failure::new("the program ended before it was started"))),
+        Event::Ended(Ok(_)) => {
+            Err(ControlError::Program(Failure::new("the program ended before it was started")))
+        }
     }
 }
 

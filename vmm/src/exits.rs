@@ -88,7 +88,8 @@ impl Exits {
             None => self.accounts.push((cause, Account { count: 1, ticks: 0 })),
         }
         self.running = self.running.saturating_add(running);
-        self.recent[(self.total % RECENT as u64) as usize] = Some(Recent { cause, address, value, ticks: now });
+        self.recent[(self.total % RECENT as u64) as usize] =
+            Some(Recent { cause, address, value, ticks: now });
         self.total += 1;
     }
 
@@ -118,7 +119,12 @@ impl Exits {
     /// What was counted since `earlier`, by cause; a tick lasts `nanoseconds_per_tick`.
     pub fn since(&self, earlier: &Self, nanoseconds_per_tick: f64) -> BTreeMap<String, ExitStat> {
         let before = |cause: &Cause| {
-            earlier.accounts.iter().find(|(other, _)| other == cause).map(|(_, account)| *account).unwrap_or_default()
+            earlier
+                .accounts
+                .iter()
+                .find(|(other, _)| other == cause)
+                .map(|(_, account)| *account)
+                .unwrap_or_default()
         };
         self.accounts
             .iter()
@@ -144,7 +150,9 @@ impl Exits {
             .map(|(index, exit)| {
                 let ago = last.saturating_sub(exit.ticks) as f64 * nanoseconds_per_tick / 1000.0;
                 let Recent { cause, address, value, .. } = exit;
-                format!("exit {index}: {cause} at {address:#x}, value {value:#x}, {ago:.0} us before the last")
+                format!(
+                    "exit {index}: {cause} at {address:#x}, value {value:#x}, {ago:.0} us before the last"
+                )
             })
             .collect()
     }

@@ -74,7 +74,8 @@ struct Guest {
 /// # Errors
 /// A [`Failure`] with registers and the last exits, as far as there are any.
 pub fn run(config: &EndConfig, program: &Program, stage: Stage) -> Result<Box<Recording>, Failure> {
-    let mut guest = Guest::create(config, program, stage).map_err(|error| crate::failure(&error, Vec::new()))?;
+    let mut guest =
+        Guest::create(config, program, stage).map_err(|error| crate::failure(&error, Vec::new()))?;
     guest.run().map_err(|error| {
         let words = guest.last_words();
         crate::failure(&error, words)
@@ -115,7 +116,8 @@ impl Guest {
             let exit = self.vcpu.run()?;
             let now = ticks();
             let running = now.saturating_sub(entered);
-            let mut access = Access { bus: &self.bus, machine: &mut self.machine, exits: &mut self.exits, now, running };
+            let mut access =
+                Access { bus: &self.bus, machine: &mut self.machine, exits: &mut self.exits, now, running };
             let asleep = access.machine.asleep_ticks();
             let (cause, ended) = match exit {
                 Exit::PioWrite(port, data) => access.write(Space::Pio, u64::from(port), data)?,
@@ -126,7 +128,8 @@ impl Guest {
                 Exit::Signal => access.count(Cause::Signal),
                 Exit::Fault { what } => {
                     access.count(Cause::Fault);
-                    let (rip, cr2) = self.vcpu.registers().map_or((0, 0), |registers| (registers.rip, registers.cr2));
+                    let (rip, cr2) =
+                        self.vcpu.registers().map_or((0, 0), |registers| (registers.rip, registers.cr2));
                     return Err(GuestError::Fault { what, rip, cr2 });
                 }
             };
@@ -191,8 +194,12 @@ impl Access<'_> {
         let value = value(data);
         let decoded = self.bus.decode(space, address, data.len());
         let cause = match (decoded, space) {
-            (Some((Device::Adapter, offset)), Space::Pio) => Cause::PioWrite(self.machine.adapter().register_name(offset)),
-            (Some((Device::Adapter, offset)), Space::Mmio) => Cause::MmioWrite(self.machine.adapter().register_name(offset)),
+            (Some((Device::Adapter, offset)), Space::Pio) => {
+                Cause::PioWrite(self.machine.adapter().register_name(offset))
+            }
+            (Some((Device::Adapter, offset)), Space::Mmio) => {
+                Cause::MmioWrite(self.machine.adapter().register_name(offset))
+            }
             (Some((Device::Wait, _)), _) => Cause::Wait,
             (Some((Device::Phase, _)), _) => Cause::Phase,
             (Some((Device::End, _)), _) => Cause::End,

@@ -39,7 +39,8 @@ pub fn load(image: &[u8], memory: &GuestMemory, memory_length: u64) -> Result<En
     for segment in file.segments().into_iter().flatten().filter(|segment| segment.p_type == PT_LOAD) {
         let start = segment.p_vaddr;
         let end = start.checked_add(segment.p_memsz).and_then(|end| end.checked_next_multiple_of(PAGE));
-        let Some(end) = end.filter(|end| start >= IMAGE && *end <= IMAGE_END && start.is_multiple_of(PAGE)) else {
+        let Some(end) = end.filter(|end| start >= IMAGE && *end <= IMAGE_END && start.is_multiple_of(PAGE))
+        else {
             return Err(ImageError::Layout("a segment lies outside of its place"));
         };
         let (writable, executable) = (segment.p_flags & PF_W != 0, segment.p_flags & PF_X != 0);

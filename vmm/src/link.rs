@@ -51,8 +51,12 @@ pub struct Reporter {
 pub fn link() -> Result<(Arc<Link>, Reporter, Receiver<Event>), Errno> {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let eventfd = || EventFd::from_value_and_flags(0, flags);
-    let link =
-        Arc::new(Link { kick: eventfd()?, news: eventfd()?, stop: AtomicBool::new(false), vcpu: OnceLock::new() });
+    let link = Arc::new(Link {
+        kick: eventfd()?,
+        news: eventfd()?,
+        stop: AtomicBool::new(false),
+        vcpu: OnceLock::new(),
+    });
     let (sender, receiver) = channel();
     Ok((Arc::clone(&link), Reporter { link, events: sender }, receiver))
 }

@@ -198,7 +198,9 @@ impl Machine {
     fn has_work(&mut self) -> Result<bool, MachineError> {
         let work = self.adapter.service()?;
         self.note_first_frame();
-        Ok(work || self.adapter.interrupt() || self.pages.status().interrupt_causes.load(Ordering::Acquire) != 0)
+        Ok(work
+            || self.adapter.interrupt()
+            || self.pages.status().interrupt_causes.load(Ordering::Acquire) != 0)
     }
 
     /// The WAIT doorbell: the adapter takes what the rings hold; then, unless there is something for the program,
@@ -259,16 +261,18 @@ impl Machine {
             return Err(MachineError::Phase { announced, current });
         }
         let at = match announced {
-            phase::MEASURE => self.snapshots.0.insert(snapshot(
-                &*self.adapter,
-                (self.cpu, self.control_cpu),
-                view,
-            )).at.instant(),
-            phase::MEASURED if current == phase::MEASURE => self.snapshots.1.insert(snapshot(
-                &*self.adapter,
-                (self.cpu, self.control_cpu),
-                view,
-            )).at.instant(),
+            phase::MEASURE => self
+                .snapshots
+                .0
+                .insert(snapshot(&*self.adapter, (self.cpu, self.control_cpu), view))
+                .at
+                .instant(),
+            phase::MEASURED if current == phase::MEASURE => self
+                .snapshots
+                .1
+                .insert(snapshot(&*self.adapter, (self.cpu, self.control_cpu), view))
+                .at
+                .instant(),
             phase::MEASURED => return Err(MachineError::Phase { announced, current }),
             _ => Instant::now(),
         };
@@ -301,7 +305,11 @@ impl Machine {
     }
 }
 
-fn snapshot(adapter: &dyn Adapter, clocks: (Option<CpuClock>, Option<CpuClock>), view: &EngineView<'_>) -> Snapshot {
+fn snapshot(
+    adapter: &dyn Adapter,
+    clocks: (Option<CpuClock>, Option<CpuClock>),
+    view: &EngineView<'_>,
+) -> Snapshot {
     Snapshot {
         at: Timebase::now(),
         cpu: clocks.0.and_then(CpuClock::read),

@@ -12,7 +12,7 @@ use crate::kvm::KvmCounts;
 /// A thread is said to have been the limit from this share of the interval on.
 const CPU_BOUND: f64 = 0.95;
 /// How far the program's interval may differ from the one the VMM saw: scheduling delays lie in between.
-const CLOCK_TOLERANCE: Duration = Duration::from_millis(100);
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(250);
 
 /// Counters at a moment, read by the thread that runs the program.
 #[derive(Debug, Clone)]
@@ -147,7 +147,8 @@ impl Recording {
     }
 
     fn exits(&self, ns_per_tick: f64) -> Option<ExitReport> {
-        let ((before, kvm_before), (after, kvm_after)) = (self.start.exits.as_ref()?, self.end.exits.as_ref()?);
+        let ((before, kvm_before), (after, kvm_after)) =
+            (self.start.exits.as_ref()?, self.end.exits.as_ref()?);
         let counted = |before: Option<u64>, after: Option<u64>| after?.checked_sub(before?);
         Some(ExitReport {
             by_cause: after.since(before, ns_per_tick),
@@ -205,7 +206,14 @@ mod tests {
         let interval = end.instant().duration_since(start.instant()).as_nanos() as u64;
         let claim = Claim { start_bytes: 100, end_bytes: 1100, start_ns: 5, end_ns: 5 + interval };
         let (created, first_frame) = (start.instant(), Some(end.instant()));
-        Recording { start: snapshot(start, 0), end: snapshot(end, 2), claim, created, first_frame, memory: 4096 }
+        Recording {
+            start: snapshot(start, 0),
+            end: snapshot(end, 2),
+            claim,
+            created,
+            first_frame,
+            memory: 4096,
+        }
     }
 
     #[test]

@@ -18,9 +18,9 @@ use nix::unistd::Pid;
 use toll_protocol::child::Engine;
 use toll_protocol::report::Failure;
 use toll_protocol::trial;
-use toll_vnic::adapter::{Adapter, AdapterError};
 use toll_vnic::adapter::pcnet::Pcnet;
 use toll_vnic::adapter::virtio_net::VirtioNet;
+use toll_vnic::adapter::{Adapter, AdapterError};
 use toll_vnic::port::Port;
 
 use crate::boot::Program;
@@ -92,8 +92,13 @@ pub fn start(config: &EndConfig, program: Program, port: Box<dyn Port>) -> Resul
         trial::Adapter::VirtioNet => (Box::new(VirtioNet::new(memory, port, config.mac, config.mtu)?), false),
     };
     let (link, reporter, events) = link().map_err(failed("eventfd"))?;
-    let stage =
-        Stage { adapter, looks_at_port, pages: pages.clone(), reporter, control_cpu: CpuClock::of_this_thread() };
+    let stage = Stage {
+        adapter,
+        looks_at_port,
+        pages: pages.clone(),
+        reporter,
+        control_cpu: CpuClock::of_this_thread(),
+    };
     let name = match config.engine {
         Engine::Kvm => "vcpu0",
         Engine::HostProcess => "payload",
@@ -122,7 +127,10 @@ fn run(config: &EndConfig, program: Program, stage: Stage) {
 fn pin(cpu: usize) -> Result<(), StartError> {
     let mut set = CpuSet::new();
     let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-    pinned.map_err(|errno| StartError::System { call: "pinning the program's thread to its CPU", source: errno.into() })
+    pinned.map_err(|errno| StartError::System {
+        call: "pinning the program's thread to its CPU",
+        source: errno.into(),
+    })
 }
 
 fn install_signal_handler() -> Result<(), Errno> {

@@ -55,7 +55,11 @@ pub fn run(config: &EndConfig, program: &Program, stage: Stage) -> Result<Box<Re
     run_program(config, program, stage).map_err(|error| crate::failure(&error, Vec::new()))
 }
 
-fn run_program(config: &EndConfig, program: &Program, stage: Stage) -> Result<Box<Recording>, SameStackError> {
+fn run_program(
+    config: &EndConfig,
+    program: &Program,
+    stage: Stage,
+) -> Result<Box<Recording>, SameStackError> {
     if *program != Program::Traffic {
         return Err(SameStackError::NotTraffic);
     }
@@ -67,7 +71,15 @@ fn run_program(config: &EndConfig, program: &Program, stage: Stage) -> Result<Bo
     let memory = config.memory;
     let shared = pages.clone();
     let mut platform = HostPlatform {
-        machine: Machine::new(Parts { adapter, looks_at_port, pages, reporter, control_cpu, memory, created }),
+        machine: Machine::new(Parts {
+            adapter,
+            looks_at_port,
+            pages,
+            reporter,
+            control_cpu,
+            memory,
+            created,
+        }),
         interrupts,
         arena_next: boot.arena_base,
         arena_end: boot.arena_base + boot.arena_length,

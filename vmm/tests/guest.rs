@@ -93,7 +93,10 @@ fn every_exit_is_counted_and_kvm_agrees() -> Result<(), Failed> {
     let (report, _) = report(Adapter::Pcnet, 1)?;
     let exits = report.exits.as_ref().ok_or("a guest has exits")?;
     // The exit of MEASURE itself is counted before its snapshot, that of MEASURED too.
-    check(exits.by_cause["wait"].count == 100 && exits.by_cause["phase"].count == 1 && exits.total() == 101, exits)?;
+    check(
+        exits.by_cause["wait"].count == 100 && exits.by_cause["phase"].count == 1 && exits.total() == 101,
+        exits,
+    )?;
     check(exits.kvm_userspace == Some(exits.total()), exits)?;
     check(exits.kvm_all >= exits.kvm_userspace, exits)?;
     check(exits.by_cause["wait"].handling.0 > 0, exits)?;
@@ -143,7 +146,10 @@ fn a_null_pointer_faults_with_rip_address_and_last_exits() -> Result<(), Failed>
     check(failure.reason.contains("rip 0x10") && failure.reason.contains("page fault at 0x18"), &failure)?;
     let last = failure.last_words.iter().rfind(|line| line.starts_with("exit "));
     check(last.is_some_and(|line| line.starts_with("exit 1: fault")), &failure)?;
-    check(failure.last_words.iter().any(|line| line.starts_with("exit 0: phase at 0xf04, value 0x1")), &failure)?;
+    check(
+        failure.last_words.iter().any(|line| line.starts_with("exit 0: phase at 0xf04, value 0x1")),
+        &failure,
+    )?;
     check(failure.last_words.iter().any(|line| line.starts_with("rax ")), &failure)
 }
 
@@ -186,7 +192,9 @@ fn main() -> ExitCode {
     let tests = vec![
         test("a_guest_boots_to_ready_and_is_kicked", a_guest_boots_to_ready),
         test("every_exit_is_counted_and_kvm_agrees", every_exit_is_counted_and_kvm_agrees),
-        test("pcnet_register_reads_exit", || register_accesses_exit_one_by_one(Adapter::Pcnet, "pio-read rap")),
+        test("pcnet_register_reads_exit", || {
+            register_accesses_exit_one_by_one(Adapter::Pcnet, "pio-read rap")
+        }),
         test("virtio_register_reads_exit", || {
             register_accesses_exit_one_by_one(Adapter::VirtioNet, "mmio-read magic-value")
         }),
@@ -203,7 +211,10 @@ fn main() -> ExitCode {
         test("a_port_that_is_not_its_own_faults", a_port_that_is_not_its_own_faults),
         test("a_panic_leaves_its_words", a_panic_leaves_its_words),
         test("hostile_counters_are_not_believed", hostile_counters_are_not_believed),
-        test("hostile_phases_and_messages_fail_the_guest_alone", hostile_phases_and_messages_fail_the_guest_alone),
+        test(
+            "hostile_phases_and_messages_fail_the_guest_alone",
+            hostile_phases_and_messages_fail_the_guest_alone,
+        ),
     ];
     libtest_mimic::run(&arguments, tests).exit_code()
 }

@@ -41,13 +41,17 @@ fn transfers(case: &Transfer) -> Result<(), Failed> {
     let report = &done.report;
     check(report.bytes > 0 && report.bytes <= done.kernel_bytes, &(report.bytes, done.kernel_bytes))?;
     // A program looks at its clock between turns, and a turn of pcnet sends a whole window, exit by exit.
-    check(report.interval.duration().saturating_sub(case.duration) < Duration::from_millis(200), &report.interval)?;
+    check(
+        report.interval.duration().saturating_sub(case.duration) < Duration::from_millis(200),
+        &report.interval,
+    )?;
     check(report.interval.duration() + Duration::from_millis(5) >= case.duration, &report.interval)?;
     check(done.samples.len() >= 3 && report.samples == done.samples, &done.samples)?;
     check(done.samples.is_sorted_by_key(|sample| (sample.at, sample.bytes)), &done.samples)?;
     let frames = report.frames.ok_or("a virtual adapter counts frames")?;
     check(frames.guest_errors == 0, &frames)?;
-    let carried = if case.direction == Direction::Send { frames.transmit_bytes } else { frames.receive_bytes };
+    let carried =
+        if case.direction == Direction::Send { frames.transmit_bytes } else { frames.receive_bytes };
     check(carried.saturating_add(case.memory) > report.bytes, &frames)?;
     check(report.start_to_first_frame.is_some(), report)?;
     let guest = case.engine == Engine::Kvm;
@@ -107,7 +111,10 @@ fn nobody_connects_before_the_deadline(engine: Engine) -> Result<(), Failed> {
     vmm.send(&ChildCommand::Start { peer: "10.77.103.1:1".parse()? })?;
     let failure = failure(&mut vmm)?;
     check(failure.reason.starts_with("the end was not done 700ms after Start"), &failure)?;
-    check(engine == Engine::HostProcess || failure.last_words.iter().any(|line| line.contains("wait")), &failure)?;
+    check(
+        engine == Engine::HostProcess || failure.last_words.iter().any(|line| line.contains("wait")),
+        &failure,
+    )?;
     check(!vmm.wait()?, &"it ends with an error")
 }
 
@@ -134,7 +141,9 @@ fn main() -> ExitCode {
     let kvm = toll_vmm::kvm::probe().map_err(|error| error.to_string());
     let both = tun.clone().and(kvm);
     let mut tests = Vec::new();
-    let mut test = |needs: &Result<(), String>, name: String, run: Box<dyn FnOnce() -> Result<(), Failed> + Send>| {
+    let mut test = |needs: &Result<(), String>,
+                    name: String,
+                    run: Box<dyn FnOnce() -> Result<(), Failed> + Send>| {
         tests.push(match needs {
             Ok(()) => Trial::test(name, run),
             Err(reason) => Trial::test(format!("{name} (left out: {reason})"), run).with_ignored_flag(true),
@@ -165,6 +174,10 @@ fn main() -> ExitCode {
         Box::new(messages_out_of_turn_and_garbage_are_refused),
     );
     test(&tun, "a_tap_name_that_is_taken_is_refused".into(), Box::new(a_tap_name_that_is_taken_is_refused));
-    test(&both, "an_agent_that_goes_away_ends_the_process".into(), Box::new(an_agent_that_goes_away_ends_the_process));
+    test(
+        &both,
+        "an_agent_that_goes_away_ends_the_process".into(),
+        Box::new(an_agent_that_goes_away_ends_the_process),
+    );
     libtest_mimic::run(&arguments, tests).exit_code()
 }

@@ -9,8 +9,8 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::KvmError;
 use crate::layout::{
-    BOOT_INFO, DOORBELLS, DOORBELLS_LENGTH, PIO, PIO_LENGTH, TSS_END, COMMAND, GDT, IDT, INTERRUPT_VECTOR, LARGE_PAGE, MMIO, PAGE, PD_LOW, PD_MMIO, PDPT, PML4, PT_LOW,
-    STACK, STACK_END, STATUS, TSS,
+    BOOT_INFO, COMMAND, DOORBELLS, DOORBELLS_LENGTH, GDT, IDT, INTERRUPT_VECTOR, LARGE_PAGE, MMIO, PAGE,
+    PD_LOW, PD_MMIO, PDPT, PIO, PIO_LENGTH, PML4, PT_LOW, STACK, STACK_END, STATUS, TSS, TSS_END,
 };
 
 // Selectors as Linux has them; the low two bits are the privilege level.
@@ -160,7 +160,9 @@ impl Entry {
         write(PD_MMIO + 8 * (MMIO >> 21 & 0x1ff), MMIO | registers)?;
 
         let small = |start: u64, end: u64, flags: u64| {
-            (start..end).step_by(PAGE as usize).try_for_each(|page| write(PT_LOW + 8 * (page / PAGE), page | flags))
+            (start..end)
+                .step_by(PAGE as usize)
+                .try_for_each(|page| write(PT_LOW + 8 * (page / PAGE), page | flags))
         };
         let read_only = PRESENT | USER | ACCESSED | DIRTY | NO_EXECUTE;
         small(GDT, IDT + PAGE, read_only)?;

@@ -134,7 +134,9 @@ impl Vcpu {
             Ok(VcpuExit::MmioWrite(address, data)) => Ok(Exit::MmioWrite(address, data)),
             Ok(VcpuExit::IrqWindowOpen) => Ok(Exit::InterruptWindow),
             Ok(VcpuExit::Intr) => Ok(Exit::Signal),
-            Ok(VcpuExit::Shutdown) => fault("KVM_EXIT_SHUTDOWN: a fault that the guest has no handler for".into()),
+            Ok(VcpuExit::Shutdown) => {
+                fault("KVM_EXIT_SHUTDOWN: a fault that the guest has no handler for".into())
+            }
             Ok(VcpuExit::Hlt) => fault("KVM_EXIT_HLT: the guest halted".into()),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
                 fault(format!("KVM_EXIT_FAIL_ENTRY: hardware reason {reason:#x} on CPU {cpu}"))

@@ -29,7 +29,9 @@ fn open() -> Result<Kvm, KvmError> {
         let source = std::io::Error::from_raw_os_error(error.errno());
         let advice = match source.kind() {
             ErrorKind::NotFound => "load the module kvm_intel or kvm_amd, or run on a host that offers KVM",
-            ErrorKind::PermissionDenied => "add the user to the group that owns it (usually `kvm`) and log in again",
+            ErrorKind::PermissionDenied => {
+                "add the user to the group that owns it (usually `kvm`) and log in again"
+            }
             _ => "see what the kernel log says about kvm",
         };
         KvmError::Open { advice, source }
@@ -56,7 +58,8 @@ impl Vm {
     pub fn new(memory: GuestMemory) -> Result<Self, KvmError> {
         let kvm = open()?;
         // A property of the host, not of the machine: a third of a millisecond where CPUID itself is virtual.
-        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        let cpuid =
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
         let created = Instant::now();
         let fd = kvm.create_vm().map_err(failed("KVM_CREATE_VM"))?;
         fd.set_identity_map_address(IDENTITY_MAP_ADDRESS).map_err(failed("KVM_SET_IDENTITY_MAP_ADDR"))?;

@@ -28,7 +28,12 @@ pub fn enter_namespace() -> Result<(), String> {
     unshare(CloneFlags::CLONE_NEWNET)
         .or_else(|_| unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET))
         .map_err(|error| format!("no network namespace: {error}"))?;
-    OpenOptions::new().read(true).write(true).open("/dev/net/tun").map(drop).map_err(|error| format!("no TUN: {error}"))
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")
+        .map(drop)
+        .map_err(|error| format!("no TUN: {error}"))
 }
 
 /// Gives interface `name` an address in a network of 24 bits and brings it up.
@@ -59,8 +64,12 @@ pub fn bring_up(name: &str, address: Ipv4Addr, mtu: u16) -> io::Result<()> {
     };
     request(libc::SIOCSIFMTU, &|ifreq| ifreq.ifr_ifru.ifru_mtu = i32::from(mtu))?;
     request(libc::SIOCSIFADDR, &|ifreq| ifreq.ifr_ifru.ifru_addr = inet(address))?;
-    request(libc::SIOCSIFNETMASK, &|ifreq| ifreq.ifr_ifru.ifru_netmask = inet(Ipv4Addr::new(255, 255, 255, 0)))?;
-    request(libc::SIOCSIFFLAGS, &|ifreq| ifreq.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16)
+    request(libc::SIOCSIFNETMASK, &|ifreq| {
+        ifreq.ifr_ifru.ifru_netmask = inet(Ipv4Addr::new(255, 255, 255, 0));
+    })?;
+    request(libc::SIOCSIFFLAGS, &|ifreq| {
+        ifreq.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+    })
 }
 
 /// A `toll-vmm` process and the socket to it.
@@ -277,7 +286,8 @@ fn send(stream: &mut TcpStream) -> io::Result<u64> {
     stream.set_nonblocking(true)?;
     let mut offset = 0;
     loop {
-        let mut fd = libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN | libc::POLLOUT, revents: 0 };
+        let mut fd =
+            libc::pollfd { fd: stream.as_raw_fd(), events: libc::POLLIN | libc::POLLOUT, revents: 0 };
         // SAFETY: one valid pollfd.
         if unsafe { libc::poll(&raw mut fd, 1, PATIENCE.as_millis() as i32) } <= 0 {
             return Err(io::ErrorKind::TimedOut.into());

@@ -26,7 +26,11 @@ impl AdapterRegisters {
     /// The adapter that `boot` describes.
     pub fn of(boot: &BootInfo) -> Self {
         // PCI I/O BARs decode 16 bits of port number.
-        if boot.adapter == adapter::PCNET { Self::Pio(boot.adapter_base as u16) } else { Self::Mmio(boot.adapter_base) }
+        if boot.adapter == adapter::PCNET {
+            Self::Pio(boot.adapter_base as u16)
+        } else {
+            Self::Mmio(boot.adapter_base)
+        }
     }
 }
 
@@ -49,7 +53,9 @@ impl Registers for AdapterRegisters {
                             asm!("in ax, dx", in("dx") port, out("ax") word, options(nostack, preserves_flags));
                             value = u32::from(word);
                         }
-                        _ => asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack, preserves_flags)),
+                        _ => {
+                            asm!("in eax, dx", in("dx") port, out("eax") value, options(nostack, preserves_flags))
+                        }
                     }
                 }
                 value

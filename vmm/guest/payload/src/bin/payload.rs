@@ -10,7 +10,11 @@ use toll_payload::platform::GuestPlatform;
 
 toll_payload::entry!(main);
 
-fn main(boot: &'static BootInfo, command: &'static Command, status: &'static Status) -> Result<(), ProgramError> {
+fn main(
+    boot: &'static BootInfo,
+    command: &'static Command,
+    status: &'static Status,
+) -> Result<(), ProgramError> {
     // virtio-net is polled; only pcnet has an interrupt.
     if boot.adapter == adapter::PCNET {
         gate::install(boot, |mut registers| pcnet::handle_interrupt(&mut registers));

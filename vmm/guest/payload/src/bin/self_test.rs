@@ -31,7 +31,11 @@ mod case {
     pub const STACK_OVERFLOW: u64 = 14;
 }
 
-fn main(boot: &'static BootInfo, command: &'static Command, status: &'static Status) -> Result<(), &'static str> {
+fn main(
+    boot: &'static BootInfo,
+    command: &'static Command,
+    status: &'static Status,
+) -> Result<(), &'static str> {
     let mut platform = GuestPlatform::new(boot, status);
     match boot.random_seed {
         case::DOORBELLS => measured(status, &mut platform, |_| {
@@ -129,7 +133,11 @@ fn dive(depth: u64) -> u64 {
 
 /// Provokes pcnet's initialisation-done interrupt (CSR0 IDON with IENA) time after time, and checks that each is
 /// delivered through the gate, once.
-fn interrupts(boot: &'static BootInfo, status: &'static Status, platform: &mut GuestPlatform) -> Result<(), &'static str> {
+fn interrupts(
+    boot: &'static BootInfo,
+    status: &'static Status,
+    platform: &mut GuestPlatform,
+) -> Result<(), &'static str> {
     const RDP: u64 = 0x10;
     const RAP: u64 = 0x12;
     const IDON: u32 = 1 << 8;
