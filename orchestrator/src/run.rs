@@ -142,10 +142,11 @@ async fn in_lab(
     let mut observer = LabObserver { progress, agents, told: Vec::new() };
     let driven = driver.drive(ledger, &mut cancel.first, &mut observer).await;
     observer.progress.finish();
-    driver.link.close().await;
+    // The agents first: to them a closed connection is a fault to recover from.
     for agent in observer.agents {
         agent.stop(STOP).await;
     }
+    driver.link.close().await;
     let mut ledger = driven?;
     let interrupted = cancel.was_given();
     let mut provenance = header.provenance;
