@@ -56,7 +56,7 @@ const WRITE: u16 = 2;
 const NO_INTERRUPT: u16 = 1;
 
 /// Descriptors of a queue at most: more than the frames of a full TCP window at an MTU of 1500 (360), so that a burst
-/// needs no QueueNotify. With 256 the sender made 2.0 a megabyte, with 512 it makes 0.1; 1024 changed nothing.
+/// needs no QueueNotify: with 256 the sender made 2.0 a megabyte, with 512 it makes 0.1.
 pub(super) const MAX_QUEUE_SIZE: usize = 512;
 /// Memory for a queue's buffers, which bounds its size where frames are longer.
 const BUFFERS: usize = 800 << 10;
