@@ -1,24 +1,35 @@
 //! The measured interval: a pure function of the readings it is given.
 //!
 //! ```text
-//! Idle --first_byte(t)--> WarmUp --reading at t + warm_up--> Measuring --reading at t + warm_up + duration--> Measured
-//!                                                             | reading every 100 ms: a sample
-//!                                                             `--peer ended the stream, 99 % done--> Measured
+//! Idle --first_byte(t)--> WarmUp --reading from t + warm_up on--> Measuring --reading `duration` later--> Measured
+//!                                                                  | reading every 100 ms: a sample
+//!                                                                  `--peer ended the stream--> Measured
 //! ```
 //! A reading is never at the very moment it was due. So the figures are those between two real readings, and the
-//! interval is the time that really lay between them; the nominal moments only say when to take them.
+//! interval is the time that really lay between them; the nominal moments only say when to take them. A thread that
+//! was kept from running measures later, not less.
+//!
+//! The receiver ends the stream. A sender that began late has then measured a part of its interval, and that is
+//! taken if it is half of it at least: goodput is the receiver's, the sender's figures are its costs.
 
 use std::time::Duration;
 
 use toll_protocol::report::Sample;
+use toll_protocol::trial::Direction;
 use toll_protocol::units::Span;
 
 /// Time between two samples.
 pub const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 
-/// Share of the interval, in thousandths, that must be over when the peer ends the stream. It ends it by its own
-/// clock, and a guest's clock may run faster than ours by some parts in a million.
-const ENOUGH: u32 = 990;
+/// Share of the interval, in hundredths, that must have been measured when the peer ends the stream.
+const fn enough(direction: Direction) -> u32 {
+    match direction {
+        // It ends when the receiver says so.
+        Direction::Send => 50,
+        // A sender has no reason to end first; its clock may run faster than ours by some parts in a million.
+        Direction::Receive => 99,
+    }
+}
 
 /// What is read at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -62,20 +73,12 @@ pub struct Measured {
 /// Why there is no figure.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MeterError {
-    /// More than half of the interval had passed before its begin could be read.
-    #[error("the control thread was kept from running: the interval's begin was read {late} late")]
-    Late {
-        /// How much.
-        late: Span,
-    },
     /// The peer ended the stream too early.
-    #[error(
-        "the peer ended the stream {after} after the first byte, of {whole} that warm-up and interval take"
-    )]
+    #[error("the peer ended the stream when {measured} of an interval of {whole} had been measured")]
     EndedEarly {
-        /// Since the first payload byte.
-        after: Span,
-        /// Warm-up and interval.
+        /// What had been measured.
+        measured: Span,
+        /// The interval.
         whole: Span,
     },
     /// The peer ended the stream before any payload.
@@ -86,7 +89,7 @@ pub enum MeterError {
 #[derive(Debug)]
 enum State {
     Idle,
-    WarmUp { begin: Duration, until: Duration },
+    WarmUp { begin: Duration },
     Measuring { first: Reading, sample_at: Duration, until: Duration },
     Measured { begin: Reading, end: Reading },
 }
@@ -94,6 +97,7 @@ enum State {
 /// The state machine. Moments are times on any one clock.
 #[derive(Debug)]
 pub struct Meter {
+    direction: Direction,
     warm_up: Duration,
     duration: Duration,
     samples: Vec<Sample>,
@@ -101,16 +105,15 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A meter that waits for the first payload byte.
-    pub fn new(warm_up: Duration, duration: Duration) -> Self {
-        Self { warm_up, duration, samples: Vec::new(), state: State::Idle }
+    /// A meter that waits for the first payload byte, for an end that sends or receives.
+    pub fn new(direction: Direction, warm_up: Duration, duration: Duration) -> Self {
+        Self { direction, warm_up, duration, samples: Vec::new(), state: State::Idle }
     }
 
     /// The first payload byte was sent or received at `at`. Only the first call counts.
     pub fn first_byte(&mut self, at: Duration) {
         if matches!(self.state, State::Idle) {
-            let begin = at.saturating_add(self.warm_up);
-            self.state = State::WarmUp { begin, until: begin.saturating_add(self.duration) };
+            self.state = State::WarmUp { begin: at.saturating_add(self.warm_up) };
         }
     }
 
@@ -118,7 +121,7 @@ impl Meter {
     pub fn due(&self) -> Option<Duration> {
         match self.state {
             State::Idle | State::Measured { .. } => None,
-            State::WarmUp { begin, .. } => Some(begin),
+            State::WarmUp { begin } => Some(begin),
             State::Measuring { sample_at, until, .. } => Some(sample_at.min(until)),
         }
     }
@@ -134,20 +137,14 @@ impl Meter {
     }
 
     /// Takes a reading.
-    ///
-    /// # Errors
-    /// [`MeterError::Late`].
-    pub fn read(&mut self, reading: Reading) -> Result<Step, MeterError> {
+    pub fn read(&mut self, reading: Reading) -> Step {
         match self.state {
-            State::WarmUp { begin, until } if reading.at >= begin => {
-                let late = reading.at - begin;
-                if late > self.duration / 2 {
-                    return Err(MeterError::Late { late: late.into() });
-                }
+            State::WarmUp { begin } if reading.at >= begin => {
+                let until = reading.at.saturating_add(self.duration);
                 self.state = State::Measuring { first: reading, sample_at: reading.at + SAMPLE_EVERY, until };
-                Ok(Step::Began)
+                Step::Began
             }
-            State::Measuring { first, until, .. } if reading.at >= until => Ok(self.end(first, reading)),
+            State::Measuring { first, until, .. } if reading.at >= until => self.end(first, reading),
             State::Measuring { first, ref mut sample_at, .. } if reading.at >= *sample_at => {
                 let sample = sample(first, reading);
                 // Samples keep their raster; those that a late reading missed are left out, not invented.
@@ -155,30 +152,28 @@ impl Meter {
                     *sample_at += SAMPLE_EVERY;
                 }
                 self.samples.push(sample);
-                Ok(Step::Sampled(sample))
+                Step::Sampled(sample)
             }
-            _ => Ok(Step::Nothing),
+            _ => Step::Nothing,
         }
     }
 
     /// The peer has ended the stream: `reading` is the last there will be.
     ///
     /// # Errors
-    /// [`MeterError::EndedEarly`] or [`MeterError::NoPayload`], unless the interval is over or nearly so.
+    /// [`MeterError::EndedEarly`] or [`MeterError::NoPayload`], unless enough of the interval is over.
     pub fn ended_by_peer(&mut self, reading: Reading) -> Result<Step, MeterError> {
-        let early = |until: Duration| {
-            let whole = self.warm_up + self.duration;
-            let after = whole.saturating_sub(until.saturating_sub(reading.at));
-            MeterError::EndedEarly { after: after.into(), whole: whole.into() }
+        let early = |measured: Duration| {
+            Err(MeterError::EndedEarly { measured: measured.into(), whole: self.duration.into() })
         };
         match self.state {
             State::Measured { .. } => Ok(Step::Nothing),
             State::Idle => Err(MeterError::NoPayload),
-            State::WarmUp { until, .. } => Err(early(until)),
-            State::Measuring { first, until, .. } => {
-                let missing = until.saturating_sub(reading.at);
-                if missing > self.duration / 1000 * (1000 - ENOUGH) {
-                    return Err(early(until));
+            State::WarmUp { .. } => early(Duration::ZERO),
+            State::Measuring { first, .. } => {
+                let measured = reading.at.saturating_sub(first.at);
+                if measured < self.duration / 100 * enough(self.direction) {
+                    return early(measured);
                 }
                 Ok(self.end(first, reading))
             }
@@ -220,23 +215,19 @@ mod tests {
     }
 
     /// A source of 1 byte a microsecond, read `late` after each due moment.
-    fn run(
-        warm_up: Duration,
-        duration: Duration,
-        late: impl Fn() -> Duration,
-    ) -> Result<Measured, MeterError> {
-        let mut meter = Meter::new(warm_up, duration);
+    fn run(warm_up: Duration, duration: Duration, late: impl Fn() -> Duration) -> Measured {
+        let mut meter = Meter::new(Direction::Receive, warm_up, duration);
         meter.first_byte(ms(7));
         while let Some(due) = meter.due() {
             let at = due + late();
-            meter.read(reading(at, u64::try_from(at.as_micros()).unwrap_or(u64::MAX)))?;
+            meter.read(reading(at, u64::try_from(at.as_micros()).unwrap_or(u64::MAX)));
         }
-        Ok(meter.into_measured().expect("nothing is due, so it is over"))
+        meter.into_measured().expect("nothing is due, so it is over")
     }
 
     #[test]
     fn a_punctual_reader_measures_the_nominal_interval() {
-        let measured = run(ms(500), ms(2_000), || Duration::ZERO).expect("measures");
+        let measured = run(ms(500), ms(2_000), || Duration::ZERO);
         assert_eq!((measured.begin.at, measured.end.at), (ms(507), ms(2_507)));
         assert_eq!(measured.samples.len(), 20);
         assert_eq!(measured.samples[0], Sample { at: Span::from_millis(100), bytes: 100_000 });
@@ -245,52 +236,66 @@ mod tests {
 
     #[test]
     fn nothing_is_due_before_the_first_byte_or_after_the_end() {
-        let mut meter = Meter::new(ms(1), ms(1));
+        let mut meter = Meter::new(Direction::Send, ms(1), ms(1));
         assert_eq!(meter.due(), None);
-        assert_eq!(meter.read(reading(ms(99), 5)), Ok(Step::Nothing));
+        assert_eq!(meter.read(reading(ms(99), 5)), Step::Nothing);
         meter.first_byte(ms(100));
         meter.first_byte(ms(500));
         assert_eq!(meter.due(), Some(ms(101)));
-        assert_eq!(meter.read(reading(ms(101), 5)), Ok(Step::Began));
-        assert!(matches!(meter.read(reading(ms(102), 9)), Ok(Step::Ended(Sample { bytes: 4, .. }))));
+        assert_eq!(meter.read(reading(ms(101), 5)), Step::Began);
+        assert!(matches!(meter.read(reading(ms(102), 9)), Step::Ended(Sample { bytes: 4, .. })));
         assert_eq!(meter.due(), None);
-        assert_eq!(meter.read(reading(ms(900), 5)), Ok(Step::Nothing));
+        assert_eq!(meter.read(reading(ms(900), 5)), Step::Nothing);
     }
 
     #[test]
     fn samples_missed_by_a_late_reading_are_not_invented() {
-        let mut meter = Meter::new(ms(0), ms(1_000));
+        let mut meter = Meter::new(Direction::Send, ms(0), ms(1_000));
         meter.first_byte(ms(0));
-        assert_eq!(meter.read(reading(ms(0), 0)), Ok(Step::Began));
-        assert!(matches!(meter.read(reading(ms(350), 35)), Ok(Step::Sampled(_))));
+        assert_eq!(meter.read(reading(ms(0), 0)), Step::Began);
+        assert!(matches!(meter.read(reading(ms(350), 35)), Step::Sampled(_)));
         assert_eq!(meter.due(), Some(ms(400)));
     }
 
     #[test]
-    fn a_reader_kept_from_running_is_an_error_and_no_figure() {
-        let late = run(ms(10), ms(100), || ms(60));
-        assert_eq!(late, Err(MeterError::Late { late: Span::from_millis(60) }));
+    fn a_reader_kept_from_running_measures_later_and_as_long() {
+        let measured = run(ms(10), ms(100), || ms(60));
+        assert_eq!((measured.begin.at, measured.end.at), (ms(77), ms(237)));
     }
 
     #[test]
     fn a_peer_that_ends_too_early_is_an_error() {
-        let mut meter = Meter::new(ms(100), ms(1_000));
+        let mut meter = Meter::new(Direction::Send, ms(100), ms(1_000));
         assert_eq!(meter.ended_by_peer(reading(ms(1), 0)), Err(MeterError::NoPayload));
         meter.first_byte(ms(0));
-        let early = |after| MeterError::EndedEarly {
-            after: Span::from_millis(after),
-            whole: Span::from_millis(1_100),
+        let early = |measured| {
+            let (measured, whole) = (Span::from_millis(measured), Span::from_millis(1_000));
+            Err(MeterError::EndedEarly { measured, whole })
         };
-        assert_eq!(meter.ended_by_peer(reading(ms(40), 0)), Err(early(40)));
-        assert_eq!(meter.read(reading(ms(100), 0)), Ok(Step::Began));
-        assert_eq!(meter.ended_by_peer(reading(ms(1_080), 0)), Err(early(1_080)));
+        assert_eq!(meter.ended_by_peer(reading(ms(40), 0)), early(0));
+        assert_eq!(meter.read(reading(ms(100), 0)), Step::Began);
+        assert_eq!(meter.ended_by_peer(reading(ms(599), 0)), early(499));
+        let mut receiver = Meter::new(Direction::Receive, ms(0), ms(1_000));
+        receiver.first_byte(ms(0));
+        assert_eq!(receiver.read(reading(ms(0), 0)), Step::Began);
+        assert_eq!(receiver.ended_by_peer(reading(ms(900), 0)), early(900));
+    }
+
+    #[test]
+    fn a_sender_that_began_late_keeps_what_it_measured() {
+        let mut meter = Meter::new(Direction::Send, ms(100), ms(1_000));
+        meter.first_byte(ms(0));
+        assert_eq!(meter.read(reading(ms(400), 0)), Step::Began);
+        assert!(matches!(meter.ended_by_peer(reading(ms(1_100), 70)), Ok(Step::Ended(_))));
+        let measured = meter.into_measured().expect("over");
+        assert_eq!(measured.end.at - measured.begin.at, ms(700));
     }
 
     #[test]
     fn a_peer_with_a_slightly_faster_clock_ends_the_interval() {
-        let mut meter = Meter::new(ms(100), ms(1_000));
+        let mut meter = Meter::new(Direction::Send, ms(100), ms(1_000));
         meter.first_byte(ms(0));
-        assert_eq!(meter.read(reading(ms(100), 0)), Ok(Step::Began));
+        assert_eq!(meter.read(reading(ms(100), 0)), Step::Began);
         assert!(matches!(meter.ended_by_peer(reading(ms(1_095), 42)), Ok(Step::Ended(_))));
         assert_eq!(meter.ended_by_peer(reading(ms(1_200), 50)), Ok(Step::Nothing));
         let measured = meter.into_measured().expect("over");
@@ -301,7 +306,7 @@ mod tests {
         /// However late the readings, the rate is that of the source: the interval is the real one.
         #[test]
         fn lateness_does_not_change_the_rate(warm_up in 0_u64..800, duration in 100_u64..3_000, late in 0_u64..50) {
-            let measured = run(ms(warm_up), ms(duration), || ms(late)).expect("late by less than half");
+            let measured = run(ms(warm_up), ms(duration), || ms(late));
             let interval = measured.end.at - measured.begin.at;
             let bytes = measured.end.bytes - measured.begin.bytes;
             prop_assert_eq!(u128::from(bytes), interval.as_micros());

@@ -53,8 +53,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const TIME_WAIT_WORK: Duration = Duration::from_millis(50);
 /// Frames sent before the program looks at its clock and its peer again.
 const TURN: usize = 4;
-/// Share of the interval, in hundredths, after which a peer's end of it is taken for its own clock's.
-const NEARLY: u64 = 99;
+/// Share of the interval, in hundredths, that a sender must have measured when the receiver ends the connection.
+/// The receiver ends it by its own clock; a sender that was kept from running began later, and what it has
+/// measured by then, over the time that it really took, is as good a figure of its cost. Goodput is the
+/// receiver's.
+const ENOUGH: u64 = 50;
 
 /// Why the program ended before its connection was closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,7 +78,7 @@ pub enum ProgramError {
     Driver(DriverError),
     /// The connection was refused, or reset before the interval was over.
     Reset,
-    /// The peer closed its end before the interval was over.
+    /// The peer closed its end before enough of the interval was measured.
     PeerClosed,
     /// The TCP stack refused an order.
     Stack {
@@ -91,7 +94,9 @@ impl fmt::Display for ProgramError {
             Self::Arena { needed, found } => write!(f, "the arena has {found} bytes and {needed} are needed"),
             Self::Driver(error) => write!(f, "the adapter does not come up: {error}"),
             Self::Reset => f.write_str("the connection was refused or reset"),
-            Self::PeerClosed => f.write_str("the peer closed its end before the interval was over"),
+            Self::PeerClosed => {
+                f.write_str("the peer closed its end before half of the interval was measured")
+            }
             Self::Stack { order } => write!(f, "the TCP stack refused to {order}"),
         }
     }
@@ -442,9 +447,8 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
         }
         if let State::Measure { since, until } = self.state {
             let now = self.device.platform.now_ns();
-            // The receiver's clock decides when the connection ends, and two clocks are never quite the same.
-            let nearly = (now - since) / 100 >= (until - since) / 10_000 * NEARLY;
-            if now >= until || (sends && peer_closed && nearly) {
+            let enough = (now - since) / 100 >= (until - since) / 10_000 * ENOUGH;
+            if now >= until || (sends && peer_closed && enough) {
                 self.state = State::Measured;
                 self.status.measure_end_bytes.store(self.bytes, Ordering::Relaxed);
                 self.status.measure_end_ns.store(now, Ordering::Relaxed);
