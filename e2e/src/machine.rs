@@ -39,14 +39,17 @@ pub fn processes(directory: &Path) -> Result<Vec<(i32, i32, String)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
-        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()) else { continue };
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()) else {
+            continue;
+        };
         let Ok(program) = fs::read_link(path.join("exe")) else { continue };
         let ours = program.parent() == Some(directory);
         let name = program.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
         if ours && name.starts_with("toll") {
             // Field 4 of stat(5); the second, in parentheses, may hold anything.
             let stat = fs::read_to_string(path.join("stat")).unwrap_or_default();
-            let parent = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
+            let parent =
+                stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(1)?.parse().ok());
             found.push((pid, parent.unwrap_or(0), name));
         }
     }
@@ -77,7 +80,11 @@ pub fn descendants(directory: &Path, ancestor: i32) -> Result<Vec<(i32, String)>
 ///
 /// # Errors
 /// When it never does, naming `what`.
-pub fn wait_for<T>(what: &str, limit: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+pub fn wait_for<T>(
+    what: &str,
+    limit: Duration,
+    mut condition: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
     let deadline = Instant::now() + limit;
     loop {
         if let Some(value) = condition()? {

@@ -29,7 +29,8 @@ fn build() -> Result<PathBuf> {
     if !cfg!(debug_assertions) {
         cargo.arg("--release");
     }
-    let status = cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).status().context("starting cargo")?;
+    let status =
+        cargo.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")).status().context("starting cargo")?;
     anyhow::ensure!(status.success(), "Toll's programs can't be built ({status})");
     Ok(directory.to_owned())
 }

@@ -80,17 +80,24 @@ fn libraries_stay_in_their_crates() {
             continue;
         }
         for (library, users) in RESERVED {
-            assert!(!linked.contains(library) || users.contains(&package.as_str()), "{package} must not link {library}");
+            assert!(
+                !linked.contains(library) || users.contains(&package.as_str()),
+                "{package} must not link {library}"
+            );
         }
     }
 }
 
 /// Rust sources of the project.
 fn sources() -> Vec<PathBuf> {
-    let output = Command::new("git").args(["ls-files", "-co", "--exclude-standard", "*.rs"]).current_dir(ROOT).output();
+    let output = Command::new("git")
+        .args(["ls-files", "-co", "--exclude-standard", "*.rs"])
+        .current_dir(ROOT)
+        .output();
     let output = output.expect("git lists files");
     let list = String::from_utf8(output.stdout).expect("paths are UTF-8");
-    let files: Vec<PathBuf> = list.lines().map(PathBuf::from).filter(|path| Path::new(ROOT).join(path).exists()).collect();
+    let files: Vec<PathBuf> =
+        list.lines().map(PathBuf::from).filter(|path| Path::new(ROOT).join(path).exists()).collect();
     assert!(files.len() > 50, "git listed {} files only", files.len());
     files
 }
@@ -114,6 +121,10 @@ fn libraries_stay_in_their_files() {
 fn a_file_is_one_thing() {
     for path in sources() {
         let lines = std::fs::read_to_string(Path::new(ROOT).join(&path)).expect("readable").lines().count();
-        assert!(lines <= LONGEST, "{} has {lines} lines; over {LONGEST} it is two things in one", path.display());
+        assert!(
+            lines <= LONGEST,
+            "{} has {lines} lines; over {LONGEST} it is two things in one",
+            path.display()
+        );
     }
 }

@@ -81,7 +81,8 @@ fn facts() -> Result<HostFacts> {
         .output()
         .with_context(|| format!("{} can't be started", agent.display()))?;
     anyhow::ensure!(output.status.success(), "{} facts failed ({})", agent.display(), output.status);
-    serde_json::from_slice(&output.stdout).context("the agent's facts can't be understood: is it of the same release?")
+    serde_json::from_slice(&output.stdout)
+        .context("the agent's facts can't be understood: is it of the same release?")
 }
 
 fn kvm(facts: &HostFacts) -> Finding {
@@ -91,7 +92,9 @@ fn kvm(facts: &HostFacts) -> Finding {
             match kind {
                 KvmKind::Vmx => "usable, Intel VT-x",
                 KvmKind::Svm => "usable, AMD-V",
-                KvmKind::PageTable => "usable, without VMX or SVM (page-table based): payload guests run, Linux guests can't",
+                KvmKind::PageTable => {
+                    "usable, without VMX or SVM (page-table based): payload guests run, Linux guests can't"
+                }
             },
         ),
         KvmFact::Unusable { reason } => Finding {
@@ -130,11 +133,18 @@ fn namespaces() -> Finding {
         }
         Ok(ForkResult::Parent { child }) => child,
         Err(error) => {
-            return Finding::other(Mark::Bad, what, format!("no process can be forked: {error}"), "raise the limit of processes");
+            return Finding::other(
+                Mark::Bad,
+                what,
+                format!("no process can be forked: {error}"),
+                "raise the limit of processes",
+            );
         }
     };
     match waitpid(child, None) {
-        Ok(WaitStatus::Exited(_, 0)) if nix::unistd::geteuid().is_root() => Finding::good(what, "a lab can be made, as root"),
+        Ok(WaitStatus::Exited(_, 0)) if nix::unistd::geteuid().is_root() => {
+            Finding::good(what, "a lab can be made, as root")
+        }
         Ok(WaitStatus::Exited(_, 0)) => Finding::good(what, "a lab can be made, in a user namespace"),
         _ => Finding::other(
             Mark::Bad,
@@ -149,7 +159,12 @@ fn namespaces() -> Finding {
 fn programs() -> impl Iterator<Item = Finding> {
     ["toll-agent", "toll-vmm", "toll-endpoint"].into_iter().filter_map(|name| {
         let error = binaries::beside(name).err()?;
-        Some(Finding { mark: Mark::Bad, what: "programs", found: format!("{name} is missing"), advice: Some(error.to_string()) })
+        Some(Finding {
+            mark: Mark::Bad,
+            what: "programs",
+            found: format!("{name} is missing"),
+            advice: Some(error.to_string()),
+        })
     })
 }
 
@@ -161,7 +176,12 @@ fn machine(facts: &HostFacts) -> Vec<Finding> {
     findings.push(if cpus >= 2 {
         Finding::good("CPUs", format!("{cpus}, {model}"))
     } else {
-        Finding::other(Mark::Care, "CPUs", format!("{cpus}, {model}"), "with one CPU both ends of a trial compete for it")
+        Finding::other(
+            Mark::Care,
+            "CPUs",
+            format!("{cpus}, {model}"),
+            "with one CPU both ends of a trial compete for it",
+        )
     });
     match facts.memory {
         Some(bytes) if bytes < 1 << 30 => {
@@ -176,7 +196,8 @@ fn machine(facts: &HostFacts) -> Vec<Finding> {
             findings.push(Finding::good("clock", clock));
         }
         Some(clock) => {
-            let advice = "reading this clock is a system call: timing costs more, figures of small writes suffer";
+            let advice =
+                "reading this clock is a system call: timing costs more, figures of small writes suffer";
             findings.push(Finding::other(Mark::Care, "clock", clock, advice));
         }
         None => {}
@@ -187,7 +208,12 @@ fn machine(facts: &HostFacts) -> Vec<Finding> {
     }
     findings.push(match &facts.iperf3 {
         Some(version) => Finding::good("iperf3", version.clone()),
-        None => Finding::other(Mark::Care, "iperf3", "not installed", "arms `native: {program: iperf3}` need it: apt-get install iperf3"),
+        None => Finding::other(
+            Mark::Care,
+            "iperf3",
+            "not installed",
+            "arms `native: {program: iperf3}` need it: apt-get install iperf3",
+        ),
     });
     if facts.build_profile == "debug" {
         let advice = "figures of a debug build are not the product's: cargo build --release";

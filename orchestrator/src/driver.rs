@@ -106,7 +106,12 @@ impl Driver {
         Now { elapsed: self.began.elapsed(), unix_ms: unix_ms() }
     }
 
-    fn step(&mut self, event: Event, writer: &Writer, observer: &mut impl Observer) -> Result<(), DriveError> {
+    fn step(
+        &mut self,
+        event: Event,
+        writer: &Writer,
+        observer: &mut impl Observer,
+    ) -> Result<(), DriveError> {
         let now = self.now();
         for command in self.scheduler.step(event, now) {
             match command {
@@ -151,7 +156,8 @@ impl Writer {
             }
             ledger
         };
-        let thread = std::thread::Builder::new().name("ledger".into()).spawn(work).map_err(|_| DriveError::Thread)?;
+        let thread =
+            std::thread::Builder::new().name("ledger".into()).spawn(work).map_err(|_| DriveError::Thread)?;
         Ok((Self { records, thread }, receiver))
     }
 

@@ -73,7 +73,9 @@ pub enum LinkError {
         name: String,
     },
     /// The versions differ.
-    #[error("it speaks protocol version {theirs}, the orchestrator {PROTOCOL_VERSION}: install the same release on both")]
+    #[error(
+        "it speaks protocol version {theirs}, the orchestrator {PROTOCOL_VERSION}: install the same release on both"
+    )]
     Version {
         /// The agent's.
         theirs: u32,
@@ -125,7 +127,10 @@ impl Link {
     ///
     /// # Errors
     /// [`LinkError::Certificates`] or [`LinkError::Bind`].
-    pub fn bind(address: SocketAddr, identity: &Identity) -> Result<(Self, mpsc::Receiver<LinkEvent>), LinkError> {
+    pub fn bind(
+        address: SocketAddr,
+        identity: &Identity,
+    ) -> Result<(Self, mpsc::Receiver<LinkEvent>), LinkError> {
         let config = server_config(identity)?;
         let bind = |source| LinkError::Bind { address, source };
         let endpoint = Endpoint::server(config, address).map_err(bind)?;
@@ -168,7 +173,8 @@ fn server_config(identity: &Identity) -> Result<quinn::ServerConfig, LinkError> 
     let provider = Arc::new(quinn::rustls::crypto::ring::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     let verifier = verifier.build().map_err(|e| bad(&e))?;
-    let certificate = CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).map_err(|e| bad(&e))?;
+    let certificate =
+        CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).map_err(|e| bad(&e))?;
     let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).map_err(|e| bad(&e))?;
     let builder = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&quinn::rustls::version::TLS13])
@@ -216,7 +222,11 @@ async fn serve(incoming: Incoming, agents: Agents, events: mpsc::Sender<LinkEven
     }
 }
 
-async fn converse(incoming: Incoming, agents: &Agents, events: &mpsc::Sender<LinkEvent>) -> Result<(), LinkError> {
+async fn converse(
+    incoming: Incoming,
+    agents: &Agents,
+    events: &mpsc::Sender<LinkEvent>,
+) -> Result<(), LinkError> {
     let connection = incoming.await?;
     let mut decoder = Decoder::default();
     let hello = timeout(HELLO, introduce(&connection, &mut decoder)).await.map_err(|_| LinkError::NoHello);
@@ -273,9 +283,11 @@ async fn introduce(connection: &Connection, decoder: &mut Decoder) -> Result<Int
 
 /// Whether the peer's certificate, which TLS has verified, is for `name`.
 fn is_certified(connection: &Connection, name: &str) -> bool {
-    let identity = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let identity =
+        connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     let Some(leaf) = identity.as_ref().and_then(|chain| chain.first()) else { return false };
-    let (Ok(certificate), Ok(name)) = (webpki::EndEntityCert::try_from(leaf), ServerName::try_from(name)) else {
+    let (Ok(certificate), Ok(name)) = (webpki::EndEntityCert::try_from(leaf), ServerName::try_from(name))
+    else {
         return false;
     };
     certificate.verify_is_valid_for_subject_name(&name).is_ok()

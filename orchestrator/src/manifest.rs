@@ -56,8 +56,11 @@ fn show(path: &Path, text: &str, problem: &Problem) -> String {
         let number = line.to_string();
         let gutter = " ".repeat(number.len());
         // What precedes the column, in spaces, so that tabs stay aligned.
-        let indent: String =
-            source.chars().take(column.saturating_sub(1)).map(|c| if c == '\t' { '\t' } else { ' ' }).collect();
+        let indent: String = source
+            .chars()
+            .take(column.saturating_sub(1))
+            .map(|c| if c == '\t' { '\t' } else { ' ' })
+            .collect();
         shown.push_str(&format!("\n {number} | {source}\n {gutter} | {indent}^"));
     }
     shown

@@ -13,7 +13,9 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use toll_protocol::campaign::{self, Campaign};
-use toll_protocol::result::{ArmSummary, CampaignResult, HostProvenance, Outcome, Provenance, TrialRecord, Verdict};
+use toll_protocol::result::{
+    ArmSummary, CampaignResult, HostProvenance, Outcome, Provenance, TrialRecord, Verdict,
+};
 use toll_protocol::trial::EndKind;
 
 use crate::driver::{Driver, Observer, unix_ms};
@@ -74,7 +76,14 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
     match format {
         Format::Json => println!("{}", serde_json::to_string_pretty(&result)?),
         Format::Text => {
-            print!("{}", report::terminal::render(&result, Some(&page), report::terminal::TerminalOptions::of_stdout()));
+            print!(
+                "{}",
+                report::terminal::render(
+                    &result,
+                    Some(&page),
+                    report::terminal::TerminalOptions::of_stdout()
+                )
+            );
         }
     }
     Ok(exit(&result, interrupted))
@@ -125,7 +134,8 @@ async fn in_lab(
     let mut cancel = Cancel::on_signals()?;
     let lab = Lab::new(spec).await?;
     let authority = Authority::new()?;
-    let (link, events) = Link::bind(SocketAddr::from((lab::ORCHESTRATOR, 0)), &authority.issue(SERVER_NAME)?)?;
+    let (link, events) =
+        Link::bind(SocketAddr::from((lab::ORCHESTRATOR, 0)), &authority.issue(SERVER_NAME)?)?;
     let mut agents = Vec::new();
     for host in &lab.hosts {
         let log = out.join(format!("{}.log", host.name));
@@ -153,7 +163,8 @@ async fn in_lab(
     provenance.ended_unix_ms = Some(unix_ms());
     provenance.interrupted = interrupted;
     let facts = driver.scheduler.facts();
-    provenance.hosts = facts.map(|(name, facts)| HostProvenance { name: name.into(), facts: facts.clone() }).collect();
+    provenance.hosts =
+        facts.map(|(name, facts)| HostProvenance { name: name.into(), facts: facts.clone() }).collect();
     ledger.set_provenance(&provenance)?;
     let result = summary::summarise(ledger.header(), &ledger.records()?, &campaign.gates)?;
     Ok((result, interrupted))
@@ -161,8 +172,11 @@ async fn in_lab(
 
 /// The plan of `campaign` on the hosts of a lab.
 fn plan_for(campaign: &Campaign, spec: &campaign::Lab, lab: &Lab) -> Plan {
-    let host =
-        |host: &lab::Host| plan::Host { name: host.name.clone(), virtual_address: host.virtual_end, mtu: spec.mtu };
+    let host = |host: &lab::Host| plan::Host {
+        name: host.name.clone(),
+        virtual_address: host.virtual_end,
+        mtu: spec.mtu,
+    };
     let hosts: Vec<plan::Host> = lab.hosts.iter().map(host).collect();
     // A seed that was not asked for is short enough to be typed again.
     let seed = campaign.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));

@@ -29,7 +29,12 @@ fn toll(command: &str, text: &str) -> Result<Output> {
 fn invalid() -> Result<()> {
     let good = campaign(&[NATIVE, PCNET], 1, "300ms", "");
     let cases = [
-        ("pcnet: {}}", "rtl8139: {}}", "c.yaml:8:", "unknown field `rtl8139`, expected `pcnet` or `virtioNet`"),
+        (
+            "pcnet: {}}",
+            "rtl8139: {}}",
+            "c.yaml:8:",
+            "unknown field `rtl8139`, expected `pcnet` or `virtioNet`",
+        ),
         ("duration: 300ms", "duration: -300ms", "c.yaml:10:", "is negative"),
         ("duration: 300ms", "duration: 300", "c.yaml:10:", "has no unit"),
         ("name: pcnet", "name: native", "c.yaml:8:", "two arms are named `native`"),
@@ -50,7 +55,9 @@ fn invalid() -> Result<()> {
 }
 
 fn usage() -> Result<()> {
-    for arguments in [&["run"][..], &["run", "/no/such/file.yaml"], &["fly"], &["run", "x", "--format", "xml"]] {
+    for arguments in
+        [&["run"][..], &["run", "/no/such/file.yaml"], &["fly"], &["run", "x", "--format", "xml"]]
+    {
         expect(&program("toll")?.args(arguments).output()?, 2)?;
     }
     Ok(())

@@ -81,9 +81,11 @@ fn kill_agent() -> Result<()> {
     let (failed, skipped) = (count(&result, RunStatus::Failed), count(&result, RunStatus::Skipped));
     ensure!(failed == 1 && skipped > 0, "{failed} failed, {skipped} skipped");
     ensure!(failed + skipped + count(&result, RunStatus::Measured) == planned(&result));
-    let reason = result.cells.iter().flat_map(|cell| &cell.runs).find_map(|run| {
-        run.reason.as_ref().filter(|_| run.status == RunStatus::Skipped)
-    });
+    let reason = result
+        .cells
+        .iter()
+        .flat_map(|cell| &cell.runs)
+        .find_map(|run| run.reason.as_ref().filter(|_| run.status == RunStatus::Skipped));
     ensure!(reason.is_some_and(|reason| reason.contains("signal: 9")), "{reason:?}");
     nothing_left(&family)
 }
@@ -122,7 +124,11 @@ fn interrupt() -> Result<()> {
     let programs = programs::directory()?;
     let mut ends = std::collections::BTreeSet::new();
     wait_for("the fourth trial", LIMIT, || {
-        ends.extend(descendants(&programs, run.id().as_raw())?.into_iter().filter(|(_, name)| name == "toll-endpoint"));
+        ends.extend(
+            descendants(&programs, run.id().as_raw())?
+                .into_iter()
+                .filter(|(_, name)| name == "toll-endpoint"),
+        );
         Ok((ends.len() > 6).then_some(()))
     })?;
     run.signal(Signal::SIGINT)?;

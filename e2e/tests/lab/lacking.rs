@@ -25,7 +25,11 @@ const USER: u32 = 12_345;
 
 pub fn tests() -> Vec<Trial> {
     vec![
-        test("without_kvm_native_runs_and_guests_are_not_run_with_the_reason", &[no_root(), no_tun()], without_kvm),
+        test(
+            "without_kvm_native_runs_and_guests_are_not_run_with_the_reason",
+            &[no_root(), no_tun()],
+            without_kvm,
+        ),
         test("without_tun_it_is_said_before_anything_starts", &[no_root()], without_tun),
         test("a_plain_user_runs_a_lab_in_a_user_namespace", &[no_root(), no_kvm(), no_tun()], plain_user),
     ]
@@ -82,7 +86,11 @@ fn without_kvm() -> Result<()> {
         for run in &cell.runs {
             if cell.key.arm == "pcnet" {
                 ensure!(run.status == RunStatus::Skipped, "{run:?}");
-                ensure!(run.reason.as_ref().is_some_and(|reason| reason.contains("/dev/kvm")), "{:?}", run.reason);
+                ensure!(
+                    run.reason.as_ref().is_some_and(|reason| reason.contains("/dev/kvm")),
+                    "{:?}",
+                    run.reason
+                );
             } else {
                 ensure!(run.status == RunStatus::Measured, "{run:?}");
             }

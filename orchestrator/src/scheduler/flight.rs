@@ -71,13 +71,7 @@ pub(super) struct Flight {
 
 impl Flight {
     /// Begins a trial: both ends are told to prepare.
-    pub fn begin(
-        index: usize,
-        trial: TrialId,
-        cell: &Cell,
-        now: Now,
-        out: &mut Vec<Command>,
-    ) -> Self {
+    pub fn begin(index: usize, trial: TrialId, cell: &Cell, now: Now, out: &mut Vec<Command>) -> Self {
         let pair = &cell.key.pair;
         for (host, end) in [(&pair.a, &cell.a), (&pair.b, &cell.b)] {
             let message = ToAgent::Prepare { trial, end: Box::new(end.clone()) };
