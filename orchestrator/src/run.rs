@@ -62,8 +62,8 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
         )?;
     }
     let out = out.unwrap_or_else(|| PathBuf::from(default_directory(&campaign.name)));
-    fs::create_dir_all(&out).with_context(|| format!("{} can't be made", out.display()))?;
     lab::enter()?;
+    fs::create_dir_all(&out).with_context(|| format!("{} can't be made", out.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

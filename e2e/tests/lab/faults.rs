@@ -29,7 +29,7 @@ pub fn tests() -> Vec<Trial> {
 
 /// A campaign that runs for seconds, once a process named `name` of it is up.
 fn running(arms: &[&str], directory: &std::path::Path, name: &str) -> Result<(Run, i32)> {
-    let run = programs::start(&campaign(arms, 3, "700ms", ""), directory, |_| {})?;
+    let run = programs::start(&campaign(arms, 2, "500ms", ""), directory, |_| {})?;
     let programs = programs::directory()?;
     let toll = run.id().as_raw();
     let pid = wait_for(name, LIMIT, || {

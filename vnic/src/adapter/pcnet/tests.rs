@@ -1,137 +1,15 @@
 //! Register semantics and transcripts of the `pcnet32` driver's accesses.
 
 mod attacks;
+mod bench;
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
+
+use bench::*;
 
 use super::registers::{csr5, csr15};
 use super::rings::{status, transmit_error};
 use super::*;
-use crate::port::memory::{MemoryPort, pair};
-
-const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
-const BROADCAST: [u8; 6] = [0xff; 6];
-const INIT: u64 = 0x100;
-const RX_RING: u64 = 0x1000;
-const TX_RING: u64 = 0x2000;
-const BUFFERS: u64 = 0x8000;
-const MEMORY: usize = 0x40000;
-
-/// A chip, the guest memory it sees and the far end of its wire.
-struct Bench {
-    chip: Pcnet,
-    memory: GuestMemory,
-    wire: MemoryPort,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let (port, wire) = pair(64).unwrap();
-        Self { chip: Pcnet::new(memory.clone(), Box::new(port), MAC), memory, wire }
-    }
-
-    fn read16(&mut self, offset: u64) -> u16 {
-        let mut data = [0; 2];
-        self.chip.read(offset, &mut data).unwrap();
-        u16::from_le_bytes(data)
-    }
-
-    fn write16(&mut self, offset: u64, value: u16) {
-        self.chip.write(offset, &value.to_le_bytes()).unwrap();
-    }
-
-    fn csr(&mut self, index: u16) -> u16 {
-        self.write16(0x12, index);
-        self.read16(0x10)
-    }
-
-    fn set_csr(&mut self, index: u16, value: u16) {
-        self.write16(0x12, index);
-        self.write16(0x10, value);
-    }
-
-    fn bcr(&mut self, index: u16) -> u16 {
-        self.write16(0x12, index);
-        self.read16(0x16)
-    }
-
-    fn set_bcr(&mut self, index: u16, value: u16) {
-        self.write16(0x12, index);
-        self.write16(0x16, value);
-    }
-
-    fn put32(&self, at: u64, value: u32) {
-        self.memory.write_obj(value.to_le(), GuestAddress(at)).unwrap();
-    }
-
-    fn get32(&self, at: u64) -> u32 {
-        u32::from_le(self.memory.read_obj(GuestAddress(at)).unwrap())
-    }
-
-    /// `pcnet32_open`: init block of style 2, rings of `1 << receive` and `1 << transmit` descriptors.
-    fn open(&mut self, mode: u16, receive: u8, transmit: u8) {
-        self.set_bcr(20, 2);
-        let mut block = [0; 28];
-        block[..2].copy_from_slice(&mode.to_le_bytes());
-        block[2] = receive << 4;
-        block[3] = transmit << 4;
-        block[4..10].copy_from_slice(&MAC.0);
-        block[20..24].copy_from_slice(&(RX_RING as u32).to_le_bytes());
-        block[24..].copy_from_slice(&(TX_RING as u32).to_le_bytes());
-        self.memory.write_slice(&block, GuestAddress(INIT)).unwrap();
-        self.set_csr(1, INIT as u16);
-        self.set_csr(2, 0);
-        self.set_csr(4, 0x0915);
-        self.set_csr(0, csr0::INIT);
-        assert_eq!(self.csr(0) & csr0::IDON, csr0::IDON);
-        self.set_csr(0, csr0::IENA | csr0::STRT);
-    }
-
-    fn descriptor(&self, ring: u64, index: u64, base: u64, length: u16, status: u16) {
-        self.put32(ring + 16 * index, base as u32);
-        self.put32(ring + 16 * index + 4, u32::from(status) << 16 | u32::from(length.wrapping_neg()));
-        self.put32(ring + 16 * index + 8, 0);
-    }
-
-    fn status(&self, ring: u64, index: u64) -> u16 {
-        (self.get32(ring + 16 * index + 4) >> 16) as u16
-    }
-
-    fn message_length(&self, index: u64) -> u32 {
-        self.get32(RX_RING + 16 * index + 8)
-    }
-
-    /// Sends from the far end, and lets the chip look at its port.
-    fn arrives(&mut self, frame: &[u8]) -> bool {
-        self.wire.send(&[IoSlice::new(frame)]).unwrap();
-        self.chip.service().unwrap()
-    }
-
-    fn departed(&mut self) -> Option<Vec<u8>> {
-        let mut frame = vec![0; 4096];
-        let length = self.wire.receive(&mut [IoSliceMut::new(&mut frame)]).unwrap()?;
-        frame.truncate(length);
-        Some(frame)
-    }
-
-    fn put(&self, at: u64, bytes: &[u8]) {
-        self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
-    }
-
-    fn get(&self, at: u64, length: usize) -> Vec<u8> {
-        let mut bytes = vec![0; length];
-        self.memory.read_slice(&mut bytes, GuestAddress(at)).unwrap();
-        bytes
-    }
-}
-
-fn frame(destination: [u8; 6], length: usize) -> Vec<u8> {
-    let mut frame: Vec<u8> = (0..length).map(|i| (i * 7 + i / 256) as u8).collect();
-    frame[..6].copy_from_slice(&destination);
-    frame[12..14].copy_from_slice(&[0x08, 0x00]);
-    frame
-}
 
 #[test]
 fn pcnet32_probe_finds_the_chip() {
