@@ -120,6 +120,25 @@ fn limits_are_named() {
 }
 
 #[test]
+fn a_toll_of_the_baseline_itself_is_refused() {
+    assert_eq!(
+        problems("cells: {arm: pcnet}", "cells: {arm: native}"),
+        [
+            "line 14, column 21: spec.gates[0].cells.arm: `native` is the baseline that tolls are relative to: name \
+             another arm"
+        ]
+    );
+}
+
+#[test]
+fn a_plan_that_no_memory_holds_is_refused() {
+    // 120 pairs, an arm to native and a native one, two directions, 1000 blocks.
+    let text = GOOD.replace("count: 2", "count: 16").replace("  gates:", "  blocks: 1000\n  gates:");
+    let found = parse(&text).expect_err("is too much");
+    assert!(found[0].message.contains("has 480000 trials; at most 100000"), "{found:?}");
+}
+
+#[test]
 fn several_problems_are_told_at_once() {
     let text = GOOD.replace("count: 2", "count: 99").replace("duration: 2s", "duration: 5h");
     assert_eq!(parse(&text).expect_err("is bad").len(), 2);

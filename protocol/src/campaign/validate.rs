@@ -22,6 +22,8 @@ const WRITE_SIZE: std::ops::RangeInclusive<u64> = 1..=1 << 20;
 const DURATION: std::ops::RangeInclusive<u64> = 100_000_000..=3_600_000_000_000;
 const MAX_WARM_UP: u64 = 600_000_000_000;
 const MIN_RATE: u64 = 1_000_000;
+/// Two days of the shortest trials; a plan is held in memory.
+const MAX_TRIALS: u64 = 100_000;
 
 /// Something wrong, and the path to it.
 pub(super) struct Finding {
@@ -73,11 +75,32 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
         out.add(&[Field("spec"), Field("seed")], "is over 2^63 - 1, the largest that Kubernetes keeps");
     }
     let gates = gates(spec, out);
+    if let Some(lab) = lab {
+        let trials = trials(lab.count, spec.pairs, &arms, &workloads, blocks);
+        if trials > MAX_TRIALS {
+            let message =
+                format!("has {trials} trials; at most {MAX_TRIALS} are taken: fewer blocks, arms or hosts");
+            out.add(&[Field("spec")], message);
+        }
+    }
     if !findings.0.is_empty() {
         return Err(findings.0);
     }
     let name = document.metadata.name.clone();
     Ok(Campaign { name, lab, pairs: spec.pairs, arms, workloads, blocks, seed: spec.seed, gates })
+}
+
+/// Trials that a campaign makes of so many hosts. Saturates.
+fn trials(hosts: u32, pairs: schema::Pairs, arms: &[Arm], workloads: &[Workload], blocks: u32) -> u64 {
+    let hosts = u64::from(hosts);
+    let pairs = match pairs {
+        schema::Pairs::All => hosts.saturating_mul(hosts.saturating_sub(1)) / 2,
+        schema::Pairs::Ring if hosts == 2 => 1,
+        schema::Pairs::Ring => hosts,
+    };
+    let ends: u64 = arms.iter().map(|arm| arm.peers.len() as u64).sum();
+    let directions: u64 = workloads.iter().map(|workload| workload.directions.len() as u64).sum();
+    [ends, directions, u64::from(blocks)].into_iter().fold(pairs, u64::saturating_mul)
 }
 
 /// RFC 1123 label: what Kubernetes takes as a name, and what is safe in a file name.
@@ -347,6 +370,18 @@ fn gates(spec: &schema::Spec, out: &mut Findings) -> Vec<Gate> {
             peer: cells.peer.map(peer),
         };
         gates.push(Gate { cells, condition });
+    }
+    if let Some(baseline) = spec.arms.iter().find(|arm| arm.native.is_some()) {
+        for (index, gate) in spec.gates.iter().enumerate() {
+            if gate.toll.is_some() && gate.cells.arm.as_ref() == Some(&baseline.name) {
+                let path = [Field("spec"), Field("gates"), Index(index), Field("cells"), Field("arm")];
+                let message = format!(
+                    "`{}` is the baseline that tolls are relative to: name another arm",
+                    baseline.name
+                );
+                out.add(&path, message);
+            }
+        }
     }
     let tolls = gates.iter().any(|gate| matches!(gate.condition, GateCondition::TollAtMost(_)));
     if tolls && !spec.arms.iter().any(|arm| arm.native.is_some()) {
