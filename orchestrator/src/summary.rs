@@ -14,7 +14,8 @@ use rand::rngs::Xoshiro256PlusPlus;
 use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::result::{
     ArmSummary, CampaignResult, CauseSummary, CellKey, CellResult, CpuPerGigabyte, Gate, GateCondition,
-    GateQuantity, GateResult, Outcome, Peer, Provenance, Run, RunCounts, RunStatus, TrialRecord, Verdict,
+    GateQuantity, GateResult, Outcome, Pair, Peer, Provenance, Run, RunCounts, RunStatus, TrialRecord,
+    Verdict,
 };
 use toll_protocol::trial::{Direction, EndKind, TrialId};
 use toll_protocol::units::Span;
@@ -129,7 +130,7 @@ pub fn blocks(cell: &CellResult, baseline: &CellResult) -> Vec<PairedBlock> {
     blocks.into_values().collect()
 }
 
-/// The cells, by pair, workload, direction, arm in the campaign's order, and peer.
+/// The cells, by pair in the plan's order, workload, direction, arm in the campaign's order, and peer.
 fn cells_of(header: &LedgerHeader, records: &[TrialRecord]) -> Result<Vec<CellResult>, SummaryError> {
     let mut by_trial: BTreeMap<TrialId, &TrialRecord> = BTreeMap::new();
     for record in records {
@@ -155,6 +156,14 @@ fn cells_of(header: &LedgerHeader, records: &[TrialRecord]) -> Result<Vec<CellRe
     if let Some(trial) = by_trial.keys().next() {
         return Err(SummaryError::NotOfThePlan(*trial));
     }
+    // As planned and not by name: host-2 comes before host-10.
+    let mut pairs: BTreeMap<&Pair, usize> = BTreeMap::new();
+    let mut planned: Vec<&PlannedTrial> = header.planned.iter().collect();
+    planned.sort_by_key(|planned| planned.position);
+    for planned in planned {
+        let next = pairs.len();
+        pairs.entry(&planned.cell.pair).or_insert(next);
+    }
     let place = |key: &CellKey| header.arms.iter().position(|arm| arm.name == key.arm);
     let mut cells = Vec::with_capacity(runs.len());
     for (key, mut runs) in runs {
@@ -164,7 +173,11 @@ fn cells_of(header: &LedgerHeader, records: &[TrialRecord]) -> Result<Vec<CellRe
     }
     cells.sort_by(|(place, cell), (other_place, other)| {
         let (a, b) = (&cell.key, &other.key);
-        let by_matrix = (&a.pair, &a.workload, a.direction).cmp(&(&b.pair, &b.workload, b.direction));
+        let by_matrix = (pairs.get(&a.pair), &a.workload, a.direction).cmp(&(
+            pairs.get(&b.pair),
+            &b.workload,
+            b.direction,
+        ));
         by_matrix.then(place.cmp(other_place)).then(a.peer.cmp(&b.peer))
     });
     Ok(cells.into_iter().map(|(_, cell)| cell).collect())

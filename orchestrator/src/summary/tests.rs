@@ -49,6 +49,19 @@ fn every_planned_trial_is_a_run_and_counts_add_up() {
 }
 
 #[test]
+fn pairs_stand_in_the_plans_order_and_not_by_name() {
+    let (mut header, _) = test_support::campaign();
+    let half = u32::try_from(header.planned.len() / 2).expect("few");
+    for planned in &mut header.planned {
+        planned.cell.pair.a = if planned.position < half { "host-2" } else { "host-10" }.to_owned();
+    }
+    let result = summarise(&header, &[], &[]).expect("belongs together");
+    let mut hosts: Vec<&str> = result.cells.iter().map(|cell| cell.key.pair.a.as_str()).collect();
+    hosts.dedup();
+    assert_eq!(hosts, ["host-2", "host-10"]);
+}
+
+#[test]
 fn a_campaign_without_records_has_no_figures() {
     let (header, _) = test_support::campaign();
     let result = summarise(&header, &[], &test_support::gates()).expect("belongs together");
