@@ -1,11 +1,12 @@
 //! The headlines: for each direction, what share of native each virtual arm reached, in words.
 
 use maud::{Markup, html};
+use toll_protocol::report::Flag;
 use toll_protocol::result::{CampaignResult, CellResult, Peer};
 use toll_protocol::trial::{Direction, EndKind};
 
 use crate::format;
-use crate::report::{arm_of, describe, failures, without_figure};
+use crate::report::{arm_of, describe, failures, is_baseline, without_figure};
 use crate::statistics::median;
 use crate::summary::baseline_cell;
 
@@ -28,6 +29,26 @@ pub fn section(result: &CampaignResult) -> Markup {
                         ul { @for line in &lines { (item(result, line)) } }
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Whether native itself was held back by the link: then shares are of the link, not of what the machine can do.
+fn link_bound_note(result: &CampaignResult) -> Markup {
+    let native: Vec<&CellResult> = result
+        .cells
+        .iter()
+        .filter(|cell| is_baseline(result, cell) && cell.goodput_bytes_per_second.is_some())
+        .collect();
+    let bound = native.iter().filter(|cell| cell.flags.contains_key(&Flag::LinkBound)).count();
+    let virtual_arms = result.arms.iter().any(|arm| !matches!(arm.kind, EndKind::Native { .. }));
+    html! {
+        @if bound > 0 && virtual_arms {
+            p.note {
+                "Native filled the link"
+                @if bound < native.len() { " in " (bound) " of its " (native.len()) " cells" }
+                ", so shares of it are shares of the link: on a faster one they would be lower."
             }
         }
     }
@@ -78,6 +99,7 @@ pub fn lede(result: &CampaignResult) -> Markup {
                 "."
             }
         }
+        (link_bound_note(result))
     }
 }
 

@@ -27,6 +27,19 @@ fn the_page_says_what_the_result_says() {
 }
 
 #[test]
+fn a_native_arm_that_filled_the_link_is_said_before_the_shares() {
+    let mut result = result();
+    for cell in &mut result.cells {
+        cell.flags.clear();
+    }
+    assert!(!render(&result).contains("Native filled the link"));
+    let native = result.arms.iter().find(|arm| arm.baseline).expect("a baseline").name.clone();
+    let cell = result.cells.iter_mut().find(|cell| cell.key.arm == native).expect("its cell");
+    cell.flags.insert(toll_protocol::report::Flag::LinkBound, 1);
+    assert!(render(&result).contains("Native filled the link in 1 of its "));
+}
+
+#[test]
 fn the_page_needs_nothing_else() {
     let page = render(&result());
     for forbidden in ["<script", "<link", "src=", "url(", "@import", "http://", "https://"] {
