@@ -6,7 +6,8 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 
 use comfy_table::{
-    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, LineStyle, Table, TableStyle,
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, LineStyle, Table,
+    TableStyle, Width,
 };
 use toll_protocol::result::{CampaignResult, CellResult, GateQuantity, GateResult};
 
@@ -17,6 +18,8 @@ use crate::format;
 pub const WIDEST: u16 = 100;
 /// The narrowest that is tried: on a narrower terminal lines wrap.
 const NARROWEST: u16 = 72;
+/// Characters of an arm's name that are kept in one line on any terminal.
+const LONGEST_ARM: usize = 14;
 /// Of the table.
 const COLUMNS: usize = 10;
 
@@ -168,6 +171,25 @@ impl Screen {
             column.set_cell_alignment(CellAlignment::Right);
             column.set_constraint(ColumnConstraint::ContentWidth);
         }
+        // What can't be broken between words must not be broken within one. Names of arms are the users': a long
+        // one is.
+        let words =
+            |cell: &&CellResult| cell.flags.keys().map(|flag| explain(*flag).0).max_by_key(|name| name.len());
+        let longest =
+            |names: Vec<&str>| names.into_iter().map(|name| name.chars().count()).max().unwrap_or(0);
+        let arm = longest(group.cells.iter().map(|cell| cell.key.arm.as_str()).collect()).min(LONGEST_ARM);
+        let flag = longest(group.cells.iter().filter_map(words).collect());
+        // With the padding below.
+        let at_least = |width: usize| {
+            ColumnConstraint::LowerBoundary(Width::Fixed(u16::try_from(width + 1).unwrap_or(u16::MAX)))
+        };
+        let constraints =
+            [(0, at_least(arm)), (1, ColumnConstraint::ContentWidth), (COLUMNS - 1, at_least(flag))];
+        for (index, constraint) in constraints {
+            if let Some(column) = table.column_mut(index) {
+                column.set_constraint(constraint);
+            }
+        }
         for column in table.column_iter_mut() {
             column.set_padding((0, 1));
         }
@@ -263,6 +285,7 @@ mod tests {
     use super::*;
     use crate::summary::summarise;
     use crate::test_support;
+    use toll_protocol::report::Flag;
 
     const PLAIN: TerminalOptions = TerminalOptions { width: 100, styled: false, unicode: true };
 
@@ -302,6 +325,23 @@ mod tests {
     fn without_a_terminal_there_are_no_styles_and_with_one_there_are() {
         assert!(!render(&result(), None, PLAIN).contains('\u{1b}'));
         assert!(render(&result(), None, TerminalOptions { styled: true, ..PLAIN }).contains('\u{1b}'));
+    }
+
+    #[test]
+    fn no_word_is_broken_on_a_narrow_terminal() {
+        let mut result = result();
+        let flags = [Flag::CpuBound, Flag::LinkBound, Flag::Retransmits, Flag::DebugBuild];
+        for cell in &mut result.cells {
+            cell.flags = flags.into_iter().map(|flag| (flag, 5)).collect();
+        }
+        let arms: Vec<String> = result.arms.iter().map(|arm| arm.name.clone()).collect();
+        for width in [1, 72, 80, 90, 100] {
+            let text = render(&result, None, TerminalOptions { width, ..PLAIN });
+            for word in arms.iter().map(String::as_str).chain(flags.map(|flag| explain(flag).0)) {
+                // The debug build's flag may wrap between its two words.
+                assert!(word.contains(' ') || text.contains(word), "{word} is broken at {width}:\n{text}");
+            }
+        }
     }
 
     #[test]
