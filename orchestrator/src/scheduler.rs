@@ -339,13 +339,18 @@ impl Scheduler {
     /// Begins every trial that can begin now, in the plan's order, and skips those that never can.
     fn dispatch(&mut self, now: Now, out: &mut Vec<Command>) {
         let mut waiting = VecDeque::new();
-        while let Some(index) = self.queue.pop_front() {
+        // With every slot taken the queue is left alone: messages come many times a second while a trial is
+        // measured, and a campaign may have a hundred thousand trials.
+        while self.flights.len() < self.limit
+            && let Some(index) = self.queue.pop_front()
+        {
             match self.readiness(index) {
                 Readiness::Never(reason) => self.skip(index, reason, out),
-                Readiness::Now if self.flights.len() < self.limit => self.begin(index, now, out),
-                Readiness::Now | Readiness::Later => waiting.push_back(index),
+                Readiness::Now => self.begin(index, now, out),
+                Readiness::Later => waiting.push_back(index),
             }
         }
+        waiting.append(&mut self.queue);
         self.queue = waiting;
     }
 
@@ -394,6 +399,12 @@ enum Readiness {
 
 /// Why a host can't be this end, if it can't.
 fn obstacle(end: &EndSpec, facts: &HostFacts) -> Option<String> {
+    // An agent in a lab or a container has some of the machine's CPUs; pinning beyond them would work for root and
+    // take the CPU of another host.
+    if let Some(cpu) = end.cpu.filter(|cpu| !facts.cpus.is_empty() && !facts.cpus.contains(cpu)) {
+        let own: Vec<String> = facts.cpus.iter().map(ToString::to_string).collect();
+        return Some(format!("the arm is pinned to CPU {cpu}, and the host has CPU {} only", own.join(", ")));
+    }
     let tun = || facts.tun.as_ref().err().map(|why| format!("no TAP device: {why}"));
     match &end.kind {
         EndKind::Guest { .. } => match &facts.kvm {

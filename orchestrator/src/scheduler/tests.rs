@@ -62,7 +62,7 @@ fn report() -> Box<EndReport> {
 fn host_plans(count: u8) -> Vec<plan::Host> {
     let address = |n| InterfaceAddress { address: [10, 77, 0, 100 + n].into(), prefix: 24 };
     (0..count)
-        .map(|n| plan::Host { name: format!("host-{n}"), virtual_address: address(n), mtu: 1500 })
+        .map(|n| plan::Host { name: format!("host-{n}"), virtual_address: address(n), mtu: 1500, rate: None })
         .collect()
 }
 
@@ -277,6 +277,29 @@ fn without_kvm_native_runs_and_guests_are_skipped_with_the_reason() {
             Outcome::Skipped { reason } => {
                 assert_eq!(record.cell.arm, "virtio");
                 assert!(reason.contains("there is no /dev/kvm"), "{reason}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn an_arm_pinned_to_a_cpu_that_the_host_does_not_have_is_skipped_with_the_reason() {
+    let mut plan = plan_for(2);
+    for cell in plan.cells.iter_mut().filter(|cell| cell.key.arm == "virtio") {
+        cell.b.cpu = Some(3);
+    }
+    let mut fleet = Fleet::new(plan, 1, 1, NO_FAULTS);
+    for host in host_plans(2) {
+        let facts = facts(KvmFact::Usable(KvmKind::Vmx));
+        fleet.at(10, Event::AgentConnected { host: host.name, facts });
+    }
+    fleet.run();
+    for record in fleet.records.values() {
+        match &record.outcome {
+            Outcome::Measured { .. } => assert_eq!(record.cell.arm, "native"),
+            Outcome::Skipped { reason } => {
+                assert_eq!(reason, "host-1: the arm is pinned to CPU 3, and the host has CPU 0 only");
             }
             other => panic!("{other:?}"),
         }
