@@ -1,11 +1,11 @@
 //! The command line of `toll`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::exit::Exit;
+use crate::exit::{Exit, print_out};
 use crate::manifest::{self, ManifestError};
 use crate::run::{self, Format};
 use crate::{doctor, show_plan};
@@ -56,12 +56,13 @@ impl Cli {
     pub fn execute(self) -> Result<Exit> {
         match self.command {
             Command::Run { file, out, format } => match manifest::load(&file) {
+                Ok((_, campaign)) if campaign.lab.is_none() => Ok(no_lab(&file)),
                 Ok((text, campaign)) => run::run(&text, &campaign, out, format),
                 Err(error) => Ok(told(&error)),
             },
             Command::Validate { file } => match manifest::load(&file) {
                 Ok((_, campaign)) => {
-                    println!("{}: campaign {} is valid", file.display(), campaign.name);
+                    print_out(&format!("{}: campaign {} is valid\n", file.display(), campaign.name))?;
                     Ok(Exit::Ok)
                 }
                 Err(error) => Ok(told(&error)),
@@ -69,10 +70,9 @@ impl Cli {
             Command::Plan { file } => match manifest::load(&file) {
                 Ok((_, campaign)) => {
                     let Some(lab) = campaign.lab else {
-                        eprintln!("{}: no lab: the hosts are known to a server only", file.display());
-                        return Ok(Exit::InvalidCampaign);
+                        return Ok(no_lab(&file));
                     };
-                    print!("{}", show_plan::show(&campaign, &lab));
+                    print_out(&show_plan::show(&campaign, &lab))?;
                     Ok(Exit::Ok)
                 }
                 Err(error) => Ok(told(&error)),
@@ -82,6 +82,12 @@ impl Cli {
     }
 }
 
+/// Tells that a campaign has no hosts on this machine.
+fn no_lab(file: &Path) -> Exit {
+    eprintln!("{}: spec.hosts names no lab: write `lab: {{count: 2}}` there", file.display());
+    Exit::InvalidCampaign
+}
+
 /// Tells what is wrong with a manifest.
 fn told(error: &ManifestError) -> Exit {
     match error {
@@ -89,7 +95,7 @@ fn told(error: &ManifestError) -> Exit {
             eprintln!("{problems}");
             Exit::InvalidCampaign
         }
-        ManifestError::TooLong { .. } => {
+        ManifestError::TooLong { .. } | ManifestError::NotText { .. } => {
             eprintln!("{error}");
             Exit::InvalidCampaign
         }

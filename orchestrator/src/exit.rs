@@ -1,5 +1,6 @@
 //! Exit codes of `toll`. A benchmark that failed never exits 0.
 
+use std::io::{self, Write as _};
 use std::process::{ExitCode, Termination};
 
 /// How the program ended.
@@ -18,6 +19,18 @@ pub enum Exit {
     Infrastructure = 4,
     /// The user interrupted it (128 + SIGINT).
     Interrupted = 130,
+}
+
+/// Prints on stdout. A reader that has closed its end, such as `head`, wants no more: that is no fault.
+///
+/// # Errors
+/// What else keeps stdout from being written.
+pub fn print_out(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    }
 }
 
 impl Termination for Exit {

@@ -102,7 +102,7 @@ pub enum Recorded {
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// [`Ledger::create`] never writes over a file.
-    #[error("{path} exists already: resume it, or choose another directory", path = path.display())]
+    #[error("{path} exists already, and results are never written over: choose another directory (--out)", path = path.display())]
     Exists {
         /// The file.
         path: PathBuf,
@@ -130,7 +130,7 @@ pub enum LedgerError {
         found: i32,
     },
     /// No room on the disk.
-    #[error("no room is left for {path}: free some space, then resume; every result acknowledged before is kept", path = path.display())]
+    #[error("no room is left for {path}: free some space; every result acknowledged before is kept", path = path.display())]
     DiskFull {
         /// The file.
         path: PathBuf,

@@ -1,5 +1,7 @@
 //! Reading a campaign's file, and telling what is wrong in it so that a person finds the place.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use toll_protocol::campaign::{self, Campaign, Problem};
@@ -16,12 +18,18 @@ pub enum ManifestError {
         source: std::io::Error,
     },
     /// It is longer than any campaign.
-    #[error("{path} has {bytes} bytes: a campaign has at most {most}", path = path.display(), most = campaign::MAX_DOCUMENT)]
+    #[error("{path} is too long: a campaign has at most {most} bytes", path = path.display(), most = campaign::MAX_DOCUMENT)]
     TooLong {
         /// The file.
         path: PathBuf,
-        /// Its length.
-        bytes: u64,
+    },
+    /// It is no text.
+    #[error("{path} is not in UTF-8 (byte {at}): a campaign is YAML text", path = path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// Offset of the first byte that is wrong.
+        at: usize,
     },
     /// It is no campaign.
     #[error("{0}")]
@@ -34,11 +42,17 @@ pub enum ManifestError {
 /// [`ManifestError`]; for an invalid campaign with every problem, its line, column and the line itself.
 pub fn load(path: &Path) -> Result<(String, Campaign), ManifestError> {
     let read = |source| ManifestError::Read { path: path.to_owned(), source };
-    let bytes = std::fs::metadata(path).map_err(read)?.len();
-    if bytes > campaign::MAX_DOCUMENT as u64 {
-        return Err(ManifestError::TooLong { path: path.to_owned(), bytes });
+    // A pipe or a device has no length to ask for: what is read is what is limited.
+    let mut bytes = Vec::new();
+    let most = campaign::MAX_DOCUMENT as u64 + 1;
+    File::open(path).map_err(read)?.take(most).read_to_end(&mut bytes).map_err(read)?;
+    if bytes.len() > campaign::MAX_DOCUMENT {
+        return Err(ManifestError::TooLong { path: path.to_owned() });
     }
-    let text = std::fs::read_to_string(path).map_err(read)?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        ManifestError::NotText { path: path.to_owned(), at }
+    })?;
     match campaign::parse(&text) {
         Ok(campaign) => Ok((text, campaign)),
         Err(problems) => {
@@ -69,6 +83,17 @@ fn show(path: &Path, text: &str, problem: &Problem) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_without_an_end_or_without_text_is_refused() {
+        let endless = load(Path::new("/dev/zero")).expect_err("has no end");
+        assert!(matches!(endless, ManifestError::TooLong { .. }), "{endless}");
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("c.yaml");
+        std::fs::write(&path, b"kind: \xff\n").expect("writes");
+        let binary = load(&path).expect_err("is no text");
+        assert!(matches!(binary, ManifestError::NotText { at: 6, .. }), "{binary}");
+    }
 
     #[test]
     fn a_problem_shows_its_line_and_column() {

@@ -5,6 +5,8 @@
 //! campaign -> pairs x workloads -> blocks, back to back -> every arm, peer and direction once, shuffled
 //! ```
 
+use std::time::Duration;
+
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
@@ -12,12 +14,16 @@ use toll_protocol::campaign::schema::Pairs;
 use toll_protocol::campaign::{Arm, Campaign, Workload};
 use toll_protocol::result::{CellKey, Pair, Peer};
 use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, StreamJob, TrialId};
-use toll_protocol::units::{InterfaceAddress, MacAddress, Span};
+use toll_protocol::units::{BitRate, Bytes, InterfaceAddress, MacAddress, Span};
 
 /// Preparing, starting and tearing down one trial, as far as an estimate needs to know.
 const OVERHEAD: Span = Span::from_millis(150);
 /// What an end may take beyond its warm-up and interval before it counts as hung.
 const GRACE: Span = Span::from_millis(10_000);
+
+/// Bytes that may still be on their way when the interval ends: the largest send buffer of Linux (tcp_wmem, 4 MiB)
+/// and a device's queue of 1000 frames. The sender waits until they have gone over the link.
+const IN_FLIGHT: Bytes = Bytes(6 << 20);
 
 /// A host as the plan needs it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +34,8 @@ pub struct Host {
     pub virtual_address: InterfaceAddress,
     /// MTU of its test NIC.
     pub mtu: u16,
+    /// Rate of its link, where it is known.
+    pub rate: Option<BitRate>,
 }
 
 /// One cell and what is needed to run it.
@@ -127,6 +135,10 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
         (Peer::Native, _) => EndKind::Native { program: NativeProgram::Endpoint },
     };
     let mtu = a.mtu.min(b.mtu);
+    let rate = a.rate.into_iter().chain(b.rate).min();
+    let drain = rate.map_or(Duration::ZERO, |rate| {
+        Duration::from_secs_f64(IN_FLIGHT.0 as f64 * 8.0 / (rate.0.max(1) as f64))
+    });
     let end = |kind: EndKind, host: &Host, direction, open, cpu| EndSpec {
         kind,
         job: StreamJob {
@@ -140,7 +152,9 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
         mac: mac(host.virtual_address),
         mtu,
         cpu,
-        deadline: Span(workload.warm_up.0 + workload.duration.0 + GRACE.0),
+        deadline: Span::from(
+            workload.warm_up.duration() + workload.duration.duration() + GRACE.duration() + drain,
+        ),
     };
     // The pin names a CPU of the arm's host; the far end of a guest-to-guest cell is pinned alike.
     let far_cpu = arm.cpu.filter(|_| peer == Peer::SameArm);
@@ -184,6 +198,7 @@ mod tests {
             name: format!("host-{n}"),
             virtual_address: InterfaceAddress { address: [10, 77, 0, 100 + n].into(), prefix: 24 },
             mtu: 1500,
+            rate: None,
         };
         (1..=count).map(host).collect()
     }
@@ -230,6 +245,18 @@ mod tests {
         }
         assert_eq!(seen.len(), 5);
         assert!(seen.values().all(|count| *count == 2), "{seen:?}");
+    }
+
+    #[test]
+    fn a_slow_link_gives_its_buffers_time_to_empty() {
+        let deadline = |rate| {
+            let hosts: Vec<Host> = hosts(2).into_iter().map(|host| Host { rate, ..host }).collect();
+            Plan::new(&campaign(1, "all"), &hosts, 1, &mut rand::rng()).cells[0].a.deadline
+        };
+        // 0.5 s of warm-up, 2 s, the grace; and 6 MiB at 1 Mb/s.
+        assert_eq!(deadline(None), Span::from_millis(12_500));
+        assert!(deadline(Some(BitRate(1_000_000))) > Span::from_millis(12_500 + 50_000));
+        assert!(deadline(Some(BitRate(10_000_000_000))) < Span::from_millis(12_510));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use toll_protocol::result::{Outcome, TrialRecord};
 use toll_protocol::units::Span;
 
+use crate::report::terminal::plain;
 use crate::scheduler;
 
 const TEMPLATE: &str = "{bar:30.cyan/dim} {pos}/{len} trials, {prefix} left  {msg}";
@@ -44,6 +45,8 @@ impl Progress {
             Outcome::Lost { reason } => ("lost", reason.clone()),
         };
         let cell = &record.cell;
+        // The reason may quote a guest.
+        let reason = plain(&reason);
         let line = format!("{} {} to {}: {what}: {reason}", cell.arm, cell.direction, cell.peer);
         if self.told.insert(line.clone()) {
             self.line(&line);

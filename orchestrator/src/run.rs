@@ -19,15 +19,18 @@ use toll_protocol::result::{
 use toll_protocol::trial::EndKind;
 
 use crate::driver::{Driver, Observer, unix_ms};
-use crate::exit::Exit;
+use crate::exit::{Exit, print_out};
 use crate::lab::{self, AgentProcess, Lab};
-use crate::ledger::{Ledger, LedgerHeader, PlannedTrial};
+use crate::ledger::{Ledger, LedgerError, LedgerHeader, PlannedTrial};
 use crate::link::Link;
 use crate::pki::{Authority, SERVER_NAME};
 use crate::plan::{self, Plan};
 use crate::progress::Progress;
 use crate::scheduler::{self, Scheduler};
 use crate::{binaries, report, summary};
+
+/// The ledger's name in the directory of results.
+const LEDGER: &str = "ledger.sqlite";
 
 /// How long an agent may take to clean its host when it is asked to end.
 const STOP: Duration = Duration::from_secs(5);
@@ -48,9 +51,7 @@ pub enum Format {
 /// # Errors
 /// What keeps the campaign from being run or its results from being kept; failed trials are results.
 pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Format) -> Result<Exit> {
-    let spec = campaign.lab.context(
-        "the campaign names no lab: write `lab: {count: 2}` under spec.hosts, or give it to a server (toll submit)",
-    )?;
+    let spec = campaign.lab.context("the campaign names no lab: write `lab: {count: 2}` under spec.hosts")?;
     let agent = binaries::beside("toll-agent")?;
     for program in ["toll-vmm", "toll-endpoint"] {
         binaries::beside(program)?;
@@ -62,6 +63,11 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
         )?;
     }
     let out = out.unwrap_or_else(|| PathBuf::from(default_directory(&campaign.name)));
+    // Before anything in the directory is touched: the logs beside it would be gone when the ledger refuses.
+    let ledger = out.join(LEDGER);
+    if ledger.exists() {
+        return Err(LedgerError::Exists { path: ledger }.into());
+    }
     lab::enter()?;
     fs::create_dir_all(&out).with_context(|| format!("{} can't be made", out.display()))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -74,16 +80,10 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
     let (result, interrupted) = ended?;
     let page = write_results(&result, &out)?;
     match format {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&result)?),
+        Format::Json => print_out(&format!("{}\n", serde_json::to_string_pretty(&result)?))?,
         Format::Text => {
-            print!(
-                "{}",
-                report::terminal::render(
-                    &result,
-                    Some(&page),
-                    report::terminal::TerminalOptions::of_stdout()
-                )
-            );
+            let options = report::terminal::TerminalOptions::of_stdout();
+            print_out(&report::terminal::render(&result, Some(&page), options))?;
         }
     }
     Ok(exit(&result, interrupted))
@@ -153,8 +153,11 @@ async fn in_lab(
     let driven = driver.drive(ledger, &mut cancel.first, &mut observer).await;
     observer.progress.finish();
     // The agents first: to them a closed connection is a fault to recover from.
+    // All are asked before one is waited for: those that don't answer cost one limit, not one each.
+    observer.agents.iter().for_each(AgentProcess::ask_to_end);
+    let deadline = Instant::now() + STOP;
     for agent in observer.agents {
-        agent.stop(STOP).await;
+        agent.ended_by(deadline).await;
     }
     driver.link.close().await;
     let mut ledger = driven?;
@@ -176,6 +179,7 @@ fn plan_for(campaign: &Campaign, spec: &campaign::Lab, lab: &Lab) -> Plan {
         name: host.name.clone(),
         virtual_address: host.virtual_end,
         mtu: spec.mtu,
+        rate: spec.rate,
     };
     let hosts: Vec<plan::Host> = lab.hosts.iter().map(host).collect();
     // A seed that was not asked for is short enough to be typed again.
@@ -220,7 +224,7 @@ fn create_ledger(
             interrupted: false,
         },
     };
-    let ledger = Ledger::create(&out.join("ledger.sqlite"), &header)?;
+    let ledger = Ledger::create(&out.join(LEDGER), &header)?;
     Ok((header, ledger))
 }
 

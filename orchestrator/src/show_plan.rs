@@ -13,6 +13,7 @@ pub fn show(campaign: &Campaign, lab: &Lab) -> String {
         name: format!("host-{n}"),
         virtual_address: InterfaceAddress { address: std::net::Ipv4Addr::UNSPECIFIED, prefix: 24 },
         mtu: lab.mtu,
+        rate: lab.rate,
     };
     let hosts: Vec<Host> = (1..=lab.count).map(host).collect();
     let seed = campaign.seed.unwrap_or(0);
@@ -23,9 +24,8 @@ pub fn show(campaign: &Campaign, lab: &Lab) -> String {
     for column in table.column_iter_mut().skip(5) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    for (index, cell) in plan.cells.iter().enumerate() {
+    for cell in &plan.cells {
         let key = &cell.key;
-        let trials = plan.trials.iter().filter(|trial| trial.cell == index).count();
         let each = toll_protocol::units::Span(cell.a.job.warm_up.0 + cell.a.job.duration.0);
         table.add_row([
             format!("{} {}", key.pair.a, key.pair.b),
@@ -33,7 +33,7 @@ pub fn show(campaign: &Campaign, lab: &Lab) -> String {
             key.arm.clone(),
             key.peer.to_string(),
             key.direction.to_string(),
-            trials.to_string(),
+            campaign.blocks.to_string(),
             each.to_string(),
         ]);
     }

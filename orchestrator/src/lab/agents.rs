@@ -24,6 +24,8 @@ use crate::pki::Identity;
 pub struct AgentProcess {
     host: String,
     child: Child,
+    /// How it ended, once that is known.
+    status: Option<ExitStatus>,
 }
 
 impl AgentProcess {
@@ -59,7 +61,9 @@ impl AgentProcess {
             .args(["--ca", &path(&authority), "--certificate", &path(&certificate), "--key", &path(&key)])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(log);
+            .stderr(log)
+            // Ctrl-C at a terminal goes to its whole foreground group; the agents are told by this process.
+            .process_group(0);
         let namespace = host.namespace.as_fd().as_raw_fd();
         let cpus = cpu_set(&host.cpus).map_err(failed("choosing CPUs"))?;
         let parent = std::process::id();
@@ -68,7 +72,7 @@ impl AgentProcess {
             command.pre_exec(move || enter_host(namespace, &cpus, inherited, parent));
         }
         let child = command.spawn().map_err(failed(&format!("starting {}", program.display())))?;
-        Ok(Self { host: host.name.clone(), child })
+        Ok(Self { host: host.name.clone(), child, status: None })
     }
 
     /// The host's name.
@@ -83,14 +87,22 @@ impl AgentProcess {
 
     /// How it ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().ok().flatten()
+        if self.status.is_none() {
+            self.status = self.child.try_wait().ok().flatten();
+        }
+        self.status
     }
 
-    /// Asks it to end, and kills it if it has not by `limit`.
-    pub async fn stop(mut self, limit: Duration) {
-        let deadline = Instant::now() + limit;
-        // A process that has not been waited for keeps its id: this can hit no other.
-        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+    /// Asks it to clean its host and end.
+    pub fn ask_to_end(&self) {
+        // A process that has not been waited for keeps its id; one that has been, `ended` has told of.
+        if self.status.is_none() {
+            let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+        }
+    }
+
+    /// Waits until it has ended, and kills it if it has not by `deadline`.
+    pub async fn ended_by(mut self, deadline: Instant) {
         let mut look = tokio::time::interval(Duration::from_millis(5));
         while self.ended().is_none() {
             if Instant::now() > deadline {
