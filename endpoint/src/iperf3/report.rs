@@ -8,9 +8,6 @@ use toll_protocol::report::{CpuSplit, EndReport, Flag, Sample};
 use toll_protocol::trial::Direction;
 use toll_protocol::units::Span;
 
-/// Half of a reporting step: a report belongs to the interval if its middle lies in it.
-const HALF_STEP: Duration = Duration::from_millis(50);
-
 /// Share of the interval, in percent, that the reports must cover.
 const ENOUGH: u32 = 95;
 
@@ -90,15 +87,17 @@ pub fn parse(
     let report: Report = serde_json::from_slice(json)?;
     let (mut bytes, mut retransmits) = (0_u64, Some(0_u64));
     let (mut begin, mut covered) = (None, Duration::ZERO);
-    let mut samples = Vec::new();
+    let mut samples: Vec<Sample> = Vec::new();
     for Interval { sum } in &report.intervals {
         let time = |seconds| Duration::try_from_secs_f64(seconds).ok();
         let Some((start, end)) = time(sum.start).zip(time(sum.end)).filter(|(start, end)| start <= end)
         else {
             return Err(ReportError::Time { start: sum.start, end: sum.end });
         };
+        // A report belongs to the interval if its middle lies in it, however short it is: after a late one, iperf3's
+        // timer (timer.c) fires early, and the bytes of that short step count as any others.
         let middle = start + (end - start) / 2;
-        if middle < warm_up || middle >= warm_up + duration || end - start < HALF_STEP {
+        if middle < warm_up || middle >= warm_up + duration {
             continue;
         }
         if sum.sender != (direction == Direction::Send) {
@@ -107,7 +106,12 @@ pub fn parse(
         bytes = bytes.saturating_add(sum.bytes);
         retransmits = retransmits.zip(sum.retransmits).map(|(sum, more)| sum.saturating_add(more));
         covered = end.saturating_sub(*begin.get_or_insert(start));
-        samples.push(Sample { at: covered.into(), bytes });
+        let sample = Sample { at: covered.into(), bytes };
+        match samples.last_mut() {
+            // A report of no length is more of the moment before it.
+            Some(last) if last.at >= sample.at => *last = sample,
+            _ => samples.push(sample),
+        }
     }
     if covered < duration / 100 * ENOUGH {
         return Err(ReportError::Short { covered: covered.into(), duration: duration.into() });
@@ -164,6 +168,23 @@ mod tests {
         assert_eq!(report.interval, Span::from_millis(2_000));
         assert_eq!(report.cpu.host, None);
         assert_eq!(report.flags, []);
+    }
+
+    #[test]
+    fn a_short_step_after_a_late_one_is_not_lost() {
+        let step = |start: f64, end: f64, bytes: u64| {
+            format!(r#"{{"sum": {{"start": {start}, "end": {end}, "bytes": {bytes}, "sender": false}}}}"#)
+        };
+        let steps = [step(0.0, 0.1, 100), step(0.1, 0.27, 170), step(0.27, 0.3, 30), step(0.3, 0.3, 5)];
+        let json = format!(r#"{{"intervals": [{}]}}"#, steps.join(", "));
+        let whole = Duration::from_millis(400);
+        assert!(parse(json.as_bytes(), Direction::Receive, Duration::ZERO, whole).is_err(), "covers 300 ms");
+        let whole = Duration::from_millis(301);
+        let report = parse(json.as_bytes(), Direction::Receive, Duration::ZERO, whole).expect("parses");
+        assert_eq!((report.bytes, report.interval), (305, Span::from_millis(300)));
+        let at: Vec<_> = report.samples.iter().map(|sample| (sample.at, sample.bytes)).collect();
+        let ms = Span::from_millis;
+        assert_eq!(at, [(ms(100), 100), (ms(270), 270), (ms(300), 305)]);
     }
 
     #[test]
