@@ -83,7 +83,7 @@ pub enum ConfigError {
 pub struct Plan {
     /// Who produces the traffic.
     pub program: NativeProgram,
-    /// Where a listening end listens, with port 0: the kernel chooses.
+    /// Where a listening end listens and from where a connecting end connects, with port 0: the kernel chooses.
     pub bind: SocketAddrV4,
     /// Whether this end sends or receives.
     pub direction: Direction,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, connect as start_connect, setsockopt,
+    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect as start_connect, setsockopt,
     socket, sockopt,
 };
 use toll_protocol::trial::CONGESTION_CONTROLS;
@@ -20,9 +20,6 @@ use crate::control::{Control, ControlError};
 
 /// How long a connection may take to come about, the other end being up.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-
-/// How long the kernel may take at the end to see the last bytes acknowledged; the job's deadline comes first.
-const LINGER_SECONDS: libc::c_int = 7_200;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -119,22 +116,26 @@ pub fn accept(
     }
 }
 
-/// Connects to `peer`.
+/// Connects to `peer` from `local` (port 0: the kernel chooses), so that what the peer answers comes to the test NIC
+/// on a host with several addresses.
 ///
 /// # Errors
 /// [`SocketError`]; [`SocketError::TimedOut`] if nobody answers until `deadline` or within [`CONNECT_LIMIT`].
 pub fn connect(
     control: &mut Control,
+    local: SocketAddrV4,
     peer: SocketAddrV4,
     deadline: Duration,
 ) -> Result<TcpStream, SocketError> {
     let begin = control.clock().now();
     let until = deadline.min(begin + CONNECT_LIMIT);
     let failed = |call: &'static str| move |errno: Errno| io_error(call, peer)(errno.into());
+    let unbound = |errno: Errno| io_error("bind", local)(errno.into());
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd: OwnedFd =
         socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Tcp).map_err(failed("socket"))?;
     set_congestion(&fd)?;
+    bind(fd.as_raw_fd(), &SockaddrIn::from(local)).map_err(unbound)?;
     match start_connect(fd.as_raw_fd(), &SockaddrIn::from(peer)) {
         Ok(()) => {}
         Err(Errno::EINPROGRESS) => {
@@ -155,6 +156,20 @@ pub fn connect(
 
 /// Segments that the socket has retransmitted so far (tcp_info.tcpi_total_retrans), where the kernel says so.
 pub fn retransmits(stream: &TcpStream) -> Option<u32> {
+    let (info, length) = tcp_info(stream)?;
+    let filled = std::mem::offset_of!(libc::tcp_info, tcpi_total_retrans) + size_of::<u32>();
+    (length >= filled).then_some(info.tcpi_total_retrans)
+}
+
+/// Whether the connection is at its end (CLOSED of RFC 9293, 3.3.2): both FINs are acknowledged, or it was reset.
+pub fn is_closed(stream: &TcpStream) -> bool {
+    /// TCP_CLOSE of the kernel's net/tcp_states.h.
+    const CLOSED: u8 = 7;
+    tcp_info(stream).is_none_or(|(info, _)| info.tcpi_state == CLOSED)
+}
+
+/// TCP_INFO (tcp(7)), and how many of its bytes this kernel fills.
+fn tcp_info(stream: &TcpStream) -> Option<(libc::tcp_info, usize)> {
     // SAFETY: tcp_info is plain integers, for which all zeroes is a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = libc::socklen_t::try_from(size_of_val(&info)).ok()?;
@@ -163,19 +178,12 @@ pub fn retransmits(stream: &TcpStream) -> Option<u32> {
     let result = unsafe {
         libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, pointer, &raw mut length)
     };
-    let filled = std::mem::offset_of!(libc::tcp_info, tcpi_total_retrans) + size_of::<u32>();
-    (result == 0 && usize::try_from(length).is_ok_and(|length| length >= filled))
-        .then_some(info.tcpi_total_retrans)
+    usize::try_from(length).ok().filter(|_| result == 0).map(|length| (info, length))
 }
 
-/// Closes the last handle of `stream` and returns when the peer has acknowledged all, FIN included: whoever
-/// then removes the network under it loses nothing.
-///
-/// # Errors
-/// The system's word on SO_LINGER.
-pub fn close_acknowledged(stream: TcpStream) -> io::Result<()> {
-    let linger = libc::linger { l_onoff: 1, l_linger: LINGER_SECONDS };
-    setsockopt(&stream, sockopt::Linger, &linger)?;
-    drop(stream);
-    Ok(())
+/// Makes the close of `stream`, which the end of the process is too, a reset that drops what the kernel still holds
+/// (SO_LINGER of 0 s, socket(7)).
+pub fn reset_on_close(stream: &TcpStream) {
+    // It fails on no TCP socket.
+    let _ = setsockopt(stream, sockopt::Linger, &libc::linger { l_onoff: 1, l_linger: 0 });
 }

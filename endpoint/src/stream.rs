@@ -3,9 +3,11 @@
 //! ```text
 //! Configured --listen--> Ready --Start--> Connecting --> Connected --first byte--> Running (see `meter`)
 //!     interval over:  receiver: half-close, drain to the sender's FIN --> Done
-//!                     sender:   wait for the receiver's FIN, stop, close --> Done
+//!                     sender:   wait for the receiver's FIN, stop, half-close, wait for its ACK --> Done
 //! ```
-//! Each wait has a limit, and a failure names what was waited for.
+//! Each wait has a limit, and a failure names what was waited for. What the sender's kernel holds at the end of the
+//! interval (megabytes) may take long over a slow link and is part of no figure: after [`PATIENCE`] either end
+//! resets the connection, so that nothing of it meets the next trial, and is done.
 
 use std::net::{Shutdown, SocketAddrV4, TcpStream};
 use std::os::fd::AsFd;
@@ -27,6 +29,11 @@ use crate::traffic::{Traffic, TrafficError};
 
 /// How long the first payload byte may take after the connection.
 const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the closing of a connection may take after both ends have what they measure: a guest's patience too.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How often the kernel is asked whether the peer has acknowledged all.
+const CLOSED_POLL: Duration = Duration::from_millis(1);
 
 /// A reading whose parts lie further apart than this is taken again.
 const READING_SPREAD: Duration = Duration::from_micros(50);
@@ -83,7 +90,7 @@ pub fn run(control: &mut Control, plan: &Plan) -> Result<EndReport, StreamError>
         }
         Open::Connect => {
             let (peer, deadline) = ready(control, plan, plan.bind)?;
-            (socket::connect(control, peer, deadline)?, deadline)
+            (socket::connect(control, plan.bind, peer, deadline)?, deadline)
         }
     };
     let (stream, deadline) = stream;
@@ -104,13 +111,14 @@ pub(crate) fn ready(
 struct Run<'a> {
     plan: &'a Plan,
     traffic: Traffic,
-    /// `None` at a sender that has seen the receiver's FIN: the traffic thread then has the last handle.
-    stream: Option<Arc<TcpStream>>,
+    stream: Arc<TcpStream>,
     meter: Meter,
     connected: Duration,
     deadline: Duration,
     /// Whether the socket is polled for the peer's FIN.
     watch: bool,
+    /// When this end half-closed the connection, having all that it measures.
+    closing: Option<Duration>,
 }
 
 impl<'a> Run<'a> {
@@ -126,12 +134,16 @@ impl<'a> Run<'a> {
         let traffic = Traffic::start(Arc::clone(&stream), plan.direction, plan.write_size, plan.cpu, clock)?;
         let meter = Meter::new(plan.direction, plan.warm_up, plan.duration);
         let watch = plan.direction == Direction::Send;
-        Ok(Self { plan, traffic, stream: Some(stream), meter, connected, deadline, watch })
+        Ok(Self { plan, traffic, stream, meter, connected, deadline, watch, closing: None })
     }
 
     fn drive(mut self, control: &mut Control) -> Result<EndReport, StreamError> {
         loop {
-            let until = self.limit().min(self.meter.due().unwrap_or(Duration::MAX));
+            let mut until = self.limit().min(self.meter.due().unwrap_or(Duration::MAX));
+            if self.is_unacknowledged() {
+                // After a half-close poll(2) shows POLLHUP at once, and nothing else for the acknowledgement.
+                until = until.min(control.clock().now() + CLOSED_POLL);
+            }
             let fin = self.wait(control, until)?;
             if let Some(at) = self.traffic.first_byte() {
                 self.meter.first_byte(at);
@@ -147,23 +159,35 @@ impl<'a> Run<'a> {
                 let step = self.meter.ended_by_peer(reading)?;
                 self.report(control, step)?;
                 self.watch = false;
-                self.stream = None;
                 self.traffic.stop();
+                self.half_close(control);
             }
-            if self.traffic.is_finished() {
+            if self.traffic.is_finished() && !self.is_unacknowledged() {
                 return self.finish(control);
             }
             if now >= self.limit() {
-                return Err(self.timed_out(now));
+                if self.closing.is_none() {
+                    return Err(self.timed_out(now));
+                }
+                socket::reset_on_close(&self.stream);
+                return figures(self.meter);
             }
         }
+    }
+
+    /// Whether this is a sender that has stopped and whose peer has not acknowledged all, FIN included.
+    fn is_unacknowledged(&self) -> bool {
+        self.plan.direction == Direction::Send
+            && self.closing.is_some()
+            && self.traffic.is_finished()
+            && !socket::is_closed(&self.stream)
     }
 
     /// Waits for news of the traffic, the peer's FIN (then true) or the moment `until`.
     fn wait(&mut self, control: &mut Control, until: Duration) -> Result<bool, StreamError> {
         let mut fds = vec![(self.traffic.news(), PollFlags::POLLIN)];
-        if let Some(stream) = self.stream.as_ref().filter(|_| self.watch) {
-            fds.push((stream.as_fd(), PollFlags::POLLIN));
+        if self.watch {
+            fds.push((self.stream.as_fd(), PollFlags::POLLIN));
         }
         let events = control.wait(&fds, Some(until))?.unwrap_or_default();
         if events.first().is_some_and(|events| !events.is_empty()) {
@@ -175,16 +199,13 @@ impl<'a> Run<'a> {
             self.watch = false;
             return Ok(false);
         }
-        match self.stream.as_ref().filter(|_| socket.contains(PollFlags::POLLIN)) {
-            Some(stream) => is_fin(stream),
-            None => Ok(false),
-        }
+        if socket.contains(PollFlags::POLLIN) { is_fin(&self.stream) } else { Ok(false) }
     }
 
     /// The clock, the counter and the CPU time as close together as the scheduler lets them be.
     fn reading(&self, control: &Control) -> Reading {
         let clock = control.clock();
-        let retransmits = self.stream.as_deref().and_then(socket::retransmits);
+        let retransmits = socket::retransmits(&self.stream);
         let mut best: Option<(Duration, Reading)> = None;
         for _ in 0..READING_TRIES {
             let at = clock.now();
@@ -203,13 +224,13 @@ impl<'a> Run<'a> {
         best.map_or_else(Reading::default, |(_, reading)| reading)
     }
 
-    fn report(&self, control: &mut Control, step: Step) -> Result<(), StreamError> {
+    fn report(&mut self, control: &mut Control, step: Step) -> Result<(), StreamError> {
         match step {
             Step::Nothing | Step::Began => {}
             Step::Sampled(sample) => control.send(&ChildEvent::Sample(sample))?,
             Step::Ended(sample) => {
                 if self.plan.direction == Direction::Receive {
-                    self.half_close();
+                    self.half_close(control);
                 }
                 control.send(&ChildEvent::Sample(sample))?;
             }
@@ -217,29 +238,28 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn half_close(&self) {
-        if let Some(stream) = &self.stream {
-            // It fails only on a connection that is gone, which the traffic thread says itself.
-            let _ = stream.shutdown(Shutdown::Write);
-        }
+    /// Sends a FIN after what the kernel holds. At a sender that also ends the send that waits for room.
+    fn half_close(&mut self, control: &Control) {
+        self.closing = Some(control.clock().now());
+        // It fails only on a connection that is gone, which the traffic thread says itself.
+        let _ = self.stream.shutdown(Shutdown::Write);
     }
 
     /// The moment at which what is now waited for is overdue.
     fn limit(&self) -> Duration {
-        if self.meter.has_begun() {
-            self.deadline
-        } else {
-            self.deadline.min(self.connected + FIRST_BYTE_LIMIT)
-        }
+        let limit = match self.closing {
+            Some(at) => at + PATIENCE,
+            None if self.meter.has_begun() => self.deadline,
+            None => self.connected + FIRST_BYTE_LIMIT,
+        };
+        limit.min(self.deadline)
     }
 
     fn timed_out(&self, now: Duration) -> StreamError {
-        let what = match (self.meter.has_begun(), self.meter.is_over(), self.plan.direction) {
-            (false, ..) => "the first payload byte on the open connection",
-            (true, false, _) => "the end of the measured interval",
-            (true, true, Direction::Receive) => "the sender to close the stream after the interval",
-            (true, true, Direction::Send) if self.stream.is_some() => "the receiver to close the stream",
-            (true, true, Direction::Send) => "the receiver to take and acknowledge the rest of the stream",
+        let what = match (self.meter.has_begun(), self.meter.is_over()) {
+            (false, _) => "the first payload byte on the open connection",
+            (true, false) => "the end of the measured interval",
+            (true, true) => "the receiver to close the stream",
         };
         StreamError::TimedOut { waited: waited(self.connected, now), what }
     }
@@ -247,13 +267,20 @@ impl<'a> Run<'a> {
     /// The traffic thread has ended: the report, if it may have ended by then.
     fn finish(self, control: &Control) -> Result<EndReport, StreamError> {
         let reading = self.reading(control);
-        let Self { plan: _, traffic, stream, mut meter, .. } = self;
-        traffic.join()?;
-        drop(stream);
+        let Self { traffic, mut meter, closing, .. } = self;
+        match traffic.join() {
+            // The peer has what it measures too, and may end as it likes.
+            Err(TrafficError::Io { .. }) if closing.is_some() => {}
+            joined => joined?,
+        }
         meter.ended_by_peer(reading)?;
-        let measured = meter.into_measured().ok_or(MeterError::NoPayload)?;
-        Ok(end_report(measured))
+        figures(meter)
     }
+}
+
+fn figures(meter: Meter) -> Result<EndReport, StreamError> {
+    let measured = meter.into_measured().ok_or(MeterError::NoPayload)?;
+    Ok(end_report(measured))
 }
 
 /// Whether what a sender's socket can read is the receiver's FIN; a reset is left to the traffic thread.

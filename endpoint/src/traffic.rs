@@ -1,10 +1,11 @@
 //! The traffic thread: one loop of blocking sends or receives, and a counter.
 //!
 //! ```text
-//!  sender:   send* --flag `stop` (peer's FIN seen by the control thread)--> close, wait for its ACK
+//!  sender:   send* --flag `stop` (peer's FIN seen by the control thread)--> end
 //!  receiver: recv* --recv gives 0 (the sender's FIN)--> end
 //! ```
-//! The receiver half-closes from the control thread (shutdown), while this thread goes on receiving.
+//! Both half-close from the control thread (shutdown). A receiver's thread goes on receiving; a sender's send that
+//! waits for room ends by it.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -20,7 +21,6 @@ use nix::unistd::Pid;
 use toll_protocol::trial::Direction;
 
 use crate::clock::{Clock, CpuClock};
-use crate::socket::close_acknowledged;
 
 /// Why the thread stopped.
 #[derive(Debug, thiserror::Error)]
@@ -36,7 +36,7 @@ pub enum TrafficError {
         /// The system's word.
         source: nix::Error,
     },
-    /// A send, receive or close failed.
+    /// A send or receive failed.
     #[error("{call} failed after {bytes} payload bytes")]
     Io {
         /// The call.
@@ -74,8 +74,7 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Starts it. `stream` is shared with the control thread, which must have dropped its handle before it calls
-    /// [`stop`](Self::stop).
+    /// Starts it. `stream` is shared with the control thread.
     ///
     /// # Errors
     /// [`TrafficError::Start`].
@@ -119,7 +118,7 @@ impl Traffic {
         (at != NOT_YET).then(|| Duration::from_nanos(at))
     }
 
-    /// Tells a sender to stop after the send it is in.
+    /// Tells a sender to stop after the send it is in, whether or not that succeeds.
     pub fn stop(&self) {
         self.shared.stop.store(true, Ordering::Release);
     }
@@ -174,11 +173,7 @@ impl Worker {
             pin(cpu).map_err(|source| TrafficError::Pin { cpu, source })?;
         }
         match direction {
-            Direction::Send => {
-                self.send(&stream, &pattern(write_size))?;
-                let Some(stream) = Arc::into_inner(stream) else { return Ok(()) };
-                close_acknowledged(stream).map_err(self.failed("close"))
-            }
+            Direction::Send => self.send(&stream, &pattern(write_size)),
             Direction::Receive => self.receive(&stream, &mut vec![0; write_size]),
         }
     }
@@ -211,6 +206,7 @@ impl Worker {
                     self.shared.bytes.store(bytes, Ordering::Relaxed);
                 }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) if self.shared.stop.load(Ordering::Acquire) => {}
                 Err(source) => return Err(self.failed("send")(source)),
             }
         }

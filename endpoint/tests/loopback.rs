@@ -271,6 +271,21 @@ fn nobody_listens() {
     assert!(reason.contains("connect failed for 127.0.0.1:1: Connection refused"), "{reason}");
 }
 
+/// A host may have several addresses; the test NIC's is the one that the configuration names.
+fn a_connection_comes_from_the_configured_address() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let mut config = config(Direction::Send, Open::Connect, 4_096);
+    config.address.address = Ipv4Addr::new(127, 0, 0, 9);
+    let mut end = End::configured(config);
+    end.ready();
+    let std::net::SocketAddr::V4(address) = listener.local_addr().expect("an address") else {
+        fail("not IPv4")
+    };
+    end.start(address);
+    let (_stream, from) = listener.accept().expect("it connects");
+    assert_eq!(from.ip(), Ipv4Addr::new(127, 0, 0, 9));
+}
+
 fn a_silent_peer_is_named() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let mut config = config(Direction::Receive, Open::Connect, 4_096);
@@ -293,6 +308,26 @@ fn a_receiver_that_never_closes_is_named() {
     let reason = end.failure().reason;
     assert!(reason.contains("for the receiver to close the stream"), "{reason}");
     let _ = drain.join().expect("the end's socket is gone");
+}
+
+/// A peer that half-closes, takes nothing more and holds the connection open, like one behind a link on which the
+/// sender's megabytes take minutes: the sender has measured, says so, and resets the connection.
+fn what_a_slow_link_holds_is_no_failure() {
+    let mut end = End::configured(config(Direction::Send, Open::Listen, 16 << 20));
+    let address = end.ready();
+    end.start(address);
+    let mut peer = TcpStream::connect(address).expect("it listens");
+    while end.samples.len() < 4 {
+        match end.event() {
+            Some(ChildEvent::Sample(sample)) => end.samples.push(sample),
+            other => fail(&format!("samples were due, and {other:?} came")),
+        }
+    }
+    peer.shutdown(std::net::Shutdown::Write).expect("half-closes");
+    let report = end.report();
+    assert!(report.interval >= Span::from_millis(250), "{report:?}");
+    let error = std::io::copy(&mut peer, &mut std::io::sink()).expect_err("reset");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
 }
 
 /// One of two ends is killed while payload flows; the other fails with its own reason.
@@ -446,8 +481,10 @@ fn main() -> ExitCode {
     test("receiver_half_closes_and_drains", receiver_half_closes_and_drains);
     test("nobody_connects", nobody_connects);
     test("nobody_listens", nobody_listens);
+    test("a_connection_comes_from_the_configured_address", a_connection_comes_from_the_configured_address);
     test("a_silent_peer_is_named", a_silent_peer_is_named);
     test("a_receiver_that_never_closes_is_named", a_receiver_that_never_closes_is_named);
+    test("what_a_slow_link_holds_is_no_failure", what_a_slow_link_holds_is_no_failure);
     test("sending_peer_dies", || peer_dies(true));
     test("receiving_peer_dies", || peer_dies(false));
     test("invalid_configurations_are_answered", invalid_configurations_are_answered);
