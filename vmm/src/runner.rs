@@ -46,6 +46,16 @@ pub enum StartError {
     /// Its adapter.
     #[error("the end's adapter could not be made")]
     Adapter(#[from] AdapterError),
+    /// Its thread can't run on the CPU that was asked for.
+    #[error(
+        "the program's thread could not be pinned to CPU {cpu}: choose one that is online and allowed to this process"
+    )]
+    Pin {
+        /// The CPU's number.
+        cpu: usize,
+        /// The system's word.
+        source: io::Error,
+    },
     /// A system call.
     #[error("{call} failed")]
     System {
@@ -127,10 +137,7 @@ fn run(config: &EndConfig, program: Program, stage: Stage) {
 fn pin(cpu: usize) -> Result<(), StartError> {
     let mut set = CpuSet::new();
     let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-    pinned.map_err(|errno| StartError::System {
-        call: "pinning the program's thread to its CPU",
-        source: errno.into(),
-    })
+    pinned.map_err(|errno| StartError::Pin { cpu, source: errno.into() })
 }
 
 fn install_signal_handler() -> Result<(), Errno> {

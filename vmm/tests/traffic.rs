@@ -76,6 +76,17 @@ fn a_bad_configuration_is_refused() -> Result<(), Failed> {
     check(!vmm.wait()?, &"it ends with an error")
 }
 
+fn a_cpu_that_there_is_not_is_named() -> Result<(), Failed> {
+    let mut config = case(105).config();
+    (config.engine, config.cpu) = (Engine::HostProcess, Some(4000));
+    let mut vmm = Vmm::spawn(PROGRAM)?;
+    vmm.send(&ChildCommand::Configure(config))?;
+    expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
+    vmm.send(&ChildCommand::PortAttached)?;
+    let failure = failure(&mut vmm)?;
+    check(failure.reason.contains("pinned to CPU 4000"), &failure)
+}
+
 fn messages_out_of_turn_and_garbage_are_refused() -> Result<(), Failed> {
     let mut vmm = Vmm::spawn(PROGRAM)?;
     vmm.send(&ChildCommand::PortAttached)?;
@@ -168,6 +179,7 @@ fn main() -> ExitCode {
         test(needs, name, Box::new(move || nobody_connects_before_the_deadline(engine)));
     }
     test(&tun, "a_bad_configuration_is_refused".into(), Box::new(a_bad_configuration_is_refused));
+    test(&tun, "a_cpu_that_there_is_not_is_named".into(), Box::new(a_cpu_that_there_is_not_is_named));
     test(
         &tun,
         "messages_out_of_turn_and_garbage_are_refused".into(),
