@@ -27,8 +27,6 @@ pub enum Cause {
     Phase,
     /// The END doorbell.
     End,
-    /// The guest can take the interrupt that was held back.
-    InterruptWindow,
     /// A signal to the vCPU thread.
     Signal,
     /// The guest can't go on.
@@ -45,7 +43,6 @@ impl fmt::Display for Cause {
             Self::Wait => f.write_str("wait"),
             Self::Phase => f.write_str("phase"),
             Self::End => f.write_str("end"),
-            Self::InterruptWindow => f.write_str("interrupt-window"),
             Self::Signal => f.write_str("signal"),
             Self::Fault => f.write_str("fault"),
         }

@@ -105,12 +105,10 @@ impl Guest {
         loop {
             self.machine.check_stop()?;
             if interruptible {
-                let pending = self.machine.interrupt_pending();
-                let taken = pending && self.vcpu.can_take_interrupt();
-                if taken {
-                    self.vcpu.interrupt(INTERRUPT_VECTOR)?;
+                // One that can't be taken now waits for the next access. WAIT doesn't sleep while the line is high.
+                if self.machine.interrupt_pending() && self.vcpu.can_take_interrupt() {
+                    self.vcpu.interrupt(INTERRUPT_VECTOR);
                 }
-                self.vcpu.request_interrupt_window(pending && !taken);
             }
             let entered = ticks();
             let exit = self.vcpu.run()?;
@@ -124,7 +122,6 @@ impl Guest {
                 Exit::PioRead(port, data) => access.read(Space::Pio, u64::from(port), data)?,
                 Exit::MmioWrite(address, data) => access.write(Space::Mmio, address, data)?,
                 Exit::MmioRead(address, data) => access.read(Space::Mmio, address, data)?,
-                Exit::InterruptWindow => access.count(Cause::InterruptWindow),
                 Exit::Signal => access.count(Cause::Signal),
                 Exit::Fault { what } => {
                     access.count(Cause::Fault);

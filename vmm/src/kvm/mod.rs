@@ -25,6 +25,12 @@ pub enum KvmError {
     /// /dev/kvm speaks another version of the API than 12, the only one since Linux 2.6.22.
     #[error("/dev/kvm speaks API version {0}, not 12")]
     Version(i32),
+    /// This KVM lacks what every guest here needs. Linux has had it on x86 since 4.17.
+    #[error("/dev/kvm lacks {0}: run on Linux 4.17 or later")]
+    Lacks(&'static str),
+    /// KVM doesn't know the frequency of the time stamp counter, which is the guest's clock.
+    #[error("KVM_GET_TSC_KHZ gives no frequency: a guest would have no clock")]
+    NoClock,
     /// A request was refused.
     #[error("{call} failed")]
     Call {

@@ -5,13 +5,10 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use kvm_bindings::{kvm_interrupt, kvm_run};
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_bindings::{kvm_run, kvm_vcpu_events};
+use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 
 use super::{KvmCounts, KvmError, Stats, failed, failed_errno};
-
-/// `_IOW(KVMIO, 0x86, struct kvm_interrupt)`.
-const KVM_INTERRUPT: libc::c_ulong = 0x4004_ae86;
 
 /// Why `KVM_RUN` returned.
 #[derive(Debug)]
@@ -24,8 +21,6 @@ pub enum Exit<'a> {
     MmioRead(u64, &'a mut [u8]),
     /// The guest writes memory that is none.
     MmioWrite(u64, &'a [u8]),
-    /// The guest can take an interrupt now, as was asked for.
-    InterruptWindow,
     /// A signal came.
     Signal,
     /// The guest can't go on: `what` names KVM's reason.
@@ -50,7 +45,8 @@ pub struct Registers {
 #[derive(Debug)]
 struct RunPage(NonNull<libc::c_void>);
 
-// SAFETY: the mapping belongs to this value, and all its accesses are atomic.
+// SAFETY: the mapping belongs to this value. Other threads reach `immediate_exit` only, which is accessed as an
+// atomic; `internal_suberror` is called by the vCPU's own thread.
 unsafe impl Send for RunPage {}
 // SAFETY: as above.
 unsafe impl Sync for RunPage {}
@@ -132,7 +128,6 @@ impl Vcpu {
             Ok(VcpuExit::IoOut(port, data)) => Ok(Exit::PioWrite(port, data)),
             Ok(VcpuExit::MmioRead(address, data)) => Ok(Exit::MmioRead(address, data)),
             Ok(VcpuExit::MmioWrite(address, data)) => Ok(Exit::MmioWrite(address, data)),
-            Ok(VcpuExit::IrqWindowOpen) => Ok(Exit::InterruptWindow),
             Ok(VcpuExit::Intr) => Ok(Exit::Signal),
             Ok(VcpuExit::Shutdown) => {
                 fault("KVM_EXIT_SHUTDOWN: a fault that the guest has no handler for".into())
@@ -160,22 +155,16 @@ impl Vcpu {
         run.ready_for_interrupt_injection != 0 && run.if_flag != 0
     }
 
-    /// Asks (or stops asking) for an exit as soon as the guest can take an interrupt.
-    pub fn request_interrupt_window(&mut self, wanted: bool) {
-        self.fd.get_kvm_run().request_interrupt_window = u8::from(wanted);
-    }
-
-    /// Raises an external interrupt: delivered at the next entry.
+    /// Raises an external interrupt: delivered at the next entry, before another instruction of the guest. It goes
+    /// along with the next `KVM_RUN` (KVM_CAP_SYNC_REGS, Linux Documentation/virt/kvm/api.rst, 6.74): `KVM_INTERRUPT`
+    /// does the same by a system call of its own.
     ///
-    /// # Errors
-    /// [`KvmError::Call`].
-    pub fn interrupt(&mut self, vector: u8) -> Result<(), KvmError> {
-        let interrupt = kvm_interrupt { irq: u32::from(vector) };
-        // SAFETY: the ioctl reads a `kvm_interrupt` and nothing else.
-        match unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_INTERRUPT, &raw const interrupt) } {
-            0 => Ok(()),
-            _ => Err(failed_errno("KVM_INTERRUPT")),
-        }
+    /// Only after an access of the guest: no exception is under way then, which this would take back.
+    pub fn interrupt(&mut self, vector: u8) {
+        let mut events = kvm_vcpu_events::default();
+        (events.interrupt.injected, events.interrupt.nr) = (1, vector);
+        self.fd.sync_regs_mut().events = events;
+        self.fd.set_sync_dirty_reg(SyncReg::VcpuEvents);
     }
 
     /// What makes this vCPU return from another thread.
@@ -191,9 +180,12 @@ impl Vcpu {
     /// Frequency of the guest's time stamp counter in Hz.
     ///
     /// # Errors
-    /// [`KvmError::Call`].
+    /// [`KvmError::Call`], [`KvmError::NoClock`].
     pub fn tsc_hz(&self) -> Result<u64, KvmError> {
-        Ok(u64::from(self.fd.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))?) * 1000)
+        match self.fd.get_tsc_khz().map_err(failed("KVM_GET_TSC_KHZ"))? {
+            0 => Err(KvmError::NoClock),
+            khz => Ok(u64::from(khz) * 1000),
+        }
     }
 
     /// The registers, for last words.

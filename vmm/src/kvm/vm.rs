@@ -3,8 +3,8 @@
 use std::io::ErrorKind;
 use std::time::Instant;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_SYNC_X86_EVENTS, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use toll_vnic::GuestMemory;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
@@ -37,9 +37,14 @@ fn open() -> Result<Kvm, KvmError> {
         KvmError::Open { advice, source }
     })?;
     match kvm.get_api_version() {
-        12 => Ok(kvm),
-        other => Err(KvmError::Version(other)),
+        12 => {}
+        other => return Err(KvmError::Version(other)),
     }
+    // The fields that can be given along with KVM_RUN, as bits: Vcpu::interrupt needs that of events.
+    if kvm.check_extension_int(Cap::SyncRegs) & KVM_SYNC_X86_EVENTS as i32 == 0 {
+        return Err(KvmError::Lacks("KVM_CAP_SYNC_REGS with events"));
+    }
+    Ok(kvm)
 }
 
 /// Whether guests can be created here.
