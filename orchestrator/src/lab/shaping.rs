@@ -14,8 +14,9 @@ const TCA_TBF_PARMS: u16 = 1;
 const TCA_TBF_RATE64: u16 = 4;
 const TCA_TBF_BURST: u16 = 6;
 const TC_LINKLAYER_ETHERNET: u8 = 1;
-/// A GSO frame passes whole only if it fits the bucket; a NIC with segmentation offload takes it whole too.
-const LARGEST_FRAME: u64 = 65_536 + 14;
+/// The longest GSO frame with its Ethernet header.
+const LARGEST_FRAME: u64 = 65_536 + ETHERNET_HEADER;
+const ETHERNET_HEADER: u64 = 14;
 /// What a NIC's default transmit queue holds.
 const QUEUE_FRAMES: u64 = 1000;
 
@@ -38,11 +39,19 @@ pub(super) async fn limit(handle: &Handle, index: u32, rate: BitRate, mtu: u16) 
     Ok(())
 }
 
+/// The bucket's depth in bytes: a millisecond at the rate, so that timer slack doesn't cost throughput, and a whole
+/// GSO frame, which passes unsegmented only if it fits. But no more than 10 ms for that: at 1 Mb/s a frame of 64 KiB
+/// is half a second of traffic, and whether it falls into an interval or not would be seen in the goodput. Two
+/// frames of the MTU always fit.
+fn burst(bytes_per_second: u64, mtu: u16) -> u64 {
+    let frame = u64::from(mtu) + ETHERNET_HEADER;
+    (bytes_per_second / 1000).max(LARGEST_FRAME.min(bytes_per_second / 100)).max(2 * frame)
+}
+
 /// `tc_tbf_qopt` and its 64-bit companions. Rates are in bytes per second there.
 fn options(rate: BitRate, mtu: u16) -> Vec<TcOption> {
     let bytes_per_second = rate.0 / 8;
-    // A millisecond at the rate, so that timer slack doesn't cost throughput, and one whole frame at least.
-    let burst = (bytes_per_second / 1000).max(LARGEST_FRAME);
+    let burst = burst(bytes_per_second, mtu);
     let limit = (QUEUE_FRAMES * u64::from(mtu)).max(burst);
     let word = |value: u64| u32::try_from(value).unwrap_or(u32::MAX).to_ne_bytes();
     let mut parameters = Vec::with_capacity(36);
@@ -60,4 +69,18 @@ fn options(rate: BitRate, mtu: u16) -> Vec<TcOption> {
         attribute(TCA_TBF_RATE64, bytes_per_second.to_ne_bytes().to_vec()),
         attribute(TCA_TBF_BURST, word(burst).to_vec()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{LARGEST_FRAME, burst};
+
+    #[test]
+    fn a_bucket_is_small_beside_what_is_measured_and_holds_a_frame() {
+        assert_eq!(burst(10_000_000_000 / 8, 1500), 1_250_000);
+        assert_eq!(burst(100_000_000 / 8, 1500), LARGEST_FRAME);
+        assert_eq!(burst(10_000_000 / 8, 1500), 12_500);
+        assert_eq!(burst(1_000_000 / 8, 1500), 2 * 1514);
+        assert_eq!(burst(1_000_000 / 8, 9000), 2 * 9014);
+    }
 }
