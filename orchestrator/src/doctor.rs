@@ -1,5 +1,6 @@
 //! `toll doctor`: what this machine offers, and what to do about each thing that it lacks.
 
+use std::fmt::Write as _;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
@@ -7,7 +8,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 use toll_protocol::facts::{HostFacts, KvmFact, KvmKind};
 
-use crate::exit::Exit;
+use crate::exit::{Exit, print_out};
 use crate::{binaries, format, lab};
 
 /// What a finding means for a campaign.
@@ -50,24 +51,26 @@ pub fn run() -> Result<Exit> {
     let mut findings = vec![kvm(&facts), tun(&facts), namespaces];
     findings.extend(programs());
     findings.extend(machine(&facts));
+    let mut text = String::new();
     for Finding { mark, what, found, advice } in &findings {
         let sign = match mark {
             Mark::Good => "ok  ",
             Mark::Care => "care",
             Mark::Bad => "LACK",
         };
-        println!("{sign}  {what:<12}  {found}");
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{sign}  {what:<12}  {found}");
         if let Some(advice) = advice {
-            println!("      {:<12}  -> {advice}", "");
+            let _ = writeln!(text, "      {:<12}  -> {advice}", "");
         }
     }
     let lacks = findings.iter().filter(|finding| finding.mark == Mark::Bad).count();
-    println!();
-    match lacks {
-        0 => println!("This machine can run every arm."),
-        1 => println!("1 thing is lacking: what needs it can't run here."),
-        _ => println!("{lacks} things are lacking: what needs them can't run here."),
-    }
+    text.push_str(&match lacks {
+        0 => "\nThis machine can run every arm.\n".to_owned(),
+        1 => "\n1 thing is lacking: what needs it can't run here.\n".to_owned(),
+        _ => format!("\n{lacks} things are lacking: what needs them can't run here.\n"),
+    });
+    print_out(&text)?;
     Ok(if lacks == 0 { Exit::Ok } else { Exit::Infrastructure })
 }
 

@@ -1,5 +1,8 @@
 //! Campaigns and command lines that are wrong: told where and what would be right, before anything starts.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::Output;
 
 use anyhow::{Result, ensure};
@@ -15,6 +18,7 @@ pub fn tests() -> Vec<Trial> {
         test("a_wrong_command_line_is_usage", &[], usage),
         test("validate_and_plan_tell_what_would_be_run", &[], validate_and_plan),
         test("doctor_says_what_the_machine_offers", &[], doctor),
+        test("a_closed_pipe_is_no_fault", &[], closed_pipe),
         test("results_are_never_written_over", &[], never_over),
     ]
 }
@@ -86,15 +90,48 @@ fn doctor() -> Result<()> {
     Ok(())
 }
 
+/// Names and bytes of a directory's files.
+fn contents(directory: &Path) -> Result<BTreeMap<OsString, Vec<u8>>> {
+    let files = std::fs::read_dir(directory)?.map(|entry| {
+        let entry = entry?;
+        Ok((entry.file_name(), std::fs::read(entry.path())?))
+    });
+    files.collect()
+}
+
+/// A reader of stdout that wants no more, such as `head`, is no fault.
+fn closed_pipe() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("c.yaml");
+    std::fs::write(&file, campaign(&[NATIVE, PCNET], 1, "300ms", ""))?;
+    for arguments in [&["plan"][..], &["validate"], &["doctor"]] {
+        let (reader, writer) = std::io::pipe()?;
+        drop(reader);
+        let mut command = program("toll")?;
+        command.args(arguments).stdout(writer);
+        if arguments != ["doctor"] {
+            command.arg(&file);
+        }
+        let output = command.output()?;
+        let text = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.code().is_some() && !text.contains("panicked"), "{arguments:?}: {text}");
+        ensure!(output.status.success() || arguments == ["doctor"], "{arguments:?}: {}", output.status);
+    }
+    Ok(())
+}
+
 fn never_over() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let text = campaign(&[NATIVE], 1, "100ms", "");
     let limit = std::time::Duration::from_secs(30);
     let first = toll_e2e::programs::start(&text, directory.path(), |_| {})?.end(limit)?.0;
     expect(&first, 0)?;
+    let before = contents(&directory.path().join("out"))?;
     let second = toll_e2e::programs::start(&text, directory.path(), |_| {})?.end(limit)?.0;
     expect(&second, 4)?;
     let text = String::from_utf8(second.stderr)?;
     ensure!(text.contains("exists already"), "{text}");
+    ensure!(before.len() >= 5, "ledger, result, page and two logs: {:?}", before.keys());
+    ensure!(before == contents(&directory.path().join("out"))?, "a file of the first run was changed");
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Something dies in the middle: results that were measured are kept, the rest is named, nothing is left.
 
+use std::os::unix::process::CommandExt;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -23,6 +24,7 @@ pub fn tests() -> Vec<Trial> {
         test("kill_9_of_a_vmm_fails_its_trial_alone", &lacks, kill_vmm),
         test("kill_9_of_an_endpoint_fails_its_trial_alone", &[], kill_endpoint),
         test("interrupt_keeps_what_was_measured", &[], interrupt),
+        test("ctrl_c_at_a_terminal_is_an_interruption_not_a_fault", &[], ctrl_c),
         test("a_second_interrupt_ends_at_once_and_leaves_nothing", &[], interrupt_twice),
     ]
 }
@@ -138,6 +140,26 @@ fn interrupt() -> Result<()> {
     ensure!(result.provenance.interrupted);
     ensure!(count(&result, RunStatus::Measured) >= 3, "{} kept", count(&result, RunStatus::Measured));
     ensure!(count(&result, RunStatus::Skipped) > 10);
+    nothing_left(&[])
+}
+
+/// A terminal sends SIGINT to the whole foreground process group, not to `toll` alone.
+fn ctrl_c() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let run = programs::start(&campaign(&[NATIVE], 20, "300ms", ""), directory.path(), |command| {
+        command.process_group(0);
+    })?;
+    let programs = programs::directory()?;
+    wait_for("a trial", LIMIT, || {
+        let family = descendants(&programs, run.id().as_raw())?;
+        Ok(family.iter().any(|(_, name)| name == "toll-endpoint").then_some(()))
+    })?;
+    nix::sys::signal::killpg(run.id(), Signal::SIGINT)?;
+    let (output, out) = run.end(Duration::from_secs(20))?;
+    expect(&output, 130)?;
+    let result = programs::result(&out)?;
+    ensure!(count(&result, RunStatus::Failed) == 0, "the interruption is told as a failure of a host");
+    ensure!(count(&result, RunStatus::Skipped) + count(&result, RunStatus::Lost) > 10);
     nothing_left(&[])
 }
 
