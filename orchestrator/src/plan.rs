@@ -156,7 +156,7 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
             workload.warm_up.duration() + workload.duration.duration() + GRACE.duration() + drain,
         ),
     };
-    // The pin names a CPU of the arm's host; the far end of a guest-to-guest cell is pinned alike.
+    // The pin counts the CPUs of a host; the far end of a guest-to-guest cell is pinned alike.
     let far_cpu = arm.cpu.filter(|_| peer == Peer::SameArm);
     Cell {
         key: CellKey {

@@ -375,13 +375,16 @@ impl Scheduler {
     fn begin(&mut self, index: usize, now: Now, out: &mut Vec<Command>) {
         let planned = &self.plan.trials[index];
         let (trial, cell) = (planned.id, &self.plan.cells[planned.cell]);
+        let mut cell = cell.clone();
         let pair = &cell.key.pair;
-        for host in [&pair.a, &pair.b] {
+        for (host, end) in [(&pair.a, &mut cell.a), (&pair.b, &mut cell.b)] {
             if let Some(host) = self.hosts.get_mut(host) {
                 host.busy = Some(trial);
+                let facts = host.facts.as_deref();
+                end.cpu = end.cpu.and_then(|cpu| own_cpu(facts?, cpu));
             }
         }
-        let flight = Flight::begin(index, trial, cell, now, out);
+        let flight = Flight::begin(index, trial, &cell, now, out);
         self.flights.insert(trial, flight);
     }
 }
@@ -397,13 +400,19 @@ enum Readiness {
     Never(String),
 }
 
+/// The machine's number of the host's `n`th CPU. A lab gives each host some of the machine's, a container too;
+/// pinning by the machine's numbers would work for root and take the CPU of another host.
+fn own_cpu(facts: &HostFacts, n: u32) -> Option<u32> {
+    facts.cpus.get(usize::try_from(n).ok()?).copied()
+}
+
 /// Why a host can't be this end, if it can't.
 fn obstacle(end: &EndSpec, facts: &HostFacts) -> Option<String> {
-    // An agent in a lab or a container has some of the machine's CPUs; pinning beyond them would work for root and
-    // take the CPU of another host.
-    if let Some(cpu) = end.cpu.filter(|cpu| !facts.cpus.is_empty() && !facts.cpus.contains(cpu)) {
-        let own: Vec<String> = facts.cpus.iter().map(ToString::to_string).collect();
-        return Some(format!("the arm is pinned to CPU {cpu}, and the host has CPU {} only", own.join(", ")));
+    if let Some(cpu) = end.cpu.filter(|cpu| own_cpu(facts, *cpu).is_none()) {
+        let count = facts.cpus.len();
+        return Some(format!(
+            "the arm is pinned to CPU {cpu} of the host, which has {count} (the first is 0)"
+        ));
     }
     let tun = || facts.tun.as_ref().err().map(|why| format!("no TAP device: {why}"));
     match &end.kind {

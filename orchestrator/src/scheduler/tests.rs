@@ -299,11 +299,36 @@ fn an_arm_pinned_to_a_cpu_that_the_host_does_not_have_is_skipped_with_the_reason
         match &record.outcome {
             Outcome::Measured { .. } => assert_eq!(record.cell.arm, "native"),
             Outcome::Skipped { reason } => {
-                assert_eq!(reason, "host-1: the arm is pinned to CPU 3, and the host has CPU 0 only");
+                assert_eq!(
+                    reason,
+                    "host-1: the arm is pinned to CPU 3 of the host, which has 1 (the first is 0)"
+                );
             }
             other => panic!("{other:?}"),
         }
     }
+}
+
+#[test]
+fn an_arm_is_pinned_to_a_cpu_of_its_own_host() {
+    let mut plan = plan_for(2);
+    for cell in &mut plan.cells {
+        (cell.a.cpu, cell.b.cpu) = (Some(0), Some(1));
+    }
+    let mut fleet = Fleet::new(plan, 1, 1, NO_FAULTS);
+    for (host, cpus) in host_plans(2).into_iter().zip([vec![0, 1], vec![6, 7]]) {
+        let facts = Box::new(HostFacts { cpus, ..*facts(KvmFact::Usable(KvmKind::Vmx)) });
+        fleet.at(10, Event::AgentConnected { host: host.name, facts });
+    }
+    fleet.run();
+    let mut prepared = 0;
+    for (host, message) in &fleet.sent {
+        if let ToAgent::Prepare { end, .. } = message {
+            assert_eq!(end.cpu, Some(if host == "host-0" { 0 } else { 7 }));
+            prepared += 1;
+        }
+    }
+    assert_eq!(prepared, 2 * plan_for(2).trials.len());
 }
 
 #[test]

@@ -87,7 +87,7 @@ pub struct Arm {
     pub name: String,
     /// What it is.
     pub kind: EndKind,
-    /// CPU of the vCPU or traffic thread.
+    /// CPU of the vCPU or traffic thread, counted from 0 among those that its host has.
     pub cpu: Option<u32>,
     /// What it is measured against.
     pub peers: Vec<Peer>,

@@ -154,7 +154,7 @@ pub enum Program {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NativePin {
-    /// CPU number of the traffic thread.
+    /// CPU of the traffic thread, counted from 0 among those that its host has.
     pub traffic: u32,
 }
 
@@ -196,7 +196,8 @@ pub enum GuestOs {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VirtualPin {
-    /// CPU number of the vCPU thread.
+    /// CPU of the vCPU thread, counted from 0 among those that its host has: a lab gives each host some of the
+    /// machine's.
     pub vcpu: u32,
 }
 
