@@ -93,10 +93,10 @@ impl Traffic {
             finished: AtomicBool::new(false),
             news: news.map_err(|errno| TrafficError::Start(errno.into()))?,
         });
-        let worker = Worker { shared: Arc::clone(&shared), clock };
+        let worker = Worker { shared: Arc::clone(&shared), stream, clock };
         let thread = std::thread::Builder::new()
             .name("traffic".to_owned())
-            .spawn(move || worker.run(stream, direction, write_size, cpu))
+            .spawn(move || worker.run(direction, write_size, cpu))
             .map_err(TrafficError::Start)?;
         let cpu = CpuClock::of(&thread);
         Ok(Self { shared, thread, cpu })
@@ -150,6 +150,7 @@ impl Traffic {
 
 struct Worker {
     shared: Arc<Shared>,
+    stream: Arc<TcpStream>,
     clock: Clock,
 }
 
@@ -162,19 +163,13 @@ impl Drop for Worker {
 }
 
 impl Worker {
-    fn run(
-        self,
-        stream: Arc<TcpStream>,
-        direction: Direction,
-        write_size: usize,
-        cpu: Option<usize>,
-    ) -> Result<(), TrafficError> {
+    fn run(self, direction: Direction, write_size: usize, cpu: Option<usize>) -> Result<(), TrafficError> {
         if let Some(cpu) = cpu {
             pin(cpu).map_err(|source| TrafficError::Pin { cpu, source })?;
         }
         match direction {
-            Direction::Send => self.send(&stream, &pattern(write_size)),
-            Direction::Receive => self.receive(&stream, &mut vec![0; write_size]),
+            Direction::Send => self.send(&pattern(write_size)),
+            Direction::Receive => self.receive(&mut vec![0; write_size]),
         }
     }
 
@@ -189,7 +184,8 @@ impl Worker {
         let _ = self.shared.news.write(1);
     }
 
-    fn send(&self, mut stream: &TcpStream, buffer: &[u8]) -> Result<(), TrafficError> {
+    fn send(&self, buffer: &[u8]) -> Result<(), TrafficError> {
+        let mut stream: &TcpStream = &self.stream;
         // Before the send and not after it: a send returns when the kernel has taken all of it, which for a
         // large write is long after the first byte has left.
         self.mark_first_byte();
@@ -213,7 +209,8 @@ impl Worker {
         Ok(())
     }
 
-    fn receive(&self, mut stream: &TcpStream, buffer: &mut [u8]) -> Result<(), TrafficError> {
+    fn receive(&self, buffer: &mut [u8]) -> Result<(), TrafficError> {
+        let mut stream: &TcpStream = &self.stream;
         let mut bytes = 0;
         loop {
             match stream.read(buffer) {
