@@ -9,8 +9,8 @@ use toll_protocol::trial::TrialId;
 /// Outcomes that are kept without being acknowledged. An orchestrator that never acknowledges gets no more memory
 /// of the host than this; the oldest outcome goes first.
 const MOST_OUTCOMES: usize = 256;
-/// Messages that may wait for the connection; then samples are left out, and the orchestrator has to ask again
-/// for `TornDown`.
+/// Messages other than outcomes that may wait for the connection; then samples are left out, and the orchestrator
+/// has to ask again for `Ready` (by a new connection) and `TornDown`.
 const MOST_WAITING: usize = 1024;
 
 /// Messages for the orchestrator.
@@ -31,6 +31,12 @@ impl Outbox {
                     && let Some((forgotten, _)) = self.outcomes.pop_front()
                 {
                     tracing::error!(trial = %forgotten, "outcome dropped: never acknowledged");
+                    // One of an orchestrator that takes nothing would otherwise wait for ever.
+                    if let Some(at) =
+                        self.waiting.iter().position(|waiting| is_outcome_of(waiting, forgotten))
+                    {
+                        self.waiting.remove(at);
+                    }
                 }
                 self.outcomes.push_back((*trial, message.clone()));
                 // Said with all others on the next connection.
@@ -38,7 +44,7 @@ impl Outbox {
                     self.waiting.push_back(message);
                 }
             }
-            FromAgent::Sample { .. } | FromAgent::TornDown { .. } if self.waiting.len() >= MOST_WAITING => {
+            _ if self.waiting.len() >= MOST_WAITING => {
                 tracing::warn!("message dropped: the orchestrator takes none");
             }
             FromAgent::TornDown { .. } => self.waiting.push_back(message),
@@ -87,9 +93,15 @@ impl Outbox {
     }
 }
 
+/// Whether `message` is the outcome of `of`.
+fn is_outcome_of(message: &FromAgent, of: TrialId) -> bool {
+    matches!(message, FromAgent::Result { trial, .. } | FromAgent::Failed { trial, .. } if *trial == of)
+}
+
 #[cfg(test)]
 mod tests {
     use toll_protocol::report::{Failure, Sample};
+    use toll_protocol::trial::EndReady;
     use toll_protocol::units::Span;
 
     use super::*;
@@ -141,5 +153,23 @@ mod tests {
         }
         assert_eq!(outbox.outcomes.len(), MOST_OUTCOMES);
         assert!(!outbox.acknowledged(TrialId::new(0)));
+    }
+
+    #[test]
+    fn an_orchestrator_that_takes_nothing_gets_a_bound_of_memory() {
+        let mut outbox = Outbox::default();
+        outbox.connected();
+        for n in 0..20 * MOST_OUTCOMES as u64 {
+            outbox.push(failed(n % 1_000));
+            let (trial, ready) =
+                (TrialId::new(n), EndReady { address: "10.0.0.1:1".parse().expect("an address") });
+            outbox.push(FromAgent::Ready { trial, ready });
+        }
+        assert!(outbox.waiting.len() <= MOST_WAITING + MOST_OUTCOMES, "{}", outbox.waiting.len());
+        let said = said(&mut outbox);
+        assert_eq!(
+            said.iter().filter(|message| matches!(message, FromAgent::Failed { .. })).count(),
+            MOST_OUTCOMES
+        );
     }
 }
