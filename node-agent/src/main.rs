@@ -1,5 +1,6 @@
 //! `toll-agent`: one per host. Runs the ends of trials for an orchestrator, or says what it knows of its host.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -57,8 +58,17 @@ struct Run {
 }
 
 fn main() -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
+    // Logs on stderr: TOLL_LOG=debug asks for more. An empty value is none.
+    let wanted = std::env::var("TOLL_LOG").ok().filter(|wanted| !wanted.is_empty());
+    let (filter, refused) = match tracing_subscriber::EnvFilter::try_new(wanted.as_deref().unwrap_or("info"))
+    {
+        Ok(filter) => (filter, None),
+        Err(error) => ("info".into(), Some(error)),
+    };
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    if let Some(error) = refused {
+        tracing::warn!("TOLL_LOG can't be used, and is taken as `info`: {error}");
+    }
     let done = match Arguments::parse().command {
         Command::Run(arguments) => run(arguments),
         Command::Facts { nic } => show_facts(nic.as_deref()),
@@ -94,7 +104,11 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
 }
 
 fn show_facts(nic: Option<&str>) -> anyhow::Result<()> {
-    serde_json::to_writer_pretty(std::io::stdout().lock(), &facts::collect(nic))?;
-    println!();
-    Ok(())
+    let facts = facts::collect(nic);
+    if let (Some(name), None) = (nic, &facts.nic) {
+        anyhow::bail!("there is no network interface {name}");
+    }
+    let mut out = std::io::stdout().lock();
+    serde_json::to_writer_pretty(&mut out, &facts)?;
+    Ok(writeln!(out)?)
 }

@@ -71,7 +71,7 @@ impl Agent {
             .arg(files.key)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
-        if std::env::var_os("RUST_LOG").is_none() {
+        if std::env::var_os("TOLL_LOG").is_none() {
             command.stderr(Stdio::null());
         }
         let forbid = !kvm && std::path::Path::new(KVM).exists();
