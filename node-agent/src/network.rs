@@ -91,11 +91,16 @@ pub fn tap_name(trial: TrialId) -> String {
     format!("tt{trial}")
 }
 
-/// The trial that a link was made for, if its name and its alias agree that it was made for one.
+/// The trial that a link was made for, if its name and its alias agree that it was made for one. The kernel takes
+/// an alias only once there is a link, so an agent may be killed in between: a bridge of such a name that has no alias
+/// and has never been set up is ours too.
 fn made_for(link: &Link) -> Option<TrialId> {
     let id = link.name.strip_prefix("tb").or_else(|| link.name.strip_prefix("tt"))?;
-    let alias = link.alias.as_deref()?.strip_prefix(ALIAS)?;
-    (id == alias).then(|| id.parse().ok()).flatten()
+    let agrees = match &link.alias {
+        Some(alias) => alias.strip_prefix(ALIAS)? == id,
+        None => link.is_bridge && !link.up && link.name.starts_with("tb"),
+    };
+    agrees.then(|| id.parse().ok()).flatten()
 }
 
 /// The network of the agent's host, as far as it is the agent's business.
@@ -135,11 +140,20 @@ impl Network {
         })
     }
 
+    /// Looks whether the NIC is there, so that a wrong name is told at the start and not by every trial.
+    ///
+    /// # Errors
+    /// [`NetworkError::NoSuchLink`], or the kernel's word.
+    pub async fn check_nic(&self) -> Result<(), NetworkError> {
+        within(async { links::find(&self.handle, &self.nic).await.map(drop) }).await
+    }
+
     /// The address that a native end uses: the NIC's own. Its MTU must be that of the trial, because the kernel's
     /// TCP will use it.
     ///
     /// # Errors
-    /// [`NetworkError`]; the NIC is unfit if it is down, has no address or another MTU.
+    /// [`NetworkError`]; the NIC is unfit if it is down, has no address, one that is alone in its network, or another
+    /// MTU.
     pub async fn native_address(&self, mtu: u16) -> Result<InterfaceAddress, NetworkError> {
         within(async {
             let nic = self.find_nic().await?;
@@ -150,7 +164,14 @@ impl Network {
                 )));
             }
             let address = links::ipv4_address(&self.handle, &nic).await?;
-            address.ok_or_else(|| self.unfit("has no IPv4 address: a native end needs one"))
+            let address = address.ok_or_else(|| self.unfit("has no IPv4 address: a native end needs one"))?;
+            if !(1..=30).contains(&address.prefix) {
+                return Err(self.unfit(format!(
+                    "has the address {address}: a native end needs a network with room for its peers, of a prefix of \
+                     1 to 30 bits"
+                )));
+            }
+            Ok(address)
         })
         .await
     }
@@ -291,7 +312,17 @@ mod tests {
 
     fn link(name: &str, alias: Option<&str>) -> Link {
         let alias = alias.map(str::to_owned);
-        Link { index: 1, name: name.to_owned(), alias, mtu: 1500, controller: None, up: true }
+        let name = name.to_owned();
+        Link { index: 1, name, alias, mtu: 1500, controller: None, up: true, is_bridge: true }
+    }
+
+    #[test]
+    fn a_bridge_whose_maker_was_killed_before_it_got_its_alias_is_ours() {
+        let unfinished = Link { up: false, ..link("tb123456789abc", None) };
+        assert_eq!(made_for(&unfinished), Some(TrialId::new(0x1234_5678_9abc)));
+        assert_eq!(made_for(&Link { is_bridge: false, ..unfinished.clone() }), None);
+        assert_eq!(made_for(&Link { name: "tt123456789abc".to_owned(), ..unfinished.clone() }), None);
+        assert_eq!(made_for(&Link { name: "tb-office".to_owned(), ..unfinished }), None);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, LinkAttribute, LinkFlags, LinkMessage,
+    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
@@ -24,6 +25,7 @@ pub(super) struct Link {
     /// Index of the bridge (or other controller) that it is a port of.
     pub(super) controller: Option<u32>,
     pub(super) up: bool,
+    pub(super) is_bridge: bool,
 }
 
 impl From<LinkMessage> for Link {
@@ -35,12 +37,16 @@ impl From<LinkMessage> for Link {
             mtu: 0,
             controller: None,
             up: message.header.flags.contains(LinkFlags::Up),
+            is_bridge: false,
         };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+                LinkAttribute::LinkInfo(infos) => {
+                    link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                }
                 LinkAttribute::Controller(index) if index != 0 => link.controller = Some(index),
                 _ => {}
             }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use futures_util::TryStreamExt;
 use libtest_mimic::Failed;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
-use rtnetlink::{Handle, LinkBridge, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 use toll_node_agent::network::{Network, bridge_name, tap_name};
 use toll_protocol::trial::TrialId;
 
@@ -131,10 +131,18 @@ fn the_sweep_takes_ours_and_nothing_else() -> Result<(), Failed> {
     let (host, _wire) = host();
     host.with_netlink(async |handle| {
         // Looks like ours by its name only.
-        let other = LinkBridge::new("tb00000000beef").build();
+        let other = LinkBridge::new("tb00000000beef").up().build();
         handle.link().add(other).execute().await.expect("a bridge");
     });
     let before = host.links();
+    host.with_netlink(async |handle| {
+        // What an agent leaves that is killed before it could give the alias.
+        let unfinished = LinkMessageBuilder::<LinkBridge>::new("tb00000000dead").build();
+        handle.link().add(unfinished).execute().await.expect("a bridge");
+    });
+    host.run(async || {
+        assert_eq!(open().sweep().await.expect("a sweep"), (vec!["tb00000000dead".to_owned()], vec![]));
+    });
     host.run(async || open().set_up(TRIAL, 1500).await.expect("the bridge"));
     host.run(async || {
         let network = open();
@@ -183,6 +191,21 @@ fn an_unfit_nic_is_refused() -> Result<(), Failed> {
         (bridged.as_str(), native.as_str()),
         ("there is no network interface nic7", "there is no network interface nic7")
     );
+    host.with_netlink(async |handle| {
+        let alone = LinkVeth::new("alone0", "alone1").up().build();
+        handle.link().add(alone).execute().await.expect("a pair");
+        let index = index(&handle, "alone0").await.expect("its end");
+        let address = Ipv4Addr::new(10, 78, 0, 1).into();
+        handle.address().add(index, address, 32).execute().await.expect("an address");
+    });
+    let (_, native) = host.run(async || {
+        let network = Network::open("alone0", None).expect("opens");
+        (
+            network.check_nic().await.expect("is there"),
+            network.native_address(1500).await.map_err(|e| e.to_string()),
+        )
+    });
+    assert!(native.expect_err("no room").contains("alone0 has the address 10.78.0.1/32"));
     host.with_netlink(async |handle| {
         let index = index(&handle, NIC).await.expect("the NIC");
         handle.link().set(LinkUnspec::new_with_index(index).down().build()).execute().await.expect("down");
