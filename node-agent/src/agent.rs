@@ -31,6 +31,8 @@ use crate::trial::Event;
 const MOST_TRIALS: usize = 64;
 /// How long all trials may take to end when the agent is told to stop.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an orchestrator that keeps the connection and reads nothing is waited for when the agent stops.
+const FAREWELL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What an agent is started with.
 #[derive(Debug)]
@@ -75,6 +77,7 @@ pub enum AgentError {
 /// [`AgentError`]; the host is clean then too.
 pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
     let network = Network::open(&config.nic, Some(config.orchestrator.ip()))?;
+    network.check_nic().await?;
     let (found, left) = network.sweep().await?;
     if !found.is_empty() {
         tracing::warn!(?found, ?left, "a former agent left this behind");
@@ -180,11 +183,17 @@ impl Agent {
         if let Some(error) = link_ended {
             return Err(AgentError::LinkEnded(error));
         }
-        self.say_the_last(&mut from_link).await;
-        // The receiver is gone only if the task has ended, which the next line sees.
+        let said = tokio::time::timeout(FAREWELL_TIMEOUT, self.say_the_last(&mut from_link)).await;
+        // The receiver is gone only if the task has ended, which the next lines see.
         let _ = stop_link.send(());
         drop(from_link);
-        link.await.map_err(|error| AgentError::LinkEnded(Some(error)))?;
+        match tokio::time::timeout(FAREWELL_TIMEOUT, &mut link).await {
+            Ok(ended) => ended.map_err(|error| AgentError::LinkEnded(Some(error)))?,
+            Err(_) => link.abort(),
+        }
+        if said.is_err() {
+            tracing::warn!("the orchestrator takes no messages: the last ones are not said");
+        }
         if self.outbox.unacknowledged() > 0 {
             tracing::warn!(outcomes = self.outbox.unacknowledged(), "not acknowledged at the end");
         }

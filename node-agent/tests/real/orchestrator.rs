@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
-use quinn::{Connection, Endpoint, RecvStream, SendStream, ServerConfig, VarInt};
+use quinn::{Connection, Endpoint, RecvStream, SendStream, ServerConfig, TransportConfig, VarInt};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -19,6 +19,8 @@ use toll_protocol::frame::{Decoder, encode};
 use toll_protocol::message::{FromAgent, ToAgent};
 
 pub const SERVER_NAME: &str = "orchestrator.test";
+/// Bytes that an agent may send and the test has not read: soon full.
+const WINDOW: u32 = 32 << 10;
 /// For anything that the agent owes.
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -81,7 +83,11 @@ impl Authority {
             )
             .expect("a configuration");
         tls.alpn_protocols = vec![ALPN.to_vec()];
-        ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).expect("QUIC")))
+        let mut transport = TransportConfig::default();
+        transport.stream_receive_window(VarInt::from_u32(WINDOW));
+        let mut config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).expect("QUIC")));
+        config.transport_config(Arc::new(transport));
+        config
     }
 }
 

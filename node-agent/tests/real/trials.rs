@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     ("trials::a_running_trial_survives_a_lost_connection", a_running_trial_survives_a_lost_connection),
     ("trials::messages_out_of_order_are_answered", messages_out_of_order_are_answered),
     ("trials::sigterm_ends_the_trial_and_cleans_the_host", sigterm_ends_the_trial_and_cleans_the_host),
+    ("trials::an_orchestrator_that_reads_nothing_keeps_no_agent", an_orchestrator_that_reads_nothing),
     ("trials::the_agent_waits_for_its_orchestrator", the_agent_waits_for_its_orchestrator),
 ];
 
@@ -37,6 +38,9 @@ fn facts_are_json() -> Result<(), Failed> {
     assert!(output.status.success());
     let facts: HostFacts = serde_json::from_slice(&output.stdout)?;
     assert!(!facts.kernel.is_empty());
+    let output = Command::new(AGENT).args(["facts", "--nic", "no-such-nic"]).output()?;
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(4), 0));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("there is no network interface no-such-nic"));
     Ok(())
 }
 
@@ -163,6 +167,29 @@ fn sigterm_ends_the_trial_and_cleans_the_host() -> Result<(), Failed> {
                 if failure.reason == "the agent was told to stop" && leftovers.is_empty()),
             "{rest:?}"
         );
+        server.close();
+    });
+    Ok(())
+}
+
+fn an_orchestrator_that_reads_nothing() -> Result<(), Failed> {
+    Fleet::new().with_one(async |_, server, agent, mut peer| {
+        // The answers, of about 60 bytes each, are more than the stream's window and the agent's queue take.
+        for n in 0..10_000 {
+            peer.say(&ToAgent::Teardown { trial: TrialId::new(n) }).await;
+        }
+        // The next message that the agent says waits for room: nothing more comes.
+        let (mut before, mut look) = (0, tokio::time::interval(std::time::Duration::from_millis(300)));
+        loop {
+            look.tick().await;
+            let come = peer.connection.stats().frame_rx.stream;
+            if come > 0 && come == before {
+                break;
+            }
+            before = come;
+        }
+        assert!(agent.terminate().await.success());
+        drop(peer);
         server.close();
     });
     Ok(())
