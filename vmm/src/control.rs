@@ -21,7 +21,7 @@ use toll_guest_abi::phase;
 use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig};
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Sample};
-use toll_protocol::trial::EndReady;
+use toll_protocol::trial::{Direction, EndReady};
 use toll_protocol::units::Span;
 use toll_vnic::port::PortError;
 use toll_vnic::port::tap::Tap;
@@ -89,6 +89,12 @@ pub enum ControlError {
     /// The program's figures.
     #[error("the end's figures are not believed")]
     Claim(#[from] ClaimError),
+    /// A receiver without a byte has no goodput to report: its path or its peer stood still.
+    #[error("no payload arrived in the measured interval of {interval}: the path or the peer stood still")]
+    NothingArrived {
+        /// How long that was.
+        interval: Span,
+    },
 }
 
 /// How an end came out.
@@ -160,7 +166,12 @@ impl Control {
         let peer = self.await_start(&runner)?;
         runner.start_traffic(peer);
         let (recording, samples) = self.measure(&runner, config.deadline)?;
-        Ok(recording.report(samples)?)
+        let report = recording.report(samples)?;
+        // A sender may find its buffer full for the whole interval; what it sends is the receiver's to count.
+        if report.bytes == 0 && config.direction == Direction::Receive {
+            return Err(ControlError::NothingArrived { interval: report.interval });
+        }
+        Ok(report)
     }
 
     fn boot(&mut self, runner: &Runner, limit: Duration) -> Result<(), ControlError> {

@@ -3,11 +3,13 @@
 
 mod support;
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use support::{Transfer, Vmm, enter_namespace, expect, failure, transfer};
+use support::{PATIENCE, Transfer, Vmm, bring_up, enter_namespace, expect, failure, transfer};
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine};
 use toll_protocol::report::Flag;
 use toll_protocol::trial::{Adapter, Direction, Open};
@@ -129,6 +131,36 @@ fn nobody_connects_before_the_deadline(engine: Engine) -> Result<(), Failed> {
     check(!vmm.wait()?, &"it ends with an error")
 }
 
+/// A peer that opens the connection, sends a byte and then nothing.
+fn an_interval_without_payload_is_a_failure_and_no_zero() -> Result<(), Failed> {
+    let case = Transfer { engine: Engine::HostProcess, ..case(106) };
+    let mut config = case.config();
+    (config.job.open, config.job.direction) = (Open::Listen, Direction::Receive);
+    let mut vmm = Vmm::spawn(PROGRAM)?;
+    vmm.send(&ChildCommand::Configure(config.clone()))?;
+    expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
+    bring_up(&config.tap, case.host_address(), case.mtu)?;
+    vmm.send(&ChildCommand::PortAttached)?;
+    let address = expect(&mut vmm, |event| match event {
+        ChildEvent::Ready(ready) => Some(ready.address),
+        _ => None,
+    })?;
+    vmm.send(&ChildCommand::Start { peer: "10.77.106.1:1".parse()? })?;
+    let mut stream = TcpStream::connect_timeout(&address.into(), PATIENCE)?;
+    stream.write_all(b"!")?;
+    // The program half-closes when its interval is over.
+    std::io::copy(&mut stream, &mut std::io::sink())?;
+    drop(stream);
+    let failure = loop {
+        match vmm.event()? {
+            ChildEvent::Sample(_) => {}
+            ChildEvent::Failed(failure) => break failure,
+            other => return Err(format!("{other:?}").into()),
+        }
+    };
+    check(failure.reason.starts_with("no payload arrived in the measured interval of 40"), &failure)
+}
+
 fn an_agent_that_goes_away_ends_the_process() -> Result<(), Failed> {
     let vmm = Vmm::spawn(PROGRAM)?;
     let (took, well) = vmm.hang_up()?;
@@ -186,6 +218,11 @@ fn main() -> ExitCode {
         Box::new(messages_out_of_turn_and_garbage_are_refused),
     );
     test(&tun, "a_tap_name_that_is_taken_is_refused".into(), Box::new(a_tap_name_that_is_taken_is_refused));
+    test(
+        &tun,
+        "an_interval_without_payload_is_a_failure_and_no_zero".into(),
+        Box::new(an_interval_without_payload_is_a_failure_and_no_zero),
+    );
     test(
         &both,
         "an_agent_that_goes_away_ends_the_process".into(),
