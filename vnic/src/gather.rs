@@ -23,6 +23,8 @@ pub(crate) enum Refused {
     Outside,
     /// The frame has over [`MAX_PARTS`] pieces.
     TooManyParts,
+    /// The frame's room has the same bytes twice.
+    Overlap,
 }
 
 /// The host ranges of the guest's `length` bytes at `address`, in order.
@@ -47,7 +49,8 @@ pub(crate) fn push<'m>(
     for range in ranges(memory, address, length) {
         let (pointer, length) = range?;
         // SAFETY: the range lies in a mapping that `memory` keeps for 'm. The guest doesn't run while its
-        // adapter's methods do (the thread that runs it is the one that is here), so nothing writes to it.
+        // adapter's methods do (the thread that runs it is the one that is here). Who else may write to it, at a
+        // guest that sends a page it shares with the VMM, stores single words; no decision is made on bytes read here.
         let bytes = unsafe { std::slice::from_raw_parts(pointer, length) };
         parts.try_push(IoSlice::new(bytes)).map_err(|_| Refused::TooManyParts)?;
     }
@@ -63,8 +66,12 @@ pub(crate) fn push_mut<'m>(
 ) -> Result<(), Refused> {
     for range in ranges(memory, address, length) {
         let (pointer, length) = range?;
-        // SAFETY: as in `push`. A guest may name the same bytes twice in one frame; the slices are then written
-        // one after the other through their own pointers and never read as if they were distinct.
+        let (start, end) = (pointer.addr(), pointer.addr() + length);
+        // A guest may name the same bytes twice in one frame.
+        if parts.iter().any(|part| part.as_ptr().addr() < end && start < part.as_ptr().addr() + part.len()) {
+            return Err(Refused::Overlap);
+        }
+        // SAFETY: as in `push`, and no other part of the frame holds any of these bytes.
         let bytes = unsafe { std::slice::from_raw_parts_mut(pointer, length) };
         parts.try_push(IoSliceMut::new(bytes)).map_err(|_| Refused::TooManyParts)?;
     }
@@ -127,6 +134,18 @@ mod tests {
             let _ = push(&mut parts, &memory, 0, 1);
         }
         assert_eq!(push(&mut parts, &memory, 0, 1), Err(Refused::TooManyParts));
+    }
+
+    #[test]
+    fn room_that_has_the_same_bytes_twice_is_refused() {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        let mut parts = PartsMut::new();
+        assert_eq!(push_mut(&mut parts, &memory, 0x100, 0x100), Ok(()));
+        assert_eq!(push_mut(&mut parts, &memory, 0x200, 0x100), Ok(()));
+        for (address, length) in [(0x100, 0x100), (0x180, 1), (0xff, 2), (0x2ff, 1), (0, 0x1000)] {
+            assert_eq!(push_mut(&mut parts, &memory, address, length), Err(Refused::Overlap), "{address:#x}");
+        }
+        assert_eq!(push_mut(&mut parts, &memory, 0x300, 1), Ok(()));
     }
 
     #[test]

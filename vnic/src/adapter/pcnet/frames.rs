@@ -112,7 +112,7 @@ impl Pcnet {
                     Ok(()) => {}
                     Err(Refused::Outside) => return Err(bad_buffer("transmit descriptor", &last)),
                     // The FIFO runs empty while the chip fetches one tiny buffer after the other.
-                    Err(Refused::TooManyParts) => underflow = true,
+                    Err(Refused::TooManyParts | Refused::Overlap) => underflow = true,
                 }
             }
             if last.status & status::ENP != 0 {
@@ -230,7 +230,8 @@ impl Pcnet {
             match gather::push_mut(&mut parts, memory, u64::from(descriptor.base), descriptor.length) {
                 Ok(()) => {}
                 Err(Refused::Outside) => return Err(bad_buffer("receive descriptor", &descriptor)),
-                Err(Refused::TooManyParts) => break,
+                // A buffer that the frame has already is no room.
+                Err(Refused::TooManyParts | Refused::Overlap) => break,
             }
             descriptors.push(descriptor);
             capacity += descriptor.length;

@@ -34,6 +34,7 @@ fn refused(what: &'static str, refused: Refused, descriptor: &Descriptor) -> Ada
         match refused {
             Refused::Outside => format!("{length} bytes at {address:#x} are outside of guest memory"),
             Refused::TooManyParts => format!("a chain has over {} descriptors", gather::MAX_PARTS),
+            Refused::Overlap => format!("{length} bytes at {address:#x} are in the chain already"),
         },
     )
 }

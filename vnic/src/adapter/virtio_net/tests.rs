@@ -333,6 +333,12 @@ fn a_malformed_chain_fails_the_guest() {
     bench.give(0, 0);
     bench.arrives(&frame(60));
     bench.fails("other direction");
+    let mut bench = Bench::live();
+    bench.describe(0, 0, BUFFERS, 200, NEXT | WRITE, 1);
+    bench.describe(0, 1, BUFFERS + 100, 200, WRITE, 0);
+    bench.give(0, 0);
+    bench.arrives(&frame(60));
+    bench.fails("in the chain already");
     // 2.7.13.3: the index is further ahead than the queue is long.
     let mut bench = Bench::live();
     bench.memory.write_obj(SIZE + 1, GuestAddress(areas(1)[1] + 2)).unwrap();
