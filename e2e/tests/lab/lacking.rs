@@ -62,8 +62,9 @@ fn with_own_dev(command: &mut Command, without: &'static [&'static str], user: O
         }
         Ok(())
     };
-    // SAFETY: the child allocates between fork and exec; the test's process has no other thread that could hold
-    // the allocator's lock at the fork, since tests run one at a time on the main thread's only helper.
+    // SAFETY: between fork and exec the child makes system calls and allocates. The threads that read an earlier
+    // run's output may still be ending at the fork, but glibc takes the allocator's locks around fork(2), so that
+    // the child finds them free; no other lock is taken.
     unsafe { command.pre_exec(prepare) };
 }
 
