@@ -10,7 +10,7 @@ use toll_protocol::units::Span;
 use crate::report::terminal::plain;
 use crate::scheduler;
 
-const TEMPLATE: &str = "{bar:30.cyan/dim} {pos}/{len} trials, {prefix} left  {msg}";
+const TEMPLATE: &str = "{bar:30.cyan/dim} {pos}/{len} trials, {prefix} left  {wide_msg}";
 
 /// A bar on stderr; on a stderr that is no terminal, lines for failures only.
 pub struct Progress {

@@ -1,5 +1,5 @@
 //! The end of a campaign on the terminal: one table a pair and workload, then what failed, the gates, and where
-//! the page is. At most 100 columns wide. Without a terminal it has no styles, and without UTF-8 it is ASCII.
+//! the page is. At most 100 columns wide unless words and figures need more. Without a terminal it has no styles, and without UTF-8 it is ASCII.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
@@ -192,6 +192,9 @@ impl Screen {
         }
         for column in table.column_iter_mut() {
             column.set_padding((0, 1));
+        }
+        if let Some(last) = table.column_mut(COLUMNS - 1) {
+            last.set_padding((0, 0));
         }
         table
     }
