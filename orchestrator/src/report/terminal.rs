@@ -1,5 +1,6 @@
 //! The end of a campaign on the terminal: one table a pair and workload, then what failed, the gates, and where
-//! the page is. At most 100 columns wide unless words and figures need more. Without a terminal it has no styles, and without UTF-8 it is ASCII.
+//! the page is. At most 100 columns wide unless words and figures need more. Without a terminal it has no styles, and
+//! without UTF-8 it is ASCII.
 
 use std::fmt::Write as _;
 use std::io::IsTerminal as _;
