@@ -24,10 +24,15 @@ impl Clock {
     }
 }
 
-/// How long was waited from `begin` to `end`, in whole milliseconds as a person reads it.
+/// How long was waited from `begin` to `end`, as [`rounded`] has it.
 pub fn waited(begin: Duration, end: Duration) -> Span {
-    let nanoseconds = end.saturating_sub(begin).as_nanos();
-    Span::from_millis(u64::try_from((nanoseconds + 500_000) / 1_000_000).unwrap_or(u64::MAX / 1_000_000))
+    rounded(end.saturating_sub(begin))
+}
+
+/// A length of time in whole milliseconds, as a person reads it.
+pub fn rounded(length: Duration) -> Span {
+    let milliseconds = (length.as_nanos() + 500_000) / 1_000_000;
+    Span::from_millis(u64::try_from(milliseconds).unwrap_or(u64::MAX / 1_000_000))
 }
 
 /// The CPU-time clock of one thread (CLOCK_THREAD_CPUTIME_ID), which other threads may read too.

@@ -36,6 +36,9 @@ use crate::stream::ready;
 const LISTEN_LIMIT: Duration = Duration::from_secs(5);
 /// How often the kernel's table is looked at for the listening socket.
 const LISTEN_POLL: Duration = Duration::from_millis(2);
+/// How much longer than the job a run is at least: its two ends begin at different moments, and the client alone
+/// ends it.
+const SLACK: Duration = Duration::from_millis(200);
 /// Lines of iperf3's own words that a failure carries at most.
 const LAST_WORDS: usize = 20;
 
@@ -174,7 +177,7 @@ fn server(plan: &Plan, address: SocketAddrV4) -> Vec<String> {
 }
 
 fn client(plan: &Plan, peer: SocketAddrV4) -> Result<Vec<String>, Iperf3Error> {
-    let seconds = (plan.warm_up + plan.duration).as_millis().div_ceil(1_000);
+    let seconds = (plan.warm_up + plan.duration + SLACK).as_millis().div_ceil(1_000);
     let mut arguments = common(plan, peer);
     arguments.extend(["--client".to_owned(), peer.ip().to_string()]);
     arguments.extend(["--time".to_owned(), seconds.to_string()]);

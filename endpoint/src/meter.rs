@@ -18,6 +18,8 @@ use toll_protocol::report::Sample;
 use toll_protocol::trial::Direction;
 use toll_protocol::units::Span;
 
+use crate::clock::rounded;
+
 /// Time between two samples.
 pub const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 
@@ -164,7 +166,7 @@ impl Meter {
     /// [`MeterError::EndedEarly`] or [`MeterError::NoPayload`], unless enough of the interval is over.
     pub fn ended_by_peer(&mut self, reading: Reading) -> Result<Step, MeterError> {
         let early = |measured: Duration| {
-            Err(MeterError::EndedEarly { measured: measured.into(), whole: self.duration.into() })
+            Err(MeterError::EndedEarly { measured: rounded(measured), whole: self.duration.into() })
         };
         match self.state {
             State::Measured { .. } => Ok(Step::Nothing),
@@ -274,7 +276,7 @@ mod tests {
         };
         assert_eq!(meter.ended_by_peer(reading(ms(40), 0)), early(0));
         assert_eq!(meter.read(reading(ms(100), 0)), Step::Began);
-        assert_eq!(meter.ended_by_peer(reading(ms(599), 0)), early(499));
+        assert_eq!(meter.ended_by_peer(reading(ms(599) + Duration::from_nanos(7), 0)), early(499));
         let mut receiver = Meter::new(Direction::Receive, ms(0), ms(1_000));
         receiver.first_byte(ms(0));
         assert_eq!(receiver.read(reading(ms(0), 0)), Step::Began);

@@ -8,6 +8,8 @@ use toll_protocol::report::{CpuSplit, EndReport, Flag, Sample};
 use toll_protocol::trial::Direction;
 use toll_protocol::units::Span;
 
+use crate::clock::rounded;
+
 /// Share of the interval, in percent, that the reports must cover.
 const ENOUGH: u32 = 95;
 
@@ -114,7 +116,7 @@ pub fn parse(
         }
     }
     if covered < duration / 100 * ENOUGH {
-        return Err(ReportError::Short { covered: covered.into(), duration: duration.into() });
+        return Err(ReportError::Short { covered: rounded(covered), duration: duration.into() });
     }
     let flags = retransmits.filter(|count| *count > 0).map(|_| Flag::Retransmits);
     Ok(EndReport {
