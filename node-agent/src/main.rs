@@ -1,6 +1,6 @@
 //! `toll-agent`: one per host. Runs the ends of trials for an orchestrator, or says what it knows of its host.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,7 +65,8 @@ fn main() -> ExitCode {
         Ok(filter) => (filter, None),
         Err(error) => ("info".into(), Some(error)),
     };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     if let Some(error) = refused {
         tracing::warn!("TOLL_LOG can't be used, and is taken as `info`: {error}");
     }

@@ -132,7 +132,8 @@ impl Interface {
         let mut request =
             libc::ifreq { ifr_name: self.name, ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: data } };
         // SAFETY: the ifreq and the structure it leads to are writable and outlive the call; each caller in this
-        // file sizes the structure by what its command makes the kernel write.
+        // file sizes the structure by what its command makes the kernel write. ETHTOOL_GSTRINGS alone ignores the
+        // length it is given: it writes as many strings as ETHTOOL_GSSET_INFO has told, a constant of the kernel.
         let result =
             unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
