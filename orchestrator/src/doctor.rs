@@ -171,9 +171,27 @@ fn programs() -> impl Iterator<Item = Finding> {
     })
 }
 
+/// Agents start their children with `close_range(2)` and its flag CLOEXEC.
+const OLDEST_KERNEL: (u32, u32) = (5, 11);
+
+fn kernel(facts: &HostFacts) -> Finding {
+    // `Linux 6.1.0-9-amd64 #1 SMP …`
+    let release = facts.kernel.split_whitespace().nth(1).unwrap_or_default();
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map_while(|digits| digits.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < OLDEST_KERNEL => {
+            let (major, minor) = OLDEST_KERNEL;
+            let advice = format!("agents need Linux {major}.{minor} or newer");
+            Finding::other(Mark::Bad, "kernel", facts.kernel.clone(), &advice)
+        }
+        _ => Finding::good("kernel", facts.kernel.clone()),
+    }
+}
+
 /// Things that figures depend on.
 fn machine(facts: &HostFacts) -> Vec<Finding> {
-    let mut findings = vec![Finding::good("kernel", facts.kernel.clone())];
+    let mut findings = vec![kernel(facts)];
     let cpus = facts.cpus.len();
     let model = facts.cpu.as_deref().unwrap_or("unknown model");
     findings.push(if cpus >= 2 {

@@ -1,14 +1,24 @@
 //! `toll`: runs campaigns, and says what they found.
 
+use std::io::IsTerminal;
+
 use clap::Parser;
 use toll_orchestrator::cli::Cli;
 use toll_orchestrator::exit::Exit;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> Exit {
-    // Logs on stderr, for whoever asks (TOLL_LOG=debug); stdout is for results.
-    let filter = EnvFilter::try_from_env("TOLL_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Logs on stderr, for whoever asks (TOLL_LOG=debug; an empty value is none); stdout is for results.
+    let wanted = std::env::var("TOLL_LOG").ok().filter(|wanted| !wanted.is_empty());
+    let filter = match EnvFilter::try_new(wanted.as_deref().unwrap_or("warn")) {
+        Ok(filter) => filter,
+        Err(error) => {
+            eprintln!("toll: TOLL_LOG can't be used ({error}): write a level such as debug, or target=level");
+            return Exit::Usage;
+        }
+    };
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     match Cli::parse().execute() {
         Ok(exit) => exit,
         Err(error) => {

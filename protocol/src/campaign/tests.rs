@@ -139,6 +139,15 @@ fn a_plan_that_no_memory_holds_is_refused() {
 }
 
 #[test]
+fn an_interval_that_iperf3_can_not_report_is_refused() {
+    let text =
+        GOOD.replace("native: {}}", "native: {program: iperf3}}").replace("duration: 2s", "duration: 250ms");
+    let found = parse(&text).expect_err("iperf3 reports every 100 ms");
+    assert!(found[0].to_string().starts_with("line 12, column 88: "), "{found:?}");
+    assert!(found[0].message.contains("250ms is no multiple of 100ms"), "{found:?}");
+}
+
+#[test]
 fn several_problems_are_told_at_once() {
     let text = GOOD.replace("count: 2", "count: 99").replace("duration: 2s", "duration: 5h");
     assert_eq!(parse(&text).expect_err("is bad").len(), 2);

@@ -21,6 +21,8 @@ const MAX_WORKLOADS: usize = 64;
 const WRITE_SIZE: std::ops::RangeInclusive<u64> = 1..=1 << 20;
 const DURATION: std::ops::RangeInclusive<u64> = 100_000_000..=3_600_000_000_000;
 const MAX_WARM_UP: u64 = 600_000_000_000;
+/// iperf3 reports in steps of 100 ms, and an interval is cut from whole steps.
+const IPERF3_STEP: u64 = 100_000_000;
 const MIN_RATE: u64 = 1_000_000;
 /// Two days of the shortest trials; a plan is held in memory.
 const MAX_TRIALS: u64 = 100_000;
@@ -281,6 +283,10 @@ fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Op
 fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
     let path = [Field("spec"), Field("workloads")];
     count(spec.workloads.len(), MAX_WORKLOADS, "workload", &path, out);
+    let runs_iperf3 = |arm: &schema::Arm| {
+        arm.native.as_ref().is_some_and(|native| native.program == Some(schema::Program::Iperf3))
+    };
+    let iperf3 = spec.arms.iter().any(runs_iperf3);
     let mut names = BTreeSet::new();
     let mut workloads = Vec::new();
     for (index, written) in spec.workloads.iter().enumerate() {
@@ -294,7 +300,7 @@ fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
             );
         }
         match &written.stream {
-            Some(stream) => workloads.push(workload(&written.name, stream, &path, out)),
+            Some(stream) => workloads.push(workload(&written.name, stream, iperf3, &path, out)),
             None => {
                 out.add(&path, format!("workload `{}` is nothing yet: write `stream: {{}}`", written.name));
             }
@@ -303,7 +309,13 @@ fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
     workloads
 }
 
-fn workload(name: &str, stream: &schema::Stream, path: &[Step], out: &mut Findings) -> Workload {
+fn workload(
+    name: &str,
+    stream: &schema::Stream,
+    iperf3: bool,
+    path: &[Step],
+    out: &mut Findings,
+) -> Workload {
     let path = below(path, &[Field("stream")]);
     let directions = stream.directions.clone().unwrap_or_else(|| vec![Direction::Send, Direction::Receive]);
     let directions_path = below(&path, &[Field("directions")]);
@@ -332,6 +344,15 @@ fn workload(name: &str, stream: &schema::Stream, path: &[Step], out: &mut Findin
             Span(*DURATION.end())
         );
         out.add(&below(&path, &[Field("duration")]), message);
+    }
+    if iperf3 {
+        for (field, span) in [("warmUp", warm_up), ("duration", duration)] {
+            if !span.0.is_multiple_of(IPERF3_STEP) {
+                let message =
+                    format!("{span} is no multiple of {}, as an arm with iperf3 needs", Span(IPERF3_STEP));
+                out.add(&below(&path, &[Field(field)]), message);
+            }
+        }
     }
     Workload { name: name.to_owned(), directions, write_size, warm_up, duration }
 }

@@ -364,8 +364,9 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
                     self.state = State::Closed;
                     Ok(())
                 }
-                // The receiver has all that it measures; the sender may end as it likes.
-                State::Measured if self.boot.direction == direction::RECEIVE => {
+                // What is measured is measured. A receiver that ended badly says so itself, and one that closed
+                // and was gone before its FIN was seen here is no fault of the sender's.
+                State::Measured => {
                     self.state = State::Closed;
                     Ok(())
                 }
