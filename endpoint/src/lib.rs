@@ -6,11 +6,12 @@
 //!   control socket, clocks, deadlines,   atomics     send or receive of `write_size` bytes,
 //!   measured interval, samples, reports  <-------    nothing else
 //! ```
-//! The traffic thread makes no system call but its send or receive: it never asks for the time, and learns
-//! of the peer's FIN by a flag that the control thread sets when its poll says so.
+//! Once under way the traffic thread makes no system call but its send or receive: it never asks for the time, and
+//! learns of the peer's FIN by a flag that the control thread sets when its poll says so.
 
 pub mod clock;
 pub mod config;
+pub mod contention;
 pub mod control;
 pub mod end;
 pub mod iperf3;

@@ -19,9 +19,11 @@ use toll_protocol::child::ChildEvent;
 use toll_protocol::report::{CpuSplit, EndReport, Flag, Sample, ThreadCpu};
 use toll_protocol::trial::{Direction, EndReady, Open};
 use toll_protocol::units::Span;
+use toll_protocol::validity;
 
 use crate::clock::{CpuClock, waited};
 use crate::config::Plan;
+use crate::contention::{Contention, cpu_times};
 use crate::control::{Control, ControlError};
 use crate::meter::{Measured, Meter, MeterError, Reading, Step};
 use crate::socket::{self, SocketError};
@@ -113,6 +115,8 @@ struct Run<'a> {
     traffic: Traffic,
     stream: Arc<TcpStream>,
     meter: Meter,
+    /// At both ends of the measured interval.
+    contention: [Contention; 2],
     connected: Duration,
     deadline: Duration,
     /// Whether the socket is polled for the peer's FIN.
@@ -134,7 +138,8 @@ impl<'a> Run<'a> {
         let traffic = Traffic::start(Arc::clone(&stream), plan.direction, plan.write_size, plan.cpu, clock)?;
         let meter = Meter::new(plan.direction, plan.warm_up, plan.duration);
         let watch = plan.direction == Direction::Send;
-        Ok(Self { plan, traffic, stream, meter, connected, deadline, watch, closing: None })
+        let contention = [Contention::default(); 2];
+        Ok(Self { plan, traffic, stream, meter, contention, connected, deadline, watch, closing: None })
     }
 
     fn drive(mut self, control: &mut Control) -> Result<EndReport, StreamError> {
@@ -170,7 +175,7 @@ impl<'a> Run<'a> {
                     return Err(self.timed_out(now));
                 }
                 socket::reset_on_close(&self.stream);
-                return figures(self.meter);
+                return figures(self.meter, self.plan.direction, self.contention);
             }
         }
     }
@@ -224,11 +229,18 @@ impl<'a> Run<'a> {
         best.map_or_else(Reading::default, |(_, reading)| reading)
     }
 
+    /// After the reading that it belongs to, which it would spread.
+    fn contend(&self) -> Contention {
+        Contention { run_delay: self.traffic.run_delay(), cpu_times: cpu_times() }
+    }
+
     fn report(&mut self, control: &mut Control, step: Step) -> Result<(), StreamError> {
         match step {
-            Step::Nothing | Step::Began => {}
+            Step::Nothing => {}
+            Step::Began => self.contention[0] = self.contend(),
             Step::Sampled(sample) => control.send(&ChildEvent::Sample(sample))?,
             Step::Ended(sample) => {
+                self.contention[1] = self.contend();
                 if self.plan.direction == Direction::Receive {
                     self.half_close(control);
                 }
@@ -267,20 +279,24 @@ impl<'a> Run<'a> {
     /// The traffic thread has ended: the report, if it may have ended by then.
     fn finish(self, control: &Control) -> Result<EndReport, StreamError> {
         let reading = self.reading(control);
-        let Self { traffic, mut meter, closing, .. } = self;
+        let Self { plan, traffic, mut meter, contention, closing, .. } = self;
         match traffic.join() {
             // The peer has what it measures too, and may end as it likes.
             Err(TrafficError::Io { .. }) if closing.is_some() => {}
             joined => joined?,
         }
         meter.ended_by_peer(reading)?;
-        figures(meter)
+        figures(meter, plan.direction, contention)
     }
 }
 
-fn figures(meter: Meter) -> Result<EndReport, StreamError> {
+fn figures(
+    meter: Meter,
+    direction: Direction,
+    contention: [Contention; 2],
+) -> Result<EndReport, StreamError> {
     let measured = meter.into_measured().ok_or(MeterError::NoPayload)?;
-    Ok(end_report(measured))
+    Ok(end_report(measured, direction, contention))
 }
 
 /// Whether what a sender's socket can read is the receiver's FIN; a reset is left to the traffic thread.
@@ -293,7 +309,7 @@ fn is_fin(stream: &TcpStream) -> Result<bool, StreamError> {
 }
 
 /// The report of a kernel socket's end: its whole cost is the traffic thread, in the host.
-fn end_report(measured: Measured) -> EndReport {
+fn end_report(measured: Measured, direction: Direction, contention: [Contention; 2]) -> EndReport {
     let Measured { begin, end, samples } = measured;
     let interval = end.at - begin.at;
     let between = |begin: Option<Duration>, end: Option<Duration>| Some(end?.saturating_sub(begin?));
@@ -313,8 +329,20 @@ fn end_report(measured: Measured) -> EndReport {
     if begin.retransmits.zip(end.retransmits).is_some_and(|(begin, end)| end > begin) {
         flags.push(Flag::Retransmits);
     }
+    let [before, after] = contention;
+    let delays = before.run_delay.zip(after.run_delay);
+    if delays.is_some_and(|(begin, end)| validity::waits_for_cpu(begin, end, interval)) {
+        flags.push(Flag::CpuWait);
+    }
+    if before.cpu_times.zip(after.cpu_times).is_some_and(|(begin, end)| end.stolen_since(&begin)) {
+        flags.push(Flag::Steal);
+    }
+    let bytes = samples.last().map_or(0, |sample: &Sample| sample.bytes);
+    if direction == Direction::Receive && validity::stands_still(&samples, interval.into(), bytes) {
+        flags.push(Flag::Stalled);
+    }
     EndReport {
-        bytes: samples.last().map_or(0, |sample: &Sample| sample.bytes),
+        bytes,
         interval: interval.into(),
         samples,
         threads,
@@ -328,6 +356,8 @@ fn end_report(measured: Measured) -> EndReport {
 
 #[cfg(test)]
 mod tests {
+    use toll_protocol::validity::CpuTimes;
+
     use super::*;
 
     fn report(cpu: u64, retransmits: u32) -> EndReport {
@@ -346,8 +376,22 @@ mod tests {
             control_cpu: Some(ms(1)),
             retransmits: Some(retransmits),
         };
-        let samples = vec![Sample { at: ms(1_000).into(), bytes: 1_000 }];
-        end_report(Measured { begin, end, samples })
+        let samples = steady(1_000);
+        end_report(Measured { begin, end, samples }, Direction::Receive, [Contention::default(); 2])
+    }
+
+    /// A byte a millisecond, sampled every 100 ms, until the path stands still.
+    fn steady(until: u64) -> Vec<Sample> {
+        let sample = |at: u64| Sample { at: Span::from_millis(at), bytes: at.min(until) };
+        (1..=10).map(|step| sample(step * 100)).collect()
+    }
+
+    fn flags(direction: Direction, until: u64, contention: [Contention; 2]) -> Vec<Flag> {
+        let reading = |at| Reading { at: Duration::from_millis(at), ..Reading::default() };
+        let measured = Measured { begin: reading(0), end: reading(1_000), samples: steady(until) };
+        let mut flags = end_report(measured, direction, contention).flags;
+        flags.retain(|flag| *flag != Flag::DebugBuild);
+        flags
     }
 
     #[test]
@@ -358,6 +402,27 @@ mod tests {
         assert_eq!(report.cpu.host.map(|cpu| cpu.duration()), Some(Duration::from_millis(400)));
         assert_eq!(report.threads.len(), 1, "the control thread's time at the begin is unknown");
         assert!(!report.flags.contains(&Flag::CpuBound) && !report.flags.contains(&Flag::Retransmits));
+    }
+
+    #[test]
+    fn competition_for_the_cpu_is_flagged_and_what_is_unknown_is_no_statement() {
+        let at = |delay, steal| Contention {
+            run_delay: Some(Duration::from_millis(delay)),
+            cpu_times: Some(CpuTimes { total: 1_000 + steal * 10, steal }),
+        };
+        let flags = |contention| flags(Direction::Receive, 1_000, contention);
+        assert_eq!(flags([at(900, 7), at(950, 7)]), []);
+        assert_eq!(flags([at(900, 7), at(951, 7)]), [Flag::CpuWait]);
+        assert_eq!(flags([at(900, 7), at(950, 9)]), [Flag::Steal]);
+        assert_eq!(flags([Contention::default(), at(951, 90)]), []);
+    }
+
+    #[test]
+    fn a_standstill_is_the_receivers_to_tell() {
+        let unknown = [Contention::default(); 2];
+        assert_eq!(flags(Direction::Receive, 750, unknown), [Flag::Stalled]);
+        assert_eq!(flags(Direction::Receive, 850, unknown), []);
+        assert_eq!(flags(Direction::Send, 750, unknown), []);
     }
 
     #[test]

@@ -10,8 +10,8 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -21,6 +21,7 @@ use nix::unistd::Pid;
 use toll_protocol::trial::Direction;
 
 use crate::clock::{Clock, CpuClock};
+use crate::contention::RunDelay;
 
 /// Why the thread stopped.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,8 @@ struct Shared {
     first_byte: AtomicU64,
     stop: AtomicBool,
     finished: AtomicBool,
+    /// Set by the thread before its first call, where the kernel keeps it.
+    run_delay: OnceLock<RunDelay>,
     /// Becomes readable at the first byte and at the end.
     news: EventFd,
 }
@@ -91,6 +94,7 @@ impl Traffic {
             first_byte: AtomicU64::new(NOT_YET),
             stop: AtomicBool::new(false),
             finished: AtomicBool::new(false),
+            run_delay: OnceLock::new(),
             news: news.map_err(|errno| TrafficError::Start(errno.into()))?,
         });
         let worker = Worker { shared: Arc::clone(&shared), stream, clock };
@@ -110,6 +114,11 @@ impl Traffic {
     /// CPU time of the thread so far.
     pub fn cpu(&self) -> Option<Duration> {
         self.cpu.and_then(CpuClock::now)
+    }
+
+    /// How long the thread has been runnable without a CPU so far.
+    pub fn run_delay(&self) -> Option<Duration> {
+        self.shared.run_delay.get().and_then(RunDelay::now)
     }
 
     /// Moment of the first payload byte, once there was one.
@@ -166,6 +175,9 @@ impl Worker {
     fn run(self, direction: Direction, write_size: usize, cpu: Option<usize>) -> Result<(), TrafficError> {
         if let Some(cpu) = cpu {
             pin(cpu).map_err(|source| TrafficError::Pin { cpu, source })?;
+        }
+        if let Some(delay) = RunDelay::of_this_thread() {
+            self.shared.run_delay.get_or_init(|| delay);
         }
         match direction {
             Direction::Send => self.send(&pattern(write_size)),

@@ -92,6 +92,14 @@ pub const fn explain(flag: Flag) -> (&'static str, &'static str) {
         ),
         Flag::Drops => ("drops", "Frames were dropped at the adapter or its port."),
         Flag::Steal => ("steal", "The hypervisor below this machine took over 1 % of its CPU time."),
+        Flag::CpuWait => (
+            "CPU-wait",
+            "The thread that carries the traffic was ready to run and had to wait for a CPU for over 5 % of the interval: other work on the host took part of the figure.",
+        ),
+        Flag::Stalled => (
+            "stalled",
+            "For a fifth of a second or more no payload arrived: the path or an end stood still, and the figure is a mean over that too.",
+        ),
         Flag::ExitCountMismatch => {
             ("exit count", "The VMM's count of exits and KVM's own differ: exits per frame are not certain.")
         }

@@ -10,6 +10,7 @@ pub mod report;
 pub mod result;
 pub mod trial;
 pub mod units;
+pub mod validity;
 
 /// Version of every message that crosses a process boundary. Both sides of a connection must agree on it.
 pub const PROTOCOL_VERSION: u32 = 1;

@@ -21,6 +21,11 @@ pub enum Flag {
     Drops,
     /// The hypervisor below took over 1 % of the host's CPU time (steal).
     Steal,
+    /// The thread that carries the end's traffic was runnable and waited for a CPU for over 5 % of the interval.
+    CpuWait,
+    /// At the receiving end no payload byte arrived for two whole steps of samples (200 ms), or the end itself stood
+    /// still.
+    Stalled,
     /// The VMM's count of exits and KVM's own count differ.
     ExitCountMismatch,
     /// TCP retransmitted during the interval.

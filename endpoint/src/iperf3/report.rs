@@ -7,6 +7,7 @@ use serde::Deserialize;
 use toll_protocol::report::{CpuSplit, EndReport, Flag, Sample};
 use toll_protocol::trial::Direction;
 use toll_protocol::units::Span;
+use toll_protocol::validity;
 
 use crate::clock::rounded;
 
@@ -118,7 +119,13 @@ pub fn parse(
     if covered < duration / 100 * ENOUGH {
         return Err(ReportError::Short { covered: rounded(covered), duration: duration.into() });
     }
-    let flags = retransmits.filter(|count| *count > 0).map(|_| Flag::Retransmits);
+    let mut flags = Vec::new();
+    if retransmits.is_some_and(|count| count > 0) {
+        flags.push(Flag::Retransmits);
+    }
+    if direction == Direction::Receive && validity::stands_still(&samples, covered.into(), bytes) {
+        flags.push(Flag::Stalled);
+    }
     Ok(EndReport {
         bytes,
         interval: covered.into(),
@@ -128,7 +135,7 @@ pub fn parse(
         exits: None,
         frames: None,
         start_to_first_frame: None,
-        flags: flags.into_iter().collect(),
+        flags,
     })
 }
 
@@ -198,6 +205,20 @@ mod tests {
         assert_eq!(flags(10), [Flag::Retransmits]);
         assert_eq!(flags(4), []);
         assert_eq!(flags(25), []);
+    }
+
+    #[test]
+    fn a_receiver_whose_steps_bring_nothing_stood_still() {
+        let flags = |silent: std::ops::Range<u32>| {
+            let mut json = json(30, false, None);
+            for step in silent {
+                json = json.replace(&format!(r#""bytes": {}"#, 1_000 + step), r#""bytes": 0"#);
+            }
+            parse(json.as_bytes(), Direction::Receive, WARM_UP, DURATION).expect("parses").flags
+        };
+        assert_eq!(flags(10..11), []);
+        assert_eq!(flags(10..12), [Flag::Stalled]);
+        assert_eq!(flags(2..6), [], "in the warm-up but for one step");
     }
 
     #[test]
