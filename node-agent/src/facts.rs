@@ -19,13 +19,14 @@ use toll_protocol::facts::HostFacts;
 use toll_protocol::trial::CONGESTION_CONTROLS;
 
 /// The facts of this host as they are now, with those of the interface `nic` of this network namespace, if one is
-/// named and exists. Blocks for some milliseconds: it opens devices and runs `iperf3 --version`.
-pub fn collect(nic: Option<&str>) -> HostFacts {
+/// named and exists. Blocks for some milliseconds: it opens devices, runs `iperf3 --version`, and the `toll-vmm` of
+/// the folder `programs` to see whether guests can be created.
+pub fn collect(nic: Option<&str>, programs: &Path) -> HostFacts {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor = cpu::parse(&cpuinfo);
     HostFacts {
         kernel: kernel(),
-        kvm: device::kvm(&processor),
+        kvm: device::kvm(&processor, &programs.join("toll-vmm")),
         tun: device::tun(),
         cpu: processor.model,
         microcode: processor.microcode,
@@ -98,7 +99,7 @@ mod tests {
 
     #[test]
     fn this_host_has_facts_and_an_unknown_interface_has_none() {
-        let facts = collect(Some("no-such-nic"));
+        let facts = collect(Some("no-such-nic"), Path::new("/no/such/folder"));
         assert!(facts.kernel.starts_with("Linux "), "{}", facts.kernel);
         assert!(!facts.cpus.is_empty());
         assert!(facts.memory.is_some_and(|bytes| bytes > 1 << 20));

@@ -15,6 +15,8 @@ pub mod trial;
 pub enum Exit {
     /// It was told to stop and left a clean host, or has shown what it was asked for.
     Ok = 0,
+    /// The command line or an environment variable is wrong (clap exits with the same).
+    Usage = 2,
     /// The host, the network or the certificates did not let it work.
     Infrastructure = 4,
 }

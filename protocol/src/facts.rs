@@ -21,7 +21,7 @@ pub enum KvmKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum KvmFact {
-    /// `/dev/kvm` opens for reading and writing. The VMM checks the API version when it opens it.
+    /// `/dev/kvm` opens and the VMM can create a guest.
     Usable(KvmKind),
     /// It can't be used, and why, with what to do.
     Unusable {

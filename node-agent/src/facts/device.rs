@@ -1,19 +1,43 @@
 //! The two devices that virtual ends need. Each is opened for reading and writing, as its user will open it, and
-//! closed again. That `/dev/kvm` also answers the API version is for the VMM to say: KVM's ioctls have one home.
+//! closed again. What `/dev/kvm` answers is for the VMM to say, since KVM's ioctls have one home: it is run to see
+//! whether it can create a guest.
 
 use std::fs::OpenOptions;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use toll_protocol::facts::{KvmFact, KvmKind};
 
 use crate::facts::advice;
 use crate::facts::cpu::Processor;
 
-/// Whether `/dev/kvm` opens, and which KVM must be behind it.
-pub fn kvm(processor: &Processor) -> KvmFact {
+/// Whether `/dev/kvm` opens and `vmm` can create a guest with it, and which KVM must be behind it.
+pub fn kvm(processor: &Processor, vmm: &Path) -> KvmFact {
     match open("/dev/kvm") {
-        Ok(()) => KvmFact::Usable(kind(processor)),
+        Ok(()) => match probe(vmm) {
+            Ok(()) => KvmFact::Usable(kind(processor)),
+            Err(reason) => KvmFact::Unusable { reason },
+        },
         Err(error) => KvmFact::Unusable { reason: advice::kvm(&error, processor) },
     }
+}
+
+/// Lets `vmm` create a guest, or says why it can't.
+fn probe(vmm: &Path) -> Result<(), String> {
+    let output = Command::new(vmm).arg("probe").stdin(Stdio::null()).output().map_err(|error| {
+        let path = vmm.display();
+        match error.kind() {
+            ErrorKind::NotFound => format!("{path} is missing: install all of Toll's programs in one folder"),
+            _ => format!("{path} can't be run: {error}"),
+        }
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let last = said.lines().last().unwrap_or("it said nothing");
+    Err(format!("/dev/kvm opens, but no guest can be created ({}): {last}", output.status))
 }
 
 /// Whether `/dev/net/tun` opens, or why not and what to do.
@@ -46,6 +70,15 @@ mod tests {
         assert_eq!(kind(&processor(true, false)), KvmKind::Vmx);
         assert_eq!(kind(&processor(false, true)), KvmKind::Svm);
         assert_eq!(kind(&processor(false, false)), KvmKind::PageTable);
+    }
+
+    #[test]
+    fn a_vmm_that_can_create_no_guest_makes_kvm_unusable_with_its_words() {
+        assert_eq!(probe(Path::new("/bin/true")), Ok(()));
+        let failed = probe(Path::new("/bin/false")).expect_err("false fails");
+        assert!(failed.contains("exit status: 1") && failed.contains("it said nothing"), "{failed}");
+        let missing = probe(Path::new("/no/such/toll-vmm")).expect_err("not there");
+        assert!(missing.contains("/no/such/toll-vmm is missing"), "{missing}");
     }
 
     #[test]
