@@ -20,14 +20,16 @@ use nix::unistd::alarm;
 use toll_guest_abi::phase;
 use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig};
 use toll_protocol::frame::{Decoder, FrameError, encode};
-use toll_protocol::report::{EndReport, Failure, Sample};
+use toll_protocol::report::{EndReport, Failure, Flag, Sample};
 use toll_protocol::trial::{Direction, EndReady};
 use toll_protocol::units::Span;
+use toll_protocol::validity::{self, CpuTimes};
 use toll_vnic::port::PortError;
 use toll_vnic::port::tap::Tap;
 
 use crate::boot::Program;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
+use crate::contention::cpu_times;
 use crate::link::Event;
 use crate::recording::{ClaimError, Recording};
 use crate::runner::{self, Runner, StartError};
@@ -106,6 +108,22 @@ pub enum Outcome {
     Failed(Failure),
 }
 
+/// What the control thread has seen of the measured interval.
+#[derive(Debug, Default)]
+struct Observed {
+    /// Every 100 ms.
+    samples: Vec<Sample>,
+    /// CPU times of the host when it began and when it ended, where they could be read.
+    cpu_times: (Option<CpuTimes>, Option<CpuTimes>),
+}
+
+impl Observed {
+    fn steal(&self) -> Option<Flag> {
+        let (begin, end) = self.cpu_times;
+        end?.stolen_since(&begin?).then_some(Flag::Steal)
+    }
+}
+
 /// What the control thread waits for.
 enum Happening {
     Command(ChildCommand<VmmConfig>),
@@ -165,11 +183,18 @@ impl Control {
         self.send(&ChildEvent::Ready(EndReady { address }))?;
         let peer = self.await_start(&runner)?;
         runner.start_traffic(peer);
-        let (recording, samples) = self.measure(&runner, config.deadline)?;
-        let report = recording.report(samples)?;
+        let (recording, observed) = self.measure(&runner, config.deadline)?;
+        let steal = observed.steal();
+        let mut report = recording.report(observed.samples)?;
+        report.flags.extend(steal);
         // A sender may find its buffer full for the whole interval; what it sends is the receiver's to count.
         if report.bytes == 0 && config.direction == Direction::Receive {
             return Err(ControlError::NothingArrived { interval: report.interval });
+        }
+        if config.direction == Direction::Receive
+            && validity::stands_still(&report.samples, report.interval, report.bytes)
+        {
+            report.flags.push(Flag::Stalled);
         }
         Ok(report)
     }
@@ -202,18 +227,24 @@ impl Control {
         &mut self,
         runner: &Runner,
         limit: Duration,
-    ) -> Result<(Box<Recording>, Vec<Sample>), ControlError> {
+    ) -> Result<(Box<Recording>, Observed), ControlError> {
         let deadline = Instant::now() + limit;
-        let mut samples = Vec::new();
+        let mut observed = Observed::default();
         // While the interval is measured: when it began.
         let mut measuring: Option<Instant> = None;
         loop {
-            let due = measuring.map(|start| start + SAMPLE_EVERY * (samples.len() as u32 + 1));
+            let due = measuring.map(|start| start + SAMPLE_EVERY * (observed.samples.len() as u32 + 1));
             match self.next(Some(runner), Some(due.map_or(deadline, |due| due.min(deadline))))? {
-                Happening::Event(Event::Phase(phase::MEASURE, at)) => measuring = Some(at),
-                Happening::Event(Event::Phase(phase::MEASURED, _)) => measuring = None,
+                Happening::Event(Event::Phase(phase::MEASURE, at)) => {
+                    measuring = Some(at);
+                    observed.cpu_times.0 = cpu_times();
+                }
+                Happening::Event(Event::Phase(phase::MEASURED, _)) => {
+                    measuring = None;
+                    observed.cpu_times.1 = cpu_times();
+                }
                 Happening::Event(Event::Phase(..)) => {}
-                Happening::Event(Event::Ended(Ok(recording))) => return Ok((recording, samples)),
+                Happening::Event(Event::Ended(Ok(recording))) => return Ok((recording, observed)),
                 Happening::Event(Event::Ended(Err(failure))) => return Err(ControlError::Program(failure)),
                 Happening::Command(command) => return Err(out_of_turn(&command, "nothing")),
                 Happening::Time => {
@@ -224,7 +255,7 @@ impl Control {
                     if let Some(start) = measuring.filter(|_| due.is_some_and(|due| now >= due)) {
                         let at = Span::from(now.saturating_duration_since(start));
                         let sample = Sample { at, bytes: runner.measured_bytes() };
-                        samples.push(sample);
+                        observed.samples.push(sample);
                         self.send(&ChildEvent::Sample(sample))?;
                     }
                 }

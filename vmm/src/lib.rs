@@ -16,6 +16,7 @@ pub mod boot;
 pub mod bus;
 pub mod clock;
 pub mod config;
+pub mod contention;
 pub mod control;
 pub mod exits;
 pub mod guest;

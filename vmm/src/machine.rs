@@ -18,6 +18,7 @@ use toll_guest_abi::phase;
 use toll_vnic::adapter::{Adapter, AdapterError};
 
 use crate::clock::{CpuClock, Timebase, ticks};
+use crate::contention::RunDelay;
 use crate::exits::Exits;
 use crate::kvm::KvmCounts;
 use crate::link::{Event, Reporter};
@@ -80,6 +81,7 @@ pub struct Machine {
     reporter: Reporter,
     cpu: Option<CpuClock>,
     control_cpu: Option<CpuClock>,
+    run_delay: Option<RunDelay>,
     memory: u64,
     phase: u32,
     snapshots: (Option<Snapshot>, Option<Snapshot>),
@@ -119,6 +121,7 @@ impl Machine {
             reporter,
             cpu: CpuClock::of_this_thread(),
             control_cpu,
+            run_delay: RunDelay::of_this_thread(),
             memory,
             phase: 0,
             snapshots: (None, None),
@@ -261,18 +264,14 @@ impl Machine {
             return Err(MachineError::Phase { announced, current });
         }
         let at = match announced {
-            phase::MEASURE => self
-                .snapshots
-                .0
-                .insert(snapshot(&*self.adapter, (self.cpu, self.control_cpu), view))
-                .at
-                .instant(),
-            phase::MEASURED if current == phase::MEASURE => self
-                .snapshots
-                .1
-                .insert(snapshot(&*self.adapter, (self.cpu, self.control_cpu), view))
-                .at
-                .instant(),
+            phase::MEASURE => {
+                let taken = self.snapshot(view);
+                self.snapshots.0.insert(taken).at.instant()
+            }
+            phase::MEASURED if current == phase::MEASURE => {
+                let taken = self.snapshot(view);
+                self.snapshots.1.insert(taken).at.instant()
+            }
             phase::MEASURED => return Err(MachineError::Phase { announced, current }),
             _ => Instant::now(),
         };
@@ -303,21 +302,17 @@ impl Machine {
         let (created, first_frame, memory) = (self.created, self.first_frame, self.memory);
         Ok(Box::new(Recording { start, end, claim, created, first_frame, memory }))
     }
-}
-
-fn snapshot(
-    adapter: &dyn Adapter,
-    clocks: (Option<CpuClock>, Option<CpuClock>),
-    view: &EngineView<'_>,
-) -> Snapshot {
-    Snapshot {
-        at: Timebase::now(),
-        cpu: clocks.0.and_then(CpuClock::read),
-        control_cpu: clocks.1.and_then(CpuClock::read),
-        program_ticks: view.program_ticks,
-        model_ticks: view.model_ticks,
-        port_nanoseconds: adapter.port_nanoseconds(),
-        frames: adapter.counters(),
-        exits: view.exits.as_ref().map(|(exits, counts)| ((*exits).clone(), *counts)),
+    fn snapshot(&self, view: &EngineView<'_>) -> Snapshot {
+        Snapshot {
+            at: Timebase::now(),
+            cpu: self.cpu.and_then(CpuClock::read),
+            control_cpu: self.control_cpu.and_then(CpuClock::read),
+            run_delay: self.run_delay.as_ref().and_then(RunDelay::now),
+            program_ticks: view.program_ticks,
+            model_ticks: view.model_ticks,
+            port_nanoseconds: self.adapter.port_nanoseconds(),
+            frames: self.adapter.counters(),
+            exits: view.exits.as_ref().map(|(exits, counts)| ((*exits).clone(), *counts)),
+        }
     }
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use toll_protocol::report::{CpuSplit, EndReport, ExitReport, Flag, FrameCounters, Sample, ThreadCpu};
 use toll_protocol::units::Span;
+use toll_protocol::validity;
 
 use crate::clock::Timebase;
 use crate::exits::Exits;
@@ -23,6 +24,8 @@ pub struct Snapshot {
     pub cpu: Option<Duration>,
     /// CPU time of the control thread.
     pub control_cpu: Option<Duration>,
+    /// How long the program's thread has been runnable without a CPU.
+    pub run_delay: Option<Duration>,
     /// Ticks in the program: inside `KVM_RUN`, or outside of the model for a host process.
     pub program_ticks: u64,
     /// Ticks in the VMM's model of the machine, time asleep left out, the port's system calls included.
@@ -122,6 +125,10 @@ impl Recording {
         if cpu.is_some_and(|cpu| cpu.as_secs_f64() >= CPU_BOUND * seen.as_secs_f64()) {
             flags.push(Flag::CpuBound);
         }
+        let delays = start.run_delay.zip(end.run_delay);
+        if delays.is_some_and(|(begin, end)| validity::waits_for_cpu(begin, end, seen)) {
+            flags.push(Flag::CpuWait);
+        }
         if frames.transmit_drops > 0 || frames.receive_drops > 0 {
             flags.push(Flag::Drops);
         }
@@ -191,6 +198,7 @@ mod tests {
             at,
             cpu: Some(Duration::from_millis(millis)),
             control_cpu: None,
+            run_delay: None,
             program_ticks: 0,
             model_ticks: 0,
             port_nanoseconds: 0,
@@ -241,6 +249,20 @@ mod tests {
         };
         assert_eq!(guest.0 + vmm.0 + host.0, 2_000_000);
         assert!(guest.0.abs_diff(1_500_000) < 1000 && vmm.0.abs_diff(250_000) < 1000, "{guest} {vmm} {host}");
+    }
+
+    #[test]
+    fn a_thread_that_waited_for_a_cpu_is_flagged() {
+        let mut recording = recording();
+        let waited = |recording: &Recording| {
+            recording.report(Vec::new()).expect("good").flags.contains(&Flag::CpuWait)
+        };
+        recording.end.run_delay = Some(Duration::from_secs(1));
+        assert!(!waited(&recording), "unknown at the begin");
+        recording.start.run_delay = Some(Duration::from_millis(999));
+        assert!(waited(&recording), "1 ms of about 3");
+        recording.start.run_delay = recording.end.run_delay;
+        assert!(!waited(&recording));
     }
 
     #[test]
