@@ -31,6 +31,7 @@ pub fn tests() -> Vec<Trial> {
             without_kvm,
         ),
         test("without_tun_it_is_said_before_anything_starts", &[no_root()], without_tun),
+        test("without_namespaces_it_is_said_before_anything_starts", &[], without_namespaces),
         test("a_plain_user_runs_a_lab_in_a_user_namespace", &[no_root(), no_kvm(), no_tun()], plain_user),
     ]
 }
@@ -108,6 +109,33 @@ fn without_tun() -> Result<()> {
     expect(&output, 4)?;
     let text = String::from_utf8(output.stderr)?;
     ensure!(text.contains("/dev/net/tun"), "{text}");
+    ensure!(!out.exists(), "something was started");
+    Ok(())
+}
+
+fn without_namespaces() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let text = campaign(&[NATIVE], 1, "200ms", "");
+    let run = programs::start(&text, directory.path(), |command| {
+        // A user namespace in which no network namespace may be made (namespaces(7), /proc/sys/user).
+        let prepare = || {
+            let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
+            unshare(CloneFlags::CLONE_NEWUSER)?;
+            fs::write("/proc/self/setgroups", "deny")?;
+            fs::write("/proc/self/uid_map", format!("0 {user} 1"))?;
+            fs::write("/proc/self/gid_map", format!("0 {group} 1"))?;
+            fs::write("/proc/sys/user/max_net_namespaces", "0")
+        };
+        // SAFETY: as in `with_own_dev`.
+        unsafe { command.pre_exec(prepare) };
+    })?;
+    let (output, out) = run.end(LIMIT)?;
+    expect(&output, 4)?;
+    let text = String::from_utf8(output.stderr)?;
+    ensure!(
+        text.contains("no network namespace can be made: run as root, or allow user namespaces"),
+        "{text}"
+    );
     ensure!(!out.exists(), "something was started");
     Ok(())
 }
