@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -84,7 +84,8 @@ pub fn listen(address: SocketAddrV4) -> Result<(TcpListener, SocketAddrV4), Sock
     }
 }
 
-/// Waits for one connection.
+/// Waits for the connection of the other end, from its address `peer`. One from elsewhere is closed at once: whoever
+/// else can reach the host must not take the place of the other end.
 ///
 /// # Errors
 /// [`SocketError`]; [`SocketError::TimedOut`] if nobody connects until `deadline` or within [`CONNECT_LIMIT`].
@@ -92,12 +93,17 @@ pub fn accept(
     control: &mut Control,
     listener: &TcpListener,
     address: SocketAddrV4,
+    peer: Ipv4Addr,
     deadline: Duration,
 ) -> Result<TcpStream, SocketError> {
     let begin = control.clock().now();
     let until = deadline.min(begin + CONNECT_LIMIT);
     loop {
         match listener.accept() {
+            Ok((_, stranger)) if stranger.ip() != peer => {
+                eprintln!("toll-endpoint: a connection from {stranger} was closed: {peer} is expected");
+                continue;
+            }
             Ok((stream, _)) => {
                 // Accepted sockets block on Linux; said here so that nobody has to know.
                 stream.set_nonblocking(false).map_err(io_error("fcntl", address))?;

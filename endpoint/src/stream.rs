@@ -86,8 +86,8 @@ pub fn run(control: &mut Control, plan: &Plan) -> Result<EndReport, StreamError>
     let stream = match plan.open {
         Open::Listen => {
             let (listener, address) = socket::listen(plan.bind)?;
-            let (_, deadline) = ready(control, plan, address)?;
-            let stream = socket::accept(control, &listener, address, deadline)?;
+            let (peer, deadline) = ready(control, plan, address)?;
+            let stream = socket::accept(control, &listener, address, *peer.ip(), deadline)?;
             (stream, deadline)
         }
         Open::Connect => {

@@ -147,6 +147,27 @@ fn a_connection_comes_from_the_configured_address() {
     assert_eq!(from.ip(), Ipv4Addr::new(127, 0, 0, 9));
 }
 
+/// Whoever else reaches the port is closed, and the other end still comes in.
+fn a_stranger_does_not_take_the_peers_place() {
+    let mut listener = End::configured(config(Direction::Receive, Open::Listen, 4_096));
+    let mut own = config(Direction::Send, Open::Connect, 4_096);
+    own.address.address = Ipv4Addr::new(127, 0, 0, 9);
+    let mut connector = End::configured(own);
+    let (address, peer) = (listener.ready(), connector.ready());
+    listener.start(peer);
+    let mut stranger = TcpStream::connect(address).expect("it listens");
+    stranger.set_read_timeout(Some(Duration::from_secs(10))).expect("a time limit");
+    match stranger.read(&mut [0]) {
+        Ok(0) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+        other => fail(&format!("a stranger is answered: {other:?}")),
+    }
+    connector.start(address);
+    for report in [listener.report(), connector.report()] {
+        check(&report);
+    }
+}
+
 fn a_silent_peer_is_named() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let mut config = config(Direction::Receive, Open::Connect, 4_096);
@@ -343,6 +364,7 @@ fn main() -> ExitCode {
     test("nobody_connects", nobody_connects);
     test("nobody_listens", nobody_listens);
     test("a_connection_comes_from_the_configured_address", a_connection_comes_from_the_configured_address);
+    test("a_stranger_does_not_take_the_peers_place", a_stranger_does_not_take_the_peers_place);
     test("a_silent_peer_is_named", a_silent_peer_is_named);
     test("a_receiver_that_never_closes_is_named", a_receiver_that_never_closes_is_named);
     test("what_a_slow_link_holds_is_no_failure", what_a_slow_link_holds_is_no_failure);
