@@ -311,6 +311,7 @@ impl Machine {
             program_ticks: view.program_ticks,
             model_ticks: view.model_ticks,
             port_nanoseconds: self.adapter.port_nanoseconds(),
+            retransmits: self.pages.status().retransmits.load(Ordering::Relaxed),
             frames: self.adapter.counters(),
             exits: view.exits.as_ref().map(|(exits, counts)| ((*exits).clone(), *counts)),
         }

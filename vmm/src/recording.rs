@@ -32,6 +32,8 @@ pub struct Snapshot {
     pub model_ticks: u64,
     /// Nanoseconds in system calls of the port.
     pub port_nanoseconds: u64,
+    /// Segments that the program's stack has sent more than once, as it says.
+    pub retransmits: u32,
     /// Frames.
     pub frames: FrameCounters,
     /// Exits of a guest, and KVM's own counts.
@@ -129,6 +131,9 @@ impl Recording {
         if delays.is_some_and(|(begin, end)| validity::waits_for_cpu(begin, end, seen)) {
             flags.push(Flag::CpuWait);
         }
+        if end.retransmits > start.retransmits {
+            flags.push(Flag::Retransmits);
+        }
         if frames.transmit_drops > 0 || frames.receive_drops > 0 {
             flags.push(Flag::Drops);
         }
@@ -202,6 +207,7 @@ mod tests {
             program_ticks: 0,
             model_ticks: 0,
             port_nanoseconds: 0,
+            retransmits: 0,
             frames: FrameCounters::default(),
             exits: None,
         }
@@ -263,6 +269,18 @@ mod tests {
         assert!(waited(&recording), "1 ms of about 3");
         recording.start.run_delay = recording.end.run_delay;
         assert!(!waited(&recording));
+    }
+
+    #[test]
+    fn retransmissions_count_inside_the_interval_only() {
+        let mut recording = recording();
+        let flagged = |recording: &Recording| {
+            recording.report(Vec::new()).expect("good").flags.contains(&Flag::Retransmits)
+        };
+        (recording.start.retransmits, recording.end.retransmits) = (3, 3);
+        assert!(!flagged(&recording));
+        recording.end.retransmits = 4;
+        assert!(flagged(&recording));
     }
 
     #[test]

@@ -9,7 +9,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Failed, Trial};
-use support::{PATIENCE, Transfer, Vmm, bring_up, enter_namespace, expect, failure, transfer};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use support::{
+    PATIENCE, Transfer, Vmm, bring_up, disturbed_transfer, enter_namespace, expect, failure, transfer,
+};
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine};
 use toll_protocol::report::Flag;
 use toll_protocol::trial::{Adapter, Direction, Open};
@@ -161,6 +165,26 @@ fn an_interval_without_payload_is_a_failure_and_no_zero() -> Result<(), Failed> 
     check(failure.reason.starts_with("no payload arrived in the measured interval of 40"), &failure)
 }
 
+/// A guest whose VMM is stopped by SIGSTOP for 400 ms of its interval, as a receiver and as a sender.
+fn a_guest_stopped_for_a_while_is_flagged_at_the_receiver(direction: Direction) -> Result<(), Failed> {
+    let number = if direction == Direction::Send { 107 } else { 108 };
+    let case = Transfer { direction, duration: Duration::from_millis(1_000), ..case(number) };
+    let done = disturbed_transfer(PROGRAM, &case, |vmm, samples| {
+        if samples == 2 {
+            let process = Pid::from_raw(vmm.pid());
+            kill(process, Signal::SIGSTOP)?;
+            let quiet = vmm.is_quiet_for(Duration::from_millis(400));
+            kill(process, Signal::SIGCONT)?;
+            if !quiet? {
+                return Err(std::io::Error::other("a stopped process spoke"));
+            }
+        }
+        Ok(())
+    })?;
+    // A sender's standstill is its peer's to tell.
+    check(done.report.flags.contains(&Flag::Stalled) == (direction == Direction::Receive), &done.report)
+}
+
 fn an_agent_that_goes_away_ends_the_process() -> Result<(), Failed> {
     let vmm = Vmm::spawn(PROGRAM)?;
     let (took, well) = vmm.hang_up()?;
@@ -223,6 +247,13 @@ fn main() -> ExitCode {
         "an_interval_without_payload_is_a_failure_and_no_zero".into(),
         Box::new(an_interval_without_payload_is_a_failure_and_no_zero),
     );
+    for direction in [Direction::Send, Direction::Receive] {
+        test(
+            &both,
+            format!("a_guest_stopped_while_it_{direction}s_is_flagged_at_the_receiver"),
+            Box::new(move || a_guest_stopped_for_a_while_is_flagged_at_the_receiver(direction)),
+        );
+    }
     test(
         &both,
         "an_agent_that_goes_away_ends_the_process".into(),

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// `BootInfo::magic`: "TOLLBOOT".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TOLLBOOT");
 /// Version of this interface.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Doorbells: 32-bit writes to an I/O port.
 pub mod doorbell {
@@ -132,6 +132,9 @@ pub struct Status {
     pub measure_start_ns: AtomicU64,
     /// Program's clock when it ended, nanoseconds.
     pub measure_end_ns: AtomicU64,
+    /// Segments of payload sent more than once since the connection opened, stored before the doorbells that begin and
+    /// end the measured interval.
+    pub retransmits: AtomicU32,
     /// Causes that the interrupt handler has found and the program has not yet taken. The VMM doesn't let the
     /// program sleep while it is not 0: an interrupt between the program's last look and its doorbell is not lost.
     pub interrupt_causes: AtomicU32,
@@ -152,6 +155,7 @@ impl Default for Status {
             measure_end_bytes: AtomicU64::new(0),
             measure_start_ns: AtomicU64::new(0),
             measure_end_ns: AtomicU64::new(0),
+            retransmits: AtomicU32::new(0),
             interrupt_causes: AtomicU32::new(0),
             in_service: AtomicU32::new(0),
             message_length: AtomicU32::new(0),

@@ -8,6 +8,7 @@ mod dma;
 pub mod driver;
 pub mod platform;
 pub mod program;
+mod retransmits;
 
 #[cfg(test)]
 extern crate self as toll_guest;

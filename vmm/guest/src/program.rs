@@ -33,6 +33,7 @@ use crate::driver::pcnet::{self, PcnetDriver};
 use crate::driver::virtio_net::VirtioNetDriver;
 use crate::driver::{Driver, DriverError, ETHERNET_HEADER};
 use crate::platform::Platform;
+use crate::retransmits::Retransmits;
 
 /// TCP buffer on the side that carries the payload. At an MTU of 1500 the receive window is about 360 frames:
 /// the TAP's queue holds 1000, so it never drops. Twice as much made no figure better over TAP, bridge and veth, and
@@ -138,18 +139,19 @@ pub fn run<P: Platform>(
     let mtu = boot.mtu as usize;
     let longest = mtu + ETHERNET_HEADER;
     let mut storage = [SocketStorage::EMPTY];
+    let retransmits = Retransmits::default();
     match boot.adapter {
         adapter::PCNET => {
             check(longest <= pcnet::LONGEST, "mtu")?;
             let buffers = Buffers::fit(boot, PcnetDriver::memory())?;
             let driver = PcnetDriver::open(platform, boot.mac)?;
-            let device = Device { platform, driver, mtu };
+            let device = Device { platform, driver, mtu, retransmits };
             Program::new(device, boot, command, status, buffers).run(&mut storage)
         }
         adapter::VIRTIO_NET => {
             let buffers = Buffers::fit(boot, VirtioNetDriver::memory(longest))?;
             let driver = VirtioNetDriver::open(platform, longest)?;
-            let device = Device { platform, driver, mtu };
+            let device = Device { platform, driver, mtu, retransmits };
             Program::new(device, boot, command, status, buffers).run(&mut storage)
         }
         _ => check(false, "adapter"),
@@ -443,6 +445,7 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
                 self.state = State::Measure { since: now, until: now.saturating_add(self.boot.duration_ns) };
                 self.status.measure_start_bytes.store(self.bytes, Ordering::Relaxed);
                 self.status.measure_start_ns.store(now, Ordering::Relaxed);
+                self.status.retransmits.store(self.device.retransmits.count(), Ordering::Relaxed);
                 self.device.platform.phase(phase::MEASURE);
             }
         }
@@ -453,6 +456,7 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
                 self.state = State::Measured;
                 self.status.measure_end_bytes.store(self.bytes, Ordering::Relaxed);
                 self.status.measure_end_ns.store(now, Ordering::Relaxed);
+                self.status.retransmits.store(self.device.retransmits.count(), Ordering::Relaxed);
                 self.device.platform.phase(phase::MEASURED);
                 if !sends {
                     Self::close(socket);

@@ -40,6 +40,7 @@ fn assert_whole(sender: End, receiver: End, lose: Option<u64>) -> (Outcome, Outc
     assert_eq!(received.verified, received.bytes, "each was the one that was sent there");
     assert!(received.measured > 0 && received.measured < received.bytes);
     assert!(received.interval >= receiver.duration, "{received:?}");
+    assert!(lose.is_some() || sent.retransmits == 0, "nothing is lost on this wire: {sent:?}");
     for counters in [sent.counters, received.counters] {
         assert_eq!(counters.guest_errors, 0);
     }
@@ -81,6 +82,7 @@ fn lost_frames_are_sent_again() {
         let receiver = End { duration, ..End::receiver(adapter) };
         let (sent, received) = assert_whole(sender, receiver, Some(100));
         assert!(sent.counters.transmit_frames > received.counters.receive_frames);
+        assert!(sent.retransmits > 0 && received.retransmits == 0, "{sent:?}");
     }
 }
 

@@ -121,6 +121,23 @@ impl Vmm {
         }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> i32 {
+        // Process ids are positive and fit.
+        self.child.id() as i32
+    }
+
+    /// Whether it says nothing for `time`; what it says before is lost.
+    pub fn is_quiet_for(&mut self, time: Duration) -> io::Result<bool> {
+        self.socket.set_read_timeout(Some(time))?;
+        let read = self.socket.read(&mut [0; 65536]);
+        self.socket.set_read_timeout(Some(PATIENCE))?;
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(true),
+            read => read.map(|_| false),
+        }
+    }
+
     /// Closes the socket and waits for the end of the process; how long that took and whether it ended well.
     pub fn hang_up(mut self) -> io::Result<(Duration, bool)> {
         drop(self.socket);
@@ -191,7 +208,16 @@ pub struct Transferred {
 }
 
 /// Runs a transfer through the protocol an agent speaks.
-pub fn transfer(program: &str, transfer: &Transfer) -> Result<Transferred, String> {
+pub fn transfer(program: &str, config: &Transfer) -> Result<Transferred, String> {
+    disturbed_transfer(program, config, |_, _| Ok(()))
+}
+
+/// As [`transfer`], with `disturb` called after each sample with the process and the number of samples so far.
+pub fn disturbed_transfer(
+    program: &str,
+    transfer: &Transfer,
+    mut disturb: impl FnMut(&mut Vmm, usize) -> io::Result<()>,
+) -> Result<Transferred, String> {
     let text = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     let mut vmm = Vmm::spawn(program).map_err(text("spawn"))?;
     let config = transfer.config();
@@ -227,7 +253,10 @@ pub fn transfer(program: &str, transfer: &Transfer) -> Result<Transferred, Strin
     let mut samples = Vec::new();
     let report = loop {
         match vmm.event().map_err(text("event"))? {
-            ChildEvent::Sample(sample) => samples.push(sample),
+            ChildEvent::Sample(sample) => {
+                samples.push(sample);
+                disturb(&mut vmm, samples.len()).map_err(text("disturb"))?;
+            }
             ChildEvent::Done(report) => break *report,
             ChildEvent::Failed(failure) => return Err(format!("{failure:#?}")),
             other => return Err(format!("{other:?} came out of turn")),

@@ -110,6 +110,7 @@ impl End {
             phases: platform.phases.clone(),
             counters: platform.adapter.counters(),
             waits: platform.waits,
+            retransmits: status.retransmits.load(Ordering::Relaxed),
             accesses: platform.accesses.clone(),
         };
         (result, outcome)
@@ -127,6 +128,8 @@ pub struct Outcome {
     pub phases: Vec<u32>,
     pub counters: FrameCounters,
     pub waits: u64,
+    /// When the measured interval ended.
+    pub retransmits: u32,
     /// Register accesses by direction and offset.
     pub accesses: BTreeMap<(Access, u64), u64>,
 }
