@@ -103,3 +103,10 @@ pub fn alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with(['Z', 'X']))
 }
+
+/// Whether a process is the end of a trial: it was started with a control socket. An agent also runs `toll-vmm
+/// probe` once, to know whether guests can be created.
+pub fn is_end(pid: i32) -> bool {
+    let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    arguments.split(|byte| *byte == 0).any(|argument| argument == b"--control-fd")
+}

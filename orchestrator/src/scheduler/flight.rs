@@ -4,8 +4,10 @@
 //!  Preparing --Ready x2--> Running --Result x2--> Recording --Stored--> Ending --TornDown x2--> Over
 //!      |                      |                       ^
 //!      +- Failed, host lost, -+-- outcome failed -----+
-//!         deadline, cancel        or lost
+//!         deadline, cancel    |    or lost            |
+//!                             +-- Failed --> Failing -+ the other end's word, or half a second
 //! ```
+//! When an end dies its peer sees the connection break, and either may be heard first: both are told.
 //! The record comes before the teardown, so that a result is durable before anything of it is thrown away; a
 //! host that doesn't say `TornDown` in time is dirty and gets no more trials.
 
@@ -24,6 +26,8 @@ use crate::plan::Cell;
 const PREPARE: Duration = Duration::from_secs(15);
 /// Beyond the job's own deadline, which the agent keeps.
 const RUN_GRACE: Duration = Duration::from_secs(5);
+/// How long the other end's word is waited for when one has failed.
+const SECOND_WORD: Duration = Duration::from_millis(500);
 const TEARDOWN: Duration = Duration::from_secs(10);
 
 /// What can happen to a trial.
@@ -42,8 +46,19 @@ pub(super) enum Step {
 
 #[derive(Debug)]
 enum State {
-    Preparing { a: Option<EndReady>, b: Option<EndReady> },
-    Running { a: Option<Box<EndReport>>, b: Option<Box<EndReport>> },
+    Preparing {
+        a: Option<EndReady>,
+        b: Option<EndReady>,
+    },
+    Running {
+        a: Option<Box<EndReport>>,
+        b: Option<Box<EndReport>>,
+    },
+    /// An end that ran has failed; the other has not yet said anything.
+    Failing {
+        host: String,
+        failure: Failure,
+    },
     Recording,
     Ending,
     Over,
@@ -109,6 +124,7 @@ impl Flight {
         }
         match &mut self.state {
             State::Preparing { .. } | State::Running { .. } => self.before_the_outcome(step, now, out),
+            State::Failing { .. } => self.failing(step, now),
             State::Recording => {
                 if step == Step::Stored {
                     self.end(now, out);
@@ -147,6 +163,11 @@ impl Flight {
                     }
                 }
             }
+            (State::Running { a: None, b: None }, Step::Failed { host, failure }) => {
+                self.state = State::Failing { host, failure };
+                self.deadline = now.elapsed + SECOND_WORD;
+                return None;
+            }
             (_, Step::Failed { host, failure }) => Outcome::Failed { host, failure },
             (_, Step::HostLost { host }) => {
                 let failure = Failure::new(format!("the connection to the agent of {host} was lost"));
@@ -157,7 +178,7 @@ impl Flight {
                 let (what, waiting) = match state {
                     State::Preparing { a, b } => ("did not get ready", (a.is_none(), b.is_none())),
                     State::Running { a, b } => ("did not end", (a.is_none(), b.is_none())),
-                    State::Recording | State::Ending | State::Over => return None,
+                    State::Failing { .. } | State::Recording | State::Ending | State::Over => return None,
                 };
                 let host = if waiting.0 { self.a.clone() } else { self.b.clone() };
                 let failure =
@@ -166,6 +187,29 @@ impl Flight {
             }
             _ => return None,
         };
+        self.state = State::Recording;
+        Some(outcome)
+    }
+
+    /// Adds what is heard of the other end to the last words of the one that failed first.
+    fn failing(&mut self, step: Step, now: Now) -> Option<Outcome> {
+        let State::Failing { host, failure } = &mut self.state else { return None };
+        match step {
+            Step::Failed { host: other, failure: second } if other != *host => {
+                failure.last_words.push(format!("{other} failed too: {}", second.reason));
+                failure
+                    .last_words
+                    .extend(second.last_words.into_iter().map(|words| format!("{other}: {words}")));
+            }
+            Step::HostLost { host: other } if other != *host => {
+                failure.last_words.push(format!("the connection to the agent of {other} was lost"));
+            }
+            Step::Result { host: other, .. } if other != *host => {}
+            Step::Cancel => {}
+            Step::Tick if now.elapsed >= self.deadline => {}
+            _ => return None,
+        }
+        let outcome = Outcome::Failed { host: std::mem::take(host), failure: failure.clone() };
         self.state = State::Recording;
         Some(outcome)
     }

@@ -354,6 +354,34 @@ fn cancel_ends_the_campaign_and_keeps_what_was_measured() {
 }
 
 #[test]
+fn both_ends_of_a_broken_connection_are_heard() {
+    let mut fleet = fleet(2, 1, 1, NO_FAULTS);
+    let first = plan_for(2).trials[0].id;
+    // The first trial runs from 15 ms on; the survivor is heard before the agent of the dead end.
+    for (at, host, reason) in
+        [(1_000, "host-0", "the connection was reset"), (1_040, "host-1", "killed by a signal")]
+    {
+        let message = FromAgent::Failed { trial: first, failure: Failure::new(reason) };
+        fleet.at(at, Event::Agent { host: host.into(), message });
+    }
+    fleet.run();
+    let Outcome::Failed { host, failure } = &fleet.records[&first].outcome else { panic!("it failed") };
+    assert_eq!((host.as_str(), failure.reason.as_str()), ("host-0", "the connection was reset"));
+    assert_eq!(failure.last_words, ["host-1 failed too: killed by a signal"]);
+}
+
+#[test]
+fn an_end_that_fails_alone_is_recorded_without_the_other() {
+    let mut fleet = fleet(2, 1, 1, NO_FAULTS);
+    let first = plan_for(2).trials[0].id;
+    let message = FromAgent::Failed { trial: first, failure: Failure::new("the guest faulted") };
+    fleet.at(1_000, Event::Agent { host: "host-0".into(), message });
+    fleet.run();
+    let Outcome::Failed { failure, .. } = &fleet.records[&first].outcome else { panic!("it failed") };
+    assert!(failure.last_words.is_empty(), "{failure:?}");
+}
+
+#[test]
 fn a_message_about_another_hosts_trial_is_not_believed() {
     let mut fleet = fleet(4, 1, 1, NO_FAULTS);
     // host-3 claims results of the trial that host-0 and host-1 run.
