@@ -87,6 +87,8 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         version: PROTOCOL_VERSION,
         name: config.name,
         facts: Box::new(config.facts.clone()),
+        labels: std::collections::BTreeMap::new(),
+        held: Vec::new(),
     };
     let link = Link::new(config.orchestrator, config.server_name, &config.identity, hello)?;
     let host = Host { network, spawner, facts: config.facts, programs: config.programs };

@@ -33,6 +33,8 @@ pub fn collect(nic: Option<&str>, programs: &Path) -> HostFacts {
         cpus: cpus(),
         memory: std::fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(memory),
         nic: nic.and_then(nic::facts),
+        wire: None,
+        guest_addresses: None,
         clock_source: line("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         governor: line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         congestion_control: congestion_control(),

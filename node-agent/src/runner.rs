@@ -309,6 +309,8 @@ mod tests {
             kvm,
             tun,
             nic: None,
+            wire: None,
+            guest_addresses: None,
             clock_source: None,
             governor: None,
             congestion_control: None,

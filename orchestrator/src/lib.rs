@@ -16,6 +16,7 @@ pub mod progress;
 pub mod report;
 pub mod run;
 pub mod scheduler;
+pub mod service;
 pub mod show_plan;
 pub mod statistics;
 pub mod summary;

@@ -271,7 +271,7 @@ type Introduction = (String, Box<HostFacts>, SendStream, RecvStream);
 async fn introduce(connection: &Connection, decoder: &mut Decoder) -> Result<Introduction, LinkError> {
     let (to, mut from) = connection.accept_bi().await?;
     let message = next(&mut from, decoder).await?.ok_or(LinkError::NoHello)?;
-    let FromAgent::Hello { version, name, facts } = message else { return Err(LinkError::NoHello) };
+    let FromAgent::Hello { version, name, facts, .. } = message else { return Err(LinkError::NoHello) };
     if version != PROTOCOL_VERSION {
         return Err(LinkError::Version { theirs: version });
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
-use toll_protocol::facts::{HostFacts, KvmFact, KvmKind, NicFacts};
+use toll_protocol::facts::{HostFacts, KvmFact, KvmKind, NicFacts, Wire};
 use toll_protocol::report::{
     CpuSplit, EndReport, ExitReport, ExitStat, Failure, Flag, FrameCounters, Sample, ThreadCpu,
 };
@@ -277,6 +277,8 @@ pub fn provenance() -> Provenance {
                 address: address.parse().ok(),
                 offloads: vec!["tx-checksum-ip-generic".to_owned(), "tx-tcp-segmentation".to_owned()],
             }),
+            wire: Some(Wire::Exclusive),
+            guest_addresses: None,
             clock_source: Some("tsc".to_owned()),
             governor: None,
             congestion_control: Some("cubic".to_owned()),

@@ -3,7 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::InterfaceAddress;
+use crate::trial::Port;
+use crate::units::{AddressRange, InterfaceAddress};
 
 /// Which KVM the host offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -47,6 +48,39 @@ pub struct NicFacts {
     pub offloads: Vec<String>,
 }
 
+/// How the virtual ends of a host reach the wire that its test NIC is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wire {
+    /// The NIC is the agent's alone: each trial puts it on a bridge of the trial's own, with a TAP.
+    Exclusive,
+    /// The NIC is a bridge that the host has already: TAPs are put on it, and nothing else is touched.
+    Bridge,
+    /// A macvtap device on the NIC (mode bridge): the NIC, its addresses and its traffic are untouched.
+    Macvtap,
+}
+
+impl Wire {
+    /// The port that it gives to an end which asks for `port`, or `None` if it can't give that one.
+    pub const fn port(self, port: Port) -> Option<Port> {
+        match (self, port) {
+            (Self::Exclusive | Self::Bridge, Port::Host | Port::Tap) => Some(Port::Tap),
+            (Self::Macvtap, Port::Host | Port::Macvtap) => Some(Port::Macvtap),
+            (Self::Exclusive | Self::Bridge, Port::Macvtap) | (Self::Macvtap, Port::Tap) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Exclusive => "exclusive",
+            Self::Bridge => "bridge",
+            Self::Macvtap => "macvtap",
+        })
+    }
+}
+
 /// A host and the software on it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostFacts {
@@ -66,6 +100,10 @@ pub struct HostFacts {
     pub tun: Result<(), String>,
     /// The test NIC.
     pub nic: Option<NicFacts>,
+    /// How virtual ends reach the wire; `None` where no test NIC was named.
+    pub wire: Option<Wire>,
+    /// Addresses that virtual ends may have on the NIC's network: nobody else may use them.
+    pub guest_addresses: Option<AddressRange>,
     /// Clock source of the kernel.
     pub clock_source: Option<String>,
     /// Frequency governor of the first CPU.

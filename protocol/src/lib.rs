@@ -8,9 +8,10 @@ pub mod frame;
 pub mod message;
 pub mod report;
 pub mod result;
+pub mod service;
 pub mod trial;
 pub mod units;
 pub mod validity;
 
 /// Version of every message that crosses a process boundary. Both sides of a connection must agree on it.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;

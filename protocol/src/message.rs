@@ -14,6 +14,7 @@
 //!   | TornDown -------------------> |   nothing of the trial is left on the host
 //! ```
 
+use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
 
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,11 @@ pub enum FromAgent {
         name: String,
         /// Its host.
         facts: Box<HostFacts>,
+        /// What campaigns select hosts by: the agent's `--label` options.
+        labels: BTreeMap<String, String>,
+        /// Trials that the agent knows: those under way, those not torn down, those whose outcome has not been
+        /// acknowledged. The orchestrator takes every other trial that it believes this agent to be in for lost.
+        held: Vec<TrialId>,
     },
     /// An end is up.
     Ready {

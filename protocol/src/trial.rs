@@ -131,11 +131,25 @@ impl fmt::Display for Adapter {
 }
 
 /// The host side of an adapter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Port {
+    /// Whatever the host's [`Wire`](crate::facts::Wire) needs: what a campaign that names no port gets.
+    Host,
     /// A TAP device on a bridge with the host's test NIC.
     Tap,
+    /// A macvtap device on the host's test NIC.
+    Macvtap,
+}
+
+impl fmt::Display for Port {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Tap => "tap",
+            Self::Macvtap => "macvtap",
+        })
+    }
 }
 
 /// Which program a native end runs.

@@ -386,11 +386,78 @@ impl<'de> Deserialize<'de> for InterfaceAddress {
     }
 }
 
+/// IPv4 addresses from a first to a last, such as `10.77.0.101-10.77.0.150`, or one alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct AddressRange {
+    /// The first address.
+    pub first: Ipv4Addr,
+    /// The last address, not before the first.
+    pub last: Ipv4Addr,
+}
+
+impl AddressRange {
+    /// The addresses in order.
+    pub fn iter(self) -> impl Iterator<Item = Ipv4Addr> {
+        (u32::from(self.first)..=u32::from(self.last)).map(Ipv4Addr::from)
+    }
+
+    /// Whether `address` is one of them.
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        (self.first..=self.last).contains(&address)
+    }
+}
+
+impl fmt::Display for AddressRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last { self.first.fmt(f) } else { write!(f, "{}-{}", self.first, self.last) }
+    }
+}
+
+impl FromStr for AddressRange {
+    type Err = UnitError;
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let error = || UnitError::Malformed {
+            text: text.to_owned(),
+            what: "range of addresses",
+            example: "`10.77.0.101-10.77.0.150`",
+        };
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let first: Ipv4Addr = first.trim().parse().map_err(|_| error())?;
+        let last = last.trim().parse().map_err(|_| error())?;
+        if first > last { Err(error()) } else { Ok(Self { first, last }) }
+    }
+}
+
+impl Serialize for AddressRange {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for AddressRange {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_range_of_addresses_has_an_order() {
+        let range: AddressRange = "10.0.0.9-10.0.0.11".parse().expect("a range");
+        assert_eq!(range.iter().map(|address| address.octets()[3]).collect::<Vec<_>>(), [9, 10, 11]);
+        assert_eq!(range.to_string(), "10.0.0.9-10.0.0.11");
+        let one: AddressRange = "10.0.0.9".parse().expect("one address");
+        assert_eq!((one.iter().count(), one.to_string().as_str()), (1, "10.0.0.9"));
+        assert!(range.contains(one.first) && !one.contains(range.last));
+        for wrong in ["", "-", "10.0.0.9-", "10.0.0.9-10.0.0.8", "10.0.0.0/24", "x-y"] {
+            assert!(wrong.parse::<AddressRange>().is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn quantities_parse_with_their_unit() {

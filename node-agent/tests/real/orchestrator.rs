@@ -127,7 +127,7 @@ impl Server {
                     decoder: Decoder::default(),
                     unread: VecDeque::new(),
                 };
-                let FromAgent::Hello { version: theirs, name, facts } = peer.receive().await else {
+                let FromAgent::Hello { version: theirs, name, facts, .. } = peer.receive().await else {
                     panic!("the first message is Hello")
                 };
                 assert_eq!(theirs, PROTOCOL_VERSION);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use toll_protocol::facts::{KvmKind, NicFacts};
+use toll_protocol::facts::{KvmKind, NicFacts, Wire};
 use toll_protocol::report::{CpuSplit, EndReport, Failure};
 use toll_protocol::trial::EndReady;
 use toll_protocol::units::InterfaceAddress;
@@ -36,6 +36,8 @@ fn facts(kvm: KvmFact) -> Box<HostFacts> {
         kvm,
         tun: Ok(()),
         nic: None::<NicFacts>,
+        wire: Some(Wire::Exclusive),
+        guest_addresses: None,
         clock_source: None,
         governor: None,
         congestion_control: None,

@@ -7,6 +7,7 @@ pub mod schema;
 mod tests;
 mod validate;
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 pub use parse::{MAX_DOCUMENT, parse};
@@ -46,6 +47,8 @@ pub enum Step {
 pub struct Campaign {
     /// Its name: a DNS label (RFC 1123).
     pub name: String,
+    /// The hosts of a fleet or cluster.
+    pub select: Option<Select>,
     /// The lab that `toll run` makes.
     pub lab: Option<Lab>,
     /// How hosts are paired.
@@ -66,6 +69,22 @@ impl Campaign {
     /// The arm that others are compared with: the first native one.
     pub fn native_arm(&self) -> Option<&Arm> {
         self.arms.iter().find(|arm| matches!(arm.kind, EndKind::Native { .. }))
+    }
+}
+
+/// Hosts of a fleet, by the labels of their agents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Select {
+    /// Labels that a host must have.
+    pub labels: BTreeMap<String, String>,
+    /// The campaign waits for so many.
+    pub at_least: u32,
+}
+
+impl Select {
+    /// Whether a host with `labels` is meant.
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.labels.iter().all(|(name, value)| labels.get(name) == Some(value))
     }
 }
 

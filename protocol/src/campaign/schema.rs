@@ -80,6 +80,8 @@ pub struct Select {
     /// Labels that a host must have; empty selects every host.
     #[serde(default)]
     pub match_labels: BTreeMap<String, String>,
+    /// The campaign waits until so many hosts are there. Default 2.
+    pub at_least: Option<u32>,
 }
 
 /// A lab of virtual hosts.
@@ -164,7 +166,7 @@ pub struct NativePin {
 pub struct SameStack {
     /// The adapter model that the program drives.
     pub adapter: Adapter,
-    /// The host side of it. Default `tap`.
+    /// The host side of it. Default: what the host's agent offers.
     pub port: Option<Port>,
     /// Pinning.
     pub pin: Option<VirtualPin>,
@@ -178,7 +180,7 @@ pub struct Guest {
     pub os: GuestOs,
     /// Its adapter.
     pub adapter: Adapter,
-    /// The host side of it. Default `tap`.
+    /// The host side of it. Default: what the host's agent offers.
     pub port: Option<Port>,
     /// Pinning.
     pub pin: Option<VirtualPin>,
@@ -221,18 +223,25 @@ pub struct Pcnet {}
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VirtioNet {}
 
-/// A port: exactly one field.
+/// A port: at most one field; without one it is what the host's agent offers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Port {
     /// A TAP on a bridge with the host's test NIC.
     pub tap: Option<Tap>,
+    /// A macvtap on the host's test NIC, whose own addresses and traffic are untouched.
+    pub macvtap: Option<Macvtap>,
 }
 
 /// Switches of `tap`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tap {}
+
+/// Switches of `macvtap`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Macvtap {}
 
 /// What virtual arms are measured against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::schema::{self, Document};
-use super::{Arm, Campaign, Lab, Step, Workload};
+use super::{Arm, Campaign, Lab, Select, Step, Workload};
 use crate::result::{Gate, GateCondition, GateSelector, Peer};
 use crate::trial::{Adapter, Direction, EndKind, NativeProgram, Port};
 use crate::units::{BitRate, Bytes, Span};
@@ -15,6 +15,8 @@ const MTU: std::ops::RangeInclusive<u32> = 576..=9000;
 /// pcnet is an Ethernet chip: frames of 1518 bytes with FCS (IEEE 802.3).
 const PCNET_MTU: u32 = 1500;
 const HOSTS: std::ops::RangeInclusive<u32> = 2..=16;
+/// A fleet's hosts in one campaign.
+const SELECTED: std::ops::RangeInclusive<u32> = 2..=1000;
 const BLOCKS: std::ops::RangeInclusive<u32> = 1..=1000;
 const MAX_ARMS: usize = 64;
 const MAX_WORKLOADS: usize = 64;
@@ -64,6 +66,7 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
     name(&document.metadata.name, &[Field("metadata"), Field("name")], out);
     let spec = &document.spec;
     let lab = lab(&spec.hosts, out);
+    let select = select(&spec.hosts, out);
     let peers = peers(spec.peers.as_deref(), &[Field("spec"), Field("peers")], out);
     let mtu = lab.map(|lab| u32::from(lab.mtu));
     let arms = arms(spec, &peers, mtu, out);
@@ -89,7 +92,7 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
         return Err(findings.0);
     }
     let name = document.metadata.name.clone();
-    Ok(Campaign { name, lab, pairs: spec.pairs, arms, workloads, blocks, seed: spec.seed, gates })
+    Ok(Campaign { name, select, lab, pairs: spec.pairs, arms, workloads, blocks, seed: spec.seed, gates })
 }
 
 /// Trials that a campaign makes of so many hosts. Saturates.
@@ -138,6 +141,17 @@ fn lab(hosts: &schema::Hosts, out: &mut Findings) -> Option<Lab> {
         out.add(&below(&path, &[Field("link"), Field("rate")]), message);
     }
     Some(Lab { count: lab.count, rate: lab.link.rate, mtu: u16::try_from(mtu).unwrap_or(1500) })
+}
+
+fn select(hosts: &schema::Hosts, out: &mut Findings) -> Option<Select> {
+    let select = hosts.select.as_ref()?;
+    let path = [Field("spec"), Field("hosts"), Field("select")];
+    let at_least = select.at_least.unwrap_or(*SELECTED.start());
+    if !SELECTED.contains(&at_least) {
+        let message = format!("{at_least} is out of range: write {} to {}", SELECTED.start(), SELECTED.end());
+        out.add(&below(&path, &[Field("atLeast")]), message);
+    }
+    Some(Select { labels: select.match_labels.clone(), at_least })
 }
 
 fn peer(peer: schema::Peer) -> Peer {
@@ -272,9 +286,13 @@ fn adapter(
 
 fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {
     match written {
-        None | Some(schema::Port { tap: Some(_) }) => Some(Port::Tap),
-        Some(schema::Port { tap: None }) => {
-            out.add(&below(path, &[Field("port")]), "must be exactly one port: `{tap: {}}`");
+        None => Some(Port::Host),
+        Some(schema::Port { tap: Some(_), macvtap: None }) => Some(Port::Tap),
+        Some(schema::Port { tap: None, macvtap: Some(_) }) => Some(Port::Macvtap),
+        Some(_) => {
+            let message = "must be exactly one port: `{tap: {}}` or `{macvtap: {}}`; \
+                           leave it out for what the host's agent offers";
+            out.add(&below(path, &[Field("port")]), message);
             None
         }
     }

@@ -1,0 +1,3 @@
+//! The orchestrator as a service: agents, campaigns, their ledgers.
+
+pub mod handle;

@@ -1,0 +1,213 @@
+//! The service as the HTTP API, the Kubernetes controller and `toll run` see it: questions over a channel to the one
+//! task that owns everything.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::{mpsc, oneshot, watch};
+use toll_protocol::campaign::Problem;
+use toll_protocol::result::CampaignResult;
+use toll_protocol::service::{AgentStatus, CampaignStatus, Submitted};
+
+/// Questions that may wait; past that those who ask wait.
+const WAITING: usize = 64;
+
+/// Why a campaign is not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum SubmitError {
+    /// It is no valid campaign.
+    #[error("the campaign is not valid")]
+    Invalid(Vec<Problem>),
+    /// It names no hosts of a fleet.
+    #[error("spec.hosts names no hosts of a fleet: write `select: {{}}` there")]
+    NoSelect,
+    /// The id can't be one.
+    #[error("`{id}` is no campaign id: write 1 to 80 of a-z, 0-9 and -, not - at an end")]
+    Id {
+        /// What was asked for.
+        id: String,
+    },
+    /// There is another campaign of that id.
+    #[error("there is another campaign with the id {id}: choose another id, or leave it out")]
+    Taken {
+        /// The id.
+        id: String,
+    },
+    /// It can't be kept.
+    #[error("the campaign can't be kept: {0}")]
+    Store(String),
+    /// The service is about to end.
+    #[error("the service is ending")]
+    Ending,
+}
+
+/// Why a campaign can't be cancelled or shown.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// There is none of that id.
+    #[error("there is no campaign {id}")]
+    Unknown {
+        /// The id.
+        id: String,
+    },
+    /// It has no plan yet, and so no result.
+    #[error("campaign {id} has no result yet: it waits for hosts")]
+    Pending {
+        /// The id.
+        id: String,
+    },
+    /// Its ledger can't be read.
+    #[error("the results of campaign {id} can't be read: {why}")]
+    Ledger {
+        /// The id.
+        id: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// The service is about to end.
+    #[error("the service is ending")]
+    Ending,
+}
+
+/// What a cluster says of the host of an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Node {
+    /// Labels, beside those that the agent gives itself, which win.
+    pub labels: BTreeMap<String, String>,
+    /// Why its host gets no trials: `the node is cordoned`. A trial under way goes on.
+    pub barred: Option<String>,
+}
+
+type Answer<T> = oneshot::Sender<T>;
+
+/// A question to the service.
+#[derive(Debug)]
+pub enum Request {
+    /// Take a campaign.
+    Submit {
+        /// The id that it shall have; the same campaign may be submitted under one id again and again.
+        id: Option<String>,
+        /// The document.
+        manifest: String,
+        /// The answer, once the campaign is durable.
+        answer: Answer<Result<Submitted, SubmitError>>,
+    },
+    /// End a campaign: trials under way are lost, the others skipped. One that is over stays as it is.
+    Cancel {
+        /// Its id.
+        id: String,
+        /// Why, one sentence.
+        reason: String,
+        /// The answer, once the wish is durable.
+        answer: Answer<Result<(), LookupError>>,
+    },
+    /// Every campaign that the service knows, the latest first.
+    Campaigns(Answer<Vec<CampaignStatus>>),
+    /// One campaign.
+    Campaign {
+        /// Its id.
+        id: String,
+        /// The answer.
+        answer: Answer<Result<CampaignStatus, LookupError>>,
+    },
+    /// The result of a campaign, as far as it has come.
+    Result {
+        /// Its id.
+        id: String,
+        /// The answer.
+        answer: Answer<Result<Box<CampaignResult>, LookupError>>,
+    },
+    /// Every agent that has been connected.
+    Agents(Answer<Vec<AgentStatus>>),
+    /// What the cluster says of every node, by name: it replaces what it said before. A node that is not named has
+    /// no labels and is not barred.
+    Nodes(BTreeMap<String, Node>),
+}
+
+/// Asks the service. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    requests: mpsc::Sender<Request>,
+    changes: watch::Receiver<u64>,
+}
+
+/// The service's own side of all its handles.
+#[derive(Debug)]
+pub struct Questions {
+    /// What is asked.
+    pub requests: mpsc::Receiver<Request>,
+    /// Counted up with every change that a status would show.
+    pub changes: watch::Sender<u64>,
+}
+
+/// A handle and what it asks.
+pub fn channel() -> (Handle, Questions) {
+    let (sender, requests) = mpsc::channel(WAITING);
+    let (changes, receiver) = watch::channel(0);
+    (Handle { requests: sender, changes: receiver }, Questions { requests, changes })
+}
+
+impl Handle {
+    /// Submits a campaign; durable on return.
+    ///
+    /// # Errors
+    /// [`SubmitError`].
+    pub async fn submit(&self, id: Option<String>, manifest: String) -> Result<Submitted, SubmitError> {
+        let asked = self.ask(|answer| Request::Submit { id, manifest, answer }).await;
+        asked.unwrap_or(Err(SubmitError::Ending))
+    }
+
+    /// Cancels a campaign; the wish is durable on return. Idempotent.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    pub async fn cancel(&self, id: &str, reason: &str) -> Result<(), LookupError> {
+        let (id, reason) = (id.to_owned(), reason.to_owned());
+        let asked = self.ask(|answer| Request::Cancel { id, reason, answer }).await;
+        asked.unwrap_or(Err(LookupError::Ending))
+    }
+
+    /// Every campaign, the latest first; none from a service that ends.
+    pub async fn campaigns(&self) -> Vec<CampaignStatus> {
+        self.ask(Request::Campaigns).await.unwrap_or_default()
+    }
+
+    /// One campaign.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    pub async fn campaign(&self, id: &str) -> Result<CampaignStatus, LookupError> {
+        let id = id.to_owned();
+        self.ask(|answer| Request::Campaign { id, answer }).await.unwrap_or(Err(LookupError::Ending))
+    }
+
+    /// The result of a campaign, as far as it has come.
+    ///
+    /// # Errors
+    /// [`LookupError`].
+    pub async fn result(&self, id: &str) -> Result<Box<CampaignResult>, LookupError> {
+        let id = id.to_owned();
+        self.ask(|answer| Request::Result { id, answer }).await.unwrap_or(Err(LookupError::Ending))
+    }
+
+    /// Every agent that has been connected, by name.
+    pub async fn agents(&self) -> Vec<AgentStatus> {
+        self.ask(Request::Agents).await.unwrap_or_default()
+    }
+
+    /// Tells what the cluster says of its nodes.
+    pub async fn nodes(&self, nodes: BTreeMap<String, Node>) {
+        // A service that ends needs no nodes.
+        let _ = self.requests.send(Request::Nodes(nodes)).await;
+    }
+
+    /// Tells of changes: the number grows with every change that a status would show.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Answer<T>) -> Request) -> Option<T> {
+        let (answer, receiver) = oneshot::channel();
+        self.requests.send(request(answer)).await.ok()?;
+        receiver.await.ok()
+    }
+}

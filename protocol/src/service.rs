@@ -1,0 +1,155 @@
+//! What the orchestrator's service says of its campaigns and agents: the documents of its HTTP API, and what the
+//! Kubernetes controller writes into a campaign's status. Absent is `null`, never 0.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::facts::HostFacts;
+use crate::result::{RatioEstimate, RunCounts, Verdict};
+use crate::trial::TrialId;
+use crate::units::Span;
+
+/// Where a campaign is.
+///
+/// ```text
+/// Pending --enough hosts--> Running --every trial recorded--> Finished
+///    |                         |
+///    +------- cancelled -------+--every trial recorded-----> Cancelled
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CampaignState {
+    /// It waits for hosts.
+    Pending,
+    /// It is planned, and trials run or wait for their hosts.
+    Running,
+    /// Every trial is recorded.
+    Finished,
+    /// It was cancelled, and every trial is recorded.
+    Cancelled,
+}
+
+impl CampaignState {
+    /// Whether nothing more will happen to it.
+    pub const fn is_over(self) -> bool {
+        matches!(self, Self::Finished | Self::Cancelled)
+    }
+}
+
+impl fmt::Display for CampaignState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Pending => "pending",
+            Self::Running => "running",
+            Self::Finished => "finished",
+            Self::Cancelled => "cancelled",
+        })
+    }
+}
+
+/// A campaign as the service sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CampaignStatus {
+    /// Its id, unique in the service: `quickstart-20261124-190406`.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub state: CampaignState,
+    /// Why it waits, or why it was cancelled: one sentence.
+    pub reason: Option<String>,
+    /// Trials by how they ended; `planned` is `None` before there is a plan.
+    pub counts: Option<RunCounts>,
+    /// What runs now, a line for each trial: `virtio send to native, node1 and node2, block 2`.
+    pub running: Vec<String>,
+    /// Estimate of the time left.
+    pub left: Option<Span>,
+    /// Hosts of the plan.
+    pub hosts: Vec<String>,
+    /// When it was submitted, milliseconds since the Unix epoch.
+    pub submitted_unix_ms: u64,
+    /// When its first trial began.
+    pub started_unix_ms: Option<u64>,
+    /// When its last trial was recorded.
+    pub ended_unix_ms: Option<u64>,
+    /// The worst verdict of its gates, once it is over; `None` without gates.
+    pub verdict: Option<Verdict>,
+    /// Its cells, in the order of `result.json`; their figures as far as they are known.
+    pub cells: Vec<CellStatus>,
+}
+
+/// A cell in short.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CellStatus {
+    /// `node1 → node2 · bulk · send · virtio · native`, unique in the campaign.
+    pub name: String,
+    /// Trials by how they ended.
+    pub counts: RunCounts,
+    /// Median goodput at the receiver.
+    pub goodput_bytes_per_second: Option<f64>,
+    /// Goodput relative to native.
+    pub ratio_to_native: Option<RatioEstimate>,
+}
+
+/// What an agent is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AgentState {
+    /// Connected, and in no trial.
+    Idle,
+    /// Connected, and in a trial.
+    Busy,
+    /// Not connected.
+    Away,
+    /// Connected, and gets no trials: its node is cordoned, or something is left on it.
+    Barred,
+}
+
+impl fmt::Display for AgentState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Idle => "idle",
+            Self::Busy => "busy",
+            Self::Away => "away",
+            Self::Barred => "barred",
+        })
+    }
+}
+
+/// An agent as the service sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Its name, which is that of its host.
+    pub name: String,
+    /// What it does.
+    pub state: AgentState,
+    /// Why it is barred or since when it is away: one sentence.
+    pub reason: Option<String>,
+    /// The trial that it is in.
+    pub trial: Option<TrialId>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its host.
+    pub facts: HostFacts,
+}
+
+/// The answer to a submission.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submitted {
+    /// The campaign's id.
+    pub id: String,
+    /// Whether it is new, or the service had this very campaign under this id already.
+    pub new: bool,
+}
+
+/// A refusal: the body of every HTTP answer that is no success.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What was wrong, where, and what to do.
+    pub message: String,
+    /// What is wrong in the campaign, a line each with line and column.
+    #[serde(default)]
+    pub problems: Vec<String>,
+}
