@@ -32,7 +32,7 @@ pub const TRIALS: Family = Family {
 };
 /// Trials that are over.
 pub const TRIALS_ENDED: Family = Family {
-    name: "toll_agent_trials_total",
+    name: "toll_agent_trials_ended_total",
     kind: Kind::Counter,
     labels: &[Label {
         name: "outcome",

@@ -131,7 +131,7 @@ fn trials(metrics: &Metrics, state: &str) -> Option<f64> {
 }
 
 fn ended(metrics: &Metrics, outcome: &str) -> Option<f64> {
-    value(metrics, &format!(r#"toll_agent_trials_total{{outcome="{outcome}"}}"#))
+    value(metrics, &format!(r#"toll_agent_trials_ended_total{{outcome="{outcome}"}}"#))
 }
 
 #[test]
