@@ -9,6 +9,7 @@ pub mod lab;
 pub mod ledger;
 pub mod link;
 pub mod manifest;
+pub mod metrics;
 pub mod pki;
 pub mod plan;
 pub mod progress;
