@@ -23,7 +23,7 @@ use crate::health::Health;
 /// Connections at a time; more wait in the kernel's queue.
 const MOST_CONNECTIONS: usize = 32;
 /// How long the head of a request may take, and the time between two requests.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a connection may last, so that one that reads nothing gives its place back. Prometheus makes a new one.
 const LONGEST_CONNECTION: Duration = Duration::from_secs(300);
 /// Bytes of a request's head.

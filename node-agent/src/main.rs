@@ -2,6 +2,7 @@
 
 mod arguments;
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use arguments::{Arguments, Command, Run};
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use toll_node_agent::agent::{self, AgentConfig};
@@ -34,10 +36,13 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match (arguments.command, arguments.run) {
         (Some(Command::Facts { nic }), _) => show_facts(nic.as_deref()),
-        (None, Some(arguments)) => run(arguments),
+        (None, Some(arguments)) => match labels::by_key(arguments.labels.clone()) {
+            Ok(labels) => run(arguments, labels),
+            Err(error) => Arguments::command().error(ErrorKind::ValueValidation, error).exit(),
+        },
         // Clap asks for --orchestrator by itself only where some other option of the group is there.
         (None, None) => Arguments::command()
-            .error(clap::error::ErrorKind::MissingRequiredArgument, "--orchestrator HOST:PORT is needed")
+            .error(ErrorKind::MissingRequiredArgument, "--orchestrator HOST:PORT is needed")
             .exit(),
     };
     if let Err(error) = done {
@@ -47,10 +52,9 @@ fn main() -> ExitCode {
     Exit::Ok.into()
 }
 
-fn run(arguments: Run) -> anyhow::Result<()> {
+fn run(arguments: Run, labels: BTreeMap<String, String>) -> anyhow::Result<()> {
     let [ca, certificate, key] = arguments.identity();
     let identity = Identity::read(&ca, &certificate, &key)?;
-    let labels = labels::by_key(arguments.labels)?;
     let name = match arguments.name {
         Some(name) => name,
         None => host_name()?,

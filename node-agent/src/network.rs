@@ -247,6 +247,9 @@ impl Network {
         };
         let nic = nic.ok_or_else(|| NetworkError::NoSuchLink { name: self.nic.clone() })?;
         self.nic.clone_from(&nic.name);
+        // On a bridge that a killed agent has left it stays until the sweep.
+        let swept = |index: &u32| all.iter().any(|link| link.index == *index && made_for(link).is_some());
+        let nic = &Link { controller: nic.controller.filter(|index| !swept(index)), ..nic.clone() };
         self.wire = config.wire.unwrap_or(if nic.is_bridge() { Wire::Bridge } else { Wire::Macvtap });
         if let Some(why) = fitness::of_kind(nic, &all, self.wire) {
             return Err(self.unfit(why));

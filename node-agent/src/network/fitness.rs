@@ -152,6 +152,8 @@ mod tests {
         assert!(why("10.77.0.0-10.77.0.9", "10.77.0.20/24").contains("address of its network"));
         assert!(why("10.77.0.200-10.77.0.255", "10.77.0.1/24").contains("broadcast"));
         assert!(why("10.77.0.200", "").contains("no IPv4 address"));
-        assert!(why("10.77.0.200", "10.77.0.1/32").contains("no room"));
+        let alone = InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, 1), prefix: 32 };
+        let range = "10.77.0.200".parse().expect("a range");
+        assert!(of_guests(range, Some(alone)).is_some_and(|why| why.contains("no room")));
     }
 }
