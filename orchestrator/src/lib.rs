@@ -3,7 +3,6 @@
 pub mod binaries;
 pub mod cli;
 pub mod doctor;
-pub mod driver;
 pub mod exit;
 pub mod format;
 pub mod lab;

@@ -19,10 +19,16 @@ pub struct Progress {
     told: BTreeSet<String>,
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Progress {
-    /// A bar for `trials` trials.
-    pub fn new(trials: usize) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(trials as u64), ProgressDrawTarget::stderr());
+    /// A bar of which nobody knows yet how long it is.
+    pub fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
             bar.set_style(style.progress_chars("━╸ "));
         }
@@ -31,7 +37,8 @@ impl Progress {
 
     /// Shows how far the campaign is.
     pub fn show(&self, progress: &scheduler::Progress) {
-        self.bar.set_position(progress.over as u64);
+        self.bar.set_length(u64::from(progress.counts.planned));
+        self.bar.set_position(u64::from(progress.counts.over()));
         self.bar.set_prefix(left(progress.left));
         self.bar.set_message(progress.running.join("; "));
     }
