@@ -25,6 +25,8 @@ mod tests;
 use cells::Cells;
 use families as f;
 
+use crate::scheduler::Phase;
+
 /// The orchestrator's metrics. Cheap to clone; all clones count together.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -40,26 +42,13 @@ pub struct Metrics {
     cells: Cells,
 }
 
-/// A part of a trial's life whose length is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// From Prepare to both ends being up.
-    Setup,
-    /// From Start to the outcome.
-    Run,
-    /// From Teardown to both hosts being free.
-    Teardown,
-}
+const PHASES: [Phase; 3] = [Phase::Setup, Phase::Run, Phase::Teardown];
 
-impl Phase {
-    const ALL: [Self; 3] = [Self::Setup, Self::Run, Self::Teardown];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Setup => "setup",
-            Self::Run => "run",
-            Self::Teardown => "teardown",
-        }
+const fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Setup => "setup",
+        Phase::Run => "run",
+        Phase::Teardown => "teardown",
     }
 }
 
@@ -112,8 +101,8 @@ impl Metrics {
         for outcome in ["measured", "failed", "skipped", "lost"] {
             ended.with_label_values(&[outcome]);
         }
-        for phase in Phase::ALL {
-            phases.with_label_values(&[phase.name()]);
+        for phase in PHASES {
+            phases.with_label_values(&[phase_name(phase)]);
         }
         let (registry, families) = (build.registry, Arc::new(build.families));
         Ok(Self { registry, families, agents, campaigns, trials, ended, dispatch, phases, ledger, cells })
@@ -171,7 +160,7 @@ impl Metrics {
 
     /// A trial has ended a phase that took so long.
     pub fn phase(&self, phase: Phase, took: Duration) {
-        self.phases.with_label_values(&[phase.name()]).observe(took.as_secs_f64());
+        self.phases.with_label_values(&[phase_name(phase)]).observe(took.as_secs_f64());
     }
 
     /// A record was made durable, which took so long.

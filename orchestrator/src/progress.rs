@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use toll_protocol::result::{Outcome, TrialRecord};
+use toll_protocol::service::CampaignStatus;
 use toll_protocol::units::Span;
 
 use crate::report::terminal::plain;
@@ -41,6 +42,18 @@ impl Progress {
         self.bar.set_position(u64::from(progress.counts.over()));
         self.bar.set_prefix(left(progress.left));
         self.bar.set_message(progress.running.join("; "));
+    }
+
+    /// Shows how far a campaign of a service is.
+    pub fn watch(&self, status: &CampaignStatus) {
+        if let Some(counts) = status.counts {
+            self.bar.set_length(u64::from(counts.planned));
+            self.bar.set_position(u64::from(counts.over()));
+        }
+        self.bar.set_prefix(status.left.map_or_else(|| "?".to_owned(), left));
+        let waits = status.reason.as_deref().unwrap_or_default();
+        let message = if status.running.is_empty() { waits.to_owned() } else { status.running.join("; ") };
+        self.bar.set_message(plain(&message));
     }
 
     /// Tells of a trial without figures.

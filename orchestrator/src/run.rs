@@ -99,7 +99,7 @@ fn default_directory(name: &str) -> String {
 }
 
 /// What the result means for a script.
-fn exit(result: &CampaignResult, interrupted: bool) -> Exit {
+pub fn exit(result: &CampaignResult, interrupted: bool) -> Exit {
     let incomplete = result.cells.iter().any(|cell| cell.counts.measured < cell.counts.planned);
     if interrupted {
         Exit::Interrupted

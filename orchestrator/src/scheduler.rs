@@ -22,7 +22,6 @@ mod words;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use course::{Course, Stage};
 pub use course::{Hosts, NewCampaign, ResumedCampaign};
@@ -37,7 +36,7 @@ use toll_protocol::result::{Outcome, TrialRecord};
 use toll_protocol::service::AgentStatus;
 use toll_protocol::trial::TrialId;
 
-pub use words::{Command, Event, Now, Policy, Progress};
+pub use words::{Command, Event, Now, Phase, Policy, Progress};
 
 use crate::plan::{self, Plan};
 
@@ -81,7 +80,7 @@ impl Scheduler {
             Event::Resume(campaign) => self.resume(*campaign, now, &mut out),
             Event::PlanStored { campaign } => {
                 if let Some(course) = self.course(&campaign) {
-                    course.stage = Stage::Running;
+                    (course.stage, course.ready_since) = (Stage::Running, now.elapsed);
                     if let Some(reason) = course.cancelled.clone() {
                         self.skip_all(&campaign, &reason, &mut out);
                     }
@@ -143,6 +142,11 @@ impl Scheduler {
     /// Trials in flight.
     pub fn in_flight(&self) -> usize {
         self.flights.len()
+    }
+
+    /// Trials that wait for their hosts.
+    pub fn waiting(&self) -> usize {
+        self.courses.iter().flat_map(|course| &course.queues).map(|queue| queue.trials.len()).sum()
     }
 
     /// How far a campaign with a plan is; `None` for one that has none, or is not known (any more).
@@ -460,7 +464,7 @@ fn begin(
 ) -> Flight {
     let planned = &plan.trials[index];
     let mut cell = plan.cells[planned.cell].clone();
-    let mut free_since = Duration::ZERO;
+    let mut free_since = course.ready_since;
     let pair = &cell.key.pair;
     for (host, end) in [(&pair.a, &mut cell.a), (&pair.b, &mut cell.b)] {
         if let Some(host) = fleet.get_mut(host) {

@@ -35,8 +35,8 @@ use writer::{Done, Job, Writer, Wrote};
 
 use crate::ledger::{Entry, LedgerError};
 use crate::link::{Link, LinkEvent};
-use crate::plan;
 use crate::scheduler::{Command, Event, Hosts, NewCampaign, Now, Policy, Progress, Scheduler};
+use crate::{plan, scheduler};
 
 const TICK: Duration = Duration::from_millis(100);
 
@@ -92,6 +92,9 @@ pub trait Observer: Send {
     /// A trial has begun, so long after its hosts were free.
     fn begun(&mut self, _waited: Duration) {}
 
+    /// A trial has ended a phase.
+    fn phase(&mut self, _phase: scheduler::Phase, _took: Duration) {}
+
     /// A record is durable, so long after it was known.
     fn durable(&mut self, _took: Duration) {}
 
@@ -114,6 +117,8 @@ pub struct View {
     pub agents: BTreeMap<toll_protocol::service::AgentState, usize>,
     /// Campaigns by state.
     pub campaigns: BTreeMap<CampaignState, usize>,
+    /// Trials that wait for their hosts.
+    pub waiting: usize,
     /// Trials under way.
     pub in_flight: usize,
 }
@@ -273,7 +278,8 @@ impl<O: Observer> Service<O> {
     }
 
     fn view(&self) -> View {
-        let mut view = View { in_flight: self.scheduler.in_flight(), ..View::default() };
+        let (waiting, in_flight) = (self.scheduler.waiting(), self.scheduler.in_flight());
+        let mut view = View { waiting, in_flight, ..View::default() };
         for agent in self.scheduler.agents(self.now()) {
             *view.agents.entry(agent.state).or_default() += 1;
         }
@@ -312,6 +318,7 @@ impl<O: Observer> Service<O> {
                     }
                     self.give(&campaign, Job::Entry(Entry::Record(record)))?;
                 }
+                Command::Phase { phase, took } => self.observer.phase(phase, took),
                 Command::Finished { campaign, cancelled } => self.finished(&campaign, cancelled)?,
             }
             self.changed = true;

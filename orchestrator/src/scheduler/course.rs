@@ -87,6 +87,8 @@ pub(super) struct Course {
     pub flying: usize,
     /// When it was planned or resumed, and what had ended by then: its own pace is counted from there.
     since: (Duration, u32),
+    /// Since when its trials could begin.
+    pub ready_since: Duration,
     /// Why it was cancelled.
     pub cancelled: Option<String>,
 }
@@ -102,6 +104,7 @@ impl Course {
             unstored: 0,
             flying: 0,
             since: (now, 0),
+            ready_since: now,
             cancelled: None,
         }
     }

@@ -23,7 +23,7 @@ use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::result::Outcome;
 use toll_protocol::trial::{EndReady, EndSpec, TrialId};
 
-use super::{Command, Now};
+use super::{Command, Now, Phase};
 use crate::plan::Cell;
 
 /// Longer than the agent's own limit (10 s), so that the agent's reason comes first.
@@ -112,6 +112,8 @@ pub(super) struct Flight {
     ends: [End; 2],
     state: State,
     deadline: Duration,
+    /// When its phase began.
+    phase_since: Duration,
     /// Whether it was begun by a former process of the orchestrator.
     resumed: bool,
     /// Hosts on which something is left, and what.
@@ -123,7 +125,8 @@ pub(super) struct Flight {
 impl Flight {
     /// Begins a trial: both ends are told to prepare.
     pub fn begin(index: usize, trial: TrialId, cell: &Cell, now: Now, out: &mut Vec<Command>) -> Self {
-        let flight = Self::new(index, trial, cell, now.unix_ms, State::Preparing, now.elapsed + PREPARE);
+        let deadline = now.elapsed + PREPARE;
+        let flight = Self::new(index, trial, cell, now.unix_ms, State::Preparing, deadline, now.elapsed);
         flight.ends.iter().for_each(|end| flight.say_again(end, out));
         flight
     }
@@ -132,7 +135,8 @@ impl Flight {
     /// its result in, or say that they have forgotten it.
     pub fn resumed(index: usize, trial: TrialId, cell: &Cell, started_unix_ms: u64, now: Now) -> Self {
         let deadline = now.elapsed + cell.a.deadline.duration() + RUN_GRACE;
-        let mut flight = Self::new(index, trial, cell, started_unix_ms, State::Running, deadline);
+        let mut flight =
+            Self::new(index, trial, cell, started_unix_ms, State::Running, deadline, now.elapsed);
         flight.resumed = true;
         flight.ends.iter_mut().for_each(|end| end.connected = false);
         flight
@@ -145,6 +149,7 @@ impl Flight {
         started_unix_ms: u64,
         state: State,
         deadline: Duration,
+        now: Duration,
     ) -> Self {
         let end = |host: &String, spec: &EndSpec| End {
             host: host.clone(),
@@ -162,6 +167,7 @@ impl Flight {
             ends: [end(&pair.a, &cell.a), end(&pair.b, &cell.b)],
             state,
             deadline,
+            phase_since: now,
             resumed: false,
             dirty: BTreeMap::new(),
             untold: Vec::new(),
@@ -196,8 +202,15 @@ impl Flight {
             Step::HostBack { host, .. } => self.set_connected(host, true),
             _ => {}
         }
+        let ran = self.state == State::Running;
         match &mut self.state {
-            State::Preparing | State::Running => self.before_the_outcome(step, now, out),
+            State::Preparing | State::Running => {
+                let outcome = self.before_the_outcome(step, now, out);
+                if ran && outcome.is_some() {
+                    self.ends_phase(Phase::Run, now, out);
+                }
+                outcome
+            }
             State::Failing { .. } => self.failing(step, now),
             State::Recording => {
                 if step == Step::Stored {
@@ -288,6 +301,7 @@ impl Flight {
         match self.state {
             State::Preparing => {
                 self.state = State::Running;
+                self.ends_phase(Phase::Setup, now, out);
                 self.deadline = now.elapsed + self.ends[0].spec.deadline.duration() + RUN_GRACE;
                 self.ends.iter().rev().for_each(|end| self.say_again(end, out));
             }
@@ -365,6 +379,7 @@ impl Flight {
 
     fn end(&mut self, now: Now, out: &mut Vec<Command>) {
         self.state = State::Ending;
+        self.phase_since = now.elapsed;
         self.deadline = now.elapsed + TEARDOWN;
         self.ends.iter().filter(|end| end.connected).for_each(|end| self.say_again(end, out));
     }
@@ -408,7 +423,13 @@ impl Flight {
         }
         if self.ends.iter().all(|end| !end.up) {
             self.state = State::Over;
+            self.ends_phase(Phase::Teardown, now, out);
         }
+    }
+
+    fn ends_phase(&mut self, phase: Phase, now: Now, out: &mut Vec<Command>) {
+        let took = now.elapsed.saturating_sub(std::mem::replace(&mut self.phase_since, now.elapsed));
+        out.push(Command::Phase { phase, took });
     }
 
     fn set_down(&mut self, host: &str) {

@@ -1,6 +1,7 @@
 //! A fleet of simulated agents under a virtual clock: they prepare, run, fail, vanish and lie, as a seed says.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
@@ -326,6 +327,7 @@ impl Simulation {
                 self.sent.push((host.clone(), message.clone()));
                 self.agent(&host, &message);
             }
+            Command::Phase { .. } => {}
             Command::Finished { campaign, cancelled } => {
                 let before = self.finished.insert(campaign, cancelled);
                 assert!(before.is_none(), "a campaign finished twice");

@@ -126,6 +126,13 @@ pub enum Command {
         /// For how long both its hosts had been free.
         waited: Duration,
     },
+    /// A trial has ended a phase.
+    Phase {
+        /// Which.
+        phase: Phase,
+        /// How long it took.
+        took: Duration,
+    },
     /// Write a record and answer with [`Event::Stored`].
     Record {
         /// The campaign.
@@ -140,6 +147,17 @@ pub enum Command {
         /// Why it was cancelled, if it was.
         cancelled: Option<String>,
     },
+}
+
+/// A part of a trial's life whose length is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// From Prepare to both ends being up.
+    Setup,
+    /// From Start to the outcome.
+    Run,
+    /// From Teardown to both hosts being free.
+    Teardown,
 }
 
 /// How far a campaign is.
