@@ -27,9 +27,9 @@ pub fn configure(directory: &Path, orchestrator: &str, agents: &[(String, String
     ensure!(text.matches("_interval: 15s").count() == 2, "the intervals are not where they were");
     std::fs::write(directory.join("prometheus.yml"), text.replace("15s", INTERVAL))?;
     std::fs::write(directory.join("targets/orchestrator.yml"), format!("- targets: ['{orchestrator}']\n"))?;
-    let agents = agents.iter().map(|(host, address)| {
-        format!("- targets: ['{address}']\n  labels: {{host: {host}}}\n")
-    });
+    let agents = agents
+        .iter()
+        .map(|(host, address)| format!("- targets: ['{address}']\n  labels: {{host: {host}}}\n"));
     Ok(std::fs::write(directory.join("targets/agents.yml"), agents.collect::<String>())?)
 }
 
@@ -101,7 +101,8 @@ fn of_rules(prometheus: &Prometheus) -> Result<Vec<Question>> {
     let mut written = 0;
     for entry in std::fs::read_dir(dashboards::directory().join("prometheus/rules"))? {
         let text = std::fs::read_to_string(entry?.path())?;
-        let starts = |line: &str| ["- alert: ", "- record: "].iter().any(|word| line.trim().starts_with(word));
+        let starts =
+            |line: &str| ["- alert: ", "- record: "].iter().any(|word| line.trim().starts_with(word));
         written += text.lines().filter(|line| starts(line)).count();
     }
     let loaded = prometheus.api("rules", &[])?;
@@ -109,7 +110,8 @@ fn of_rules(prometheus: &Prometheus) -> Result<Vec<Question>> {
     ensure!(rules.len() == written && written > 0, "{} of {written} rules are loaded", rules.len());
     let mut questions = Vec::new();
     for rule in rules {
-        let (name, query) = (rule["name"].as_str().context("a name")?, rule["query"].as_str().context("a query")?);
+        let (name, query) =
+            (rule["name"].as_str().context("a name")?, rule["query"].as_str().context("a query")?);
         let exprs = if rule["type"] == "recording" {
             vec![name.to_owned(), query.to_owned()]
         } else {
