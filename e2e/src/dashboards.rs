@@ -160,7 +160,7 @@ pub fn substitute(text: &str, values: &BTreeMap<String, String>) -> Result<Strin
 /// When it is not of that form.
 pub fn compared(alert: &str) -> Result<Vec<String>> {
     let mut sides = Vec::new();
-    for (index, clause) in alert.split(" and on ").enumerate() {
+    for (index, clause) in alert.split(" and on").enumerate() {
         let clause = match clause.split_once(')') {
             Some((labels, rest)) if index > 0 && labels.trim_start().starts_with('(') => rest,
             _ => clause,
@@ -192,8 +192,10 @@ mod tests {
 
     #[test]
     fn an_alert_is_series_against_limits() {
-        let two = r#"c{s="running"} > 0 and on (job) job:ended:increase30m == 0"#;
-        assert_eq!(compared(two).expect("compares"), [r#"c{s="running"}"#, "job:ended:increase30m"]);
+        for join in ["and on (job)", "and on(job)"] {
+            let two = format!(r#"c{{s="running"}} > 0 {join} job:ended:increase30m == 0"#);
+            assert_eq!(compared(&two).expect("compares"), [r#"c{s="running"}"#, "job:ended:increase30m"]);
+        }
         assert!(compared("absent(up)").is_err());
         assert!(compared("a > b").is_err());
     }

@@ -156,7 +156,7 @@ impl Fleet {
     /// When something does not come up.
     pub fn up(count: usize) -> Result<Self> {
         let mut fleet = Self::new(count)?;
-        fleet.start_orchestrator(&[])?;
+        fleet.start_orchestrator("15s")?;
         for index in 0..count {
             fleet.start_agent(index, &[])?;
         }
@@ -169,14 +169,14 @@ impl Fleet {
         self.directory.path().join(name)
     }
 
-    /// Starts the orchestrator, and waits until it serves.
+    /// Starts the orchestrator, and waits until it serves. It waits for agents that are away for `grace`.
     ///
     /// # Errors
     /// When it does not.
-    pub fn start_orchestrator(&mut self, options: &[&str]) -> Result<()> {
+    pub fn start_orchestrator(&mut self, grace: &str) -> Result<()> {
         let mut command = programs::program("toll")?;
-        command.args(["serve", "--listen", ORCHESTRATOR, "--agent-grace", "15s", "--data"]);
-        command.arg(self.path("data")).arg("--pki").arg(self.path("pki/orchestrator")).args(options);
+        command.args(["serve", "--listen", ORCHESTRATOR, "--agent-grace", grace, "--data"]);
+        command.arg(self.path("data")).arg("--pki").arg(self.path("pki/orchestrator"));
         command.env("TOLL_LOG", "info");
         let process = self.start(command, "orchestrator", self.wire.as_fd().as_raw_fd())?;
         self.orchestrator = Some(process);
@@ -188,13 +188,19 @@ impl Fleet {
     /// # Errors
     /// When it can't be started.
     pub fn start_agent(&mut self, index: usize, options: &[&str]) -> Result<()> {
+        let pki = self.path("pki").join(&self.hosts[index].name);
+        self.start_agent_with(index, &pki, options)
+    }
+
+    /// The same, with the certificates in `pki`.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_agent_with(&mut self, index: usize, pki: &Path, options: &[&str]) -> Result<()> {
         let mut command = programs::program("toll-agent")?;
         let host = &self.hosts[index];
         command.args(["--orchestrator", ORCHESTRATOR, "--name", &host.name, "--nic", "eth0"]);
-        command
-            .args(["--guest-addresses", GUESTS, "--pki"])
-            .arg(self.path("pki").join(&host.name))
-            .args(options);
+        command.args(["--guest-addresses", GUESTS, "--pki"]).arg(pki).args(options);
         command.env("TOLL_LOG", "debug,rustls=info,quinn=info,quinn_proto=info,hyper=info");
         let (name, namespace) = (host.name.clone(), host.namespace.as_fd().as_raw_fd());
         let process = self.start(command, &name, namespace)?;
@@ -240,9 +246,11 @@ impl Fleet {
         Ok(String::from_utf8(output.stdout)?)
     }
 
-    fn json<T: DeserializeOwned>(&self, arguments: &[&str]) -> Result<T> {
-        let text = self.toll(arguments.iter().chain(&["--format", "json"]))?;
-        Ok(serde_json::from_str(&text)?)
+    /// What the orchestrator's HTTP API says.
+    fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        let namespace = format!("/proc/self/fd/{}", self.wire.as_fd().as_raw_fd());
+        let url = format!("http://127.0.0.1:8080/api/v1/{path}");
+        Ok(serde_json::from_str(&crate::prometheus::get(Path::new(&namespace), &url, &[])?)?)
     }
 
     /// The agents, as the orchestrator sees them.
@@ -250,7 +258,7 @@ impl Fleet {
     /// # Errors
     /// When it doesn't answer.
     pub fn agents(&self) -> Result<Vec<AgentStatus>> {
-        self.json(&["agents"])
+        self.json("agents")
     }
 
     /// How a campaign is.
@@ -258,7 +266,7 @@ impl Fleet {
     /// # Errors
     /// When the orchestrator doesn't answer.
     pub fn status(&self, id: &str) -> Result<CampaignStatus> {
-        self.json(&["status", id])
+        self.json(&format!("campaigns/{id}"))
     }
 
     /// Submits a campaign; its id.
@@ -280,10 +288,7 @@ impl Fleet {
             // It may be away for a moment.
             Ok(self.status(id).ok().filter(|status| status.state.is_over()))
         })?;
-        // The exit code says how it went, which is not the question here.
-        let output = self.run(["results", id, "--format", "json"])?;
-        let result: CampaignResult = serde_json::from_slice(&output.stdout)
-            .with_context(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+        let result: CampaignResult = self.json(&format!("campaigns/{id}/result"))?;
         let counts = status.counts.context("a campaign that is over has counts")?;
         ensure!(counts.over() == counts.planned, "trials don't add up: {counts:?}");
         let runs = result.cells.iter().flat_map(|cell| &cell.runs);

@@ -71,6 +71,30 @@ pub fn get(namespace: &Path, url: &str, parameters: &[(&str, &str)]) -> Result<S
     })
 }
 
+/// Makes a command run in a network namespace, and die with the thread that starts it.
+///
+/// # Errors
+/// When the namespace can't be opened.
+pub fn enter_on_exec(command: &mut Command, namespace: &Path) -> Result<()> {
+    let inside = File::open(namespace).context("opening the namespace")?;
+    let enter = move || {
+        // SAFETY: prctl with these arguments touches no memory.
+        if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is open in the parent, which has not been able to close it since the fork.
+        if unsafe { libc::setns(inside.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec only async-signal-safe system calls are made, on a descriptor opened before.
+    unsafe {
+        command.pre_exec(enter);
+    }
+    Ok(())
+}
+
 /// A running Prometheus. It ends with this value, or with the test.
 pub struct Prometheus {
     child: Child,
@@ -92,22 +116,7 @@ impl Prometheus {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?);
-        let inside = File::open(namespace)?;
-        let enter = move || {
-            // SAFETY: prctl with these arguments touches no memory.
-            if unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) } != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            // SAFETY: the descriptor is open in the parent, which has not been able to close it since the fork.
-            if unsafe { libc::setns(inside.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-            Ok(())
-        };
-        // SAFETY: between fork and exec only async-signal-safe system calls are made, on a descriptor opened before.
-        unsafe {
-            command.pre_exec(enter);
-        }
+        enter_on_exec(&mut command, namespace)?;
         let child = command.spawn().context("starting prometheus")?;
         let mut started = Self { child, namespace: namespace.to_owned() };
         let ready = wait_for("Prometheus", Duration::from_secs(30), || {

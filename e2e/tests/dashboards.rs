@@ -2,6 +2,12 @@
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
+#[path = "dashboards/hosts.rs"]
+mod hosts;
+#[path = "dashboards/live.rs"]
+mod live;
+#[path = "dashboards/questions.rs"]
+mod questions;
 #[path = "dashboards/structure.rs"]
 mod structure;
 
@@ -22,6 +28,7 @@ fn main() {
     let mut arguments = Arguments::from_args();
     // Trials of two fleets would compete for the machine's cores.
     arguments.test_threads = Some(1);
-    let tests = structure::tests();
+    let mut tests = structure::tests();
+    tests.extend(live::tests());
     libtest_mimic::run(&arguments, tests).exit();
 }

@@ -36,7 +36,7 @@ fn kill_orchestrator() -> Result<()> {
             })?;
             let mut orchestrator = fleet.orchestrator.take().context("it runs")?;
             orchestrator.kill()?;
-            fleet.start_orchestrator(&[])?;
+            fleet.start_orchestrator("15s")?;
         }
         let (_, status) = fleet.result(&id, Duration::from_secs(120))?;
         let counts = status.counts.context("counts")?;
@@ -54,13 +54,13 @@ fn stop_orchestrator() -> Result<()> {
         let mut orchestrator = fleet.orchestrator.take().context("it runs")?;
         orchestrator.signal(Signal::SIGTERM)?;
         ensure!(orchestrator.end()? == Some(0), "SIGTERM is no fault");
-        fleet.start_orchestrator(&[])?;
+        fleet.start_orchestrator("15s")?;
         let (_, status) = fleet.result(&id, LIMIT)?;
         let counts = status.counts.context("counts")?;
         ensure!(counts.measured == counts.planned, "{counts:?}");
         // One that is over is still known to the next process.
         fleet.orchestrator.take().context("it runs")?.kill()?;
-        fleet.start_orchestrator(&[])?;
+        fleet.start_orchestrator("15s")?;
         ensure!(fleet.status(&id)?.counts == status.counts);
         Ok(())
     })
@@ -72,8 +72,8 @@ fn wrong_certificate() -> Result<()> {
     let other = other.to_str().context("UTF-8")?.to_owned();
     fleet.toll(["pki", "init", "--dir", &other])?;
     fleet.toll(["pki", "issue", "host-1", "--dir", &other])?;
-    fleet.start_orchestrator(&[])?;
-    fleet.start_agent(0, &["--pki", &format!("{other}/host-1")])?;
+    fleet.start_orchestrator("15s")?;
+    fleet.start_agent_with(0, &fleet.path("other/host-1"), &[])?;
     fleet.start_agent(1, &[])?;
     fleet.wait_for_agents(1)?;
     on(fleet, |fleet| {
@@ -90,9 +90,9 @@ fn wrong_certificate() -> Result<()> {
 
 fn wrong_name() -> Result<()> {
     let mut fleet = Fleet::new(2)?;
-    fleet.start_orchestrator(&[])?;
+    fleet.start_orchestrator("15s")?;
     let certificate = fleet.path("pki/host-2");
-    fleet.start_agent(0, &["--pki", certificate.to_str().context("UTF-8")?])?;
+    fleet.start_agent_with(0, &certificate, &[])?;
     on(fleet, |fleet| {
         let log = fleet.hosts[0].agent.as_ref().context("an agent")?.log.clone();
         wait_for("the refusal in the agent's log", LIMIT, || {
@@ -109,9 +109,9 @@ fn fleet_certificate() -> Result<()> {
     let pki = fleet.path("pki");
     fleet.toll(["pki", "issue", "--fleet", "--dir", pki.to_str().context("UTF-8")?])?;
     let certificate = pki.join("fleet");
-    fleet.start_orchestrator(&[])?;
+    fleet.start_orchestrator("15s")?;
     for index in 0..2 {
-        fleet.start_agent(index, &["--pki", certificate.to_str().context("UTF-8")?])?;
+        fleet.start_agent_with(index, &certificate, &[])?;
     }
     fleet.wait_for_agents(2)?;
     on(fleet, |fleet| {

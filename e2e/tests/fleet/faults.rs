@@ -16,16 +16,16 @@ use toll_protocol::service::CampaignStatus;
 use crate::measuring::on;
 use crate::test;
 
-/// Moments of a trial of 0.1 s + 0.4 s, counted from when it began: while it is being set up, while it is warming up,
+/// Moments of a trial of 0.1 s + 0.2 s, counted from when it began: while it is being set up, while it is warming up,
 /// while it is measured, while it ends.
-const MOMENTS: [u64; 8] = [0, 3, 8, 20, 60, 250, 480, 530];
+const MOMENTS: [u64; 8] = [0, 3, 8, 20, 60, 200, 300, 330];
 
 pub fn tests() -> Vec<Trial> {
     let lacks = [no_fleet(), no_kvm(), no_tun()];
     vec![
         test("kill_9_of_an_agent_at_every_state", &lacks, kill_agent),
-        test("kill_9_of_a_vmm_at_every_state", &lacks, || kill_end(VIRTIO, "toll-vmm")),
-        test("kill_9_of_an_endpoint_at_every_state", &lacks[..1], || kill_end(NATIVE, "toll-endpoint")),
+        test("kill_9_of_a_vmm_at_every_state", &lacks, || kill_end(VIRTIO, 6, "toll-vmm")),
+        test("kill_9_of_an_endpoint_at_every_state", &lacks[..1], || kill_end(NATIVE, 12, "toll-endpoint")),
         test("a_link_that_goes_down_and_up_at_every_state", &lacks, link),
         test("an_agent_that_stands_still_beyond_the_timeouts", &lacks, stop_agent),
         test("an_agent_that_stays_away_costs_its_trials_alone", &lacks[..1], agent_away),
@@ -55,12 +55,12 @@ fn ends(fleet: &Fleet, id: &str, disturbed: u32) -> Result<()> {
 }
 
 fn disturbed(arms: &[&str], blocks: u32) -> String {
-    fleet_campaign(arms, blocks, "400ms", "pairs: all")
+    fleet_campaign(arms, blocks, "200ms", "pairs: all")
 }
 
 fn kill_agent() -> Result<()> {
     on(Fleet::up(2)?, |fleet| {
-        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 5))?;
+        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 4))?;
         for (round, moment) in MOMENTS.into_iter().enumerate() {
             at(fleet, &id, moment)?;
             let index = round % 2;
@@ -72,9 +72,9 @@ fn kill_agent() -> Result<()> {
     })
 }
 
-fn kill_end(arm: &str, name: &str) -> Result<()> {
+fn kill_end(arm: &str, blocks: u32, name: &str) -> Result<()> {
     on(Fleet::up(2)?, |fleet| {
-        let id = fleet.submit(&disturbed(&[arm], 12))?;
+        let id = fleet.submit(&disturbed(&[arm], blocks))?;
         let programs = programs::directory()?;
         let mut killed = 0;
         for (round, moment) in MOMENTS.into_iter().enumerate() {
@@ -96,7 +96,7 @@ fn kill_end(arm: &str, name: &str) -> Result<()> {
 
 fn link() -> Result<()> {
     on(Fleet::up(2)?, |fleet| {
-        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 5))?;
+        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 4))?;
         for (round, moment) in MOMENTS.into_iter().enumerate() {
             at(fleet, &id, moment)?;
             let port = round % 2 + 1;
@@ -131,7 +131,13 @@ fn stop_agent() -> Result<()> {
 }
 
 fn agent_away() -> Result<()> {
-    on(Fleet::up(3)?, |fleet| {
+    let mut fleet = Fleet::new(3)?;
+    fleet.start_orchestrator("3s")?;
+    for index in 0..3 {
+        fleet.start_agent(index, &[])?;
+    }
+    fleet.wait_for_agents(3)?;
+    on(fleet, |fleet| {
         let id = fleet.submit(&fleet_campaign(&[NATIVE], 3, "300ms", "pairs: ring"))?;
         at(fleet, &id, 100)?;
         fleet.hosts[2].agent.take().context("it runs")?.kill()?;
