@@ -234,7 +234,7 @@ impl Network {
             let nic = all.iter().find(|link| link.name == self.nic);
             let nic = nic.ok_or_else(|| NetworkError::NoSuchLink { name: self.nic.clone() })?;
             let unfit = fitness::of_kind(nic, &all, self.wire)
-                .or_else(|| fitness::of_state(nic, self.wire, station.mtu));
+                .or_else(|| fitness::of_state(nic, &all, self.wire, station.mtu));
             if let Some(why) = unfit {
                 return Err(self.unfit(why));
             }
