@@ -98,6 +98,15 @@ pub fn wait_for<T>(
     }
 }
 
+/// Lets time pass, for a moment that is time by its nature: what is disturbed after it is disturbed at that moment.
+pub fn pass(time: Duration) {
+    let end = Instant::now() + time;
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        // It may end early, by a token that somebody has left.
+        std::thread::park_timeout(left);
+    }
+}
+
 /// Whether a process exists and has not ended.
 pub fn alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -159,7 +159,7 @@ impl Scheduler {
             let (pair, block) = (&key.pair, trial.block + 1);
             format!("{} {} to {}, {} and {}, block {block}", key.arm, key.direction, key.peer, pair.a, pair.b)
         };
-        let flights = self.flights.values().filter(|(id, _)| id == campaign);
+        let flights = self.flights.values().filter(|(id, flight)| id == campaign && flight.is_open());
         Some(course.progress(flights.map(|(_, flight)| running(flight)).collect(), now.elapsed))
     }
 

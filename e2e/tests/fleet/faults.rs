@@ -9,9 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use toll_e2e::campaigns::{NATIVE, VIRTIO, fleet_campaign};
 use toll_e2e::fleet::{Fleet, LIMIT, no_fleet, shell};
-use toll_e2e::machine::{descendants, is_end, no_kvm, no_tun, wait_for};
+use toll_e2e::machine::{descendants, is_end, no_kvm, no_tun, pass, wait_for};
 use toll_e2e::programs;
-use toll_protocol::service::CampaignStatus;
 
 use crate::measuring::on;
 use crate::test;
@@ -32,17 +31,15 @@ pub fn tests() -> Vec<Trial> {
     ]
 }
 
-/// Waits until `id` has begun another trial than those before, and then for `moment` milliseconds.
+/// Waits until `id` has begun another trial than the one that runs now, and then for `moment` milliseconds.
 fn at(fleet: &Fleet, id: &str, moment: u64) -> Result<()> {
-    let begun = |status: &CampaignStatus| status.counts.map_or(0, |counts| counts.over());
-    let before = begun(&fleet.status(id)?);
+    let before = fleet.status(id)?.running;
     wait_for("another trial", LIMIT, || {
         let status = fleet.status(id)?;
-        let begun = begun(&status) > before && !status.running.is_empty();
-        Ok((begun || status.state.is_over()).then_some(()))
+        let another = !status.running.is_empty() && status.running != before;
+        Ok((another || status.state.is_over()).then_some(()))
     })?;
-    // A moment is time by its nature: there is nothing to wait for.
-    std::thread::park_timeout(Duration::from_millis(moment));
+    pass(Duration::from_millis(moment));
     Ok(())
 }
 
@@ -101,7 +98,7 @@ fn link() -> Result<()> {
             at(fleet, &id, moment)?;
             let port = round % 2 + 1;
             shell(&fleet.wire, &format!("ip link set port{port} down"))?;
-            std::thread::park_timeout(Duration::from_millis(300));
+            pass(Duration::from_millis(300));
             shell(&fleet.wire, &format!("ip link set port{port} up"))?;
         }
         ends(fleet, &id, 8)

@@ -179,6 +179,11 @@ impl Flight {
         self.state == State::Over
     }
 
+    /// Whether its outcome is still open.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, State::Preparing | State::Running | State::Failing { .. })
+    }
+
     /// Hosts that must get no more trials, and why.
     pub fn dirty_hosts(&self) -> impl Iterator<Item = (&String, &str)> {
         self.dirty.iter().map(|(host, why)| (host, why.as_str()))
