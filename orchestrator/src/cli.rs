@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use crate::exit::{Exit, print_out};
 use crate::manifest::{self, ManifestError};
 use crate::run::{self, Format};
-use crate::{doctor, show_plan};
+use crate::{doctor, kube, show_plan};
 
 /// Measures what virtualisation takes on a network.
 #[derive(Debug, Parser)]
@@ -44,6 +44,8 @@ enum Command {
         /// The campaign (YAML)
         file: PathBuf,
     },
+    /// Print the definition of the Kubernetes object `Campaign` (YAML)
+    Crd,
     /// Say what this machine offers, and what to do about what it lacks
     Doctor,
 }
@@ -77,6 +79,10 @@ impl Cli {
                 }
                 Err(error) => Ok(told(&error)),
             },
+            Command::Crd => {
+                print_out(&kube::crd::yaml().map_err(anyhow::Error::msg)?)?;
+                Ok(Exit::Ok)
+            }
             Command::Doctor => doctor::run(),
         }
     }
