@@ -178,7 +178,8 @@ pub struct Cell {
 pub fn definition() -> Result<CustomResourceDefinition, String> {
     let mut crd = Campaign::crd();
     for version in &mut crd.spec.versions {
-        let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) else {
+        let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut())
+        else {
             return Err(format!("version {} has no schema", version.name));
         };
         rules::apply(schema)?;

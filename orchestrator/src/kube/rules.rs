@@ -56,7 +56,8 @@ pub(super) fn apply(schema: &mut JSONSchemaProps) -> Result<(), String> {
             ]);
             entry.extend(rule.expression.map(|text| ("messageExpression".to_owned(), text.into())));
             entry.extend(rule.field.map(|text| ("fieldPath".to_owned(), text.into())));
-            let rules = object(&mut root, path)?.entry("x-kubernetes-validations").or_insert_with(|| json!([]));
+            let rules =
+                object(&mut root, path)?.entry("x-kubernetes-validations").or_insert_with(|| json!([]));
             let rules = rules.as_array_mut().ok_or_else(|| format!("the rules of `{path}` are no list"))?;
             rules.push(Value::Object(entry));
         }

@@ -50,9 +50,8 @@ pub(super) fn status(
         Seen::Taken(campaign) => of_campaign(campaign),
     };
     status.observed_generation = generation;
-    let before = |name: &str| {
-        old.and_then(|old| old.conditions.iter().find(|condition| condition.type_ == name))
-    };
+    let before =
+        |name: &str| old.and_then(|old| old.conditions.iter().find(|condition| condition.type_ == name));
     status.conditions = conditions(seen)
         .into_iter()
         .map(|(name, state, reason, message)| {
@@ -69,7 +68,8 @@ pub(super) fn status(
                 reason: reason.to_owned(),
                 message: shortened(&message, MAX_MESSAGE),
                 observed_generation: generation,
-                last_transition_time: since.map_or_else(|| whole_second(now), |b| b.last_transition_time.clone()),
+                last_transition_time: since
+                    .map_or_else(|| whole_second(now), |b| b.last_transition_time.clone()),
             }
         })
         .collect();
@@ -114,9 +114,12 @@ fn of_campaign(campaign: &service::CampaignStatus) -> CampaignStatus {
         started_at: campaign.started_unix_ms.and_then(moment),
         ended_at: campaign.ended_unix_ms.and_then(moment),
         cells: cells.collect(),
-        cells_left_out: campaign.cells.len().checked_sub(MAX_CELLS).filter(|left| *left > 0).map(|left| {
-            u32::try_from(left).unwrap_or(u32::MAX)
-        }),
+        cells_left_out: campaign
+            .cells
+            .len()
+            .checked_sub(MAX_CELLS)
+            .filter(|left| *left > 0)
+            .map(|left| u32::try_from(left).unwrap_or(u32::MAX)),
     }
 }
 
@@ -133,7 +136,9 @@ type Wanted = (&'static str, Option<bool>, &'static str, String);
 /// Type, state, reason and message of each condition.
 fn conditions(seen: Seen<'_>) -> Vec<Wanted> {
     let campaign = match seen {
-        Seen::Refused { reason, message } => return vec![("Accepted", Some(false), reason, message.to_owned())],
+        Seen::Refused { reason, message } => {
+            return vec![("Accepted", Some(false), reason, message.to_owned())];
+        }
         Seen::Taken(campaign) => campaign,
     };
     let hosts = format!("on {} hosts", campaign.hosts.len());
@@ -240,7 +245,8 @@ pub(super) fn news(old: Option<&CampaignStatus>, new: &CampaignStatus) -> Vec<Ne
         } else {
             let bad = new.verdict.as_deref().is_some_and(|verdict| verdict != "pass")
                 || new.counts.is_some_and(|counts| counts.measured < counts.planned);
-            let verdict = new.verdict.as_ref().map(|verdict| format!("; gates: {verdict}")).unwrap_or_default();
+            let verdict =
+                new.verdict.as_ref().map(|verdict| format!("; gates: {verdict}")).unwrap_or_default();
             tell(bad, "Finished", "Run", format!("{note}{verdict}"));
         }
     }

@@ -1,8 +1,8 @@
 //! From YAML text to a campaign, with line and column in every error. The only file that knows serde_yaml, so
 //! that it can be replaced.
 
-use serde::{Deserialize, Serialize};
 use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
 use super::schema::Document;
 use super::{Campaign, Problem, Step, validate};

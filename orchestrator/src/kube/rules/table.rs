@@ -60,7 +60,12 @@ pub(in super::super) const BOUNDS: &[Bound] = &[
     Bound { at: PEERS, keyword: "maxItems", limit: 2 },
     Bound { at: &["spec.workloads[].stream.directions"], keyword: "maxItems", limit: 2 },
     Bound {
-        at: &["spec.arms[].name", "spec.workloads[].name", "spec.gates[].cells.arm", "spec.gates[].cells.workload"],
+        at: &[
+            "spec.arms[].name",
+            "spec.workloads[].name",
+            "spec.gates[].cells.arm",
+            "spec.gates[].cells.workload",
+        ],
         keyword: "maxLength",
         limit: 63,
     },
@@ -199,9 +204,7 @@ pub(in super::super) const RULES: &[Rule] = &[
         at: &["spec.arms[]"],
         rule: "[has(self.native), has(self.sameStack), has(self.guest)].filter(is, is).size() <= 1",
         message: "an arm is several things: keep one of native, sameStack, guest",
-        expression: Some(
-            "'arm `' + self.name + '` is several things: keep one of native, sameStack, guest'",
-        ),
+        expression: Some("'arm `' + self.name + '` is several things: keep one of native, sameStack, guest'"),
         field: None,
     },
     Rule {
@@ -265,7 +268,9 @@ pub(in super::super) const RULES: &[Rule] = &[
         at: &["spec.workloads[].stream.writeSize"],
         rule: concat!("self.matches(", bytes!(), ")"),
         message: "is no size: write a number and its unit, such as `64KiB` or `1500B`",
-        expression: Some("'`' + self + '` is no size: write a number and its unit, such as `64KiB` or `1500B`'"),
+        expression: Some(
+            "'`' + self + '` is no size: write a number and its unit, such as `64KiB` or `1500B`'",
+        ),
         field: None,
     },
     Rule {
@@ -287,7 +292,9 @@ pub(in super::super) const RULES: &[Rule] = &[
         at: &["spec.workloads[].stream.warmUp", "spec.workloads[].stream.duration"],
         rule: concat!("self.matches(", span!(), ")"),
         message: "is no duration: write a number and its unit, such as `500ms` or `2s`",
-        expression: Some("'`' + self + '` is no duration: write a number and its unit, such as `500ms` or `2s`'"),
+        expression: Some(
+            "'`' + self + '` is no duration: write a number and its unit, such as `500ms` or `2s`'",
+        ),
         field: None,
     },
     Rule {
