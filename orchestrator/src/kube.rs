@@ -24,13 +24,16 @@ const MANAGER: &str = "toll";
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Who this process is in the cluster.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, clap::Args)]
 pub struct KubeOptions {
-    /// The namespace of the Lease: that of the orchestrator's pod.
+    /// Namespace of the Lease: that of the orchestrator's pod
+    #[arg(long = "kube-namespace", value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "toll")]
     pub namespace: String,
-    /// The name under which it holds the Lease, no other process's: the pod's.
+    /// Name under which the Lease is held, no other process's: the pod's
+    #[arg(long = "kube-identity", value_name = "NAME", env = "POD_NAME", default_value = "toll-orchestrator")]
     pub identity: String,
-    /// Only `Campaign` objects of this namespace; `None` for all.
+    /// Take Campaign objects of this namespace alone [default: of every namespace]
+    #[arg(long = "kube-campaigns", value_name = "NAMESPACE")]
     pub campaigns: Option<String>,
 }
 

@@ -1,9 +1,9 @@
 //! Makes the service do what `Campaign` objects ask for, and tells what became of them.
 //!
 //! ```text
-//! object       created ---------------------------------------------> deleted ---------------------> gone
-//! finalizer            set                                                     removed once it is over
-//! service                  submit (idempotent: the id has the uid)    cancel
+//! object       created --------------------------------------------------> deleted -------> gone
+//! finalizer            set                               removed once it is over, deleted or not
+//! service                  submit (the id has the uid)                      cancel
 //! status                   Accepted .. Scheduled .. Running .. Complete, whenever the service says a change
 //! ```
 //!
@@ -133,7 +133,12 @@ async fn reconcile(object: Arc<Campaign>, context: Arc<Context>) -> Result<Actio
     let api: Api<Campaign> = Api::namespaced(context.client.clone(), &namespace);
     let campaign = id(&object.name_any(), object.uid().as_deref().unwrap_or_default());
     let ours = object.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    let over = |status: &CampaignStatus| {
+        matches!(status.state, Some(State::Finished | State::Cancelled | State::Refused))
+    };
     match (object.meta().deletion_timestamp.is_some(), ours) {
+        // Nothing more happens to it, and the service may have forgotten it.
+        (false, false) if object.status.as_ref().is_some_and(over) => Ok(Action::await_change()),
         (false, false) => {
             // Before the campaign is submitted, so that no deletion is missed. The change brings us back here.
             let mut finalizers = object.finalizers().to_vec();
@@ -170,11 +175,6 @@ async fn apply(
     campaign: &str,
     context: &Context,
 ) -> Result<Action, Trouble> {
-    let over = |status: &CampaignStatus| matches!(status.state, Some(State::Finished | State::Cancelled));
-    if object.status.as_ref().is_some_and(over) {
-        // Nothing more happens to it, and the service may have forgotten it.
-        return Ok(Action::await_change());
-    }
     let known = context.handle.campaign(campaign).await;
     let found = match known {
         Err(LookupError::Unknown { .. }) => {
@@ -184,14 +184,28 @@ async fn apply(
                 Err(error) => {
                     let Some((reason, message)) = refusal(&error) else { return Err(Trouble::Submit(error)) };
                     write(api, object, Seen::Refused { reason, message: &message }, context).await?;
-                    return Ok(Action::await_change());
+                    return let_go(api, object).await;
                 }
             }
         }
         other => other.map_err(Trouble::Lookup)?,
     };
     write(api, object, Seen::Taken(&found), context).await?;
-    Ok(if found.state.is_over() { Action::await_change() } else { Action::requeue(LOOK) })
+    if found.state.is_over() { let_go(api, object).await } else { Ok(Action::requeue(LOOK)) }
+}
+
+/// Removes the finalizer: there is nothing left to end, so the object can be deleted even without this controller.
+async fn let_go(api: &Api<Campaign>, object: &Campaign) -> Result<Action, Trouble> {
+    // The status that was just written changed the version.
+    let fresh = api.get_opt(&object.name_any()).await?;
+    if let Some(fresh) = fresh.filter(|fresh| fresh.uid() == object.uid()) {
+        let others: Vec<String> =
+            fresh.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
+        if others.len() < fresh.finalizers().len() {
+            set_finalizers(api, &fresh, &others).await?;
+        }
+    }
+    Ok(Action::await_change())
 }
 
 /// Why the service does not take an object, if trying again is of no use.
@@ -233,14 +247,7 @@ async fn end(
         Err(LookupError::Unknown { .. }) => {}
         Err(error) => return Err(Trouble::Lookup(error)),
     }
-    let others: Vec<String> =
-        object.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).cloned().collect();
-    // The status that was just written changed the version.
-    let fresh = api.get_opt(&object.name_any()).await?;
-    if let Some(fresh) = fresh.filter(|fresh| fresh.uid() == object.uid()) {
-        set_finalizers(api, &fresh, &others).await?;
-    }
-    Ok(Action::await_change())
+    let_go(api, object).await
 }
 
 /// Writes a status if it says something new, and tells the news as events.

@@ -20,6 +20,7 @@ pub const KIND: &str = "Campaign";
 /// The spec as it was written. It stays JSON here, because the service reads it with the very code that reads a
 /// file: an object that an older or newer schema let in is refused there with a reason, and doesn't end the watch of
 /// all the others.
+#[allow(clippy::duplicated_attributes, reason = "each column has a name and a type of its own")]
 #[derive(CustomResource, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[kube(
     group = "toll.dev",

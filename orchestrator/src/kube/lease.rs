@@ -65,7 +65,7 @@ pub(super) enum Step {
     Lost(String),
 }
 
-/// A candidate, or the leader.
+/// A candidate, or the leader. Its identity must be no other living process's: it is believed to be one's own.
 #[derive(Debug)]
 pub(super) struct Election {
     identity: String,
@@ -102,8 +102,9 @@ impl Election {
                 self.lost(format!("the Lease is held by {holder}"))
             }
             (None, None) => self.take(record),
+            // An earlier life of this very process: a container that was killed and started again in its pod.
+            (Some(_), None) if mine => self.take(record),
             (Some(_), None) => {
-                // A holder of one's own name may be an earlier life of this program or somebody else: wait as for any.
                 let since = match &self.seen {
                     Some((version, since)) if *version == record.version => *since,
                     _ => {

@@ -48,6 +48,13 @@ fn a_released_lease_is_taken_at_once() {
 }
 
 #[test]
+fn one_that_was_killed_goes_on_with_its_own_lease() {
+    let mut election = Election::new("b".into(), Timing::KUBERNETES);
+    let take = Step::Write { replaces: Some("9".into()), taken: true, transitions: 4 };
+    assert_eq!(election.read(Instant::now(), Some(&record("9", Some("b")))), take);
+}
+
+#[test]
 fn a_leader_that_cannot_renew_ends_before_another_may_begin() {
     let start = Instant::now();
     let mut election = Election::new("a".into(), Timing::KUBERNETES);
