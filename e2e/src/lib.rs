@@ -2,5 +2,7 @@
 //! behind.
 
 pub mod campaigns;
+pub mod dashboards;
 pub mod machine;
 pub mod programs;
+pub mod prometheus;

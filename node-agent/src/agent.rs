@@ -22,6 +22,7 @@ use toll_protocol::trial::{EndSpec, TrialId};
 
 use crate::child::Spawner;
 use crate::link::{Identity, Link, LinkError, LinkEvent};
+use crate::metrics::Metrics;
 use crate::network::{Network, NetworkError};
 use crate::outbox::Outbox;
 use crate::runner::{Host, Runner, refusal};
@@ -51,6 +52,8 @@ pub struct AgentConfig {
     pub facts: HostFacts,
     /// Folder of the programs that run the ends of trials.
     pub programs: PathBuf,
+    /// What is told to Prometheus.
+    pub metrics: Metrics,
 }
 
 /// Why an agent can't run.
@@ -91,7 +94,8 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         held: Vec::new(),
     };
     let link = Link::new(config.orchestrator, config.server_name, &config.identity, hello)?;
-    let host = Host { network, spawner, facts: config.facts, programs: config.programs };
+    let (facts, programs, metrics) = (config.facts, config.programs, config.metrics);
+    let host = Host { network, spawner, facts, programs, metrics };
     let (to_link, outgoing) = mpsc::channel(16);
     let (events, from_link) = mpsc::channel(16);
     let (stop_link, stopped) = oneshot::channel();
@@ -161,7 +165,10 @@ impl Agent {
                 }
                 Some(event) = from_link.recv() => match event {
                     LinkEvent::Connected => self.connected(),
-                    LinkEvent::Lost => self.outbox.lost(),
+                    LinkEvent::Lost => {
+                        self.outbox.lost();
+                        self.host.metrics.lost();
+                    }
                     LinkEvent::Message(message) => self.obey(message, stopping.is_some()),
                 },
                 Some(message) = from_trials.recv() => self.outbox.push(message),
@@ -225,6 +232,7 @@ impl Agent {
 
     fn connected(&mut self) {
         self.outbox.connected();
+        self.host.metrics.connected();
         for id in self.trials.keys() {
             self.tell(*id, Event::Reconnected);
         }

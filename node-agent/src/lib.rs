@@ -5,6 +5,7 @@ pub mod agent;
 pub mod child;
 pub mod facts;
 pub mod link;
+pub mod metrics;
 pub mod network;
 mod outbox;
 mod runner;

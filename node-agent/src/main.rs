@@ -12,6 +12,7 @@ use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use toll_node_agent::agent::{self, AgentConfig};
 use toll_node_agent::link::Identity;
+use toll_node_agent::metrics::Metrics;
 use toll_node_agent::{Exit, facts};
 use tracing_subscriber::EnvFilter;
 
@@ -59,6 +60,7 @@ async fn run(arguments: Run) -> anyhow::Result<()> {
         nic: arguments.nic,
         identity,
         programs,
+        metrics: Metrics::new()?,
     };
     Ok(agent::run(config, stop).await?)
 }

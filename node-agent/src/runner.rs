@@ -17,6 +17,7 @@ use toll_protocol::trial::{Adapter, EndKind, EndSpec, NativeProgram, TrialId};
 use toll_protocol::units::{Bytes, InterfaceAddress};
 
 use crate::child::{Child, ChildReport, Spawner};
+use crate::metrics::Metrics;
 use crate::network::{Network, NetworkError, tap_name};
 use crate::trial::{Command, Event, State, transition};
 
@@ -30,6 +31,7 @@ pub(crate) struct Host {
     pub(crate) facts: HostFacts,
     /// Folder of `toll-vmm` and `toll-endpoint`.
     pub(crate) programs: PathBuf,
+    pub(crate) metrics: Metrics,
 }
 
 /// What this host lacks for an end, if it lacks something.
@@ -81,16 +83,19 @@ impl Runner {
     pub(crate) async fn run(mut self, first: Event) {
         let (mut state, mut held) = (State::New, Held::default());
         held.answers.push_back(first);
+        let mut watch = self.host.metrics.trial(&self.end.kind, self.end.job.direction);
         while state != State::TornDown {
             let event = self.next_event(&mut held).await;
             tracing::debug!(trial = %self.trial, ?state, ?event);
             let (next, commands) = transition(state, event);
             state = next;
+            watch.enters(&state);
             if matches!(state, State::Released { .. } | State::TornDown) {
                 // Before the orchestrator hears of it, and so may send the next trial.
                 self.released.store(true, Ordering::Release);
             }
             for command in commands {
+                watch.sees(&command);
                 self.obey(command, &mut held).await;
             }
         }

@@ -7,7 +7,10 @@ use clap::{Parser, Subcommand};
 
 use crate::exit::{Exit, print_out};
 use crate::manifest::{self, ManifestError};
+use crate::pki::{DEFAULT_DAYS, files};
+use crate::remote::{self, Question, Server};
 use crate::run::{self, Format};
+use crate::serve::{self, ServeArguments};
 use crate::{doctor, kube, show_plan};
 
 /// Measures what virtualisation takes on a network.
@@ -48,6 +51,109 @@ enum Command {
     Crd,
     /// Say what this machine offers, and what to do about what it lacks
     Doctor,
+    /// Be the orchestrator of a fleet: agents dial it, campaigns are submitted to it
+    Serve(ServeArguments),
+    /// Submit a campaign to a service; prints its id
+    Submit {
+        /// The campaign (YAML)
+        file: PathBuf,
+        /// The id that it shall have [default: NAME-TIME]
+        #[arg(long)]
+        id: Option<String>,
+        /// Follow it to its end
+        #[arg(long)]
+        watch: bool,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Show how a campaign is, or all
+    Status {
+        /// Its id
+        id: Option<String>,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Follow a campaign to its end
+    Watch {
+        /// Its id
+        id: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// End a campaign: what was measured is kept
+    Cancel {
+        /// Its id
+        id: String,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Show what a campaign found, so far
+    Results {
+        /// Its id
+        id: String,
+        /// Where result.json and report.html are put
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// What to print on stdout
+        #[arg(long, value_enum, default_value = "text")]
+        format: Format,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Show the agents of a service
+    Agents {
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Make certificates for the orchestrator and its agents
+    Pki {
+        #[command(subcommand)]
+        action: Pki,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum Pki {
+    /// Make an authority, and the orchestrator's certificate
+    Init {
+        /// Where; DIR/orchestrator is what toll serve takes as --pki
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// How long they are good
+        #[arg(long, default_value_t = DEFAULT_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+    },
+    /// Issue certificates for agents
+    Issue {
+        /// The authority's directory; DIR/NAME is what toll-agent takes as --pki
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// How long they are good
+        #[arg(long, default_value_t = DEFAULT_DAYS, value_parser = clap::value_parser!(u32).range(1..=36_500))]
+        days: u32,
+        /// One certificate for all agents, whose holder may speak for any host: for a DaemonSet's Secret
+        #[arg(long, conflicts_with = "names")]
+        fleet: bool,
+        /// Names of the agents, which are those of their hosts
+        #[arg(value_name = "NAME", required_unless_present = "fleet")]
+        names: Vec<String>,
+    },
+}
+
+impl Pki {
+    fn execute(self) -> Result<Exit> {
+        let made = match self {
+            Self::Init { dir, days } => vec![files::init(&dir, days)?],
+            Self::Issue { dir, days, fleet: true, .. } => vec![files::issue_fleet(&dir, days)?],
+            Self::Issue { dir, days, names, .. } => {
+                names.iter().map(|name| files::issue(&dir, name, days)).collect::<Result<_, _>>()?
+            }
+        };
+        for directory in made {
+            print_out(&format!("{}\n", directory.display()))?;
+        }
+        Ok(Exit::Ok)
+    }
 }
 
 impl Cli {
@@ -84,6 +190,21 @@ impl Cli {
                 Ok(Exit::Ok)
             }
             Command::Doctor => doctor::run(),
+            Command::Serve(arguments) => serve::serve(&arguments),
+            Command::Submit { file, id, watch, server } => match manifest::load(&file) {
+                Ok((document, _)) => {
+                    remote::ask(&server, Question::Submit { document, id: id.as_deref(), watch })
+                }
+                Err(error) => Ok(told(&error)),
+            },
+            Command::Status { id, server } => remote::ask(&server, Question::Status(id.as_deref())),
+            Command::Watch { id, server } => remote::ask(&server, Question::Watch(&id)),
+            Command::Cancel { id, server } => remote::ask(&server, Question::Cancel(&id)),
+            Command::Results { id, out, format, server } => {
+                remote::ask(&server, Question::Results { id: &id, out: out.as_deref(), format })
+            }
+            Command::Agents { server } => remote::ask(&server, Question::Agents),
+            Command::Pki { action } => action.execute(),
         }
     }
 }

@@ -2,10 +2,10 @@
 //! [`Ledger::record`] returns; whatever happens to the process or the machine after that, [`Ledger::open`] finds it.
 //!
 //! ```text
-//! create(header) -> record, record, ... -> set_provenance (the end)
+//! create(header) -> set_plan -> begun, record, begun, record, ... -> set_provenance (the end)
 //!                       | killed, power lost
 //!                       v
-//!                  open -> records, remaining -> record, ...
+//!                  open -> records, begun, remaining -> record, ...
 //! ```
 //! Rollback journal (`journal_mode=DELETE`) with `synchronous=EXTRA`: a commit syncs the journal, the file and, once
 //! the journal is unlinked, their directory, so that neither a result nor the ledger's own name is lost with the
@@ -14,50 +14,31 @@
 //! less, which nobody notices at one result a second, and would leave results in a second file that is easily
 //! forgotten when a ledger is copied. See docs/adr/0005-ledger.md.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
-use serde::de::DeserializeOwned;
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use serde::{Deserialize, Serialize};
 use toll_protocol::result::{ArmSummary, CellKey, Outcome, Provenance, RunStatus, TrialRecord};
 use toll_protocol::trial::TrialId;
 
+use crate::plan;
+
+mod read;
+mod tables;
 #[cfg(test)]
 mod tests;
 
-/// Version of the tables: SQLite's `user_version`.
-pub const SCHEMA_VERSION: i32 = 1;
+use tables::{APPLICATION_ID, SCHEMA, connect, failed, from_json, read_header, status_name, to_json};
 
-/// SQLite's `application_id` of a ledger: "TOLL".
-const APPLICATION_ID: i32 = i32::from_be_bytes(*b"TOLL");
+/// Version of the tables: SQLite's `user_version`.
+pub const SCHEMA_VERSION: i32 = 2;
 
 /// How long a statement waits for another process that has the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-
-const SCHEMA: &str = "
-CREATE TABLE campaign (
-    id INTEGER PRIMARY KEY CHECK (id = 1),
-    name TEXT NOT NULL,
-    manifest TEXT NOT NULL,   -- as it was written, byte for byte
-    seed TEXT NOT NULL,       -- decimal: it may be over the largest INTEGER
-    arms TEXT NOT NULL,       -- JSON
-    provenance TEXT NOT NULL  -- JSON
-) STRICT;
-CREATE TABLE planned (
-    position INTEGER PRIMARY KEY,
-    trial TEXT NOT NULL UNIQUE,
-    block INTEGER NOT NULL,
-    cell TEXT NOT NULL        -- JSON
-) STRICT;
-CREATE TABLE record (
-    trial TEXT PRIMARY KEY REFERENCES planned (trial),
-    status TEXT NOT NULL,     -- measured, failed, skipped or lost
-    record TEXT NOT NULL      -- JSON of the whole record, samples included
-) STRICT;
-";
 
 /// A trial of the plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,6 +68,26 @@ pub struct LedgerHeader {
     pub planned: Vec<PlannedTrial>,
     /// Where the figures come from, as far as it is known.
     pub provenance: Provenance,
+    /// When the campaign was submitted, milliseconds since the Unix epoch.
+    pub submitted_unix_ms: u64,
+    /// The hosts that the plan was made for; `None` before there is a plan.
+    pub hosts: Option<Vec<plan::Host>>,
+    /// Why the campaign was cancelled, if it was.
+    pub cancelled: Option<String>,
+}
+
+/// Something to be kept.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Entry {
+    /// A trial was begun.
+    Begun {
+        /// The trial.
+        trial: TrialId,
+        /// When, milliseconds since the Unix epoch.
+        unix_ms: u64,
+    },
+    /// A trial has ended.
+    Record(Box<TrialRecord>),
 }
 
 /// What [`Ledger::record`] did.
@@ -188,6 +189,12 @@ pub enum LedgerError {
         /// The trial.
         trial: TrialId,
     },
+    /// The campaign has a plan already.
+    #[error("the campaign in {path} has a plan already, which is kept", path = path.display())]
+    Planned {
+        /// The file.
+        path: PathBuf,
+    },
     /// The trial ended already, and differently.
     #[error("trial {trial} is recorded already with another outcome, which is kept")]
     Conflict {
@@ -202,6 +209,8 @@ pub struct Ledger {
     connection: Connection,
     path: PathBuf,
     header: LedgerHeader,
+    /// Places of the planned trials in the header.
+    places: HashMap<TrialId, usize>,
 }
 
 impl Ledger {
@@ -216,36 +225,33 @@ impl Ledger {
         })?;
         let mut connection = connect(path)?;
         let action = "writing the plan";
-        let rows = Rows::of(header)?;
+        let (arms, provenance) = (to_json(&header.arms)?, to_json(&header.provenance)?);
+        let hosts = header.hosts.as_ref().map(to_json).transpose()?;
+        let cells = cells(&header.planned)?;
         (|| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
             transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
             transaction.execute_batch(SCHEMA)?;
             transaction.execute(
-                "INSERT INTO campaign (id, name, manifest, seed, arms, provenance) VALUES (1, ?, ?, ?, ?, ?)",
+                "INSERT INTO campaign (id, name, manifest, seed, arms, provenance, submitted, hosts, cancelled)
+                 VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?)",
                 params![
                     header.campaign,
                     header.manifest,
                     header.seed.to_string(),
-                    rows.arms,
-                    rows.provenance
+                    arms,
+                    provenance,
+                    integer(header.submitted_unix_ms),
+                    hosts,
+                    header.cancelled,
                 ],
             )?;
-            let insert = "INSERT INTO planned (position, trial, block, cell) VALUES (?, ?, ?, ?)";
-            for (planned, cell) in header.planned.iter().zip(&rows.cells) {
-                let trial = planned.trial.to_string();
-                transaction.prepare_cached(insert)?.execute(params![
-                    planned.position,
-                    trial,
-                    planned.block,
-                    cell
-                ])?;
-            }
+            insert_planned(&transaction, &header.planned, &cells)?;
             transaction.commit()
         })()
         .map_err(|source| failed(action, path, source))?;
-        Ok(Self { connection, path: path.to_owned(), header: header.clone() })
+        Ok(Self::with(connection, path, header.clone()))
     }
 
     /// Opens the ledger at `path`, finishing or undoing what a killed process left half done.
@@ -269,7 +275,7 @@ impl Ledger {
             _ => return Err(LedgerError::NotALedger { path: path.to_owned() }),
         }
         let header = read_header(&connection, path)?;
-        Ok(Self { connection, path: path.to_owned(), header })
+        Ok(Self::with(connection, path, header))
     }
 
     /// What was planned, and the provenance as of the last [`set_provenance`](Self::set_provenance).
@@ -277,72 +283,113 @@ impl Ledger {
         &self.header
     }
 
+    fn with(connection: Connection, path: &Path, header: LedgerHeader) -> Self {
+        let mut ledger = Self { connection, path: path.to_owned(), header, places: HashMap::new() };
+        ledger.index();
+        ledger
+    }
+
+    fn index(&mut self) {
+        let places = self.header.planned.iter().enumerate();
+        self.places = places.map(|(place, planned)| (planned.trial, place)).collect();
+    }
+
+    /// Keeps the plan of a campaign that has none, with the hosts that it is for, durably.
+    ///
+    /// # Errors
+    /// [`LedgerError::Planned`], [`LedgerError::DiskFull`], [`LedgerError::Busy`], [`LedgerError::Database`].
+    pub fn set_plan(
+        &mut self,
+        hosts: Vec<plan::Host>,
+        planned: Vec<PlannedTrial>,
+        provenance: &Provenance,
+    ) -> Result<(), LedgerError> {
+        if self.header.hosts.is_some() {
+            return Err(LedgerError::Planned { path: self.path.clone() });
+        }
+        let (hosts_json, provenance_json) = (to_json(&hosts)?, to_json(provenance)?);
+        let cells = cells(&planned)?;
+        let connection = &mut self.connection;
+        (|| {
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            transaction.execute(
+                "UPDATE campaign SET hosts = ?, provenance = ? WHERE id = 1",
+                params![hosts_json, provenance_json],
+            )?;
+            insert_planned(&transaction, &planned, &cells)?;
+            transaction.commit()
+        })()
+        .map_err(|source| failed("writing the plan", &self.path, source))?;
+        (self.header.hosts, self.header.planned) = (Some(hosts), planned);
+        self.header.provenance = provenance.clone();
+        self.index();
+        Ok(())
+    }
+
     /// Records how a trial ended. Durable on return; the same outcome once more changes nothing, so that an agent
     /// may repeat itself.
     ///
     /// # Errors
+    /// As for [`write`](Self::write).
+    pub fn record(&mut self, record: &TrialRecord) -> Result<Recorded, LedgerError> {
+        let mut done = self.write(&[Entry::Record(Box::new(record.clone()))])?;
+        Ok(done.pop().unwrap_or(Recorded::Already))
+    }
+
+    /// Keeps entries, all or none; durable on return. What the ledger has already changes nothing.
+    ///
+    /// # Errors
     /// [`LedgerError::NotPlanned`], [`LedgerError::OtherPlace`], [`LedgerError::Conflict`], in which cases nothing
     /// was changed; [`LedgerError::DiskFull`], [`LedgerError::Busy`], [`LedgerError::Database`], after which the
-    /// record may be tried again.
-    pub fn record(&mut self, record: &TrialRecord) -> Result<Recorded, LedgerError> {
+    /// entries may be tried again.
+    pub fn write(&mut self, entries: &[Entry]) -> Result<Vec<Recorded>, LedgerError> {
         let action = "recording a result";
-        let (path, trial) = (&self.path, record.trial);
-        let planned = self.header.planned.iter().find(|planned| planned.trial == trial);
-        let planned = planned.ok_or(LedgerError::NotPlanned { trial })?;
-        if (&planned.cell, planned.block, planned.position) != (&record.cell, record.block, record.position) {
-            return Err(LedgerError::OtherPlace { trial });
-        }
-        let json = to_json(record)?;
+        let path = &self.path;
+        let sql = |source| failed(action, path, source);
         let begin = TransactionBehavior::Immediate;
-        let transaction = self
-            .connection
-            .transaction_with_behavior(begin)
-            .map_err(|source| failed(action, path, source))?;
-        let known: Option<String> = transaction
-            .query_row("SELECT record FROM record WHERE trial = ?", [trial.to_string()], |row| row.get(0))
-            .optional()
-            .map_err(|source| failed(action, path, source))?;
-        if let Some(known) = known {
-            let known: TrialRecord = from_json("a record", path, &known)?;
-            let same = known.outcome == record.outcome;
-            return if same { Ok(Recorded::Already) } else { Err(LedgerError::Conflict { trial }) };
+        let transaction = self.connection.transaction_with_behavior(begin).map_err(sql)?;
+        let mut done = Vec::with_capacity(entries.len());
+        for entry in entries {
+            done.push(match entry {
+                Entry::Begun { trial, unix_ms } => {
+                    let place = self.places.get(trial);
+                    place.ok_or(LedgerError::NotPlanned { trial: *trial })?;
+                    let insert = "INSERT INTO begun (trial, started) VALUES (?, ?) ON CONFLICT DO NOTHING";
+                    let values = params![trial.to_string(), integer(*unix_ms)];
+                    let mut statement = transaction.prepare_cached(insert).map_err(sql)?;
+                    if statement.execute(values).map_err(sql)? > 0 {
+                        Recorded::New
+                    } else {
+                        Recorded::Already
+                    }
+                }
+                Entry::Record(record) => {
+                    let trial = record.trial;
+                    let place = self.places.get(&trial).ok_or(LedgerError::NotPlanned { trial })?;
+                    let planned = &self.header.planned[*place];
+                    if (&planned.cell, planned.block, planned.position)
+                        != (&record.cell, record.block, record.position)
+                    {
+                        return Err(LedgerError::OtherPlace { trial });
+                    }
+                    insert_record(&transaction, record, path)?
+                }
+            });
         }
-        (|| {
-            transaction.execute(
-                "INSERT INTO record (trial, status, record) VALUES (?, ?, ?)",
-                params![trial.to_string(), status_name(status(&record.outcome)), json],
-            )?;
-            transaction.commit()
-        })()
-        .map_err(|source| failed(action, path, source))?;
-        Ok(Recorded::New)
+        transaction.commit().map_err(sql)?;
+        Ok(done)
     }
 
-    /// Every record, by position.
+    /// Keeps the wish to end the campaign, durably. The first reason stands.
     ///
     /// # Errors
-    /// [`LedgerError::Damaged`], [`LedgerError::Busy`], [`LedgerError::Database`].
-    pub fn records(&self) -> Result<Vec<TrialRecord>, LedgerError> {
-        let texts = (|| {
-            let query = "SELECT record FROM record JOIN planned USING (trial) ORDER BY position";
-            let mut statement = self.connection.prepare(query)?;
-            statement.query_map([], |row| row.get(0))?.collect::<Result<Vec<String>, _>>()
-        })()
-        .map_err(|source| failed("reading the results", &self.path, source))?;
-        texts.iter().map(|text| from_json("a record", &self.path, text)).collect()
-    }
-
-    /// The planned trials that have no record yet, by position: what a resumed campaign still has to run.
-    ///
-    /// # Errors
-    /// As for [`records`](Self::records).
-    pub fn remaining(&self) -> Result<Vec<PlannedTrial>, LedgerError> {
-        let done: std::collections::BTreeSet<TrialId> =
-            self.records()?.iter().map(|record| record.trial).collect();
-        let mut remaining: Vec<_> =
-            self.header.planned.iter().filter(|planned| !done.contains(&planned.trial)).cloned().collect();
-        remaining.sort_by_key(|planned| planned.position);
-        Ok(remaining)
+    /// [`LedgerError::DiskFull`], [`LedgerError::Busy`], [`LedgerError::Database`].
+    pub fn cancel(&mut self, reason: &str) -> Result<(), LedgerError> {
+        self.connection
+            .execute("UPDATE campaign SET cancelled = COALESCE(cancelled, ?) WHERE id = 1", [reason])
+            .map_err(|source| failed("recording the cancellation", &self.path, source))?;
+        self.header.cancelled.get_or_insert_with(|| reason.to_owned());
+        Ok(())
     }
 
     /// Replaces the provenance, durably: when the hosts' facts are known, and at the end.
@@ -369,91 +416,46 @@ pub const fn status(outcome: &Outcome) -> RunStatus {
     }
 }
 
-/// The header's parts as the tables hold them.
-struct Rows {
-    arms: String,
-    provenance: String,
-    cells: Vec<String>,
+fn cells(planned: &[PlannedTrial]) -> Result<Vec<String>, LedgerError> {
+    planned.iter().map(|planned| to_json(&planned.cell)).collect()
 }
 
-impl Rows {
-    fn of(header: &LedgerHeader) -> Result<Self, LedgerError> {
-        let cells = header.planned.iter().map(|planned| to_json(&planned.cell)).collect::<Result<_, _>>()?;
-        Ok(Self { arms: to_json(&header.arms)?, provenance: to_json(&header.provenance)?, cells })
+fn insert_planned(
+    transaction: &Transaction<'_>,
+    planned: &[PlannedTrial],
+    cells: &[String],
+) -> rusqlite::Result<()> {
+    let mut statement = transaction
+        .prepare_cached("INSERT INTO planned (position, trial, block, cell) VALUES (?, ?, ?, ?)")?;
+    for (planned, cell) in planned.iter().zip(cells) {
+        statement.execute(params![planned.position, planned.trial.to_string(), planned.block, cell])?;
     }
+    Ok(())
 }
 
-fn connect(path: &Path) -> Result<Connection, LedgerError> {
-    let action = "opening the ledger";
-    (|| {
-        let connection = Connection::open_with_flags(
-            path,
-            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX,
-        )?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        connection.pragma_update(None, "journal_mode", "DELETE")?;
-        connection.pragma_update(None, "synchronous", "EXTRA")?;
-        connection.pragma_update(None, "foreign_keys", true)?;
-        Ok(connection)
-    })()
-    .map_err(|source| failed(action, path, source))
-}
-
-fn read_header(connection: &Connection, path: &Path) -> Result<LedgerHeader, LedgerError> {
-    let ([campaign, manifest, seed, arms, provenance], planned) = (|| {
-        let query = "SELECT name, manifest, seed, arms, provenance FROM campaign";
-        let texts: [String; 5] = connection.query_row(query, [], |row| {
-            Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?])
-        })?;
-        let mut statement =
-            connection.prepare("SELECT trial, cell, block, position FROM planned ORDER BY position")?;
-        let rows = statement.query_map([], |row| {
-            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?, row.get(2)?, row.get(3)?))
-        })?;
-        Ok((texts, rows.collect::<Result<Vec<(String, String, u32, u32)>, _>>()?))
-    })()
-    .map_err(|source| failed("reading the plan", path, source))?;
-    let planned = planned.into_iter().map(|(trial, cell, block, position)| {
-        let trial = trial.parse().map_err(|text: String| LedgerError::Damaged {
-            what: "a trial's id",
-            path: path.to_owned(),
-            source: serde::de::Error::custom(text),
-        })?;
-        Ok(PlannedTrial { trial, cell: from_json("a cell", path, &cell)?, block, position })
-    });
-    Ok(LedgerHeader {
-        campaign,
-        manifest,
-        seed: seed.parse().map_err(|source| LedgerError::DamagedSeed { path: path.to_owned(), source })?,
-        arms: from_json("the arms", path, &arms)?,
-        planned: planned.collect::<Result<_, LedgerError>>()?,
-        provenance: from_json("the provenance", path, &provenance)?,
-    })
-}
-
-const fn status_name(status: RunStatus) -> &'static str {
-    match status {
-        RunStatus::Measured => "measured",
-        RunStatus::Failed => "failed",
-        RunStatus::Skipped => "skipped",
-        RunStatus::Lost => "lost",
+fn insert_record(
+    transaction: &Transaction<'_>,
+    record: &TrialRecord,
+    path: &Path,
+) -> Result<Recorded, LedgerError> {
+    let (trial, sql) = (record.trial, |source| failed("recording a result", path, source));
+    let known: Option<String> = transaction
+        .query_row("SELECT record FROM record WHERE trial = ?", [trial.to_string()], |row| row.get(0))
+        .optional()
+        .map_err(sql)?;
+    if let Some(known) = known {
+        let known: TrialRecord = from_json("a record", path, &known)?;
+        let same = known.outcome == record.outcome;
+        return if same { Ok(Recorded::Already) } else { Err(LedgerError::Conflict { trial }) };
     }
+    let json = to_json(record)?;
+    let insert = "INSERT INTO record (trial, status, record) VALUES (?, ?, ?)";
+    let mut statement = transaction.prepare_cached(insert).map_err(sql)?;
+    statement.execute(params![trial.to_string(), status_name(status(&record.outcome)), json]).map_err(sql)?;
+    Ok(Recorded::New)
 }
 
-fn to_json<T: Serialize>(value: &T) -> Result<String, LedgerError> {
-    serde_json::to_string(value).map_err(LedgerError::Encode)
-}
-
-fn from_json<T: DeserializeOwned>(what: &'static str, path: &Path, text: &str) -> Result<T, LedgerError> {
-    serde_json::from_str(text).map_err(|source| LedgerError::Damaged { what, path: path.to_owned(), source })
-}
-
-fn failed(action: &'static str, path: &Path, source: rusqlite::Error) -> LedgerError {
-    let path = path.to_owned();
-    match source.sqlite_error_code() {
-        Some(ErrorCode::DiskFull) => LedgerError::DiskFull { path, source },
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => LedgerError::Busy { path, source },
-        Some(ErrorCode::NotADatabase) => LedgerError::NotALedger { path },
-        _ => LedgerError::Database { action, path, source },
-    }
+/// SQLite's integers are signed; no time comes near the difference.
+fn integer(unix_ms: u64) -> i64 {
+    i64::try_from(unix_ms).unwrap_or(i64::MAX)
 }

@@ -5,7 +5,7 @@
 //!              no: refused by TLS                no: closed, both named                         messages
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,8 +22,9 @@ use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::frame::{self, Decoder, FrameError};
 use toll_protocol::message::{FromAgent, ToAgent};
+use toll_protocol::trial::TrialId;
 
-use crate::pki::Identity;
+use crate::pki::{FLEET_NAME, Identity};
 
 /// Application protocol of the connection (RFC 7301).
 pub const ALPN: &[u8] = b"toll/1";
@@ -91,6 +92,10 @@ pub enum LinkEvent {
         host: String,
         /// Its host.
         facts: Box<HostFacts>,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+        /// Trials that it holds.
+        held: Vec<TrialId>,
     },
     /// Its connection ended, and it has no newer one.
     Lost {
@@ -230,7 +235,7 @@ async fn converse(
     let connection = incoming.await?;
     let mut decoder = Decoder::default();
     let hello = timeout(HELLO, introduce(&connection, &mut decoder)).await.map_err(|_| LinkError::NoHello);
-    let (name, facts, mut to, mut from) = match hello.and_then(|hello| hello) {
+    let (Introduced { name, facts, labels, held }, mut to, mut from) = match hello.and_then(|hello| hello) {
         Ok(hello) => hello,
         Err(error) => {
             connection.close(VarInt::from_u32(1), error.to_string().as_bytes());
@@ -242,7 +247,7 @@ async fn converse(
     let id = connection.stable_id();
     lock(agents).insert(name.clone(), Agent { connection: id, outgoing });
     // The receiver ends only with the campaign: nobody is left to tell.
-    let _ = events.send(LinkEvent::Connected { host: name.clone(), facts }).await;
+    let _ = events.send(LinkEvent::Connected { host: name.clone(), facts, labels, held }).await;
     let ended = tokio::select! {
         ended = write(&mut to, queue) => ended,
         ended = read(&mut from, decoder, &name, events) => ended,
@@ -265,32 +270,42 @@ fn lock(agents: &Agents) -> std::sync::MutexGuard<'_, HashMap<String, Agent>> {
     agents.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type Introduction = (String, Box<HostFacts>, SendStream, RecvStream);
+/// What an agent says of itself.
+struct Introduced {
+    name: String,
+    facts: Box<HostFacts>,
+    labels: BTreeMap<String, String>,
+    held: Vec<TrialId>,
+}
+
+type Introduction = (Introduced, SendStream, RecvStream);
 
 /// Waits for the agent's Hello and checks it.
 async fn introduce(connection: &Connection, decoder: &mut Decoder) -> Result<Introduction, LinkError> {
     let (to, mut from) = connection.accept_bi().await?;
     let message = next(&mut from, decoder).await?.ok_or(LinkError::NoHello)?;
-    let FromAgent::Hello { version, name, facts, .. } = message else { return Err(LinkError::NoHello) };
+    let FromAgent::Hello { version, name, facts, labels, held } = message else {
+        return Err(LinkError::NoHello);
+    };
     if version != PROTOCOL_VERSION {
         return Err(LinkError::Version { theirs: version });
     }
     if !is_certified(connection, &name) {
         return Err(LinkError::Name { name });
     }
-    Ok((name, facts, to, from))
+    Ok((Introduced { name, facts, labels, held }, to, from))
 }
 
-/// Whether the peer's certificate, which TLS has verified, is for `name`.
+/// Whether the peer's certificate, which TLS has verified, is for `name`, or for any agent.
 fn is_certified(connection: &Connection, name: &str) -> bool {
     let identity =
         connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     let Some(leaf) = identity.as_ref().and_then(|chain| chain.first()) else { return false };
-    let (Ok(certificate), Ok(name)) = (webpki::EndEntityCert::try_from(leaf), ServerName::try_from(name))
-    else {
-        return false;
-    };
-    certificate.verify_is_valid_for_subject_name(&name).is_ok()
+    let Ok(certificate) = webpki::EndEntityCert::try_from(leaf) else { return false };
+    [name, FLEET_NAME].into_iter().any(|name| {
+        ServerName::try_from(name)
+            .is_ok_and(|name| certificate.verify_is_valid_for_subject_name(&name).is_ok())
+    })
 }
 
 async fn write(stream: &mut SendStream, mut queue: mpsc::Receiver<ToAgent>) -> Result<(), LinkError> {

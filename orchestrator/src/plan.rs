@@ -5,11 +5,13 @@
 //! campaign -> pairs x workloads -> blocks, back to back -> every arm, peer and direction once, shuffled
 //! ```
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 use toll_protocol::campaign::schema::Pairs;
 use toll_protocol::campaign::{Arm, Campaign, Workload};
 use toll_protocol::result::{CellKey, Pair, Peer};
@@ -25,13 +27,13 @@ const GRACE: Span = Span::from_millis(10_000);
 /// and a device's queue of 1000 frames. The sender waits until they have gone over the link.
 const IN_FLIGHT: Bytes = Bytes(6 << 20);
 
-/// A host as the plan needs it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A host as the plan needs it. The ledger keeps it, so that the plan can be made again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// Its agent's name.
     pub name: String,
-    /// Address for the virtual end that stands on it.
-    pub virtual_address: InterfaceAddress,
+    /// Address for the virtual end that stands on it; without one it can have none.
+    pub virtual_address: Option<InterfaceAddress>,
     /// MTU of its test NIC.
     pub mtu: u16,
     /// Rate of its link, where it is known.
@@ -72,9 +74,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans `campaign` on `hosts`, in an order drawn from `seed`. Trial ids are drawn from `ids`, so that two
-    /// runs of one campaign never share one.
-    pub fn new(campaign: &Campaign, hosts: &[Host], seed: u64, ids: &mut impl rand::Rng) -> Self {
+    /// Plans `campaign` on `hosts`, in an order drawn from `seed`. Trial ids are what `id` gives, in the plan's order,
+    /// so that two runs of one campaign never share one, and that a plan made again has those that it had.
+    pub fn new(campaign: &Campaign, hosts: &[Host], seed: u64, mut id: impl FnMut() -> TrialId) -> Self {
         let mut order = ChaCha8Rng::seed_from_u64(seed);
         let (mut cells, mut trials) = (Vec::new(), Vec::new());
         for (a, b) in pairs(campaign.pairs, hosts) {
@@ -84,7 +86,7 @@ impl Plan {
                 for block in 0..campaign.blocks {
                     let mut indices: Vec<usize> = (first..cells.len()).collect();
                     indices.shuffle(&mut order);
-                    let trial = |cell| Trial { id: TrialId::new(ids.next_u64()), cell, block };
+                    let trial = |cell| Trial { id: id(), cell, block };
                     trials.extend(indices.into_iter().map(trial));
                 }
             }
@@ -100,6 +102,11 @@ impl Plan {
         };
         Span(self.trials.iter().map(trial).sum())
     }
+}
+
+/// A trial id drawn from `generator`.
+pub fn draw(generator: &mut impl rand::Rng) -> TrialId {
+    TrialId::new(generator.next_u64())
 }
 
 fn pairs(pairs: Pairs, hosts: &[Host]) -> Vec<(&Host, &Host)> {
@@ -148,8 +155,8 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
             warm_up: workload.warm_up,
             duration: workload.duration,
         },
-        address: host.virtual_address,
-        mac: mac(host.virtual_address),
+        address: virtual_address(host),
+        mac: mac(virtual_address(host)),
         mtu,
         cpu,
         deadline: Span::from(
@@ -169,6 +176,11 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
         a: end(arm.kind.clone(), a, direction, Open::Connect, arm.cpu),
         b: end(far, b, direction.opposite(), Open::Listen, far_cpu),
     }
+}
+
+/// Unspecified (RFC 1122, 3.2.1.3) where the host has none: no virtual end is ever begun there.
+fn virtual_address(host: &Host) -> InterfaceAddress {
+    host.virtual_address.unwrap_or(InterfaceAddress { address: Ipv4Addr::UNSPECIFIED, prefix: 24 })
 }
 
 /// A locally administered address (IEEE 802, bit 1 of the first byte) that carries the IPv4 address: unique
@@ -196,7 +208,7 @@ mod tests {
     fn hosts(count: u8) -> Vec<Host> {
         let host = |n| Host {
             name: format!("host-{n}"),
-            virtual_address: InterfaceAddress { address: [10, 77, 0, 100 + n].into(), prefix: 24 },
+            virtual_address: Some(InterfaceAddress { address: [10, 77, 0, 100 + n].into(), prefix: 24 }),
             mtu: 1500,
             rate: None,
         };
@@ -205,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_block_holds_every_cell_of_its_pair_once() {
-        let plan = Plan::new(&campaign(7, "all"), &hosts(3), 1, &mut rand::rng());
+        let plan = Plan::new(&campaign(7, "all"), &hosts(3), 1, || draw(&mut rand::rng()));
         // native both ways, guest to native both ways, guest to guest both ways
         assert_eq!(plan.cells.len(), 3 * 6);
         assert_eq!(plan.trials.len(), 3 * 6 * 7);
@@ -224,7 +236,7 @@ mod tests {
     #[test]
     fn the_order_is_the_seeds_and_differs_between_blocks() {
         let order = |seed| {
-            let plan = Plan::new(&campaign(20, "all"), &hosts(2), seed, &mut rand::rng());
+            let plan = Plan::new(&campaign(20, "all"), &hosts(2), seed, || draw(&mut rand::rng()));
             plan.trials.iter().map(|trial| trial.cell).collect::<Vec<_>>()
         };
         assert_eq!(order(1), order(1));
@@ -235,7 +247,7 @@ mod tests {
 
     #[test]
     fn a_ring_pairs_each_host_twice() {
-        let plan = Plan::new(&campaign(1, "ring"), &hosts(5), 1, &mut rand::rng());
+        let plan = Plan::new(&campaign(1, "ring"), &hosts(5), 1, || draw(&mut rand::rng()));
         let mut seen = BTreeMap::new();
         for cell in
             plan.cells.iter().filter(|cell| cell.key.arm == "native" && cell.key.direction == Direction::Send)
@@ -251,7 +263,7 @@ mod tests {
     fn a_slow_link_gives_its_buffers_time_to_empty() {
         let deadline = |rate| {
             let hosts: Vec<Host> = hosts(2).into_iter().map(|host| Host { rate, ..host }).collect();
-            Plan::new(&campaign(1, "all"), &hosts, 1, &mut rand::rng()).cells[0].a.deadline
+            Plan::new(&campaign(1, "all"), &hosts, 1, || draw(&mut rand::rng())).cells[0].a.deadline
         };
         // 0.5 s of warm-up, 2 s, the grace; and 6 MiB at 1 Mb/s.
         assert_eq!(deadline(None), Span::from_millis(12_500));
@@ -261,7 +273,7 @@ mod tests {
 
     #[test]
     fn ends_of_a_trial_go_opposite_ways_and_one_listens() {
-        let plan = Plan::new(&campaign(1, "all"), &hosts(2), 1, &mut rand::rng());
+        let plan = Plan::new(&campaign(1, "all"), &hosts(2), 1, || draw(&mut rand::rng()));
         for cell in &plan.cells {
             assert_eq!(cell.a.job.direction, cell.key.direction);
             assert_eq!(cell.b.job.direction, cell.key.direction.opposite());

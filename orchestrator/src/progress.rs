@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use toll_protocol::result::{Outcome, TrialRecord};
+use toll_protocol::service::CampaignStatus;
 use toll_protocol::units::Span;
 
 use crate::report::terminal::plain;
@@ -19,10 +20,16 @@ pub struct Progress {
     told: BTreeSet<String>,
 }
 
+impl Default for Progress {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Progress {
-    /// A bar for `trials` trials.
-    pub fn new(trials: usize) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(trials as u64), ProgressDrawTarget::stderr());
+    /// A bar of which nobody knows yet how long it is.
+    pub fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         if let Ok(style) = ProgressStyle::with_template(TEMPLATE) {
             bar.set_style(style.progress_chars("━╸ "));
         }
@@ -31,9 +38,22 @@ impl Progress {
 
     /// Shows how far the campaign is.
     pub fn show(&self, progress: &scheduler::Progress) {
-        self.bar.set_position(progress.over as u64);
+        self.bar.set_length(u64::from(progress.counts.planned));
+        self.bar.set_position(u64::from(progress.counts.over()));
         self.bar.set_prefix(left(progress.left));
         self.bar.set_message(progress.running.join("; "));
+    }
+
+    /// Shows how far a campaign of a service is.
+    pub fn watch(&self, status: &CampaignStatus) {
+        if let Some(counts) = status.counts {
+            self.bar.set_length(u64::from(counts.planned));
+            self.bar.set_position(u64::from(counts.over()));
+        }
+        self.bar.set_prefix(status.left.map_or_else(|| "?".to_owned(), left));
+        let waits = status.reason.as_deref().unwrap_or_default();
+        let message = if status.running.is_empty() { waits.to_owned() } else { status.running.join("; ") };
+        self.bar.set_message(plain(&message));
     }
 
     /// Tells of a trial without figures.

@@ -1,39 +1,43 @@
 //! `toll run FILE` without a server: a lab on this machine, the campaign on it, and what came of it.
 //!
 //! ```text
-//! load -> check -> enter the lab's namespace -> lab, agents -> plan, ledger -> drive -> summary, pages -> exit code
+//! load -> check -> enter the lab's namespace -> lab, agents -> service, campaign -> summary, pages -> exit code
 //! ```
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use toll_protocol::campaign::{self, Campaign};
-use toll_protocol::result::{
-    ArmSummary, CampaignResult, HostProvenance, Outcome, Provenance, TrialRecord, Verdict,
-};
+use toll_protocol::result::{CampaignResult, Outcome, TrialRecord, Verdict};
 use toll_protocol::trial::EndKind;
 
-use crate::driver::{Driver, Observer, unix_ms};
 use crate::exit::{Exit, print_out};
 use crate::lab::{self, AgentProcess, Lab};
-use crate::ledger::{Ledger, LedgerError, LedgerHeader, PlannedTrial};
+use crate::ledger::LedgerError;
 use crate::link::Link;
-use crate::pki::{Authority, SERVER_NAME};
-use crate::plan::{self, Plan};
+use crate::pki::{Authority, DEFAULT_DAYS, SERVER_NAME};
 use crate::progress::Progress;
-use crate::scheduler::{self, Scheduler};
-use crate::{binaries, report, summary};
-
-/// The ledger's name in the directory of results.
-const LEDGER: &str = "ledger.sqlite";
+use crate::scheduler::{self, Policy};
+use crate::service::handle::{self, Handle};
+use crate::service::store::{LEDGER, REPORT, Store};
+use crate::service::{LabHosts, Observer, Options, Service};
+use crate::{binaries, plan, report};
 
 /// How long an agent may take to clean its host when it is asked to end.
 const STOP: Duration = Duration::from_secs(5);
+
+/// The hosts of a lab share one machine: trials at the same time would disturb each other. All of them are there from
+/// the start, and an agent that is away is close to dead.
+const POLICY: Policy = Policy { limit: 1, grace: Duration::from_secs(10), settle: Duration::ZERO };
+
+/// Why a campaign ended that its user interrupted.
+const INTERRUPTED: &str = "the campaign was interrupted";
 
 /// What `toll run` prints on stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -75,10 +79,10 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
         .enable_all()
         .build()
         .context("no runtime can be started")?;
-    let ended = runtime.block_on(in_lab(manifest, campaign, &spec, &agent, &out));
+    let ended = runtime.block_on(in_lab(manifest, &spec, &agent, &out));
     runtime.shutdown_timeout(Duration::from_secs(1));
     let (result, interrupted) = ended?;
-    let page = write_results(&result, &out)?;
+    let page = out.join(REPORT);
     match format {
         Format::Json => print_out(&format!("{}\n", serde_json::to_string_pretty(&result)?))?,
         Format::Text => {
@@ -95,7 +99,7 @@ fn default_directory(name: &str) -> String {
 }
 
 /// What the result means for a script.
-fn exit(result: &CampaignResult, interrupted: bool) -> Exit {
+pub fn exit(result: &CampaignResult, interrupted: bool) -> Exit {
     let incomplete = result.cells.iter().any(|cell| cell.counts.measured < cell.counts.planned);
     if interrupted {
         Exit::Interrupted
@@ -108,124 +112,79 @@ fn exit(result: &CampaignResult, interrupted: bool) -> Exit {
     }
 }
 
-/// Writes `result.json` and `report.html`; the path of the latter.
-fn write_results(result: &CampaignResult, out: &Path) -> Result<PathBuf> {
-    let page = out.join("report.html");
-    replace(&out.join("result.json"), serde_json::to_string_pretty(result)?.as_bytes())?;
-    replace(&page, report::html::render(result).as_bytes())?;
-    Ok(page)
-}
-
-/// Writes a file as a whole or not at all.
-fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let unfinished = path.with_extension("unfinished");
-    fs::write(&unfinished, bytes)
-        .and_then(|()| fs::rename(&unfinished, path))
-        .with_context(|| format!("{} can't be written", path.display()))
-}
-
 async fn in_lab(
     manifest: &str,
-    campaign: &Campaign,
     spec: &campaign::Lab,
     agent: &Path,
     out: &Path,
 ) -> Result<(CampaignResult, bool)> {
     let mut cancel = Cancel::on_signals()?;
     let lab = Lab::new(spec).await?;
-    let authority = Authority::new()?;
+    let authority = Authority::new(DEFAULT_DAYS)?;
     let (link, events) =
-        Link::bind(SocketAddr::from((lab::ORCHESTRATOR, 0)), &authority.issue(SERVER_NAME)?)?;
+        Link::bind(SocketAddr::from((lab::ORCHESTRATOR, 0)), &authority.issue(SERVER_NAME, DEFAULT_DAYS)?)?;
     let mut agents = Vec::new();
     for host in &lab.hosts {
         let log = out.join(format!("{}.log", host.name));
         let log = File::create(&log).with_context(|| format!("{} can't be made", log.display()))?;
         // This is the main thread, which outlives the lab: the agents die with it.
-        agents.push(AgentProcess::start(agent, host, link.address(), &authority.issue(&host.name)?, log)?);
+        let identity = authority.issue(&host.name, DEFAULT_DAYS)?;
+        agents.push(AgentProcess::start(agent, host, link.address(), &identity, log)?);
     }
-    let plan = plan_for(campaign, spec, &lab);
-    let (header, ledger) = create_ledger(manifest, campaign, spec, &plan, out)?;
-    let progress = Progress::new(plan.trials.len());
-    // The hosts of a lab share one machine: trials at the same time would disturb each other.
-    let scheduler = Scheduler::new(plan, 1);
-    let mut driver = Driver { scheduler, link, events, began: Instant::now() };
-    let mut observer = LabObserver { progress, agents, told: Vec::new() };
-    let driven = driver.drive(ledger, &mut cancel.first, &mut observer).await;
-    observer.progress.finish();
+    let options = Options {
+        store: Store::One(out.to_owned()),
+        policy: POLICY,
+        engine: "lab",
+        lab: Some(hosts_of(&lab, spec)),
+    };
+    let (handle, questions) = handle::channel();
+    let agents = Arc::new(Mutex::new(agents));
+    let observer = LabObserver { progress: Progress::new(), agents: agents.clone(), told: Vec::new() };
+    let service = Service::new(options, link, events, questions, observer)?;
+    let (over, is_over) = oneshot::channel::<()>();
+    let service = tokio::spawn(service.run(async move {
+        // Dropped, it says the same.
+        let _ = is_over.await;
+    }));
+    let ended = follow(&handle, manifest, &mut cancel.first).await;
+    let result = match &ended {
+        Ok(id) => handle.result(id).await.map_err(anyhow::Error::from),
+        Err(_) => Err(anyhow::anyhow!("there is no result")),
+    };
     // The agents first: to them a closed connection is a fault to recover from.
-    // All are asked before one is waited for: those that don't answer cost one limit, not one each.
-    observer.agents.iter().for_each(AgentProcess::ask_to_end);
-    let deadline = Instant::now() + STOP;
-    for agent in observer.agents {
-        agent.ended_by(deadline).await;
-    }
-    driver.link.close().await;
-    let mut ledger = driven?;
-    let interrupted = cancel.was_given();
-    let mut provenance = header.provenance;
-    provenance.ended_unix_ms = Some(unix_ms());
-    provenance.interrupted = interrupted;
-    let facts = driver.scheduler.facts();
-    provenance.hosts =
-        facts.map(|(name, facts)| HostProvenance { name: name.into(), facts: facts.clone() }).collect();
-    ledger.set_provenance(&provenance)?;
-    let result = summary::summarise(ledger.header(), &ledger.records()?, &campaign.gates)?;
-    Ok((result, interrupted))
+    let agents = std::mem::take(&mut *agents.lock().unwrap_or_else(PoisonError::into_inner));
+    end(agents).await;
+    drop(over);
+    let served = service.await.context("the service failed")?;
+    served?.progress.finish();
+    ended?;
+    Ok((*result?, cancel.was_given()))
 }
 
-/// The plan of `campaign` on the hosts of a lab.
-fn plan_for(campaign: &Campaign, spec: &campaign::Lab, lab: &Lab) -> Plan {
+/// Submits the campaign and waits until it is over, however it ends. A message on `cancel` ends it early.
+async fn follow(handle: &Handle, manifest: &str, cancel: &mut mpsc::Receiver<()>) -> Result<String> {
+    let id = handle.submit(None, manifest.to_owned()).await?.id;
+    let mut changes = handle.changes();
+    loop {
+        if handle.campaign(&id).await?.state.is_over() {
+            return Ok(id);
+        }
+        tokio::select! {
+            changed = changes.changed() => changed.context("the service ended before the campaign")?,
+            Some(()) = cancel.recv() => handle.cancel(&id, INTERRUPTED).await?,
+        }
+    }
+}
+
+/// The hosts of a lab, as a plan needs them.
+fn hosts_of(lab: &Lab, spec: &campaign::Lab) -> LabHosts {
     let host = |host: &lab::Host| plan::Host {
         name: host.name.clone(),
-        virtual_address: host.virtual_end,
+        virtual_address: Some(host.virtual_end),
         mtu: spec.mtu,
         rate: spec.rate,
     };
-    let hosts: Vec<plan::Host> = lab.hosts.iter().map(host).collect();
-    // A seed that was not asked for is short enough to be typed again.
-    let seed = campaign.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
-    Plan::new(campaign, &hosts, seed, &mut rand::rng())
-}
-
-fn create_ledger(
-    manifest: &str,
-    campaign: &Campaign,
-    spec: &campaign::Lab,
-    plan: &Plan,
-    out: &Path,
-) -> Result<(LedgerHeader, Ledger)> {
-    let planned = |(position, trial): (usize, &plan::Trial)| PlannedTrial {
-        trial: trial.id,
-        cell: plan.cells[trial.cell].key.clone(),
-        block: trial.block,
-        position: u32::try_from(position).unwrap_or(u32::MAX),
-    };
-    let native = campaign.native_arm().map(|arm| arm.name.as_str());
-    let arm = |arm: &campaign::Arm| ArmSummary {
-        name: arm.name.clone(),
-        kind: arm.kind.clone(),
-        baseline: native == Some(arm.name.as_str()),
-    };
-    let header = LedgerHeader {
-        campaign: campaign.name.clone(),
-        manifest: manifest.to_owned(),
-        seed: plan.seed,
-        arms: campaign.arms.iter().map(arm).collect(),
-        planned: plan.trials.iter().enumerate().map(planned).collect(),
-        provenance: Provenance {
-            toll_version: env!("CARGO_PKG_VERSION").into(),
-            build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.into(),
-            engine: "lab".into(),
-            link_rate: spec.rate,
-            mtu: Some(spec.mtu),
-            started_unix_ms: unix_ms(),
-            ended_unix_ms: None,
-            hosts: Vec::new(),
-            interrupted: false,
-        },
-    };
-    let ledger = Ledger::create(&out.join(LEDGER), &header)?;
-    Ok((header, ledger))
+    LabHosts { hosts: lab.hosts.iter().map(host).collect(), rate: spec.rate, mtu: spec.mtu }
 }
 
 /// The user's wish to end early: the first signal ends the campaign in order, the second at once.
@@ -265,13 +224,22 @@ impl Cancel {
 /// Shows progress, and watches the agents' processes.
 struct LabObserver {
     progress: Progress,
-    agents: Vec<AgentProcess>,
+    agents: Arc<Mutex<Vec<AgentProcess>>>,
     /// Hosts whose end was told.
     told: Vec<String>,
 }
 
+/// Ends the agents. All are asked before one is waited for: those that don't answer cost one limit, not one each.
+async fn end(agents: Vec<AgentProcess>) {
+    agents.iter().for_each(AgentProcess::ask_to_end);
+    let deadline = Instant::now() + STOP;
+    for agent in agents {
+        agent.ended_by(deadline).await;
+    }
+}
+
 impl Observer for LabObserver {
-    fn progress(&mut self, progress: &scheduler::Progress) {
+    fn progress(&mut self, _id: &str, progress: &scheduler::Progress) {
         self.progress.show(progress);
     }
 
@@ -284,7 +252,8 @@ impl Observer for LabObserver {
 
     fn dead_hosts(&mut self) -> Vec<(String, String)> {
         let mut dead = Vec::new();
-        for agent in &mut self.agents {
+        let mut agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
+        for agent in agents.iter_mut() {
             if self.told.iter().any(|told| told == agent.host()) {
                 continue;
             }

@@ -1,164 +1,70 @@
-//! The scheduler: which trial runs when, and what becomes of it. A pure function of events and time:
-//! it sends nothing and writes nothing, it says what is to be sent and written.
+//! The scheduler: which trial of which campaign runs when, and what becomes of it. A pure function of events and
+//! time: it sends nothing and writes nothing, it says what is to be sent and written.
 //!
 //! ```text
 //! events                                            commands
-//!   AgentConnected, AgentLost ---+
-//!   Agent(message) --------------+--> Scheduler --> Send(host, message)
-//!   Stored(trial) ---------------+              --> Record(trial record)
-//!   Cancel, Tick ----------------+              --> Finished
+//!   Submit, Resume, PlanStored --+
+//!   AgentConnected, AgentLost ---+                  --> StorePlan(campaign, plan)
+//!   Agent(message) --------------+--> Scheduler     --> Begun(trial), Record(trial record)
+//!   Stored(trial), Nodes --------+                  --> Send(host, message)
+//!   Cancel, Tick ----------------+                  --> Finished(campaign)
 //! ```
-//! Each planned trial ends with exactly one `Record`. A host is in one trial at a time, and gets the next only
-//! when the last one's record is stored and its host says that nothing is left of it.
+//! Each planned trial ends with exactly one `Record`. A host is in one trial at a time, whatever campaigns there are,
+//! and gets the next only when the last one's record is stored and its host says that nothing is left of it.
 
+mod course;
+mod fit;
+mod fleet;
 mod flight;
 #[cfg(test)]
 mod tests;
+mod words;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use course::{Course, Stage};
+pub use course::{Hosts, NewCampaign, ResumedCampaign};
+use fit::own_cpu;
+use fleet::{Availability, Fleet};
 use flight::{Flight, Step};
-use toll_protocol::facts::{HostFacts, KvmFact};
+use rand::SeedableRng;
+use rand_chacha::ChaCha12Rng;
+use toll_protocol::facts::HostFacts;
 use toll_protocol::message::{FromAgent, ToAgent};
 use toll_protocol::result::{Outcome, TrialRecord};
-use toll_protocol::trial::{EndKind, EndSpec, NativeProgram, TrialId};
-use toll_protocol::units::Span;
+use toll_protocol::service::AgentStatus;
+use toll_protocol::trial::TrialId;
 
-use crate::plan::Plan;
+pub use words::{Command, Event, Now, Phase, Policy, Progress};
 
-/// How long an agent may stay away before trials that need it are given up.
-const AGENT_GRACE: Duration = Duration::from_secs(10);
+use crate::plan::{self, Plan};
 
-/// A moment, by both clocks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Now {
-    /// Time since the campaign began.
-    pub elapsed: Duration,
-    /// Milliseconds since the Unix epoch.
-    pub unix_ms: u64,
-}
-
-/// What the core is told.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// An agent said Hello under its certificate's name.
-    AgentConnected {
-        /// Its name.
-        host: String,
-        /// Its host.
-        facts: Box<HostFacts>,
-    },
-    /// An agent's connection ended.
-    AgentLost {
-        /// Its name.
-        host: String,
-    },
-    /// An agent said something.
-    Agent {
-        /// Its name.
-        host: String,
-        /// What it said.
-        message: FromAgent,
-    },
-    /// A host is gone for good: a lab's agent process has ended.
-    HostDied {
-        /// Its name.
-        host: String,
-        /// How it ended.
-        reason: String,
-    },
-    /// The ledger has the record of a trial durably.
-    Stored {
-        /// The trial.
-        trial: TrialId,
-    },
-    /// The user wants no more.
-    Cancel,
-    /// Time has passed.
-    Tick,
-}
-
-/// What the core wants done.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Command {
-    /// Send a message to an agent.
-    Send {
-        /// Its name.
-        host: String,
-        /// What to say.
-        message: ToAgent,
-    },
-    /// Write a record and answer with [`Event::Stored`].
-    Record(Box<TrialRecord>),
-    /// All trials are over and recorded; comes once.
-    Finished,
-}
-
-/// How far a campaign is.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Progress {
-    /// Trials of the plan.
-    pub planned: usize,
-    /// Trials that are over.
-    pub over: usize,
-    /// Of these, without figures.
-    pub without_figures: usize,
-    /// What runs now: `virtio send, host-1 and host-2, block 2`.
-    pub running: Vec<String>,
-    /// Estimate of the time left.
-    pub left: Span,
-}
-
-#[derive(Debug)]
-struct Host {
-    facts: Option<Box<HostFacts>>,
-    busy: Option<TrialId>,
-    /// Since when it has not been connected.
-    away_since: Option<Duration>,
-    /// Why it gets no more trials.
-    given_up: Option<String>,
-}
-
-/// A campaign under way.
+/// Campaigns under way on a fleet.
 #[derive(Debug)]
 pub struct Scheduler {
-    plan: Plan,
-    hosts: BTreeMap<String, Host>,
-    /// Indices of trials not yet begun.
-    queue: VecDeque<usize>,
-    flights: BTreeMap<TrialId, Flight>,
-    /// Records asked for and not yet stored.
-    unstored: usize,
-    /// Most trials at once.
-    limit: usize,
-    over: usize,
-    without_figures: usize,
-    finished: bool,
+    policy: Policy,
+    /// Trial ids are drawn from it.
+    ids: ChaCha12Rng,
+    fleet: Fleet,
+    /// In the order of their submission.
+    courses: Vec<Course>,
+    flights: BTreeMap<TrialId, (String, Flight)>,
+    /// Whether a trial may be able to begin that could not before. Messages come many times a second while trials are
+    /// measured, and a campaign may have a hundred thousand of them.
+    changed: bool,
 }
 
 impl Scheduler {
-    /// A campaign that has not begun; it begins as its hosts' agents connect. At most `limit` trials are in
-    /// flight at once: 1 in a lab, whose hosts share one machine.
-    pub fn new(plan: Plan, limit: usize) -> Self {
-        let mut hosts = BTreeMap::new();
-        for cell in &plan.cells {
-            for name in [&cell.key.pair.a, &cell.key.pair.b] {
-                let host = Host { facts: None, busy: None, away_since: Some(Duration::ZERO), given_up: None };
-                hosts.insert(name.clone(), host);
-            }
-        }
-        let queue = (0..plan.trials.len()).collect();
+    /// A scheduler without campaigns. Trial ids are drawn from `ids`: two processes never may have the same.
+    pub fn new(policy: Policy, ids: u64) -> Self {
         Self {
-            plan,
-            hosts,
-            queue,
+            policy,
+            ids: ChaCha12Rng::seed_from_u64(ids),
+            fleet: Fleet::default(),
+            courses: Vec::new(),
             flights: BTreeMap::new(),
-            unstored: 0,
-            limit,
-            over: 0,
-            without_figures: 0,
-            finished: false,
+            changed: false,
         }
     }
 
@@ -166,110 +72,214 @@ impl Scheduler {
     pub fn step(&mut self, event: Event, now: Now) -> Vec<Command> {
         let mut out = Vec::new();
         match event {
-            Event::AgentConnected { host, facts } => {
-                if let Some(host) = self.hosts.get_mut(&host) {
-                    host.facts = Some(facts);
-                    host.away_since = None;
+            Event::Submit(campaign) => {
+                let (id, stage) = (campaign.id.clone(), Stage::Waiting(campaign));
+                self.courses.push(Course::new(id, stage, now.elapsed));
+                self.changed = true;
+            }
+            Event::Resume(campaign) => self.resume(*campaign, now, &mut out),
+            Event::PlanStored { campaign } => {
+                if let Some(course) = self.course(&campaign) {
+                    (course.stage, course.ready_since) = (Stage::Running, now.elapsed);
+                    if let Some(reason) = course.cancelled.clone() {
+                        self.skip_all(&campaign, &reason, &mut out);
+                    }
+                    self.changed = true;
                 }
             }
-            Event::AgentLost { host } => self.agent_lost(&host, now, &mut out),
+            Event::AgentConnected { host, facts, labels, held } => {
+                self.connected(&host, facts, labels, &held, now, &mut out);
+            }
+            Event::AgentLost { host } => {
+                if let Some(trial) = self.fleet.lost(&host, now.elapsed) {
+                    self.fly(trial, Step::HostLost { host }, now, &mut out);
+                }
+            }
             Event::Agent { host, message } => self.agent_said(&host, message, now, &mut out),
             Event::HostDied { host, reason } => {
-                if let Some(host) = self.hosts.get_mut(&host) {
-                    host.given_up = Some(reason);
+                self.fleet.expect(&host, now.elapsed);
+                let trial = self.fleet.lost(&host, now.elapsed);
+                if let Some(host) = self.fleet.get_mut(&host) {
+                    host.given_up = Some(reason.clone());
                 }
-                self.agent_lost(&host, now, &mut out);
+                if let Some(trial) = trial {
+                    self.fly(trial, Step::HostGone { host, reason, died: true }, now, &mut out);
+                }
+                self.changed = true;
             }
-            Event::Stored { trial } => {
-                self.unstored = self.unstored.saturating_sub(1);
+            Event::Nodes(nodes) => {
+                self.fleet.nodes(nodes, now.elapsed);
+                self.changed = true;
+            }
+            Event::Stored { trial, campaign } => {
+                if let Some(course) = self.course(&campaign) {
+                    course.unstored = course.unstored.saturating_sub(1);
+                }
                 self.fly(trial, Step::Stored, now, &mut out);
+                self.changed = true;
             }
-            Event::Cancel => self.cancel(now, &mut out),
+            Event::Cancel { campaign, reason } => self.cancel(&campaign, reason, now, &mut out),
             Event::Tick => self.tick(now, &mut out),
         }
-        self.dispatch(now, &mut out);
-        let idle = self.queue.is_empty() && self.flights.is_empty() && self.unstored == 0;
-        if idle && !self.finished {
-            self.finished = true;
-            out.push(Command::Finished);
+        if std::mem::take(&mut self.changed) {
+            self.plan(now, &mut out);
+            self.dispatch(now, &mut out);
+            self.finish(&mut out);
         }
         out
     }
 
-    /// Whether [`Command::Finished`] was given.
-    pub fn is_finished(&self) -> bool {
-        self.finished
+    /// Facts of a host, as its agent last told them.
+    pub fn facts(&self, host: &str) -> Option<&HostFacts> {
+        self.fleet.hosts[self.fleet.find(host)?].facts.as_deref()
     }
 
-    /// Facts of the hosts, as their agents last told them.
-    pub fn facts(&self) -> impl Iterator<Item = (&str, &HostFacts)> {
-        self.hosts.iter().filter_map(|(name, host)| Some((name.as_str(), host.facts.as_deref()?)))
+    /// Every agent that has been connected.
+    pub fn agents(&self, now: Now) -> Vec<AgentStatus> {
+        self.fleet.statuses(now.elapsed)
     }
 
-    /// How far the campaign is.
-    pub fn progress(&self, now: Now) -> Progress {
+    /// Trials in flight.
+    pub fn in_flight(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Trials that wait for their hosts.
+    pub fn waiting(&self) -> usize {
+        self.courses.iter().flat_map(|course| &course.queues).map(|queue| queue.trials.len()).sum()
+    }
+
+    /// How far a campaign with a plan is; `None` for one that has none, or is not known (any more).
+    pub fn progress(&self, campaign: &str, now: Now) -> Option<Progress> {
+        let course = self.courses.iter().find(|course| course.id == campaign)?;
+        let plan = course.plan.as_ref()?;
         let running = |flight: &Flight| {
-            let trial = &self.plan.trials[flight.index];
-            let key = &self.plan.cells[trial.cell].key;
-            let pair = &key.pair;
-            format!(
-                "{} {} to {}, {} and {}, block {}",
-                key.arm,
-                key.direction,
-                key.peer,
-                pair.a,
-                pair.b,
-                trial.block + 1
-            )
+            let trial = &plan.trials[flight.index];
+            let key = &plan.cells[trial.cell].key;
+            let (pair, block) = (&key.pair, trial.block + 1);
+            format!("{} {} to {}, {} and {}, block {block}", key.arm, key.direction, key.peer, pair.a, pair.b)
         };
-        let planned = self.plan.trials.len();
-        let estimate = self.plan.estimate().0;
-        // Once a few trials are over, their own pace is the better guide.
-        let pace = match self.over {
-            0..3 => estimate / planned.max(1) as u64,
-            over => Span::from(now.elapsed).0 / over as u64,
-        };
-        Progress {
-            planned,
-            over: self.over,
-            without_figures: self.without_figures,
-            running: self.flights.values().map(running).collect(),
-            left: Span(pace.saturating_mul((planned - self.over) as u64)),
-        }
+        let flights = self.flights.values().filter(|(id, _)| id == campaign);
+        Some(course.progress(flights.map(|(_, flight)| running(flight)).collect(), now.elapsed))
     }
 
-    fn agent_lost(&mut self, name: &str, now: Now, out: &mut Vec<Command>) {
-        let Some(host) = self.hosts.get_mut(name) else { return };
-        host.away_since = Some(now.elapsed);
-        if let Some(trial) = host.busy {
-            self.fly(trial, Step::HostLost { host: name.to_owned() }, now, out);
+    /// Why a campaign has no plan yet, if it hasn't.
+    pub fn waits_for(&self, campaign: &str) -> Option<String> {
+        let course = self.courses.iter().find(|course| course.id == campaign)?;
+        let Stage::Waiting(waiting) = &course.stage else { return None };
+        let Hosts::Select(select) = &waiting.hosts else { return Some("its hosts have not come yet".into()) };
+        let there = self.fleet.candidates(|labels| select.selects(labels)).len();
+        Some(if there < select.at_least as usize {
+            format!("it waits for hosts: {there} of at least {} that it selects are there", select.at_least)
+        } else {
+            "its hosts are coming in".into()
+        })
+    }
+
+    fn course(&mut self, id: &str) -> Option<&mut Course> {
+        self.courses.iter_mut().find(|course| course.id == id)
+    }
+
+    fn resume(&mut self, resumed: ResumedCampaign, now: Now, out: &mut Vec<Command>) {
+        self.fleet.restore(&resumed.hosts, now.elapsed);
+        let over: Vec<usize> =
+            resumed.recorded.iter().copied().chain(resumed.begun.iter().map(|(index, _)| *index)).collect();
+        let mut course = Course::new(resumed.id.clone(), Stage::Running, now.elapsed);
+        (course.counts, course.flying) = (resumed.counts, resumed.begun.len());
+        course.cancelled.clone_from(&resumed.cancelled);
+        course.planned(resumed.plan.clone(), &mut self.fleet, &over, now.elapsed);
+        self.courses.push(course);
+        for (index, started) in resumed.begun {
+            let trial = &resumed.plan.trials[index];
+            let cell = &resumed.plan.cells[trial.cell];
+            for host in [&cell.key.pair.a, &cell.key.pair.b] {
+                if let Some(host) = self.fleet.get_mut(host) {
+                    host.busy = Some(trial.id);
+                }
+            }
+            let flight = Flight::resumed(index, trial.id, cell, started, now);
+            self.flights.insert(trial.id, (resumed.id.clone(), flight));
         }
+        if let Some(reason) = resumed.cancelled {
+            self.cancel(&resumed.id, reason, now, out);
+        }
+        self.changed = true;
+    }
+
+    fn connected(
+        &mut self,
+        name: &str,
+        facts: Box<HostFacts>,
+        labels: BTreeMap<String, String>,
+        held: &[TrialId],
+        now: Now,
+        out: &mut Vec<Command>,
+    ) {
+        let busy = self.fleet.get_mut(name).and_then(|host| host.busy);
+        let live = |trial| busy == Some(trial);
+        let over = self.fleet.connected(name, facts, labels, held, live, now.elapsed);
+        for trial in over {
+            forget(name, trial, out);
+        }
+        if let Some(trial) = busy {
+            let step = Step::HostBack { host: name.to_owned(), holds: held.contains(&trial) };
+            self.fly(trial, step, now, out);
+        }
+        self.changed = true;
     }
 
     fn agent_said(&mut self, host: &str, message: FromAgent, now: Now, out: &mut Vec<Command>) {
+        let name = host.to_owned();
         let (trial, step) = match message {
-            FromAgent::Hello { .. } => return,
-            FromAgent::Ready { trial, ready } => (trial, Step::Ready { host: host.to_owned(), ready }),
-            FromAgent::Sample { trial, .. } => (trial, Step::Sample),
-            FromAgent::Result { trial, report } => (trial, Step::Result { host: host.to_owned(), report }),
-            FromAgent::Failed { trial, failure } => (trial, Step::Failed { host: host.to_owned(), failure }),
+            FromAgent::Hello { .. } | FromAgent::Sample { .. } => return,
+            FromAgent::Ready { trial, ready } => (trial, Step::Ready { host: name, ready }),
+            FromAgent::Result { trial, report } => (trial, Step::Result { host: name, report }),
+            FromAgent::Failed { trial, failure } => (trial, Step::Failed { host: name, failure }),
             FromAgent::TornDown { trial, leftovers } => {
-                (trial, Step::TornDown { host: host.to_owned(), leftovers })
+                if self.fleet.torn_down(host, trial, &leftovers, now.elapsed) {
+                    self.changed = true;
+                    return;
+                }
+                (trial, Step::TornDown { host: name, leftovers })
             }
         };
         // An agent is believed only about the trial that it is in.
-        if self.hosts.get(host).and_then(|host| host.busy) == Some(trial) {
+        if self.fleet.get_mut(host).and_then(|host| host.busy) == Some(trial) {
             self.fly(trial, step, now, out);
+        } else if matches!(step, Step::Result { .. } | Step::Failed { .. }) {
+            // The trial is over for everybody else: the agent need not keep its outcome.
+            forget(host, trial, out);
         }
     }
 
-    fn cancel(&mut self, now: Now, out: &mut Vec<Command>) {
-        for index in std::mem::take(&mut self.queue) {
-            self.skip(index, "the campaign was interrupted".into(), out);
+    fn cancel(&mut self, campaign: &str, reason: String, now: Now, out: &mut Vec<Command>) {
+        let Some(course) = self.course(campaign) else { return };
+        course.cancelled.get_or_insert_with(|| reason.clone());
+        match course.stage {
+            Stage::Waiting(_) => {
+                course.stage = Stage::Over;
+                out.push(Command::Finished { campaign: campaign.to_owned(), cancelled: Some(reason) });
+            }
+            // Its trials are skipped once there is a plan to say so of.
+            Stage::Storing | Stage::Over => {}
+            Stage::Running => {
+                self.skip_all(campaign, &reason, out);
+                let of_it =
+                    |(trial, (id, _)): (&TrialId, &(String, Flight))| (id == campaign).then_some(*trial);
+                let flying: Vec<TrialId> = self.flights.iter().filter_map(of_it).collect();
+                for trial in flying {
+                    self.fly(trial, Step::Cancel { reason: reason.clone() }, now, out);
+                }
+            }
         }
-        let flying: Vec<TrialId> = self.flights.keys().copied().collect();
-        for trial in flying {
-            self.fly(trial, Step::Cancel, now, out);
+        self.changed = true;
+    }
+
+    fn skip_all(&mut self, campaign: &str, reason: &str, out: &mut Vec<Command>) {
+        if let Some(course) = self.course(campaign) {
+            for index in course.drain() {
+                skip(course, index, reason.to_owned(), out);
+            }
         }
     }
 
@@ -278,152 +288,195 @@ impl Scheduler {
         for trial in flying {
             self.fly(trial, Step::Tick, now, out);
         }
-        for (name, host) in &mut self.hosts {
-            let away = host.away_since.is_some_and(|since| now.elapsed.saturating_sub(since) > AGENT_GRACE);
-            if away && host.given_up.is_none() {
-                host.given_up = Some(format!("the agent of {name} has been away for over {AGENT_GRACE:?}"));
-            }
+        let grace = self.policy.grace;
+        let gone: Vec<(String, TrialId)> = self
+            .fleet
+            .hosts
+            .iter()
+            .filter(|host| host.away_since.is_some_and(|since| now.elapsed.saturating_sub(since) > grace))
+            .filter_map(|host| Some((host.name.clone(), host.busy?)))
+            .collect();
+        for (host, trial) in gone {
+            let reason =
+                format!("the connection to the agent of {host} was lost for over {} s", grace.as_secs());
+            self.fly(trial, Step::HostGone { host, reason, died: false }, now, out);
         }
+        self.fleet.tick(now.elapsed);
+        self.changed = true;
     }
 
     /// Gives a step to a trial in flight and carries its hosts' state along.
     fn fly(&mut self, trial: TrialId, step: Step, now: Now, out: &mut Vec<Command>) {
-        let Some(flight) = self.flights.get_mut(&trial) else { return };
-        let record = flight.step(step, now, out);
-        if let Some(outcome) = record {
-            let planned = &self.plan.trials[flight.index];
-            let record = TrialRecord {
-                trial,
-                cell: self.plan.cells[planned.cell].key.clone(),
-                block: planned.block,
-                position: place(flight.index),
-                started_unix_ms: Some(flight.started_unix_ms),
-                outcome,
-            };
-            self.record(record, out);
+        let Some((campaign, flight)) = self.flights.get_mut(&trial) else { return };
+        let outcome = flight.step(step, now, out);
+        let over = flight.is_over();
+        let (index, started) = (flight.index, flight.started_unix_ms);
+        let Some(course) = self.courses.iter_mut().find(|course| course.id == *campaign) else { return };
+        if let Some(outcome) = outcome {
+            record(course, index, Some(started), outcome, out);
         }
-        let Some(flight) = self.flights.get(&trial) else { return };
-        if flight.is_over() {
-            for (name, dirt) in flight.dirty_hosts() {
-                if let Some(host) = self.hosts.get_mut(name) {
-                    host.given_up.get_or_insert_with(|| dirt.to_owned());
+        if !over {
+            return;
+        }
+        course.flying -= 1;
+        for (name, dirt) in flight.dirty_hosts() {
+            if let Some(host) = self.fleet.get_mut(name) {
+                host.given_up.get_or_insert_with(|| dirt.to_owned());
+            }
+        }
+        for name in flight.untold_hosts() {
+            self.fleet.untold(name, trial, now.elapsed);
+        }
+        for host in self.fleet.hosts.iter_mut().filter(|host| host.busy == Some(trial)) {
+            (host.busy, host.free_since) = (None, now.elapsed);
+        }
+        self.flights.remove(&trial);
+        self.changed = true;
+    }
+
+    /// Plans campaigns whose hosts are there.
+    fn plan(&mut self, now: Now, out: &mut Vec<Command>) {
+        let settled =
+            self.fleet.last_joined.is_some_and(|at| now.elapsed.saturating_sub(at) >= self.policy.settle);
+        for course in &mut self.courses {
+            let Stage::Waiting(waiting) = &course.stage else { continue };
+            let hosts = match &waiting.hosts {
+                Hosts::Given(hosts) => hosts.clone(),
+                Hosts::Select(_) if !settled => continue,
+                Hosts::Select(select) => {
+                    let hosts = self.fleet.candidates(|labels| select.selects(labels));
+                    if hosts.len() < select.at_least as usize {
+                        continue;
+                    }
+                    self.fleet.for_a_plan(&hosts)
+                }
+            };
+            self.fleet.restore(&hosts, now.elapsed);
+            let ids = &mut self.ids;
+            let plan = Plan::new(&waiting.campaign, &hosts, waiting.seed, || plan::draw(ids));
+            let plan = Arc::new(plan);
+            course.planned(plan.clone(), &mut self.fleet, &[], now.elapsed);
+            course.stage = Stage::Storing;
+            out.push(Command::StorePlan { campaign: course.id.clone(), plan, hosts });
+        }
+    }
+
+    /// Begins every trial that can begin now, in the order of the campaigns and of their plans, and skips those that
+    /// never can. Trials of a host that has been away for too long are skipped when nothing else of their campaign is
+    /// left to do: until then it may come back.
+    fn dispatch(&mut self, now: Now, out: &mut Vec<Command>) {
+        for course in &mut self.courses {
+            let (Stage::Running, Some(plan)) = (&course.stage, course.plan.clone()) else { continue };
+            let mut queues = std::mem::take(&mut course.queues);
+            let mut waits = false;
+            let mut overdue: Vec<(usize, String)> = Vec::new();
+            for (number, queue) in queues.iter_mut().enumerate() {
+                let hosts = [queue.a, queue.b];
+                while let Some(index) = queue.trials.front().copied() {
+                    match self.fleet.both(hosts, self.policy.grace, now.elapsed) {
+                        Availability::Free if self.flights.len() < self.policy.limit => {}
+                        Availability::Free | Availability::Later => {
+                            waits = true;
+                            break;
+                        }
+                        Availability::Overdue(why) => {
+                            overdue.push((number, why));
+                            break;
+                        }
+                        Availability::Never(why) => {
+                            queue.trials.pop_front();
+                            skip(course, index, why, out);
+                            continue;
+                        }
+                    }
+                    queue.trials.pop_front();
+                    if let Some(why) = self.fleet.lacks(hosts, &plan.cells[plan.trials[index].cell]) {
+                        skip(course, index, why, out);
+                        continue;
+                    }
+                    let flight = begin(&mut self.fleet, course, &plan, index, now, out);
+                    self.flights.insert(plan.trials[index].id, (course.id.clone(), flight));
+                    waits = true;
+                    break;
                 }
             }
-            for host in self.hosts.values_mut().filter(|host| host.busy == Some(trial)) {
-                host.busy = None;
+            if !waits && course.flying == 0 {
+                for (number, why) in overdue {
+                    for index in queues[number].trials.drain(..) {
+                        skip(course, index, why.clone(), out);
+                    }
+                }
             }
-            self.flights.remove(&trial);
+            queues.retain(|queue| !queue.trials.is_empty());
+            course.queues = queues;
         }
     }
 
-    fn record(&mut self, record: TrialRecord, out: &mut Vec<Command>) {
-        self.over += 1;
-        self.without_figures += usize::from(!matches!(record.outcome, Outcome::Measured { .. }));
-        self.unstored += 1;
-        out.push(Command::Record(Box::new(record)));
-    }
-
-    fn skip(&mut self, index: usize, reason: String, out: &mut Vec<Command>) {
-        let planned = &self.plan.trials[index];
-        let record = TrialRecord {
-            trial: planned.id,
-            cell: self.plan.cells[planned.cell].key.clone(),
-            block: planned.block,
-            position: place(index),
-            started_unix_ms: None,
-            outcome: Outcome::Skipped { reason },
-        };
-        self.record(record, out);
-    }
-
-    /// Begins every trial that can begin now, in the plan's order, and skips those that never can.
-    fn dispatch(&mut self, now: Now, out: &mut Vec<Command>) {
-        let mut waiting = VecDeque::new();
-        // With every slot taken the queue is left alone: messages come many times a second while a trial is
-        // measured, and a campaign may have a hundred thousand trials.
-        while self.flights.len() < self.limit
-            && let Some(index) = self.queue.pop_front()
-        {
-            match self.readiness(index) {
-                Readiness::Never(reason) => self.skip(index, reason, out),
-                Readiness::Now => self.begin(index, now, out),
-                Readiness::Later => waiting.push_back(index),
-            }
+    fn finish(&mut self, out: &mut Vec<Command>) {
+        for course in self.courses.iter_mut().filter(|course| course.is_done()) {
+            course.stage = Stage::Over;
+            let (campaign, cancelled) = (course.id.clone(), course.cancelled.clone());
+            out.push(Command::Finished { campaign, cancelled });
         }
-        waiting.append(&mut self.queue);
-        self.queue = waiting;
-    }
-
-    fn readiness(&self, index: usize) -> Readiness {
-        let cell = &self.plan.cells[self.plan.trials[index].cell];
-        let mut now = true;
-        for (name, end) in [(&cell.key.pair.a, &cell.a), (&cell.key.pair.b, &cell.b)] {
-            let Some(host) = self.hosts.get(name) else {
-                return Readiness::Never(format!("there is no host {name}"));
-            };
-            if let Some(why) = &host.given_up {
-                return Readiness::Never(why.clone());
-            }
-            if let Some(why) = host.facts.as_ref().and_then(|facts| obstacle(end, facts)) {
-                return Readiness::Never(format!("{name}: {why}"));
-            }
-            now &= host.away_since.is_none() && host.busy.is_none();
-        }
-        if now { Readiness::Now } else { Readiness::Later }
-    }
-
-    fn begin(&mut self, index: usize, now: Now, out: &mut Vec<Command>) {
-        let planned = &self.plan.trials[index];
-        let (trial, cell) = (planned.id, &self.plan.cells[planned.cell]);
-        let mut cell = cell.clone();
-        let pair = &cell.key.pair;
-        for (host, end) in [(&pair.a, &mut cell.a), (&pair.b, &mut cell.b)] {
-            if let Some(host) = self.hosts.get_mut(host) {
-                host.busy = Some(trial);
-                let facts = host.facts.as_deref();
-                end.cpu = end.cpu.and_then(|cpu| own_cpu(facts?, cpu));
-            }
-        }
-        let flight = Flight::begin(index, trial, &cell, now, out);
-        self.flights.insert(trial, flight);
+        self.courses.retain(|course| !matches!(course.stage, Stage::Over));
     }
 }
 
-/// A trial's place in the plan's order.
-fn place(index: usize) -> u32 {
-    u32::try_from(index).unwrap_or(u32::MAX)
-}
-
-enum Readiness {
-    Now,
-    Later,
-    Never(String),
-}
-
-/// The machine's number of the host's `n`th CPU. A lab gives each host some of the machine's, a container too;
-/// pinning by the machine's numbers would work for root and take the CPU of another host.
-fn own_cpu(facts: &HostFacts, n: u32) -> Option<u32> {
-    facts.cpus.get(usize::try_from(n).ok()?).copied()
-}
-
-/// Why a host can't be this end, if it can't.
-fn obstacle(end: &EndSpec, facts: &HostFacts) -> Option<String> {
-    if let Some(cpu) = end.cpu.filter(|cpu| own_cpu(facts, *cpu).is_none()) {
-        let count = facts.cpus.len();
-        return Some(format!(
-            "the arm is pinned to CPU {cpu} of the host, which has {count} (the first is 0)"
-        ));
+/// Tells an agent that a trial is over, whatever became of it.
+fn forget(host: &str, trial: TrialId, out: &mut Vec<Command>) {
+    for message in [ToAgent::Acknowledged { trial }, ToAgent::Teardown { trial }] {
+        out.push(Command::Send { host: host.to_owned(), message });
     }
-    let tun = || facts.tun.as_ref().err().map(|why| format!("no TAP device: {why}"));
-    match &end.kind {
-        EndKind::Guest { .. } => match &facts.kvm {
-            KvmFact::Unusable { reason } => Some(format!("no guest can run: {reason}")),
-            KvmFact::Usable(_) => tun(),
-        },
-        EndKind::SameStack { .. } => tun(),
-        EndKind::Native { program: NativeProgram::Iperf3 } if facts.iperf3.is_none() => {
-            Some("iperf3 is not installed (Debian: apt-get install iperf3)".into())
+}
+
+fn skip(course: &mut Course, index: usize, reason: String, out: &mut Vec<Command>) {
+    record(course, index, None, Outcome::Skipped { reason }, out);
+}
+
+fn record(
+    course: &mut Course,
+    index: usize,
+    started_unix_ms: Option<u64>,
+    outcome: Outcome,
+    out: &mut Vec<Command>,
+) {
+    let Some(plan) = course.plan.clone() else { return };
+    let planned = &plan.trials[index];
+    course.count(&outcome);
+    let record = TrialRecord {
+        trial: planned.id,
+        cell: plan.cells[planned.cell].key.clone(),
+        block: planned.block,
+        position: u32::try_from(index).unwrap_or(u32::MAX),
+        started_unix_ms,
+        outcome,
+    };
+    out.push(Command::Record { campaign: course.id.clone(), record: Box::new(record) });
+}
+
+fn begin(
+    fleet: &mut Fleet,
+    course: &mut Course,
+    plan: &Plan,
+    index: usize,
+    now: Now,
+    out: &mut Vec<Command>,
+) -> Flight {
+    let planned = &plan.trials[index];
+    let mut cell = plan.cells[planned.cell].clone();
+    let mut free_since = course.ready_since;
+    let pair = &cell.key.pair;
+    for (host, end) in [(&pair.a, &mut cell.a), (&pair.b, &mut cell.b)] {
+        if let Some(host) = fleet.get_mut(host) {
+            host.busy = Some(planned.id);
+            free_since = free_since.max(host.free_since);
+            let facts = host.facts.as_deref();
+            end.cpu = end.cpu.and_then(|cpu| own_cpu(facts?, cpu));
         }
-        EndKind::Native { .. } => None,
     }
+    course.flying += 1;
+    let waited = now.elapsed.saturating_sub(free_since);
+    let campaign = course.id.clone();
+    out.push(Command::Begun { campaign, trial: planned.id, unix_ms: now.unix_ms, waited });
+    Flight::begin(index, planned.id, &cell, now, out)
 }

@@ -2,22 +2,17 @@
 
 use comfy_table::{CellAlignment, Table, presets};
 use toll_protocol::campaign::{Campaign, Lab};
-use toll_protocol::units::InterfaceAddress;
 
-use crate::plan::{Host, Plan};
+use crate::plan::{self, Host, Plan};
 use crate::progress::left;
 
 /// The plan of `campaign` on the lab that it names, for people.
 pub fn show(campaign: &Campaign, lab: &Lab) -> String {
-    let host = |n: u32| Host {
-        name: format!("host-{n}"),
-        virtual_address: InterfaceAddress { address: std::net::Ipv4Addr::UNSPECIFIED, prefix: 24 },
-        mtu: lab.mtu,
-        rate: lab.rate,
-    };
+    let host =
+        |n: u32| Host { name: format!("host-{n}"), virtual_address: None, mtu: lab.mtu, rate: lab.rate };
     let hosts: Vec<Host> = (1..=lab.count).map(host).collect();
     let seed = campaign.seed.unwrap_or(0);
-    let plan = Plan::new(campaign, &hosts, seed, &mut rand::rng());
+    let plan = Plan::new(campaign, &hosts, seed, || plan::draw(&mut rand::rng()));
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["pair", "workload", "arm", "peer", "direction", "trials", "each"]);

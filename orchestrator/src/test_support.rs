@@ -164,6 +164,9 @@ pub fn campaign() -> (LedgerHeader, Vec<TrialRecord>) {
         arms,
         planned,
         provenance: provenance(),
+        submitted_unix_ms: 1_769_879_100_000,
+        hosts: Some(Vec::new()),
+        cancelled: None,
     };
     (header, records)
 }

@@ -125,6 +125,9 @@ fn header() -> LedgerHeader {
             baseline: true,
         }],
         planned: (0..5_000).map(planned).collect(),
+        submitted_unix_ms: 0,
+        hosts: Some(Vec::new()),
+        cancelled: None,
         provenance: Provenance {
             toll_version: "0.1.0".to_owned(),
             build_profile: "debug".to_owned(),

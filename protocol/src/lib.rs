@@ -6,6 +6,7 @@ pub mod child;
 pub mod facts;
 pub mod frame;
 pub mod message;
+pub mod metrics;
 pub mod report;
 pub mod result;
 pub mod service;

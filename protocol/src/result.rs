@@ -198,6 +198,23 @@ pub struct RunCounts {
     pub lost: u32,
 }
 
+impl RunCounts {
+    /// Counts a run that ended so; `planned` is another question.
+    pub const fn add(&mut self, status: RunStatus) {
+        match status {
+            RunStatus::Measured => self.measured += 1,
+            RunStatus::Failed => self.failed += 1,
+            RunStatus::Skipped => self.skipped += 1,
+            RunStatus::Lost => self.lost += 1,
+        }
+    }
+
+    /// Runs that are over.
+    pub const fn over(&self) -> u32 {
+        self.measured + self.failed + self.skipped + self.lost
+    }
+}
+
 /// A cell with its figures.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CellResult {

@@ -2,14 +2,18 @@
 //!
 //! ```text
 //!  Preparing --Ready x2--> Running --Result x2--> Recording --Stored--> Ending --TornDown x2--> Over
-//!      |                      |                       ^
-//!      +- Failed, host lost, -+-- outcome failed -----+
+//!      |                   ^  |                       ^
+//!      |  resumed ---------+  |                       |
+//!      +- Failed, host gone --+-- outcome failed -----+
 //!         deadline, cancel    |    or lost            |
 //!                             +-- Failed --> Failing -+ the other end's word, or half a second
 //! ```
 //! When an end dies its peer sees the connection break, and either may be heard first: both are told.
 //! The record comes before the teardown, so that a result is durable before anything of it is thrown away; a
 //! host that doesn't say `TornDown` in time is dirty and gets no more trials.
+//!
+//! A lost connection ends nothing: the agent keeps the trial and hands its result in later. When it is back it says
+//! which trials it holds, and what it may have missed is said again; every message to it may be said twice.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,9 +21,9 @@ use std::time::Duration;
 use toll_protocol::message::ToAgent;
 use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::result::Outcome;
-use toll_protocol::trial::{EndReady, TrialId};
+use toll_protocol::trial::{EndReady, EndSpec, TrialId};
 
-use super::{Command, Now};
+use super::{Command, Now, Phase};
 use crate::plan::Cell;
 
 /// Longer than the agent's own limit (10 s), so that the agent's reason comes first.
@@ -28,32 +32,53 @@ const PREPARE: Duration = Duration::from_secs(15);
 const RUN_GRACE: Duration = Duration::from_secs(5);
 /// How long the other end's word is waited for when one has failed.
 const SECOND_WORD: Duration = Duration::from_millis(500);
-const TEARDOWN: Duration = Duration::from_secs(10);
+pub(super) const TEARDOWN: Duration = Duration::from_secs(10);
 
 /// What can happen to a trial.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Step {
-    Ready { host: String, ready: EndReady },
-    Sample,
-    Result { host: String, report: Box<EndReport> },
-    Failed { host: String, failure: Failure },
-    TornDown { host: String, leftovers: Vec<String> },
-    HostLost { host: String },
+    Ready {
+        host: String,
+        ready: EndReady,
+    },
+    Result {
+        host: String,
+        report: Box<EndReport>,
+    },
+    Failed {
+        host: String,
+        failure: Failure,
+    },
+    TornDown {
+        host: String,
+        leftovers: Vec<String>,
+    },
+    /// The connection of an agent is lost. It may come back.
+    HostLost {
+        host: String,
+    },
+    /// An agent is back, and holds the trial or has forgotten it.
+    HostBack {
+        host: String,
+        holds: bool,
+    },
+    /// An agent has been away for too long, or its process is known to have died.
+    HostGone {
+        host: String,
+        reason: String,
+        died: bool,
+    },
     Stored,
-    Cancel,
+    Cancel {
+        reason: String,
+    },
     Tick,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 enum State {
-    Preparing {
-        a: Option<EndReady>,
-        b: Option<EndReady>,
-    },
-    Running {
-        a: Option<Box<EndReport>>,
-        b: Option<Box<EndReport>>,
-    },
+    Preparing,
+    Running,
     /// An end that ran has failed; the other has not yet said anything.
     Failing {
         host: String,
@@ -64,6 +89,18 @@ enum State {
     Over,
 }
 
+/// One end of the trial, as far as its agent has told.
+#[derive(Debug)]
+struct End {
+    host: String,
+    spec: EndSpec,
+    ready: Option<EndReady>,
+    report: Option<Box<EndReport>>,
+    connected: bool,
+    /// Whether it may hold something of the trial.
+    up: bool,
+}
+
 /// A trial from `Prepare` to `TornDown`.
 #[derive(Debug)]
 pub(super) struct Flight {
@@ -72,43 +109,74 @@ pub(super) struct Flight {
     /// When it began.
     pub started_unix_ms: u64,
     trial: TrialId,
-    a: String,
-    b: String,
-    /// The job's own limit.
-    run: Duration,
+    ends: [End; 2],
     state: State,
     deadline: Duration,
-    /// Hosts that have yet to say `TornDown`.
-    up: Vec<String>,
-    /// Hosts on which something may be left, and what.
+    /// When its phase began.
+    phase_since: Duration,
+    /// Whether it was begun by a former process of the orchestrator.
+    resumed: bool,
+    /// Hosts on which something is left, and what.
     dirty: BTreeMap<String, String>,
+    /// Hosts that were away when it ended: they have yet to be told.
+    untold: Vec<String>,
 }
 
 impl Flight {
     /// Begins a trial: both ends are told to prepare.
     pub fn begin(index: usize, trial: TrialId, cell: &Cell, now: Now, out: &mut Vec<Command>) -> Self {
+        let deadline = now.elapsed + PREPARE;
+        let flight = Self::new(index, trial, cell, now.unix_ms, State::Preparing, deadline, now.elapsed);
+        flight.ends.iter().for_each(|end| flight.say_again(end, out));
+        flight
+    }
+
+    /// A trial that a former process of the orchestrator began, and whose agents have yet to come back: they hand
+    /// its result in, or say that they have forgotten it.
+    pub fn resumed(index: usize, trial: TrialId, cell: &Cell, started_unix_ms: u64, now: Now) -> Self {
+        let deadline = now.elapsed + cell.a.deadline.duration() + RUN_GRACE;
+        let mut flight =
+            Self::new(index, trial, cell, started_unix_ms, State::Running, deadline, now.elapsed);
+        flight.resumed = true;
+        flight.ends.iter_mut().for_each(|end| end.connected = false);
+        flight
+    }
+
+    fn new(
+        index: usize,
+        trial: TrialId,
+        cell: &Cell,
+        started_unix_ms: u64,
+        state: State,
+        deadline: Duration,
+        now: Duration,
+    ) -> Self {
+        let end = |host: &String, spec: &EndSpec| End {
+            host: host.clone(),
+            spec: spec.clone(),
+            ready: None,
+            report: None,
+            connected: true,
+            up: true,
+        };
         let pair = &cell.key.pair;
-        for (host, end) in [(&pair.a, &cell.a), (&pair.b, &cell.b)] {
-            let message = ToAgent::Prepare { trial, end: Box::new(end.clone()) };
-            out.push(Command::Send { host: host.clone(), message });
-        }
         Self {
             index,
-            started_unix_ms: now.unix_ms,
+            started_unix_ms,
             trial,
-            a: pair.a.clone(),
-            b: pair.b.clone(),
-            run: cell.a.deadline.duration(),
-            state: State::Preparing { a: None, b: None },
-            deadline: now.elapsed + PREPARE,
-            up: vec![pair.a.clone(), pair.b.clone()],
+            ends: [end(&pair.a, &cell.a), end(&pair.b, &cell.b)],
+            state,
+            deadline,
+            phase_since: now,
+            resumed: false,
             dirty: BTreeMap::new(),
+            untold: Vec::new(),
         }
     }
 
     /// Whether both hosts are free of it.
     pub fn is_over(&self) -> bool {
-        matches!(self.state, State::Over)
+        self.state == State::Over
     }
 
     /// Hosts that must get no more trials, and why.
@@ -116,14 +184,33 @@ impl Flight {
         self.dirty.iter().map(|(host, why)| (host, why.as_str()))
     }
 
+    /// Hosts that were away when the trial ended, and may hold something of it.
+    pub fn untold_hosts(&self) -> &[String] {
+        &self.untold
+    }
+
+    /// Both hosts.
+    #[cfg(test)]
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.ends.iter().map(|end| end.host.as_str())
+    }
+
     /// Takes one step; returns the outcome when it is known, once.
     pub fn step(&mut self, step: Step, now: Now, out: &mut Vec<Command>) -> Option<Outcome> {
-        if let Step::HostLost { host } = &step {
-            // What is left on it is removed by its agent's next start.
-            self.up.retain(|up| up != host);
+        match &step {
+            Step::HostLost { host } => self.set_connected(host, false),
+            Step::HostBack { host, .. } => self.set_connected(host, true),
+            _ => {}
         }
+        let ran = self.state == State::Running;
         match &mut self.state {
-            State::Preparing { .. } | State::Running { .. } => self.before_the_outcome(step, now, out),
+            State::Preparing | State::Running => {
+                let outcome = self.before_the_outcome(step, now, out);
+                if ran && outcome.is_some() {
+                    self.ends_phase(Phase::Run, now, out);
+                }
+                outcome
+            }
             State::Failing { .. } => self.failing(step, now),
             State::Recording => {
                 if step == Step::Stored {
@@ -132,63 +219,138 @@ impl Flight {
                 None
             }
             State::Ending => {
-                self.ending(step, now);
+                self.ending(step, now, out);
                 None
             }
             State::Over => None,
         }
     }
 
+    fn set_connected(&mut self, host: &str, connected: bool) {
+        self.ends.iter_mut().filter(|end| end.host == host).for_each(|end| end.connected = connected);
+    }
+
+    fn end_on(&mut self, host: &str) -> Option<&mut End> {
+        self.ends.iter_mut().find(|end| end.host == host)
+    }
+
+    /// What `end` is to do in this state. An agent that has done it already passes over it.
+    fn say_again(&self, end: &End, out: &mut Vec<Command>) {
+        let trial = self.trial;
+        let mut say = |message| out.push(Command::Send { host: end.host.clone(), message });
+        match &self.state {
+            State::Preparing => say(ToAgent::Prepare { trial, end: Box::new(end.spec.clone()) }),
+            State::Running => {
+                let other = self.ends.iter().find(|other| other.host != end.host);
+                if let (Some(peer), Some(_)) = (other.and_then(|other| other.ready), end.ready) {
+                    say(ToAgent::Start { trial, peer: peer.address });
+                }
+            }
+            State::Ending => {
+                say(ToAgent::Acknowledged { trial });
+                say(ToAgent::Teardown { trial });
+            }
+            State::Failing { .. } | State::Recording | State::Over => {}
+        }
+    }
+
     fn before_the_outcome(&mut self, step: Step, now: Now, out: &mut Vec<Command>) -> Option<Outcome> {
-        let outcome = match (&mut self.state, step) {
-            (State::Preparing { a, b }, Step::Ready { host, ready }) => {
-                *(if host == self.a { &mut *a } else { &mut *b }) = Some(ready);
-                let (Some(a), Some(b)) = (*a, *b) else { return None };
-                // The listener first: it must expect the connection.
-                for (host, peer) in [(&self.b, a.address), (&self.a, b.address)] {
-                    let message = ToAgent::Start { trial: self.trial, peer };
-                    out.push(Command::Send { host: host.clone(), message });
-                }
-                self.state = State::Running { a: None, b: None };
-                self.deadline = now.elapsed + self.run + RUN_GRACE;
+        let outcome = match step {
+            Step::Ready { host, ready } => {
+                self.ready(&host, ready, now, out);
                 return None;
             }
-            (State::Running { a, b }, Step::Result { host, report }) => {
-                *(if host == self.a { &mut *a } else { &mut *b }) = Some(report);
-                match (a.take(), b.take()) {
-                    (Some(a), Some(b)) => Outcome::Measured { a, b },
-                    (first, second) => {
-                        (*a, *b) = (first, second);
-                        return None;
-                    }
+            Step::Result { host, report } if self.state == State::Running => {
+                self.end_on(&host)?.report = Some(report);
+                if self.ends.iter().any(|end| end.report.is_none()) {
+                    return None;
                 }
+                let [a, b] = &mut self.ends;
+                Outcome::Measured { a: a.report.take()?, b: b.report.take()? }
             }
-            (State::Running { a: None, b: None }, Step::Failed { host, failure }) => {
-                self.state = State::Failing { host, failure };
-                self.deadline = now.elapsed + SECOND_WORD;
-                return None;
-            }
-            (_, Step::Failed { host, failure }) => Outcome::Failed { host, failure },
-            (_, Step::HostLost { host }) => {
-                let failure = Failure::new(format!("the connection to the agent of {host} was lost"));
+            Step::Failed { host, failure } => {
+                let alone = self.ends.iter().all(|end| end.report.is_none());
+                if self.state == State::Running && alone {
+                    self.state = State::Failing { host, failure };
+                    self.deadline = now.elapsed + SECOND_WORD;
+                    return None;
+                }
                 Outcome::Failed { host, failure }
             }
-            (_, Step::Cancel) => Outcome::Lost { reason: "the campaign was interrupted while it ran".into() },
-            (state, Step::Tick) if now.elapsed >= self.deadline => {
-                let (what, waiting) = match state {
-                    State::Preparing { a, b } => ("did not get ready", (a.is_none(), b.is_none())),
-                    State::Running { a, b } => ("did not end", (a.is_none(), b.is_none())),
-                    State::Failing { .. } | State::Recording | State::Ending | State::Over => return None,
-                };
-                let host = if waiting.0 { self.a.clone() } else { self.b.clone() };
-                let failure =
-                    Failure::new(format!("the end on {host} {what} in time, and its agent said nothing"));
-                Outcome::Failed { host, failure }
+            Step::HostBack { host, holds } => return self.host_back(&host, holds, out),
+            Step::HostGone { host, reason, died: true } => {
+                Outcome::Failed { host, failure: Failure::new(reason) }
             }
+            Step::HostGone { reason, died: false, .. } => Outcome::Lost { reason },
+            Step::Cancel { reason } => Outcome::Lost { reason: format!("{reason} while it ran") },
+            Step::Tick if now.elapsed >= self.deadline => return self.overdue(now),
             _ => return None,
         };
         self.state = State::Recording;
         Some(outcome)
+    }
+
+    /// Starts both ends once both are ready, the listener first: it must expect the connection. Said again of an end
+    /// that should run, `Ready` means that it has not heard `Start`.
+    fn ready(&mut self, host: &str, ready: EndReady, now: Now, out: &mut Vec<Command>) {
+        let Some(end) = self.end_on(host) else { return };
+        let known = end.ready.replace(ready).is_some();
+        if self.ends.iter().any(|end| end.ready.is_none()) {
+            return;
+        }
+        match self.state {
+            State::Preparing => {
+                self.state = State::Running;
+                self.ends_phase(Phase::Setup, now, out);
+                self.deadline = now.elapsed + self.ends[0].spec.deadline.duration() + RUN_GRACE;
+                self.ends.iter().rev().for_each(|end| self.say_again(end, out));
+            }
+            State::Running if known => {
+                self.ends.iter().filter(|end| end.host == host).for_each(|end| self.say_again(end, out));
+            }
+            // A resumed trial that had not been started.
+            State::Running => self.ends.iter().rev().for_each(|end| self.say_again(end, out)),
+            _ => {}
+        }
+    }
+
+    fn host_back(&mut self, host: &str, holds: bool, out: &mut Vec<Command>) -> Option<Outcome> {
+        let resumed = self.resumed;
+        let preparing = self.state == State::Preparing;
+        let end = self.end_on(host)?;
+        if !holds && !preparing && end.report.is_none() {
+            let whose = if resumed { "the orchestrator and " } else { "" };
+            let reason =
+                format!("the agent of {host} has forgotten it: {whose}the agent had to be started again");
+            self.state = State::Recording;
+            return Some(Outcome::Lost { reason });
+        }
+        if !holds {
+            // A new agent, which begins anew.
+            end.ready = None;
+        }
+        self.ends.iter().filter(|end| end.host == host).for_each(|end| self.say_again(end, out));
+        None
+    }
+
+    /// The deadline has passed. It waits for those that are away: how long is not this trial's business.
+    fn overdue(&mut self, now: Now) -> Option<Outcome> {
+        let preparing = self.state == State::Preparing;
+        let late = |end: &&End| if preparing { end.ready.is_none() } else { end.report.is_none() };
+        if self.ends.iter().any(|end| !end.connected) {
+            self.deadline = now.elapsed + RUN_GRACE;
+            return None;
+        }
+        let host = self.ends.iter().find(late).map(|end| end.host.clone()).unwrap_or_default();
+        let what = if preparing { "did not get ready" } else { "did not end" };
+        self.state = State::Recording;
+        if self.resumed {
+            let reason =
+                format!("the orchestrator was started again while it ran, and the end on {host} {what}");
+            return Some(Outcome::Lost { reason });
+        }
+        let failure = Failure::new(format!("the end on {host} {what} in time, and its agent said nothing"));
+        Some(Outcome::Failed { host, failure })
     }
 
     /// Adds what is heard of the other end to the last words of the one that failed first.
@@ -201,11 +363,12 @@ impl Flight {
                     .last_words
                     .extend(second.last_words.into_iter().map(|words| format!("{other}: {words}")));
             }
+            Step::HostGone { host: other, reason, .. } if other != *host => failure.last_words.push(reason),
             Step::HostLost { host: other } if other != *host => {
                 failure.last_words.push(format!("the connection to the agent of {other} was lost"));
             }
             Step::Result { host: other, .. } if other != *host => {}
-            Step::Cancel => {}
+            Step::Cancel { .. } => {}
             Step::Tick if now.elapsed >= self.deadline => {}
             _ => return None,
         }
@@ -215,18 +378,13 @@ impl Flight {
     }
 
     fn end(&mut self, now: Now, out: &mut Vec<Command>) {
-        for host in &self.up {
-            for message in
-                [ToAgent::Acknowledged { trial: self.trial }, ToAgent::Teardown { trial: self.trial }]
-            {
-                out.push(Command::Send { host: host.clone(), message });
-            }
-        }
+        self.state = State::Ending;
+        self.phase_since = now.elapsed;
         self.deadline = now.elapsed + TEARDOWN;
-        self.state = if self.up.is_empty() { State::Over } else { State::Ending };
+        self.ends.iter().filter(|end| end.connected).for_each(|end| self.say_again(end, out));
     }
 
-    fn ending(&mut self, step: Step, now: Now) {
+    fn ending(&mut self, step: Step, now: Now, out: &mut Vec<Command>) {
         match step {
             Step::TornDown { host, leftovers } => {
                 if !leftovers.is_empty() {
@@ -237,19 +395,46 @@ impl Flight {
                     );
                     self.dirty.insert(host.clone(), why);
                 }
-                self.up.retain(|up| *up != host);
+                self.set_down(&host);
+            }
+            // What a new agent found of it, its start has removed.
+            Step::HostBack { host, holds: false } | Step::HostGone { host, died: true, .. } => {
+                self.set_down(&host);
+            }
+            Step::HostBack { host, holds: true } => {
+                self.ends.iter().filter(|end| end.host == host).for_each(|end| self.say_again(end, out));
             }
             Step::Tick if now.elapsed >= self.deadline => {
-                for host in self.up.drain(..) {
-                    let why =
-                        format!("the agent of {host} did not confirm the clean-up of trial {}", self.trial);
-                    self.dirty.insert(host, why);
+                for end in self.ends.iter_mut().filter(|end| end.up) {
+                    end.up = false;
+                    if end.connected {
+                        let host = &end.host;
+                        let why = format!(
+                            "the agent of {host} did not confirm the clean-up of trial {}",
+                            self.trial
+                        );
+                        self.dirty.insert(host.clone(), why);
+                    } else {
+                        self.untold.push(end.host.clone());
+                    }
                 }
             }
             _ => {}
         }
-        if self.up.is_empty() {
+        if self.ends.iter().all(|end| !end.up) {
             self.state = State::Over;
+            self.ends_phase(Phase::Teardown, now, out);
+        }
+    }
+
+    fn ends_phase(&mut self, phase: Phase, now: Now, out: &mut Vec<Command>) {
+        let took = now.elapsed.saturating_sub(std::mem::replace(&mut self.phase_since, now.elapsed));
+        out.push(Command::Phase { phase, took });
+    }
+
+    fn set_down(&mut self, host: &str) {
+        if let Some(end) = self.end_on(host) {
+            end.up = false;
         }
     }
 }

@@ -1,14 +1,16 @@
 //! A fleet of simulated agents under a virtual clock: they prepare, run, fail, vanish and lie, as a seed says.
 
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::time::Duration;
 
 use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use toll_protocol::facts::{KvmKind, NicFacts, Wire};
+use toll_protocol::facts::{KvmFact, KvmKind, NicFacts, Wire};
 use toll_protocol::report::{CpuSplit, EndReport, Failure};
+use toll_protocol::result::RunCounts;
 use toll_protocol::trial::EndReady;
-use toll_protocol::units::InterfaceAddress;
+use toll_protocol::units::{InterfaceAddress, Span};
 
 use super::*;
 use crate::plan;
@@ -62,15 +64,23 @@ fn report() -> Box<EndReport> {
 }
 
 fn host_plans(count: u8) -> Vec<plan::Host> {
-    let address = |n| InterfaceAddress { address: [10, 77, 0, 100 + n].into(), prefix: 24 };
+    let address = |n| Some(InterfaceAddress { address: [10, 77, 0, 100 + n].into(), prefix: 24 });
     (0..count)
         .map(|n| plan::Host { name: format!("host-{n}"), virtual_address: address(n), mtu: 1500, rate: None })
         .collect()
 }
 
-fn plan_for(hosts: u8) -> Plan {
-    let campaign = toll_protocol::campaign::parse(CAMPAIGN).expect("is good");
-    Plan::new(&campaign, &host_plans(hosts), 1, &mut ChaCha8Rng::seed_from_u64(9))
+fn campaign(text: &str) -> toll_protocol::campaign::Campaign {
+    toll_protocol::campaign::parse(text).expect("is good")
+}
+
+fn new_campaign(id: &str, hosts: u8) -> NewCampaign {
+    let hosts = Hosts::Given(host_plans(hosts));
+    NewCampaign { id: id.into(), campaign: campaign(CAMPAIGN), hosts, seed: 1 }
+}
+
+fn usable() -> Box<HostFacts> {
+    facts(KvmFact::Usable(KvmKind::Vmx))
 }
 
 /// How often an agent misbehaves at each chance, out of 1000.
@@ -82,40 +92,92 @@ struct Faults {
     dirty: u32,
 }
 
+/// What a simulated agent holds of a trial.
+#[derive(Debug, Clone)]
+enum Held {
+    Ready(FromAgent),
+    Running,
+    Over(FromAgent),
+}
+
+/// A simulated agent: it survives a lost connection with all that it holds, and loses it all when it is killed.
+#[derive(Debug, Default)]
+struct Agent {
+    connected: bool,
+    held: BTreeMap<TrialId, Held>,
+}
+
+const POLICY: Policy = Policy { limit: 1, grace: Duration::from_secs(10), settle: Duration::ZERO };
+
 /// The fleet: what it will say, by time.
-struct Fleet {
+struct Simulation {
     scheduler: Scheduler,
     rng: ChaCha8Rng,
     faults: Faults,
     /// Events to come: time in microseconds (negated: the heap gives the largest first), then order.
     agenda: BinaryHeap<(i64, i64, usize)>,
-    events: Vec<Option<Event>>,
+    events: Vec<Option<Happening>>,
     clock: i64,
-    /// Trials that each host believes itself to be in.
-    inside: HashMap<String, BTreeSet<TrialId>>,
+    agents: BTreeMap<String, Agent>,
+    facts: BTreeMap<String, Box<HostFacts>>,
+    plans: BTreeMap<String, (Arc<Plan>, Vec<plan::Host>)>,
+    begun: BTreeMap<TrialId, u64>,
     records: BTreeMap<TrialId, TrialRecord>,
     sent: Vec<(String, ToAgent)>,
+    finished: BTreeMap<String, Option<String>>,
+    waiting: usize,
 }
 
-impl Fleet {
-    fn new(plan: Plan, limit: usize, seed: u64, faults: Faults) -> Self {
+/// What happens in a simulation.
+#[derive(Debug)]
+enum Happening {
+    Event(Event),
+    /// An agent comes back with what it holds.
+    Reconnect(String),
+    /// An end has run to its end.
+    Done(String, TrialId, FromAgent),
+}
+
+impl Simulation {
+    fn new(policy: Policy, seed: u64, faults: Faults) -> Self {
         Self {
-            scheduler: Scheduler::new(plan, limit),
+            scheduler: Scheduler::new(policy, seed),
             rng: ChaCha8Rng::seed_from_u64(seed),
             faults,
             agenda: BinaryHeap::new(),
             events: Vec::new(),
             clock: 0,
-            inside: HashMap::new(),
+            agents: BTreeMap::new(),
+            facts: BTreeMap::new(),
+            plans: BTreeMap::new(),
+            begun: BTreeMap::new(),
             records: BTreeMap::new(),
             sent: Vec::new(),
+            finished: BTreeMap::new(),
+            waiting: 0,
         }
     }
 
-    fn at(&mut self, delay_ms: u64, event: Event) {
+    fn happens(&mut self, delay_ms: u64, happening: Happening) {
         let time = self.clock + i64::try_from(delay_ms).expect("short") * 1000;
         self.agenda.push((-time, -i64::try_from(self.events.len()).expect("few"), self.events.len()));
-        self.events.push(Some(event));
+        self.events.push(Some(happening));
+    }
+
+    fn at(&mut self, delay_ms: u64, event: Event) {
+        self.happens(delay_ms, Happening::Event(event));
+    }
+
+    fn submit(&mut self, campaign: NewCampaign) {
+        self.waiting += 1;
+        self.at(0, Event::Submit(Box::new(campaign)));
+    }
+
+    /// An agent of `name` that will connect.
+    fn agent_comes(&mut self, delay_ms: u64, name: &str, facts: Box<HostFacts>) {
+        self.facts.insert(name.into(), facts);
+        self.agents.insert(name.into(), Agent::default());
+        self.happens(delay_ms, Happening::Reconnect(name.into()));
     }
 
     fn chance(&mut self, per_mille: u32) -> bool {
@@ -127,286 +189,260 @@ impl Fleet {
         Now { elapsed, unix_ms: 1_000_000 }
     }
 
-    /// Runs until the campaign is finished; every wait is in virtual time.
+    /// Runs until every campaign is over; every wait is in virtual time.
     fn run(&mut self) {
-        for tick in 1..100_000 {
+        for tick in 1..5_000 {
             self.at(tick * 1000, Event::Tick);
         }
-        while let Some((time, _, index)) = self.agenda.pop() {
+        assert!(self.run_until(i64::MAX), "the campaigns did not end");
+    }
+
+    /// Runs until every campaign is over, or until so many microseconds have passed. Whether they are over.
+    fn run_until(&mut self, end: i64) -> bool {
+        while self.finished.len() < self.waiting {
+            let Some((time, _, index)) = self.agenda.pop() else { return false };
+            if -time > end {
+                self.agenda.push((time, -i64::try_from(index).expect("few"), index));
+                self.clock = end;
+                return false;
+            }
             self.clock = -time;
-            let event = self.events[index].take().expect("is taken once");
+            let event = match self.events[index].take().expect("is taken once") {
+                Happening::Event(event) => event,
+                Happening::Reconnect(name) => self.reconnects(&name),
+                Happening::Done(name, trial, result) => {
+                    let agent = self.agents.get_mut(&name).expect("an agent");
+                    if !matches!(agent.held.get(&trial), Some(Held::Running)) {
+                        continue;
+                    }
+                    agent.held.insert(trial, Held::Over(result.clone()));
+                    if !agent.connected {
+                        continue;
+                    }
+                    // Resent, as after a lost connection.
+                    self.at(1, Event::Agent { host: name.clone(), message: result.clone() });
+                    Event::Agent { host: name, message: result }
+                }
+            };
             let now = self.now();
             let commands = self.scheduler.step(event, now);
+            self.check();
             for command in commands {
                 self.obey(command);
             }
-            if self.scheduler.is_finished() {
-                return;
+        }
+        true
+    }
+
+    fn reconnects(&mut self, name: &str) -> Event {
+        let agent = self.agents.get_mut(name).expect("an agent");
+        agent.connected = true;
+        let held = agent.held.keys().copied().collect();
+        let said: Vec<FromAgent> = agent
+            .held
+            .values()
+            .filter_map(|held| match held {
+                Held::Ready(message) | Held::Over(message) => Some(message.clone()),
+                Held::Running => None,
+            })
+            .collect();
+        for message in said {
+            self.at(1, Event::Agent { host: name.into(), message });
+        }
+        let labels = BTreeMap::new();
+        Event::AgentConnected { host: name.into(), facts: self.facts[name].clone(), labels, held }
+    }
+
+    /// A host is in one trial at most.
+    fn check(&self) {
+        let mut busy = BTreeSet::new();
+        for (_, flight) in self.scheduler.flights.values() {
+            for host in flight.hosts() {
+                assert!(busy.insert(host), "{host} is in two trials");
             }
         }
-        panic!("the campaign did not end");
+    }
+
+    /// The orchestrator is killed: nothing but what it had made durable is left. The next one goes on from there.
+    fn restarts(&mut self, policy: Policy) {
+        let seed = self.rng.random();
+        self.scheduler = Scheduler::new(policy, seed);
+        for happening in self.events.iter_mut().flatten() {
+            if let Happening::Event(event) = happening
+                && !matches!(event, Event::Tick | Event::Cancel { .. })
+            {
+                *happening = Happening::Event(Event::Tick);
+            }
+        }
+        let now = self.now();
+        let mut commands = Vec::new();
+        for (id, (plan, hosts)) in &self.plans {
+            if self.finished.contains_key(id) {
+                continue;
+            }
+            let indices = plan.trials.iter().enumerate();
+            let recorded: Vec<usize> = indices
+                .clone()
+                .filter(|(_, trial)| self.records.contains_key(&trial.id))
+                .map(|(index, _)| index)
+                .collect();
+            let begun = indices
+                .filter(|(index, _)| !recorded.contains(index))
+                .filter_map(|(index, trial)| Some((index, *self.begun.get(&trial.id)?)))
+                .collect();
+            let mut counts = RunCounts::default();
+            for index in &recorded {
+                counts.add(crate::ledger::status(&self.records[&plan.trials[*index].id].outcome));
+            }
+            let (id, plan, hosts) = (id.clone(), plan.clone(), hosts.clone());
+            let resumed = ResumedCampaign { id, plan, hosts, begun, recorded, counts, cancelled: None };
+            commands.extend(self.scheduler.step(Event::Resume(Box::new(resumed)), now));
+        }
+        for command in commands {
+            self.obey(command);
+        }
+        let names: Vec<String> = self.agents.keys().cloned().collect();
+        for name in names {
+            self.agents.get_mut(&name).expect("an agent").connected = false;
+            let delay = self.rng.random_range(10..5_000);
+            self.happens(delay, Happening::Reconnect(name));
+        }
     }
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Record(record) => {
+            Command::Record { campaign, record } => {
                 let trial = record.trial;
                 assert!(self.records.insert(trial, *record).is_none(), "trial {trial} was recorded twice");
-                self.at(2, Event::Stored { trial });
+                self.at(2, Event::Stored { trial, campaign });
+            }
+            Command::StorePlan { campaign, plan, hosts } => {
+                self.plans.insert(campaign.clone(), (plan, hosts));
+                self.at(3, Event::PlanStored { campaign });
+            }
+            Command::Begun { trial, unix_ms, .. } => {
+                self.begun.insert(trial, unix_ms);
             }
             Command::Send { host, message } => {
                 self.sent.push((host.clone(), message.clone()));
                 self.agent(&host, &message);
             }
-            Command::Finished => {}
+            Command::Phase { .. } => {}
+            Command::Finished { campaign, cancelled } => {
+                let before = self.finished.insert(campaign, cancelled);
+                assert!(before.is_none(), "a campaign finished twice");
+            }
         }
     }
 
     /// What an agent does with a message.
     fn agent(&mut self, host: &str, message: &ToAgent) {
+        if !self.agents.get(host).is_some_and(|agent| agent.connected) {
+            return;
+        }
         if self.chance(self.faults.vanishes) {
             self.at(1, Event::AgentLost { host: host.into() });
-            self.inside.remove(host);
-            if self.chance(500) {
+            let killed = self.chance(500);
+            let agent = self.agents.get_mut(host).expect("an agent");
+            agent.connected = false;
+            if killed {
+                agent.held.clear();
+            }
+            if self.chance(700) {
                 let delay = self.rng.random_range(10..30_000);
-                let facts = facts(KvmFact::Usable(KvmKind::Vmx));
-                self.at(delay, Event::AgentConnected { host: host.into(), facts });
+                self.happens(delay, Happening::Reconnect(host.into()));
             }
             return;
         }
         if self.chance(self.faults.silent) {
             return;
         }
+        let fails = self.chance(self.faults.fails);
+        let delay = self.rng.random_range(2500..2600);
+        let dirty = self.chance(self.faults.dirty);
+        let agent = self.agents.get_mut(host).expect("an agent");
         let say = |message| Event::Agent { host: host.into(), message };
         match message {
             ToAgent::Prepare { trial, end } => {
-                let inside = self.inside.entry(host.into()).or_default();
-                inside.insert(*trial);
-                assert_eq!(inside.len(), 1, "{host} is in two trials");
-                let (trial, address) = (*trial, std::net::SocketAddrV4::new(end.address.address, 5201));
-                if self.chance(self.faults.fails) {
-                    self.at(5, say(FromAgent::Failed { trial, failure: Failure::new("simulated") }));
-                } else {
-                    self.at(5, say(FromAgent::Ready { trial, ready: EndReady { address } }));
+                let trial = *trial;
+                let live = |held: &&Held| !matches!(held, Held::Over(_));
+                let known = agent.held.get(&trial).cloned();
+                assert!(
+                    known.is_some() || agent.held.values().find(live).is_none(),
+                    "{host} is in two trials"
+                );
+                let address = std::net::SocketAddrV4::new(end.address.address, 5201);
+                let ready = FromAgent::Ready { trial, ready: EndReady { address } };
+                let failed = FromAgent::Failed { trial, failure: Failure::new("simulated") };
+                match known {
+                    Some(Held::Ready(message)) => self.at(1, say(message)),
+                    Some(_) => {}
+                    None if fails => {
+                        agent.held.insert(trial, Held::Over(failed.clone()));
+                        self.at(5, say(failed));
+                    }
+                    None => {
+                        agent.held.insert(trial, Held::Ready(ready.clone()));
+                        self.at(5, say(ready));
+                    }
                 }
             }
-            ToAgent::Start { trial, .. } => {
-                let message = FromAgent::Result { trial: *trial, report: report() };
-                let delay = self.rng.random_range(2500..2600);
-                self.at(delay, say(message.clone()));
-                // Resent, as after a lost connection.
-                self.at(delay + 1, say(message));
-            }
+            ToAgent::Start { trial, .. } => match agent.held.get(trial) {
+                Some(Held::Ready(_)) => {
+                    agent.held.insert(*trial, Held::Running);
+                    let result = FromAgent::Result { trial: *trial, report: report() };
+                    self.happens(delay, Happening::Done(host.into(), *trial, result));
+                }
+                Some(_) => {}
+                None => {
+                    let failure = Failure::new("this agent does not know the trial");
+                    self.at(1, say(FromAgent::Failed { trial: *trial, failure }));
+                }
+            },
             ToAgent::Teardown { trial } => {
-                if let Some(inside) = self.inside.get_mut(host) {
-                    inside.remove(trial);
-                }
-                let leftovers =
-                    if self.chance(self.faults.dirty) { vec!["bridge".to_owned()] } else { Vec::new() };
+                agent.held.remove(trial);
+                let leftovers = if dirty { vec!["bridge".to_owned()] } else { Vec::new() };
                 self.at(3, say(FromAgent::TornDown { trial: *trial, leftovers }));
             }
             ToAgent::Welcome { .. } | ToAgent::Acknowledged { .. } => {}
         }
     }
+
+    /// The plan of the only campaign.
+    fn plan(&self) -> &Plan {
+        &self.plans["c"].0
+    }
+
+    fn first_trial(&mut self) -> TrialId {
+        while self.plans.is_empty() {
+            assert!(!self.run_until(self.clock + 1000), "it is over");
+        }
+        self.plan().trials[0].id
+    }
+
+    fn outcomes(&self, what: fn(&Outcome) -> bool) -> usize {
+        self.records.values().filter(|record| what(&record.outcome)).count()
+    }
+}
+
+fn is_measured(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Measured { .. })
+}
+
+fn is_lost(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Lost { .. })
 }
 
 const NO_FAULTS: Faults = Faults { fails: 0, silent: 0, vanishes: 0, dirty: 0 };
 
-fn fleet(hosts: u8, limit: usize, seed: u64, faults: Faults) -> Fleet {
-    let mut fleet = Fleet::new(plan_for(hosts), limit, seed, faults);
+fn fleet(hosts: u8, limit: usize, seed: u64, faults: Faults) -> Simulation {
+    let mut fleet = Simulation::new(Policy { limit, ..POLICY }, seed, faults);
+    fleet.submit(new_campaign("c", hosts));
     for host in host_plans(hosts) {
-        let facts = facts(KvmFact::Usable(KvmKind::Vmx));
-        fleet.at(10, Event::AgentConnected { host: host.name, facts });
+        fleet.agent_comes(10, &host.name, usable());
     }
     fleet
 }
 
-#[test]
-fn without_faults_every_trial_is_measured_in_the_plans_order() {
-    let mut fleet = fleet(2, 1, 1, NO_FAULTS);
-    fleet.run();
-    let plan = plan_for(2);
-    assert_eq!(fleet.records.len(), plan.trials.len());
-    for (position, trial) in plan.trials.iter().enumerate() {
-        let record = &fleet.records[&trial.id];
-        assert!(matches!(record.outcome, Outcome::Measured { .. }), "{record:?}");
-        assert_eq!(record.position as usize, position);
-    }
-}
-
-#[test]
-fn the_next_trial_waits_for_the_record_of_the_last() {
-    let mut fleet = fleet(2, 8, 1, NO_FAULTS);
-    fleet.run();
-    let mut open = BTreeSet::new();
-    for (_, message) in &fleet.sent {
-        match message {
-            ToAgent::Prepare { trial, .. } => {
-                open.insert(*trial);
-                assert_eq!(open.len(), 1, "a host was given a trial before the last was over");
-            }
-            ToAgent::Teardown { trial } => {
-                assert!(fleet.records.contains_key(trial));
-                open.remove(trial);
-            }
-            _ => {}
-        }
-    }
-}
-
-#[test]
-fn disjoint_pairs_run_at_the_same_time_up_to_the_limit() {
-    let elapsed = |limit| {
-        let mut fleet = fleet(8, limit, 1, NO_FAULTS);
-        fleet.run();
-        fleet.clock
-    };
-    let (alone, packed) = (elapsed(1), elapsed(4));
-    assert!(packed * 3 < alone, "{alone} us one by one, {packed} us four at once");
-}
-
-#[test]
-fn without_kvm_native_runs_and_guests_are_skipped_with_the_reason() {
-    let mut fleet = Fleet::new(plan_for(2), 1, 1, NO_FAULTS);
-    for host in host_plans(2) {
-        let facts = facts(KvmFact::Unusable { reason: "there is no /dev/kvm".into() });
-        fleet.at(10, Event::AgentConnected { host: host.name, facts });
-    }
-    fleet.run();
-    for record in fleet.records.values() {
-        match &record.outcome {
-            Outcome::Measured { .. } => assert_eq!(record.cell.arm, "native"),
-            Outcome::Skipped { reason } => {
-                assert_eq!(record.cell.arm, "virtio");
-                assert!(reason.contains("there is no /dev/kvm"), "{reason}");
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-#[test]
-fn an_arm_pinned_to_a_cpu_that_the_host_does_not_have_is_skipped_with_the_reason() {
-    let mut plan = plan_for(2);
-    for cell in plan.cells.iter_mut().filter(|cell| cell.key.arm == "virtio") {
-        cell.b.cpu = Some(3);
-    }
-    let mut fleet = Fleet::new(plan, 1, 1, NO_FAULTS);
-    for host in host_plans(2) {
-        let facts = facts(KvmFact::Usable(KvmKind::Vmx));
-        fleet.at(10, Event::AgentConnected { host: host.name, facts });
-    }
-    fleet.run();
-    for record in fleet.records.values() {
-        match &record.outcome {
-            Outcome::Measured { .. } => assert_eq!(record.cell.arm, "native"),
-            Outcome::Skipped { reason } => {
-                assert_eq!(
-                    reason,
-                    "host-1: the arm is pinned to CPU 3 of the host, which has 1 (the first is 0)"
-                );
-            }
-            other => panic!("{other:?}"),
-        }
-    }
-}
-
-#[test]
-fn an_arm_is_pinned_to_a_cpu_of_its_own_host() {
-    let mut plan = plan_for(2);
-    for cell in &mut plan.cells {
-        (cell.a.cpu, cell.b.cpu) = (Some(0), Some(1));
-    }
-    let mut fleet = Fleet::new(plan, 1, 1, NO_FAULTS);
-    for (host, cpus) in host_plans(2).into_iter().zip([vec![0, 1], vec![6, 7]]) {
-        let facts = Box::new(HostFacts { cpus, ..*facts(KvmFact::Usable(KvmKind::Vmx)) });
-        fleet.at(10, Event::AgentConnected { host: host.name, facts });
-    }
-    fleet.run();
-    let mut prepared = 0;
-    for (host, message) in &fleet.sent {
-        if let ToAgent::Prepare { end, .. } = message {
-            assert_eq!(end.cpu, Some(if host == "host-0" { 0 } else { 7 }));
-            prepared += 1;
-        }
-    }
-    assert_eq!(prepared, 2 * plan_for(2).trials.len());
-}
-
-#[test]
-fn a_host_that_never_comes_costs_its_grace_and_no_more() {
-    let mut fleet = Fleet::new(plan_for(2), 1, 1, NO_FAULTS);
-    fleet
-        .at(10, Event::AgentConnected { host: "host-0".into(), facts: facts(KvmFact::Usable(KvmKind::Svm)) });
-    fleet.run();
-    assert!(fleet.records.values().all(|record| matches!(record.outcome, Outcome::Skipped { .. })));
-    assert!(fleet.clock < 15_000_000, "{} us", fleet.clock);
-}
-
-#[test]
-fn cancel_ends_the_campaign_and_keeps_what_was_measured() {
-    let mut fleet = fleet(2, 1, 1, NO_FAULTS);
-    fleet.at(9_000, Event::Cancel);
-    fleet.run();
-    let measured = fleet.records.values().filter(|r| matches!(r.outcome, Outcome::Measured { .. })).count();
-    let lost = fleet.records.values().filter(|r| matches!(r.outcome, Outcome::Lost { .. })).count();
-    assert!(measured >= 2 && lost == 1, "{measured} measured, {lost} lost");
-    assert_eq!(fleet.records.len(), plan_for(2).trials.len());
-    assert!(fleet.clock < 11_000_000);
-}
-
-#[test]
-fn both_ends_of_a_broken_connection_are_heard() {
-    let mut fleet = fleet(2, 1, 1, NO_FAULTS);
-    let first = plan_for(2).trials[0].id;
-    // The first trial runs from 15 ms on; the survivor is heard before the agent of the dead end.
-    for (at, host, reason) in
-        [(1_000, "host-0", "the connection was reset"), (1_040, "host-1", "killed by a signal")]
-    {
-        let message = FromAgent::Failed { trial: first, failure: Failure::new(reason) };
-        fleet.at(at, Event::Agent { host: host.into(), message });
-    }
-    fleet.run();
-    let Outcome::Failed { host, failure } = &fleet.records[&first].outcome else { panic!("it failed") };
-    assert_eq!((host.as_str(), failure.reason.as_str()), ("host-0", "the connection was reset"));
-    assert_eq!(failure.last_words, ["host-1 failed too: killed by a signal"]);
-}
-
-#[test]
-fn an_end_that_fails_alone_is_recorded_without_the_other() {
-    let mut fleet = fleet(2, 1, 1, NO_FAULTS);
-    let first = plan_for(2).trials[0].id;
-    let message = FromAgent::Failed { trial: first, failure: Failure::new("the guest faulted") };
-    fleet.at(1_000, Event::Agent { host: "host-0".into(), message });
-    fleet.run();
-    let Outcome::Failed { failure, .. } = &fleet.records[&first].outcome else { panic!("it failed") };
-    assert!(failure.last_words.is_empty(), "{failure:?}");
-}
-
-#[test]
-fn a_message_about_another_hosts_trial_is_not_believed() {
-    let mut fleet = fleet(4, 1, 1, NO_FAULTS);
-    // host-3 claims results of the trial that host-0 and host-1 run.
-    let first = plan_for(4).trials[0].id;
-    let message = FromAgent::Failed { trial: first, failure: Failure::new("forged") };
-    fleet.at(100, Event::Agent { host: "host-3".into(), message });
-    fleet.run();
-    assert!(matches!(fleet.records[&first].outcome, Outcome::Measured { .. }));
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
-    #[test]
-    fn whatever_agents_do_every_trial_is_recorded_once_and_the_campaign_ends(
-        seed: u64, hosts in 2_u8..6, limit in 1_usize..4,
-        fails in 0_u32..300, silent in 0_u32..60, vanishes in 0_u32..60, dirty in 0_u32..40,
-    ) {
-        let mut fleet = fleet(hosts, limit, seed, Faults { fails, silent, vanishes, dirty });
-        fleet.run();
-        let planned: BTreeSet<TrialId> = plan_for(hosts).trials.iter().map(|trial| trial.id).collect();
-        let recorded: BTreeSet<TrialId> = fleet.records.keys().copied().collect();
-        prop_assert_eq!(planned, recorded);
-        let positions: BTreeSet<u32> = fleet.records.values().map(|record| record.position).collect();
-        prop_assert_eq!(positions.len(), fleet.records.len());
-    }
-}
+mod fleets;
+mod trials;

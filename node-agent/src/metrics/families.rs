@@ -1,0 +1,132 @@
+//! Every family of the agent's metrics: name, labels, help.
+
+use toll_protocol::metrics::{Family, Kind, Label};
+
+/// Values of `state` of [`TRIALS`].
+pub const STATES: [&str; 6] = ["setting-up", "starting", "ready", "running", "releasing", "released"];
+/// Values of `outcome` of [`TRIALS_ENDED`].
+pub const OUTCOMES: [&str; 3] = ["measured", "failed", "abandoned"];
+/// `adapter` of a native end, which has no virtual one.
+pub const HOST_NIC: &str = "host-nic";
+
+const END: Label = Label { name: "end", values: "`native`, `same-stack`, `guest`" };
+const VIRTUAL_END: Label = Label { name: "end", values: "`same-stack`, `guest`" };
+const ADAPTER: Label =
+    Label { name: "adapter", values: "`pcnet`, `virtio-net`, or `host-nic` for a native end" };
+const VIRTUAL_ADAPTER: Label = Label { name: "adapter", values: "`pcnet`, `virtio-net`" };
+const PAYLOAD: Label = Label { name: "direction", values: "`transmit` (this end sends), `receive`" };
+const GUEST_SIDE: Label = Label { name: "direction", values: "`transmit` (sent by the guest), `receive`" };
+const CAUSE: Label =
+    Label { name: "cause", values: "as in `result.json`: `pio-write rap`, `wait`; at most 64, then `other`" };
+
+/// Trials that exist.
+pub const TRIALS: Family = Family {
+    name: "toll_agent_trials",
+    kind: Kind::Gauge,
+    labels: &[Label {
+        name: "state",
+        values: "`setting-up`, `starting`, `ready`, `running`, `releasing`, `released` (nothing of the host is \
+                 held, and the orchestrator has yet to say so)",
+    }],
+    help: "Trials on this host by state.",
+};
+/// Trials that are over.
+pub const TRIALS_ENDED: Family = Family {
+    name: "toll_agent_trials_ended_total",
+    kind: Kind::Counter,
+    labels: &[Label {
+        name: "outcome",
+        values: "`measured`, `failed` (a refused one too), `abandoned` (ended by the orchestrator or with the \
+                 agent, before there was an outcome)",
+    }],
+    help: "Trials that ended on this host since the agent began.",
+};
+/// What runs now.
+pub const GOODPUT: Family = Family {
+    name: "toll_agent_goodput_bytes_per_second",
+    kind: Kind::Gauge,
+    labels: &[END, ADAPTER, PAYLOAD],
+    help: "Payload bytes per second of the running trial over the last second of its measured interval. Absent \
+           while nothing is measured.",
+};
+/// The denominator of rates.
+pub const MEASURED_SECONDS: Family = Family {
+    name: "toll_agent_measured_seconds_total",
+    kind: Kind::Counter,
+    labels: &[END, ADAPTER, PAYLOAD],
+    help: "Seconds of measured intervals. Grows when a trial has been measured; what every other counter of \
+           traffic, exits and CPU here covers.",
+};
+/// Payload.
+pub const PAYLOAD_BYTES: Family = Family {
+    name: "toll_agent_payload_bytes_total",
+    kind: Kind::Counter,
+    labels: &[END, ADAPTER, PAYLOAD],
+    help: "Payload bytes that ends sent (as far as their stack accepted them) or received in measured intervals.",
+};
+/// Frames.
+pub const FRAMES: Family = Family {
+    name: "toll_agent_frames_total",
+    kind: Kind::Counter,
+    labels: &[VIRTUAL_END, VIRTUAL_ADAPTER, GUEST_SIDE],
+    help: "Ethernet frames that crossed virtual adapters in measured intervals.",
+};
+/// Their bytes.
+pub const FRAME_BYTES: Family = Family {
+    name: "toll_agent_frame_bytes_total",
+    kind: Kind::Counter,
+    labels: &[VIRTUAL_END, VIRTUAL_ADAPTER, GUEST_SIDE],
+    help: "Bytes of these frames, with the Ethernet header and without FCS, in measured intervals.",
+};
+/// Drops.
+pub const DROPPED_FRAMES: Family = Family {
+    name: "toll_agent_dropped_frames_total",
+    kind: Kind::Counter,
+    labels: &[VIRTUAL_END, VIRTUAL_ADAPTER, GUEST_SIDE],
+    help: "Ethernet frames that the port refused (transmit) or that found no buffer of the guest (receive) in \
+           measured intervals.",
+};
+/// Exits.
+pub const EXITS: Family = Family {
+    name: "toll_agent_exits_total",
+    kind: Kind::Counter,
+    labels: &[VIRTUAL_ADAPTER, CAUSE],
+    help: "Returns of KVM_RUN to the VMM of guests in measured intervals.",
+};
+/// What exits took.
+pub const EXIT_HANDLING_SECONDS: Family = Family {
+    name: "toll_agent_exit_handling_seconds_total",
+    kind: Kind::Counter,
+    labels: &[VIRTUAL_ADAPTER, CAUSE],
+    help: "Seconds from the return of KVM_RUN to the next entry, time asleep left out, in measured intervals.",
+};
+/// CPU time.
+pub const CPU_SECONDS: Family = Family {
+    name: "toll_agent_cpu_seconds_total",
+    kind: Kind::Counter,
+    labels: &[
+        END,
+        ADAPTER,
+        Label {
+            name: "part",
+            values: "`guest` (guest code and KVM), `vmm` (device models), `host` (I/O: system calls of the port, or \
+                     the whole traffic thread of a native end)",
+        },
+    ],
+    help: "CPU seconds of the threads that carry an end's traffic, in measured intervals. A part that could not be \
+           measured is not counted.",
+};
+/// The connection.
+pub const CONNECTED: Family = Family {
+    name: "toll_agent_connected",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "1 while the orchestrator has taken this agent's connection, else 0.",
+};
+/// How often it was lost.
+pub const RECONNECTS: Family = Family {
+    name: "toll_agent_reconnects_total",
+    kind: Kind::Counter,
+    labels: &[],
+    help: "Connections to the orchestrator after the first since the agent began.",
+};

@@ -1,0 +1,278 @@
+//! The HTTP API of the service: JSON for the command line and for pages, and what Prometheus and a kubelet ask for.
+//!
+//! ```text
+//! GET    /livez  /readyz  /metrics
+//! GET    /api/v1/campaigns            POST  ?id=    the document is the body: 201, or 200 if it is known
+//! GET    /api/v1/campaigns/ID         DELETE        202: it is being cancelled
+//! GET    /api/v1/campaigns/ID/events                its status, and again whenever it changes (server-sent events)
+//! GET    /api/v1/campaigns/ID/result                result.json, as far as it has come
+//! GET    /api/v1/campaigns/ID/report                the page of the same
+//! GET    /api/v1/agents               GET /api/v1/openapi.json
+//! ```
+//! What changes something needs the token, if there is one; without one it is taken from the machine itself alone.
+
+pub mod client;
+mod stream;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{HeaderMap, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use toll_protocol::campaign::MAX_DOCUMENT;
+use toll_protocol::service::Refusal;
+
+use crate::report;
+use crate::service::handle::{Handle, LookupError, SubmitError};
+
+/// How long the service's task may stand still before it counts as dead.
+const STALLED: Duration = Duration::from_secs(30);
+/// Why a campaign ends that somebody cancels without saying why.
+const CANCELLED: &str = "the campaign was cancelled";
+
+/// Text of the metrics.
+pub type Exposition = Arc<dyn Fn() -> String + Send + Sync>;
+
+/// Whether the service's task turns.
+#[derive(Debug, Clone)]
+pub struct Pulse {
+    heartbeat: Arc<AtomicU64>,
+    /// The last beat seen, and when.
+    seen: Arc<std::sync::Mutex<(u64, Instant)>>,
+}
+
+impl Pulse {
+    /// The pulse of what counts `heartbeat` up.
+    pub fn new(heartbeat: Arc<AtomicU64>) -> Self {
+        Self { heartbeat, seen: Arc::new(std::sync::Mutex::new((0, Instant::now()))) }
+    }
+
+    /// For how long it has stood still, as far as it was asked.
+    fn stalled(&self) -> Duration {
+        let now = self.heartbeat.load(Ordering::Relaxed);
+        let mut seen = self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if seen.0 != now {
+            *seen = (now, Instant::now());
+        }
+        seen.1.elapsed()
+    }
+}
+
+/// What the API needs.
+#[derive(Clone)]
+pub struct Api {
+    /// The service.
+    pub handle: Handle,
+    /// What must be shown to change something.
+    pub token: Option<Arc<str>>,
+    /// Whether its task turns.
+    pub pulse: Pulse,
+    /// What Prometheus gets.
+    pub metrics: Exposition,
+}
+
+/// Serves until `stop` is done.
+///
+/// # Errors
+/// The system's word.
+pub async fn serve(
+    listener: TcpListener,
+    api: Api,
+    stop: impl Future<Output = ()> + Send + 'static,
+) -> std::io::Result<()> {
+    let service = router(api).into_make_service_with_connect_info::<SocketAddr>();
+    axum::serve(listener, service).with_graceful_shutdown(stop).await
+}
+
+/// The routes.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route("/livez", get(live))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/api/v1/campaigns", get(campaigns).post(submit))
+        .route("/api/v1/campaigns/{id}", get(campaign).delete(cancel))
+        .route("/api/v1/campaigns/{id}/events", get(stream::events))
+        .route("/api/v1/campaigns/{id}/result", get(result))
+        .route("/api/v1/campaigns/{id}/report", get(page))
+        .route("/api/v1/agents", get(agents))
+        .fallback(unknown)
+        .layer(middleware::from_fn_with_state(api.clone(), guard))
+        // A document that is too long by a byte is refused by its parser, which says how long it may be.
+        .layer(DefaultBodyLimit::max(MAX_DOCUMENT + 1))
+        .with_state(api)
+}
+
+/// An answer that is no success.
+#[derive(Debug)]
+struct Refused(StatusCode, Refusal);
+
+impl Refused {
+    fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self(status, Refusal { message: message.into(), problems: Vec::new() })
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        json(self.0, &self.1)
+    }
+}
+
+impl From<LookupError> for Refused {
+    fn from(error: LookupError) -> Self {
+        let status = match &error {
+            LookupError::Unknown { .. } => StatusCode::NOT_FOUND,
+            LookupError::Pending { .. } => StatusCode::CONFLICT,
+            LookupError::Ledger { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            LookupError::Ending => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<SubmitError> for Refused {
+    fn from(error: SubmitError) -> Self {
+        let status = match &error {
+            SubmitError::Invalid(_) | SubmitError::NoSelect => StatusCode::UNPROCESSABLE_ENTITY,
+            SubmitError::Id { .. } => StatusCode::BAD_REQUEST,
+            SubmitError::Taken { .. } => StatusCode::CONFLICT,
+            SubmitError::Store(_) => StatusCode::INSUFFICIENT_STORAGE,
+            SubmitError::Ending => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let message = error.to_string();
+        let problems = match error {
+            SubmitError::Invalid(problems) => problems.iter().map(ToString::to_string).collect(),
+            _ => Vec::new(),
+        };
+        Self(status, Refusal { message, problems })
+    }
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(text) => (status, [(header::CONTENT_TYPE, "application/json")], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Refuses changes without the token, or, if there is none, from other machines.
+async fn guard(
+    State(api): State<Api>,
+    ConnectInfo(from): ConnectInfo<SocketAddr>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if matches!(*request.method(), Method::GET | Method::HEAD) {
+        return next.run(request).await;
+    }
+    let refused = match &api.token {
+        Some(token) if bearer(request.headers()).is_some_and(|shown| same(shown, token)) => None,
+        Some(_) => Some(Refused::new(
+            StatusCode::UNAUTHORIZED,
+            "a token is needed: send `Authorization: Bearer TOKEN` (toll --token-file FILE)",
+        )),
+        None if from.ip().is_loopback() => None,
+        None => Some(Refused::new(
+            StatusCode::FORBIDDEN,
+            "without a token changes are taken from the orchestrator's own machine alone: start toll serve with \
+             --token-file FILE",
+        )),
+    };
+    match refused {
+        Some(refused) => refused.into_response(),
+        None => next.run(request).await,
+    }
+}
+
+/// RFC 6750, 2.1.
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
+}
+
+/// Compares in a time that does not tell where the difference is.
+fn same(shown: &str, token: &str) -> bool {
+    let (shown, token) = (shown.as_bytes(), token.as_bytes());
+    shown.len() == token.len() && shown.iter().zip(token).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+}
+
+async fn live(State(api): State<Api>) -> Response {
+    let stalled = api.pulse.stalled();
+    if stalled < STALLED {
+        return "ok\n".into_response();
+    }
+    let why = format!("the service has stood still for {} s\n", stalled.as_secs());
+    (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
+}
+
+/// Ready is who answers: the service's task is asked.
+async fn ready(State(api): State<Api>) -> Response {
+    let answer = tokio::time::timeout(Duration::from_secs(2), api.handle.agents()).await;
+    match answer {
+        Ok(agents) => format!("ok, {} agents known\n", agents.len()).into_response(),
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "the service does not answer\n").into_response(),
+    }
+}
+
+async fn metrics(State(api): State<Api>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (api.metrics)()).into_response()
+}
+
+#[derive(Deserialize)]
+struct Submission {
+    id: Option<String>,
+}
+
+async fn submit(
+    State(api): State<Api>,
+    Query(Submission { id }): Query<Submission>,
+    body: Bytes,
+) -> Result<Response, Refused> {
+    let text = String::from_utf8(body.into()).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let message = format!("the document is not in UTF-8 (byte {at}): a campaign is YAML text");
+        Refused::new(StatusCode::UNPROCESSABLE_ENTITY, message)
+    })?;
+    let submitted = api.handle.submit(id, text).await?;
+    Ok(json(if submitted.new { StatusCode::CREATED } else { StatusCode::OK }, &submitted))
+}
+
+async fn campaigns(State(api): State<Api>) -> Response {
+    json(StatusCode::OK, &api.handle.campaigns().await)
+}
+
+async fn campaign(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Refused> {
+    Ok(json(StatusCode::OK, &api.handle.campaign(&id).await?))
+}
+
+async fn cancel(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Refused> {
+    api.handle.cancel(&id, CANCELLED).await?;
+    Ok(json(StatusCode::ACCEPTED, &api.handle.campaign(&id).await?))
+}
+
+async fn result(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Refused> {
+    Ok(json(StatusCode::OK, &*api.handle.result(&id).await?))
+}
+
+async fn page(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Refused> {
+    let result = api.handle.result(&id).await?;
+    let page = Body::from(report::html::render(&result));
+    Ok(([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response())
+}
+
+async fn agents(State(api): State<Api>) -> Response {
+    json(StatusCode::OK, &api.handle.agents().await)
+}
+
+async fn unknown(request: Request) -> Refused {
+    Refused::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", request.uri().path()))
+}

@@ -1,0 +1,183 @@
+//! Every family of the orchestrator's metrics: name, labels, help.
+
+use toll_protocol::metrics::{Family, Kind, Label};
+
+/// Upper limits of the buckets of latencies inside the orchestrator, seconds.
+pub const LATENCY_BUCKETS: [f64; 13] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
+/// Upper limits of the buckets of a trial's phases, seconds.
+pub const PHASE_BUCKETS: [f64; 13] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0];
+
+const CAMPAIGN: Label = Label {
+    name: "campaign",
+    values: "name of the campaign; of campaigns of one name the latest is shown, of all the latest 10",
+};
+const A: Label = Label { name: "a", values: "the host of the arm" };
+const B: Label = Label { name: "b", values: "the host of the peer" };
+const WORKLOAD: Label = Label { name: "workload", values: "name of the workload" };
+const DIRECTION: Label = Label { name: "direction", values: "`send`, `receive`, seen from `a`" };
+const ARM: Label = Label { name: "arm", values: "name of the arm" };
+const END: Label = Label { name: "end", values: "what the arm is: `native`, `same-stack`, `guest`" };
+const PEER: Label = Label { name: "peer", values: "what stands on `b`: `native`, `same-arm`" };
+const LIMIT: Label = Label { name: "limit", values: "`lower`, `upper`" };
+
+/// Labels of a cell, in the order of [`super::cells`].
+pub const CELL: [Label; 8] = [CAMPAIGN, A, B, WORKLOAD, DIRECTION, ARM, END, PEER];
+const CELL_LIMIT: [Label; 9] = [CAMPAIGN, A, B, WORKLOAD, DIRECTION, ARM, END, PEER, LIMIT];
+
+/// Agents.
+pub const AGENTS: Family = Family {
+    name: "toll_agents",
+    kind: Kind::Gauge,
+    labels: &[Label {
+        name: "state",
+        values: "`idle`, `busy`, `away` (not connected), `barred` (connected, and gets no trials)",
+    }],
+    help: "Agents that have ever been connected, by state.",
+};
+/// Campaigns.
+pub const CAMPAIGNS: Family = Family {
+    name: "toll_campaigns",
+    kind: Kind::Gauge,
+    labels: &[Label { name: "state", values: "`pending`, `running`, `finished`, `cancelled`" }],
+    help: "Campaigns that the service knows, by state.",
+};
+/// Trials that are not over.
+pub const TRIALS: Family = Family {
+    name: "toll_trials",
+    kind: Kind::Gauge,
+    labels: &[Label {
+        name: "state",
+        values: "`waiting` (for its hosts), `in-flight` (from Prepare to the end of the teardown)",
+    }],
+    help: "Planned trials that are not over, by state.",
+};
+/// Trials that are over.
+pub const TRIALS_ENDED: Family = Family {
+    name: "toll_trials_ended_total",
+    kind: Kind::Counter,
+    labels: &[Label { name: "outcome", values: "`measured`, `failed`, `skipped`, `lost`" }],
+    help: "Trials that were recorded since the orchestrator began, by how they ended.",
+};
+/// Dispatch.
+pub const DISPATCH: Family = Family {
+    name: "toll_dispatch_seconds",
+    kind: Kind::Histogram,
+    labels: &[],
+    help: "Seconds from the moment that both hosts of a trial were free to its Prepare being sent.",
+};
+/// Phases of trials.
+pub const PHASES: Family = Family {
+    name: "toll_trial_phase_seconds",
+    kind: Kind::Histogram,
+    labels: &[Label {
+        name: "phase",
+        values: "`setup` (Prepare to both ends being up), `run` (Start to the outcome), `teardown` (Teardown to \
+                 both hosts being free)",
+    }],
+    help: "Seconds that trials spent in a phase. A phase that a trial did not end is not counted.",
+};
+/// The ledger.
+pub const LEDGER_WRITE: Family = Family {
+    name: "toll_ledger_write_seconds",
+    kind: Kind::Histogram,
+    labels: &[],
+    help: "Seconds that a record took to be durable in the ledger.",
+};
+/// Goodput of a cell.
+pub const CELL_GOODPUT: Family = Family {
+    name: "toll_cell_goodput_bytes_per_second",
+    kind: Kind::Gauge,
+    labels: &CELL,
+    help: "Median goodput at the receiver over the cell's measured runs, bytes per second.",
+};
+/// Its interval.
+pub const CELL_GOODPUT_LIMIT: Family = Family {
+    name: "toll_cell_goodput_limit_bytes_per_second",
+    kind: Kind::Gauge,
+    labels: &CELL_LIMIT,
+    help: "Limits of the 95 % interval of the median goodput, bytes per second; absent below 3 runs.",
+};
+/// Toll of a cell.
+pub const CELL_TOLL: Family = Family {
+    name: "toll_cell_toll_ratio",
+    kind: Kind::Gauge,
+    labels: &CELL,
+    help: "Toll: 1 - goodput relative to the native arm, paired within blocks. Absent for native.",
+};
+/// Its interval.
+pub const CELL_TOLL_LIMIT: Family = Family {
+    name: "toll_cell_toll_limit_ratio",
+    kind: Kind::Gauge,
+    labels: &CELL_LIMIT,
+    help: "Limits of the 95 % interval of the toll; absent below 3 blocks.",
+};
+/// Exits of a cell.
+pub const CELL_EXITS: Family = Family {
+    name: "toll_cell_exits_per_frame",
+    kind: Kind::Gauge,
+    labels: &CELL,
+    help: "Exits of the guest on `a` per frame in the direction of the payload, median over the runs.",
+};
+/// CPU of a cell.
+pub const CELL_CPU: Family = Family {
+    name: "toll_cell_cpu_seconds_per_byte",
+    kind: Kind::Gauge,
+    labels: &[
+        CAMPAIGN,
+        A,
+        B,
+        WORKLOAD,
+        DIRECTION,
+        ARM,
+        END,
+        PEER,
+        Label { name: "part", values: "`guest` (guest code and KVM), `vmm`, `host` (I/O)" },
+    ],
+    help: "CPU seconds on `a` per payload byte, median over the runs; times 10^9 for seconds per gigabyte.",
+};
+/// Runs of a cell.
+pub const CELL_RUNS: Family = Family {
+    name: "toll_cell_runs",
+    kind: Kind::Gauge,
+    labels: &[
+        CAMPAIGN,
+        A,
+        B,
+        WORKLOAD,
+        DIRECTION,
+        ARM,
+        END,
+        PEER,
+        Label { name: "status", values: "`measured`, `failed`, `skipped` (not reached yet, too), `lost`" },
+    ],
+    help: "Planned runs of the cell by status, which add up to those planned.",
+};
+/// Gates.
+pub const GATE: Family = Family {
+    name: "toll_gate_verdict",
+    kind: Kind::Gauge,
+    labels: &[
+        CAMPAIGN,
+        A,
+        B,
+        WORKLOAD,
+        DIRECTION,
+        ARM,
+        END,
+        PEER,
+        Label { name: "condition", values: "what the gate asks: `toll at most 50%`" },
+        Label { name: "verdict", values: "`pass`, `fail`, `inconclusive`" },
+    ],
+    help: "1 for the verdict of a gate on a cell as far as the campaign is, 0 for the other two. The labels of a \
+           cell are empty if the gate selects none.",
+};
+/// Cells without series.
+pub const CELLS_OMITTED: Family = Family {
+    name: "toll_cells_omitted",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "Cells of the campaigns shown that have no series here, because there are over 5000; `toll results` has \
+           them all.",
+};

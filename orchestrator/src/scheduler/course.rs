@@ -1,0 +1,180 @@
+//! One campaign on its way: its plan, what of it has not begun, and how many trials have ended how. Pure.
+//!
+//! ```text
+//!  Waiting --enough hosts--> Storing --plan durable--> Running --every record durable--> Over
+//!     |                         |                         ^
+//!     +---- cancelled: Over     +--- cancelled: skipped --+
+//! ```
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use toll_protocol::campaign::{Campaign, Select};
+use toll_protocol::result::{Outcome, RunCounts};
+use toll_protocol::units::Span;
+
+use super::Progress;
+use super::fleet::{Fleet, HostIndex};
+use crate::plan::{self, Plan};
+
+/// Where a campaign's hosts come from.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Hosts {
+    /// The fleet's, by label, once there are enough.
+    Select(Select),
+    /// These: a lab's.
+    Given(Vec<plan::Host>),
+}
+
+/// A campaign to be planned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewCampaign {
+    /// Its id.
+    pub id: String,
+    /// What to measure.
+    pub campaign: Campaign,
+    /// Where.
+    pub hosts: Hosts,
+    /// Seed of the order.
+    pub seed: u64,
+}
+
+/// A campaign that a former process of the orchestrator planned.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResumedCampaign {
+    /// Its id.
+    pub id: String,
+    /// The plan, made again.
+    pub plan: Arc<Plan>,
+    /// The hosts that it was made for.
+    pub hosts: Vec<plan::Host>,
+    /// Trials that were begun and are not recorded, by index in the plan, and when.
+    pub begun: Vec<(usize, u64)>,
+    /// Trials that are recorded, by index in the plan.
+    pub recorded: Vec<usize>,
+    /// How these ended.
+    pub counts: RunCounts,
+    /// Why it was cancelled, if it was.
+    pub cancelled: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) enum Stage {
+    Waiting(Box<NewCampaign>),
+    Storing,
+    Running,
+    Over,
+}
+
+/// Trials of two hosts that have not begun, in the plan's order.
+#[derive(Debug)]
+pub(super) struct PairQueue {
+    pub a: HostIndex,
+    pub b: HostIndex,
+    pub trials: VecDeque<usize>,
+}
+
+#[derive(Debug)]
+pub(super) struct Course {
+    pub id: String,
+    pub stage: Stage,
+    pub plan: Option<Arc<Plan>>,
+    pub queues: Vec<PairQueue>,
+    pub counts: RunCounts,
+    /// Records asked for and not yet stored.
+    pub unstored: usize,
+    pub flying: usize,
+    /// When it was planned or resumed, and what had ended by then: its own pace is counted from there.
+    since: (Duration, u32),
+    /// Since when its trials could begin.
+    pub ready_since: Duration,
+    /// Why it was cancelled.
+    pub cancelled: Option<String>,
+}
+
+impl Course {
+    pub fn new(id: String, stage: Stage, now: Duration) -> Self {
+        Self {
+            id,
+            stage,
+            plan: None,
+            queues: Vec::new(),
+            counts: RunCounts::default(),
+            unstored: 0,
+            flying: 0,
+            since: (now, 0),
+            ready_since: now,
+            cancelled: None,
+        }
+    }
+
+    /// A campaign with a plan, of which `over` trials (by index in the plan) are not to be begun.
+    pub fn planned(&mut self, plan: Arc<Plan>, fleet: &mut Fleet, over: &[usize], now: Duration) {
+        let mut left = vec![true; plan.trials.len()];
+        for index in over {
+            if let Some(left) = left.get_mut(*index) {
+                *left = false;
+            }
+        }
+        let mut queues: Vec<PairQueue> = Vec::new();
+        let mut by_cell: Vec<Option<usize>> = vec![None; plan.cells.len()];
+        for (index, trial) in plan.trials.iter().enumerate().filter(|(index, _)| left[*index]) {
+            let queue = *by_cell[trial.cell].get_or_insert_with(|| {
+                let pair = &plan.cells[trial.cell].key.pair;
+                let (a, b) = (fleet.expect(&pair.a, now), fleet.expect(&pair.b, now));
+                queues.iter().position(|queue| (queue.a, queue.b) == (a, b)).unwrap_or_else(|| {
+                    queues.push(PairQueue { a, b, trials: VecDeque::new() });
+                    queues.len() - 1
+                })
+            });
+            queues[queue].trials.push_back(index);
+        }
+        self.counts.planned = u32::try_from(plan.trials.len()).unwrap_or(u32::MAX);
+        self.queues = queues;
+        self.plan = Some(plan);
+        self.since = (now, self.counts.over());
+    }
+
+    /// Takes what has not begun away.
+    pub fn drain(&mut self) -> Vec<usize> {
+        let mut left: Vec<usize> = self.queues.drain(..).flat_map(|queue| queue.trials).collect();
+        left.sort_unstable();
+        left
+    }
+
+    pub fn count(&mut self, outcome: &Outcome) {
+        let count = match outcome {
+            Outcome::Measured { .. } => &mut self.counts.measured,
+            Outcome::Failed { .. } => &mut self.counts.failed,
+            Outcome::Skipped { .. } => &mut self.counts.skipped,
+            Outcome::Lost { .. } => &mut self.counts.lost,
+        };
+        *count += 1;
+        self.unstored += 1;
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_done(&self) -> bool {
+        let idle = self.queues.iter().all(|queue| queue.trials.is_empty());
+        matches!(self.stage, Stage::Running) && idle && self.flying == 0 && self.unstored == 0
+    }
+
+    pub fn progress(&self, running: Vec<String>, now: Duration) -> Progress {
+        let planned = u64::from(self.counts.planned);
+        let over = u64::from(self.counts.over());
+        let (since, before) = self.since;
+        let here = over.saturating_sub(u64::from(before));
+        // Once a few trials are over, their own pace is the better guide.
+        let pace = match here {
+            0..3 => self.plan.as_ref().map_or(0, |plan| plan.estimate().0) / planned.max(1),
+            here => Span::from(now.saturating_sub(since)).0 / here,
+        };
+        Progress {
+            counts: self.counts,
+            running,
+            left: Span(pace.saturating_mul(planned.saturating_sub(over))),
+            cancelled: self.cancelled.clone(),
+        }
+    }
+}

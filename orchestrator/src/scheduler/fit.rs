@@ -1,0 +1,63 @@
+//! Whether a host can be an end of a trial: a pure question to its facts.
+
+use std::net::Ipv4Addr;
+
+use toll_protocol::facts::{HostFacts, KvmFact};
+use toll_protocol::trial::{Adapter, EndKind, EndSpec, NativeProgram, Port};
+
+/// pcnet is an Ethernet chip: frames of 1518 bytes with FCS (IEEE 802.3).
+const PCNET_MTU: u16 = 1500;
+
+/// The machine's number of the host's `n`th CPU. A lab gives each host some of the machine's, a container too;
+/// pinning by the machine's numbers would work for root and take the CPU of another host.
+pub(super) fn own_cpu(facts: &HostFacts, n: u32) -> Option<u32> {
+    facts.cpus.get(usize::try_from(n).ok()?).copied()
+}
+
+/// Why a host can't be this end, if it can't.
+pub(super) fn obstacle(end: &EndSpec, facts: &HostFacts) -> Option<String> {
+    if let Some(cpu) = end.cpu.filter(|cpu| own_cpu(facts, *cpu).is_none()) {
+        let count = facts.cpus.len();
+        return Some(format!(
+            "the arm is pinned to CPU {cpu} of the host, which has {count} (the first is 0)"
+        ));
+    }
+    match &end.kind {
+        EndKind::Guest { adapter, port } => match &facts.kvm {
+            KvmFact::Unusable { reason } => Some(format!("no guest can run: {reason}")),
+            KvmFact::Usable(_) => virtual_obstacle(end, adapter, *port, facts),
+        },
+        EndKind::SameStack { adapter, port } => virtual_obstacle(end, adapter, *port, facts),
+        EndKind::Native { program: NativeProgram::Iperf3 } if facts.iperf3.is_none() => {
+            Some("iperf3 is not installed (Debian: apt-get install iperf3)".into())
+        }
+        EndKind::Native { .. } => None,
+    }
+}
+
+fn virtual_obstacle(end: &EndSpec, adapter: &Adapter, port: Port, facts: &HostFacts) -> Option<String> {
+    let granted = facts.wire.map(|wire| (wire, wire.port(port)));
+    if let Some((wire, None)) = granted {
+        return Some(format!(
+            "the arm asks for the port {port}, and this host's wire is {wire}: leave `port` out of the arm, or \
+             start the agent with another --wire"
+        ));
+    }
+    if let (Some((_, Some(Port::Tap))) | None, Err(why)) = (granted, &facts.tun) {
+        return Some(format!("no TAP device: {why}"));
+    }
+    if end.address.address == Ipv4Addr::UNSPECIFIED {
+        return Some(
+            "no address is left for a guest: start the agent with --guest-addresses FIRST-LAST, addresses of the \
+             test NIC's network that nobody else uses"
+                .into(),
+        );
+    }
+    if *adapter == Adapter::Pcnet && end.mtu > PCNET_MTU {
+        return Some(format!(
+            "pcnet carries packets of at most {PCNET_MTU} bytes; the path's MTU is {}",
+            end.mtu
+        ));
+    }
+    None
+}

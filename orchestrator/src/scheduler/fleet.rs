@@ -1,0 +1,366 @@
+//! The hosts: who is there, who is free, and which address a guest on each may have. Pure.
+//!
+//! ```text
+//!             connected                     trial begun
+//!   unknown ------------> free <----------------------------> busy
+//!     away <--- lost ------+  |  torn down, nothing is left
+//!       |                     +--> barred (cordoned), given up (something is left, or its process died)
+//!       +-- back, holding trials that are over --> stale, until they are torn down --> free
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use toll_protocol::facts::HostFacts;
+use toll_protocol::service::{AgentState, AgentStatus};
+use toll_protocol::trial::TrialId;
+use toll_protocol::units::{BitRate, InterfaceAddress};
+
+use super::fit::obstacle;
+use super::flight::TEARDOWN;
+use crate::plan::{self, Cell};
+use crate::service::handle::Node;
+
+/// What a path carries that says nothing else (IEEE 802.3).
+const ETHERNET_MTU: u16 = 1500;
+
+/// A host's number in the fleet.
+pub(super) type HostIndex = usize;
+
+/// One host.
+#[derive(Debug)]
+pub(super) struct Host {
+    pub name: String,
+    pub facts: Option<Box<HostFacts>>,
+    labels: BTreeMap<String, String>,
+    /// Since when it has not been connected.
+    pub away_since: Option<Duration>,
+    /// Since when its node is barred.
+    barred_since: Option<Duration>,
+    pub busy: Option<TrialId>,
+    /// Since when it has been free: what dispatch latency is measured from.
+    pub free_since: Duration,
+    /// Trials that are over and that its agent may hold something of, since they were told.
+    stale: BTreeMap<TrialId, Duration>,
+    /// Why it gets no more trials.
+    pub given_up: Option<String>,
+    guest_address: Option<InterfaceAddress>,
+}
+
+/// Whether a host can take a trial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Availability {
+    Free,
+    /// It can soon.
+    Later,
+    /// It can't, for longer than it is waited for, but might come back.
+    Overdue(String),
+    /// It can't any more.
+    Never(String),
+}
+
+impl Availability {
+    const fn rank(&self) -> u8 {
+        match self {
+            Self::Free => 0,
+            Self::Later => 1,
+            Self::Overdue(_) => 2,
+            Self::Never(_) => 3,
+        }
+    }
+}
+
+/// Every host that has been heard of.
+#[derive(Debug, Default)]
+pub(super) struct Fleet {
+    pub hosts: Vec<Host>,
+    index: HashMap<String, HostIndex>,
+    nodes: BTreeMap<String, Node>,
+    /// When an agent was last heard of for the first time.
+    pub last_joined: Option<Duration>,
+}
+
+impl Fleet {
+    /// The number of `name`, which is away if it has not been heard of.
+    pub fn expect(&mut self, name: &str, now: Duration) -> HostIndex {
+        if let Some(index) = self.index.get(name) {
+            return *index;
+        }
+        let index = self.hosts.len();
+        self.hosts.push(Host {
+            name: name.to_owned(),
+            facts: None,
+            labels: BTreeMap::new(),
+            away_since: Some(now),
+            barred_since: self.nodes.get(name).and_then(|node| node.barred.as_ref()).map(|_| now),
+            busy: None,
+            free_since: now,
+            stale: BTreeMap::new(),
+            given_up: None,
+            guest_address: None,
+        });
+        self.index.insert(name.to_owned(), index);
+        index
+    }
+
+    pub fn find(&self, name: &str) -> Option<HostIndex> {
+        self.index.get(name).copied()
+    }
+
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut Host> {
+        self.index.get(name).map(|index| &mut self.hosts[*index])
+    }
+
+    /// An agent is there. Returns the trials that it holds and that are over for everybody else: they are to be torn
+    /// down. `live` are the trials in flight.
+    pub fn connected(
+        &mut self,
+        name: &str,
+        facts: Box<HostFacts>,
+        labels: BTreeMap<String, String>,
+        held: &[TrialId],
+        live: impl Fn(TrialId) -> bool,
+        now: Duration,
+    ) -> Vec<TrialId> {
+        let new = self.find(name).is_none();
+        let index = self.expect(name, now);
+        if new || self.hosts[index].facts.is_none() {
+            self.last_joined = Some(now);
+        }
+        let host = &mut self.hosts[index];
+        (host.facts, host.labels) = (Some(facts), labels);
+        (host.away_since, host.given_up) = (None, None);
+        host.free_since = now;
+        let over: BTreeSet<TrialId> = held.iter().copied().filter(|trial| !live(*trial)).collect();
+        host.stale = over.iter().map(|trial| (*trial, now)).collect();
+        over.into_iter().collect()
+    }
+
+    pub fn lost(&mut self, name: &str, now: Duration) -> Option<TrialId> {
+        let host = self.get_mut(name)?;
+        host.away_since = Some(now);
+        host.busy
+    }
+
+    /// A trial that was over is off the host, or something is left of it.
+    pub fn torn_down(&mut self, name: &str, trial: TrialId, leftovers: &[String], now: Duration) -> bool {
+        let Some(host) = self.get_mut(name) else { return false };
+        if host.stale.remove(&trial).is_none() {
+            return false;
+        }
+        host.free_since = now;
+        if !leftovers.is_empty() {
+            host.given_up =
+                Some(format!("something of trial {trial} is left on {name}: {}", leftovers.join("; ")));
+        }
+        true
+    }
+
+    /// A host was away when a trial ended there: it is not free before its agent has been told.
+    pub fn untold(&mut self, name: &str, trial: TrialId, now: Duration) {
+        if let Some(host) = self.get_mut(name) {
+            host.stale.insert(trial, now);
+        }
+    }
+
+    pub fn nodes(&mut self, nodes: BTreeMap<String, Node>, now: Duration) {
+        self.nodes = nodes;
+        for host in &mut self.hosts {
+            let barred = self.nodes.get(&host.name).is_some_and(|node| node.barred.is_some());
+            host.barred_since = barred.then(|| host.barred_since.unwrap_or(now));
+        }
+    }
+
+    /// Gives up hosts that don't confirm that a trial is off them.
+    pub fn tick(&mut self, now: Duration) {
+        for host in &mut self.hosts {
+            let connected = host.away_since.is_none();
+            let overdue = host.stale.iter().find(|(_, since)| now.saturating_sub(**since) > TEARDOWN);
+            if let (true, Some((trial, _)), None) = (connected, overdue, &host.given_up) {
+                let name = &host.name;
+                host.given_up =
+                    Some(format!("the agent of {name} did not confirm the clean-up of trial {trial}"));
+            }
+        }
+    }
+
+    /// Whether the host can take a trial; one that can't is waited for `grace`.
+    pub fn availability(&self, index: HostIndex, grace: Duration, now: Duration) -> Availability {
+        let host = &self.hosts[index];
+        let name = &host.name;
+        if let Some(why) = &host.given_up {
+            return Availability::Never(why.clone());
+        }
+        let longer = |since: Duration| now.saturating_sub(since) > grace;
+        if let Some(since) = host.away_since {
+            if longer(since) {
+                let why = format!("the agent of {name} has been away for over {}", seconds(grace));
+                return Availability::Overdue(why);
+            }
+            return Availability::Later;
+        }
+        if let (Some(since), Some(why)) = (host.barred_since, self.barred(name)) {
+            if longer(since) && host.busy.is_none() {
+                return Availability::Overdue(format!("{name}: {why}, for over {}", seconds(grace)));
+            }
+            return Availability::Later;
+        }
+        if host.busy.is_some() || !host.stale.is_empty() { Availability::Later } else { Availability::Free }
+    }
+
+    /// Whether two hosts can take a trial: the worse of both answers.
+    pub fn both(&self, hosts: [HostIndex; 2], grace: Duration, now: Duration) -> Availability {
+        let mut worst = Availability::Free;
+        for host in hosts {
+            let answer = self.availability(host, grace, now);
+            if answer.rank() > worst.rank() {
+                worst = answer;
+            }
+        }
+        worst
+    }
+
+    /// What one of two hosts lacks to be its end of `cell`.
+    pub fn lacks(&self, [a, b]: [HostIndex; 2], cell: &Cell) -> Option<String> {
+        [(a, &cell.a), (b, &cell.b)].into_iter().find_map(|(host, end)| {
+            let host = &self.hosts[host];
+            let why = obstacle(end, host.facts.as_deref()?)?;
+            Some(format!("{}: {why}", host.name))
+        })
+    }
+
+    fn barred(&self, name: &str) -> Option<&str> {
+        self.nodes.get(name)?.barred.as_deref()
+    }
+
+    /// Hosts that a campaign could be planned on now: connected, wanted by `selects`, not barred, with a test NIC.
+    pub fn candidates(&self, selects: impl Fn(&BTreeMap<String, String>) -> bool) -> Vec<HostIndex> {
+        let usable = |index: &HostIndex| {
+            let host = &self.hosts[*index];
+            let barred = self.barred(&host.name).is_some() || host.given_up.is_some();
+            let nic = host.facts.as_ref().is_some_and(|facts| facts.nic.is_some());
+            host.away_since.is_none() && nic && !barred && selects(&self.labels(host))
+        };
+        let mut hosts: Vec<HostIndex> = (0..self.hosts.len()).filter(usable).collect();
+        hosts.sort_by_cached_key(|index| natural(&self.hosts[*index].name));
+        hosts
+    }
+
+    /// Hosts as a plan needs them. Each gets an address for guests: only now, when all NICs of the fleet that are
+    /// there have told theirs.
+    pub fn for_a_plan(&mut self, hosts: &[HostIndex]) -> Vec<plan::Host> {
+        hosts.iter().for_each(|index| self.give_address(*index));
+        let plan = |host: &Host| {
+            let nic = host.facts.as_ref()?.nic.as_ref()?;
+            let rate = nic.speed_megabits.map(|speed| BitRate(u64::from(speed) * 1_000_000));
+            Some(plan::Host {
+                name: host.name.clone(),
+                virtual_address: host.guest_address,
+                mtu: u16::try_from(nic.mtu).unwrap_or(ETHERNET_MTU),
+                rate,
+            })
+        };
+        hosts.iter().filter_map(|index| plan(&self.hosts[*index])).collect()
+    }
+
+    /// The node's labels and the agent's own, which win.
+    fn labels(&self, host: &Host) -> BTreeMap<String, String> {
+        let mut labels = self.nodes.get(&host.name).map(|node| node.labels.clone()).unwrap_or_default();
+        labels.extend(host.labels.clone());
+        labels
+    }
+
+    /// Takes the addresses of a plan that a former process of the orchestrator made.
+    pub fn restore(&mut self, hosts: &[plan::Host], now: Duration) {
+        for planned in hosts {
+            let index = self.expect(&planned.name, now);
+            self.hosts[index].guest_address = planned.virtual_address;
+        }
+    }
+
+    /// Gives a host an address for guests: the first of its range that no other host has. It keeps it while it may.
+    fn give_address(&mut self, index: HostIndex) {
+        let taken: BTreeSet<Ipv4Addr> = self
+            .hosts
+            .iter()
+            .enumerate()
+            .flat_map(|(other, host)| {
+                let guest = host.guest_address.filter(|_| other != index).map(|interface| interface.address);
+                let nic = host.facts.as_ref().and_then(|facts| facts.nic.as_ref());
+                [guest, nic.and_then(|nic| nic.address).map(|interface| interface.address)]
+            })
+            .flatten()
+            .collect();
+        let host = &mut self.hosts[index];
+        let Some(facts) = &host.facts else { return };
+        let (Some(range), Some(nic)) =
+            (facts.guest_addresses, facts.nic.as_ref().and_then(|nic| nic.address))
+        else {
+            return;
+        };
+        let free = |address: &Ipv4Addr| range.contains(*address) && !taken.contains(address);
+        let kept = host.guest_address.map(|interface| interface.address).filter(free);
+        let address = kept.or_else(|| range.iter().find(free));
+        host.guest_address = address.map(|address| InterfaceAddress { address, prefix: nic.prefix });
+    }
+
+    /// Every host, for people.
+    pub fn statuses(&self, now: Duration) -> Vec<AgentStatus> {
+        let mut statuses: Vec<AgentStatus> = self
+            .hosts
+            .iter()
+            .filter_map(|host| {
+                let facts = HostFacts::clone(host.facts.as_ref()?);
+                let away = host.away_since.map(|since| now.saturating_sub(since));
+                let barred = host.given_up.clone().or_else(|| self.barred(&host.name).map(str::to_owned));
+                let (state, reason) = match (away, barred, host.busy) {
+                    (Some(away), given_up, _) => {
+                        let away = format!("not connected for {}", seconds(away));
+                        (AgentState::Away, Some(given_up.unwrap_or(away)))
+                    }
+                    (None, Some(why), _) => (AgentState::Barred, Some(why)),
+                    (None, None, Some(_)) => (AgentState::Busy, None),
+                    (None, None, None) => (AgentState::Idle, None),
+                };
+                let (name, trial, labels) = (host.name.clone(), host.busy, self.labels(host));
+                Some(AgentStatus { name, state, reason, trial, labels, facts })
+            })
+            .collect();
+        statuses.sort_by_cached_key(|status| natural(&status.name));
+        statuses
+    }
+}
+
+fn seconds(span: Duration) -> String {
+    format!("{} s", span.as_secs())
+}
+
+/// Orders `host-2` before `host-10`: runs of digits compare as numbers.
+fn natural(name: &str) -> Vec<(u64, String)> {
+    let mut parts = Vec::new();
+    let mut rest = name;
+    while !rest.is_empty() {
+        let text = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
+        let (word, tail) = rest.split_at(text);
+        let digits = tail.find(|c: char| !c.is_ascii_digit()).unwrap_or(tail.len());
+        let (number, tail) = tail.split_at(digits);
+        parts.push((0, word.to_owned()));
+        // A number too long to be one compares as text, after all that are.
+        parts.push(number.parse().map_or((u64::MAX, number.to_owned()), |number| (number, String::new())));
+        rest = tail;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::natural;
+
+    #[test]
+    fn hosts_are_in_the_order_that_people_expect() {
+        let mut names = vec!["host-10", "host-2", "a", "host-2b", "host-1", "rack2-1", "rack10-1"];
+        names.sort_by_key(|name| natural(name));
+        assert_eq!(names, ["a", "host-1", "host-2", "host-2b", "host-10", "rack2-1", "rack10-1"]);
+    }
+}

@@ -1,0 +1,239 @@
+//! What the service knows of one campaign beside the scheduler: who it is, what its figures are so far, what it says
+//! of itself.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use toll_protocol::campaign::{self, Campaign};
+use toll_protocol::result::{ArmSummary, CampaignResult, Gate, Provenance, RunCounts, Verdict};
+use toll_protocol::service::{CampaignState, CampaignStatus, CellStatus};
+
+use crate::ledger::{Ledger, LedgerHeader, PlannedTrial};
+use crate::plan::Plan;
+use crate::scheduler::Progress;
+use crate::summary;
+
+use super::store::Over;
+
+/// Least time between two summaries of a running campaign.
+const PACE: Duration = Duration::from_secs(1);
+/// A summary takes at most this part of the time: a large campaign is summarised less often.
+const SHARE: u32 = 20;
+
+/// How far the service's own work on a campaign is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Its ledger is being made.
+    Creating,
+    /// The scheduler has it.
+    Live,
+    /// Every trial is over; the ledger is being closed, the last summary and the files are being written.
+    Ending,
+    /// It is over.
+    Over,
+}
+
+/// One campaign.
+pub(super) struct Kept {
+    pub phase: Phase,
+    /// What does not change while it runs, and the figures as of the last summary.
+    pub status: CampaignStatus,
+    pub gates: Vec<Gate>,
+    pub provenance: Option<Provenance>,
+    /// Changes since the last summary.
+    pub stale: bool,
+    /// Whether a summary is being made.
+    pub summarising: bool,
+    next_summary: Instant,
+    /// The document, as it was submitted.
+    pub manifest: String,
+}
+
+impl Kept {
+    pub fn new(id: &str, header: &LedgerHeader, gates: Vec<Gate>, phase: Phase) -> Self {
+        let status = CampaignStatus {
+            id: id.to_owned(),
+            name: header.campaign.clone(),
+            state: CampaignState::Pending,
+            reason: header.cancelled.clone(),
+            counts: None,
+            running: Vec::new(),
+            left: None,
+            hosts: Vec::new(),
+            submitted_unix_ms: header.submitted_unix_ms,
+            started_unix_ms: None,
+            ended_unix_ms: None,
+            verdict: None,
+            cells: Vec::new(),
+        };
+        Self {
+            phase,
+            status,
+            gates,
+            provenance: Some(header.provenance.clone()),
+            stale: true,
+            summarising: false,
+            next_summary: Instant::now(),
+            manifest: header.manifest.clone(),
+        }
+    }
+
+    pub fn over(Over { status, manifest }: Over) -> Self {
+        Self {
+            phase: Phase::Over,
+            status,
+            gates: Vec::new(),
+            provenance: None,
+            stale: false,
+            summarising: false,
+            next_summary: Instant::now(),
+            manifest,
+        }
+    }
+
+    /// Its status, with what the scheduler knows.
+    pub fn status(&self, progress: Option<Progress>, waits_for: Option<String>) -> CampaignStatus {
+        let mut status = self.status.clone();
+        if self.phase == Phase::Over {
+            return status;
+        }
+        match progress {
+            Some(progress) => {
+                status.state = CampaignState::Running;
+                status.counts = Some(progress.counts);
+                status.running = progress.running;
+                status.left = Some(progress.left);
+                status.reason = progress.cancelled.or(status.reason);
+            }
+            // Its last summary is being made.
+            None if self.phase == Phase::Ending => status.state = CampaignState::Running,
+            None => status.reason = status.reason.or(waits_for),
+        }
+        status
+    }
+
+    /// Whether a summary is to be made now.
+    pub fn is_due(&self) -> bool {
+        self.phase == Phase::Live
+            && self.stale
+            && !self.summarising
+            && !self.status.hosts.is_empty()
+            && Instant::now() >= self.next_summary
+    }
+
+    /// Takes a summary that took so long to make.
+    pub fn summarised(&mut self, result: &CampaignResult, took: Duration) {
+        self.summarising = false;
+        self.next_summary = Instant::now() + PACE.max(took * SHARE);
+        self.status.cells = result.cells.iter().map(cell_status).collect();
+        if self.phase != Phase::Live {
+            self.status.counts = Some(total(result));
+            self.status.verdict = worst(result);
+        }
+    }
+}
+
+fn cell_status(cell: &toll_protocol::result::CellResult) -> CellStatus {
+    let key = &cell.key;
+    CellStatus {
+        name: format!(
+            "{} → {} · {} · {} · {} · {}",
+            key.pair.a, key.pair.b, key.workload, key.direction, key.arm, key.peer
+        ),
+        counts: cell.counts,
+        goodput_bytes_per_second: cell.goodput_bytes_per_second.map(|goodput| goodput.median),
+        ratio_to_native: cell.ratio_to_native,
+    }
+}
+
+/// Trials of all cells by how they ended.
+pub fn total(result: &CampaignResult) -> RunCounts {
+    let mut total = RunCounts::default();
+    for counts in result.cells.iter().map(|cell| cell.counts) {
+        total.planned += counts.planned;
+        total.measured += counts.measured;
+        total.failed += counts.failed;
+        total.skipped += counts.skipped;
+        total.lost += counts.lost;
+    }
+    total
+}
+
+/// The worst verdict of a result's gates.
+pub fn worst(result: &CampaignResult) -> Option<Verdict> {
+    let rank = |verdict: &Verdict| match verdict {
+        Verdict::Pass => 0,
+        Verdict::Inconclusive => 1,
+        Verdict::Fail => 2,
+    };
+    result.gates.iter().map(|gate| gate.verdict).max_by_key(rank)
+}
+
+/// What a ledger is to say of a campaign that has no plan yet.
+pub(super) fn header(
+    campaign: &Campaign,
+    manifest: &str,
+    seed: u64,
+    provenance: Provenance,
+    now_ms: u64,
+) -> LedgerHeader {
+    let native = campaign.native_arm().map(|arm| arm.name.as_str());
+    let arm = |arm: &campaign::Arm| ArmSummary {
+        name: arm.name.clone(),
+        kind: arm.kind.clone(),
+        baseline: native == Some(arm.name.as_str()),
+    };
+    LedgerHeader {
+        campaign: campaign.name.clone(),
+        manifest: manifest.to_owned(),
+        seed,
+        arms: campaign.arms.iter().map(arm).collect(),
+        planned: Vec::new(),
+        provenance,
+        submitted_unix_ms: now_ms,
+        hosts: None,
+        cancelled: None,
+    }
+}
+
+/// A plan as the ledger keeps it.
+pub(super) fn planned(plan: &Plan) -> Vec<PlannedTrial> {
+    let planned = |(position, trial): (usize, &crate::plan::Trial)| PlannedTrial {
+        trial: trial.id,
+        cell: plan.cells[trial.cell].key.clone(),
+        block: trial.block,
+        position: u32::try_from(position).unwrap_or(u32::MAX),
+    };
+    plan.trials.iter().enumerate().map(planned).collect()
+}
+
+/// The plan that a former process made, made again; `None` if this version makes another one.
+pub(super) fn plan_again(campaign: &Campaign, header: &LedgerHeader) -> Option<Arc<Plan>> {
+    let mut ids = header.planned.iter().map(|planned| planned.trial);
+    let none = toll_protocol::trial::TrialId::new(0);
+    let plan = Plan::new(campaign, header.hosts.as_ref()?, header.seed, || ids.next().unwrap_or(none));
+    (planned(&plan) == header.planned).then(|| Arc::new(plan))
+}
+
+/// The result of a campaign as its ledger has it. Reads and computes: for a thread that may block.
+///
+/// # Errors
+/// What is wrong, in one sentence.
+pub fn summarise(path: &std::path::Path, gates: &[Gate]) -> Result<Box<CampaignResult>, String> {
+    let ledger = Ledger::open(path).map_err(|error| chain(&error))?;
+    let records = ledger.records().map_err(|error| chain(&error))?;
+    let result = summary::summarise(ledger.header(), &records, gates).map_err(|error| chain(&error))?;
+    Ok(Box::new(result))
+}
+
+/// An error and all its sources on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

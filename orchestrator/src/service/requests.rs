@@ -1,0 +1,194 @@
+//! What is asked of the service, and its answers.
+
+use tokio::sync::oneshot;
+use toll_protocol::campaign;
+use toll_protocol::result::CampaignResult;
+use toll_protocol::service::{CampaignStatus, Submitted};
+
+use super::handle::{LookupError, Request, SubmitError};
+use super::kept::{self, Kept, Phase};
+use super::store::{LEDGER, StoreError, is_id};
+use super::writer::Job;
+use super::{Observer, Service, ServiceError, Waiting, unix_ms};
+use crate::scheduler::Event;
+
+/// Ids that are tried for a campaign whose name and second another one has.
+const ATTEMPTS: u32 = 1000;
+
+impl<O: Observer> Service<O> {
+    pub(super) fn asked(&mut self, request: Request) -> Result<(), ServiceError> {
+        match request {
+            Request::Submit { id, manifest, answer } => self.submit(id, &manifest, answer)?,
+            Request::Cancel { id, reason, answer } => self.cancel(&id, reason, answer)?,
+            // Whoever asked may have gone meanwhile: that is no fault, here and below.
+            Request::Campaigns(answer) => drop(answer.send(self.statuses())),
+            Request::Campaign { id, answer } => {
+                let status = self.kept.get(&id).map(|kept| self.status(&id, kept));
+                drop(answer.send(status.ok_or(LookupError::Unknown { id })));
+            }
+            Request::Result { id, answer } => self.result(id, answer),
+            Request::Agents(answer) => drop(answer.send(self.scheduler.agents(self.now()))),
+            Request::Nodes(nodes) => {
+                self.changed = true;
+                self.step(Event::Nodes(nodes))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn status(&self, id: &str, kept: &Kept) -> CampaignStatus {
+        kept.status(self.scheduler.progress(id, self.now()), self.scheduler.waits_for(id))
+    }
+
+    /// The latest first.
+    fn statuses(&self) -> Vec<CampaignStatus> {
+        let mut all: Vec<_> = self.kept.iter().map(|(id, kept)| self.status(id, kept)).collect();
+        all.sort_by(|a, b| (b.submitted_unix_ms, &b.id).cmp(&(a.submitted_unix_ms, &a.id)));
+        all
+    }
+
+    fn submit(
+        &mut self,
+        id: Option<String>,
+        manifest: &str,
+        answer: oneshot::Sender<Result<Submitted, SubmitError>>,
+    ) -> Result<(), ServiceError> {
+        match self.take(id, manifest) {
+            Ok(Taken::Known(id)) => drop(answer.send(Ok(Submitted { id, new: false }))),
+            Ok(Taken::New { id, campaign, header }) => {
+                let kept = Kept::new(&id, &header, campaign.gates.clone(), Phase::Creating);
+                let new = self.new_campaign(&id, *campaign, header.seed);
+                self.kept.insert(id.clone(), kept);
+                self.waiting.push((id.clone(), Waiting::Submitted(answer, Box::new(new))));
+                self.give(&id, Job::Create(header))?;
+            }
+            Err(error) => drop(answer.send(Err(error))),
+        }
+        Ok(())
+    }
+
+    fn take(&self, id: Option<String>, manifest: &str) -> Result<Taken, SubmitError> {
+        let campaign = campaign::parse(manifest).map_err(SubmitError::Invalid)?;
+        if campaign.select.is_none() && self.options.lab.is_none() {
+            return Err(SubmitError::NoSelect);
+        }
+        let id = match id {
+            Some(id) if !is_id(&id) => return Err(SubmitError::Id { id }),
+            Some(id) => match self.kept.get(&id) {
+                Some(kept) if kept.phase == Phase::Creating => return Err(SubmitError::Taken { id }),
+                Some(kept) if kept.manifest == manifest => return Ok(Taken::Known(id)),
+                Some(_) => return Err(SubmitError::Taken { id }),
+                None => id,
+            },
+            None => self.free_id(&campaign.name)?,
+        };
+        // A seed that was not asked for is short enough to be typed again.
+        let seed = campaign.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+        let header = kept::header(&campaign, manifest, seed, self.provenance(&[]), unix_ms());
+        Ok(Taken::New { id, campaign: Box::new(campaign), header: Box::new(header) })
+    }
+
+    /// `quickstart-20261124-190406`, in UTC, with a number if there is one already.
+    fn free_id(&self, name: &str) -> Result<String, SubmitError> {
+        let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
+        let first = format!("{name}-{time}");
+        let free = |id: &String| !self.kept.contains_key(id) && !self.options.store.directory(id).exists();
+        if matches!(self.options.store, super::Store::One(_)) {
+            return Ok(first);
+        }
+        let numbered = (2..ATTEMPTS).map(|number| format!("{first}-{number}"));
+        let id = std::iter::once(first.clone()).chain(numbered).find(free);
+        id.ok_or(SubmitError::Taken { id: first })
+    }
+
+    pub(super) fn created(&mut self, id: &str, created: Result<(), StoreError>) -> Result<(), ServiceError> {
+        let Some(at) = self
+            .waiting
+            .iter()
+            .position(|(waiting, what)| waiting == id && matches!(what, Waiting::Submitted(..)))
+        else {
+            return Ok(());
+        };
+        let (_, Waiting::Submitted(answer, new)) = self.waiting.remove(at) else { return Ok(()) };
+        match created {
+            Ok(()) => {
+                tracing::info!(campaign = id, "submitted");
+                if let Some(kept) = self.kept.get_mut(id) {
+                    kept.phase = Phase::Live;
+                }
+                drop(answer.send(Ok(Submitted { id: id.to_owned(), new: true })));
+                self.step(Event::Submit(new))
+            }
+            Err(error) => {
+                self.kept.remove(id);
+                let why = kept::chain(&error);
+                tracing::error!(campaign = id, why, "can't be kept");
+                drop(answer.send(Err(SubmitError::Store(why))));
+                Ok(())
+            }
+        }
+    }
+
+    fn cancel(
+        &mut self,
+        id: &str,
+        reason: String,
+        answer: oneshot::Sender<Result<(), LookupError>>,
+    ) -> Result<(), ServiceError> {
+        match self.kept.get(id).map(|kept| kept.phase) {
+            None | Some(Phase::Creating) => {
+                drop(answer.send(Err(LookupError::Unknown { id: id.to_owned() })));
+                Ok(())
+            }
+            Some(Phase::Ending | Phase::Over) => {
+                drop(answer.send(Ok(())));
+                Ok(())
+            }
+            Some(Phase::Live) => {
+                self.waiting.push((id.to_owned(), Waiting::Cancelled(answer, reason.clone())));
+                self.give(id, Job::Cancel(reason))
+            }
+        }
+    }
+
+    /// The wish to end a campaign is durable.
+    pub(super) fn cancelled(&mut self, id: &str) -> Result<(), ServiceError> {
+        let Some(at) = self
+            .waiting
+            .iter()
+            .position(|(waiting, what)| waiting == id && matches!(what, Waiting::Cancelled(..)))
+        else {
+            return Ok(());
+        };
+        let (_, Waiting::Cancelled(answer, reason)) = self.waiting.remove(at) else { return Ok(()) };
+        drop(answer.send(Ok(())));
+        self.step(Event::Cancel { campaign: id.to_owned(), reason })
+    }
+
+    fn result(&self, id: String, answer: oneshot::Sender<Result<Box<CampaignResult>, LookupError>>) {
+        let Some(kept) = self.kept.get(&id) else {
+            drop(answer.send(Err(LookupError::Unknown { id })));
+            return;
+        };
+        let (store, gates) = (self.options.store.clone(), kept.gates.clone());
+        match kept.phase {
+            Phase::Over => drop(tokio::task::spawn_blocking(move || {
+                let result = store.read_result(&id);
+                let result = result.map_err(|error| LookupError::Ledger { id, why: kept::chain(&error) });
+                drop(answer.send(result));
+            })),
+            _ if kept.status.hosts.is_empty() => drop(answer.send(Err(LookupError::Pending { id }))),
+            _ => drop(tokio::task::spawn_blocking(move || {
+                let path = store.directory(&id).join(LEDGER);
+                let result = kept::summarise(&path, &gates);
+                drop(answer.send(result.map_err(|why| LookupError::Ledger { id, why })));
+            })),
+        }
+    }
+}
+
+/// What becomes of a submission.
+enum Taken {
+    Known(String),
+    New { id: String, campaign: Box<campaign::Campaign>, header: Box<crate::ledger::LedgerHeader> },
+}
