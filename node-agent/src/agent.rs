@@ -5,25 +5,29 @@
 //!                             ^------------- outgoing messages -----------------'
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{Id, JoinError, JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinHandle, JoinSet};
 use toll_protocol::PROTOCOL_VERSION;
-use toll_protocol::facts::HostFacts;
 use toll_protocol::message::{FromAgent, ToAgent};
 use toll_protocol::report::Failure;
 use toll_protocol::trial::{EndSpec, TrialId};
 
+use crate::address::HostPort;
 use crate::child::Spawner;
-use crate::link::{Identity, Link, LinkError, LinkEvent};
+use crate::facts;
+use crate::health::Health;
+use crate::http::{Http, HttpError};
+use crate::identity::Identity;
+use crate::link::{Link, LinkError, LinkEvent};
 use crate::metrics::Metrics;
-use crate::network::{Network, NetworkError};
+use crate::network::{Network, NetworkConfig, NetworkError};
 use crate::outbox::Outbox;
 use crate::runner::{Host, Runner, refusal};
 use crate::trial::Event;
@@ -35,23 +39,28 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long an orchestrator that keeps the connection and reads nothing is waited for when the agent stops.
 const FAREWELL_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// The loop turns at least so often, for whoever watches over it.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
 /// What an agent is started with.
 #[derive(Debug)]
 pub struct AgentConfig {
     /// Where the orchestrator listens.
-    pub orchestrator: SocketAddr,
+    pub orchestrator: HostPort,
     /// The name in the orchestrator's certificate.
     pub server_name: String,
     /// The agent's name, which is that of its certificate.
     pub name: String,
-    /// The test NIC.
-    pub nic: String,
+    /// What campaigns select the host by.
+    pub labels: BTreeMap<String, String>,
+    /// The test NIC and how virtual ends reach its wire.
+    pub network: NetworkConfig,
     /// The agent's certificates.
     pub identity: Identity,
-    /// What is known of the host.
-    pub facts: HostFacts,
     /// Folder of the programs that run the ends of trials.
     pub programs: PathBuf,
+    /// Where to answer probes and Prometheus, if anywhere.
+    pub http: Option<SocketAddr>,
     /// What is told to Prometheus.
     pub metrics: Metrics,
 }
@@ -65,6 +74,9 @@ pub enum AgentError {
     /// The link can't be made.
     #[error("the orchestrator can't be dialled")]
     Link(#[from] LinkError),
+    /// Probes can't be answered.
+    #[error("probes can't be answered")]
+    Http(#[from] HttpError),
     /// The thread that starts processes.
     #[error("the thread that starts processes can't be started")]
     Spawner(#[source] std::io::Error),
@@ -79,30 +91,31 @@ pub enum AgentError {
 /// # Errors
 /// [`AgentError`]; the host is clean then too.
 pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<(), AgentError> {
-    let network = Network::open(&config.nic, Some(config.orchestrator.ip()))?;
-    network.check_nic().await?;
+    let network = Network::open(config.network).await?;
+    let (nic, wire) = (network.nic().to_owned(), network.wire());
+    tracing::info!(name = config.name, nic, %wire, "this host's virtual ends reach the wire by {wire} on {nic}");
     let (found, left) = network.sweep().await?;
     if !found.is_empty() {
         tracing::warn!(?found, ?left, "a former agent left this behind");
     }
+    let health = Arc::new(Health::new(Instant::now()));
+    let _http = listen(config.http, &health, config.metrics.registry().into()).await?;
     let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(AgentError::Spawner)?;
-    let hello = FromAgent::Hello {
-        version: PROTOCOL_VERSION,
-        name: config.name,
-        facts: Box::new(config.facts.clone()),
-        labels: std::collections::BTreeMap::new(),
-        held: Vec::new(),
-    };
-    let link = Link::new(config.orchestrator, config.server_name, &config.identity, hello)?;
-    let (facts, programs, metrics) = (config.facts, config.programs, config.metrics);
-    let host = Host { network, spawner, facts, programs, metrics };
+    let mut facts = facts::collect(Some(&nic), &config.programs);
+    facts.wire = Some(wire);
+    facts.guest_addresses = network.guest_addresses();
+    let link = Link::new(config.orchestrator, config.server_name, &config.identity)?;
+    let host = Host { network, spawner, facts, programs: config.programs, metrics: config.metrics };
     let (to_link, outgoing) = mpsc::channel(16);
     let (events, from_link) = mpsc::channel(16);
     let (stop_link, stopped) = oneshot::channel();
     let link = tokio::spawn(link.run(outgoing, events, stopped));
     let (to_agent, from_trials) = mpsc::channel(256);
     let mut agent = Agent {
+        name: config.name,
+        labels: config.labels,
         host: Arc::new(host),
+        health,
         trials: HashMap::new(),
         tasks: JoinSet::new(),
         ids: HashMap::new(),
@@ -113,6 +126,29 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     agent.serve(link, stop_link, from_link, from_trials, stop).await
 }
 
+/// A task that ends with its owner.
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Answers probes and Prometheus as long as what is returned lives.
+async fn listen(
+    address: Option<SocketAddr>,
+    health: &Arc<Health>,
+    registry: Arc<prometheus::Registry>,
+) -> Result<Option<Task>, HttpError> {
+    let Some(address) = address else { return Ok(None) };
+    let http = Http::bind(address).await?;
+    tracing::info!(address = %http.address().unwrap_or(address), "answering /metrics, /livez and /readyz");
+    let health = Arc::clone(health);
+    let task = tokio::spawn(async { http.serve(health, registry).await });
+    Ok(Some(Task(task.abort_handle())))
+}
+
 /// A trial that has not been torn down.
 struct Trial {
     events: mpsc::Sender<Event>,
@@ -121,6 +157,9 @@ struct Trial {
 }
 
 struct Agent {
+    name: String,
+    labels: BTreeMap<String, String>,
+    health: Arc<Health>,
     host: Arc<Host>,
     trials: HashMap<TrialId, Trial>,
     tasks: JoinSet<TrialId>,
@@ -144,7 +183,9 @@ impl Agent {
         // Set once: from then on no new trial is taken and the loop ends with the last trial.
         let mut stopping: Option<tokio::time::Instant> = None;
         let mut link_ended = None;
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
         loop {
+            self.health.turned(Instant::now());
             if stopping.is_some() && self.tasks.is_empty() {
                 break;
             }
@@ -163,12 +204,20 @@ impl Agent {
                     tracing::error!(trials = self.tasks.len(), "trials did not end in time");
                     break;
                 }
+                _ = heartbeat.tick() => {}
                 Some(event) = from_link.recv() => match event {
-                    LinkEvent::Connected => self.connected(),
-                    LinkEvent::Lost => {
+                    // The link no longer wants it if it has lost the connection meanwhile.
+                    LinkEvent::HelloWanted(answer) => drop(answer.send(self.hello())),
+                    LinkEvent::Connected(orchestrator) => {
+                        self.host.network.dialled(orchestrator);
+                        self.connected();
+                    }
+                    LinkEvent::Lost(reason) => {
+                        self.health.unconnected(reason);
                         self.outbox.lost();
                         self.host.metrics.lost();
                     }
+                    LinkEvent::NotConnected(reason) => self.health.unconnected(reason),
                     LinkEvent::Message(message) => self.obey(message, stopping.is_some()),
                 },
                 Some(message) = from_trials.recv() => self.outbox.push(message),
@@ -216,21 +265,39 @@ impl Agent {
                 sent = self.to_link.send(message) => if sent.is_err() { break },
                 event = from_link.recv() => match event {
                     // Whatever else the orchestrator wants comes too late.
-                    Some(LinkEvent::Message(_) | LinkEvent::Connected) => {}
-                    Some(LinkEvent::Lost) | None => break,
+                    Some(LinkEvent::Message(_) | LinkEvent::Connected(_) | LinkEvent::HelloWanted(_)) => {}
+                    Some(LinkEvent::Lost(_) | LinkEvent::NotConnected(_)) | None => break,
                 },
             }
         }
     }
 
     fn stop_trials(&self) -> tokio::time::Instant {
+        self.health.stopping();
         for id in self.trials.keys() {
             self.tell(*id, Event::Shutdown);
         }
         tokio::time::Instant::now() + STOP_TIMEOUT
     }
 
+    /// The first message of a connection: the host as it is now, and the trials that the orchestrator can still count
+    /// on.
+    fn hello(&self) -> FromAgent {
+        let mut facts = self.host.facts.clone();
+        // Of all facts, those that somebody may have changed meanwhile and that trials depend on.
+        facts.nic = facts::nic::facts(self.host.network.nic());
+        let held: BTreeSet<TrialId> = self.trials.keys().copied().chain(self.outbox.trials()).collect();
+        FromAgent::Hello {
+            version: PROTOCOL_VERSION,
+            name: self.name.clone(),
+            facts: Box::new(facts),
+            labels: self.labels.clone(),
+            held: held.into_iter().collect(),
+        }
+    }
+
     fn connected(&mut self) {
+        self.health.connected();
         self.outbox.connected();
         self.host.metrics.connected();
         for id in self.trials.keys() {
@@ -245,7 +312,7 @@ impl Agent {
             ToAgent::Start { trial, peer } => {
                 if self.trials.contains_key(&trial) {
                     self.tell(trial, Event::Start { peer });
-                } else {
+                } else if !self.outbox.repeat(trial) {
                     tracing::warn!(%trial, "Start of an unknown trial");
                     let failure =
                         Failure::new("this agent does not know the trial: it may have been restarted");
@@ -254,7 +321,7 @@ impl Agent {
             }
             ToAgent::Acknowledged { trial } => {
                 if !self.outbox.acknowledged(trial) {
-                    tracing::warn!(%trial, "an outcome that is not kept was acknowledged");
+                    tracing::info!(%trial, "an outcome that is not kept was acknowledged");
                 }
             }
             ToAgent::Teardown { trial } => {
@@ -273,6 +340,10 @@ impl Agent {
         let run = end.deadline.duration();
         if self.trials.contains_key(&trial) {
             self.tell(trial, Event::Prepare { run });
+            return;
+        }
+        // It has run, and the orchestrator has not heard how it ended: a second run would be another trial.
+        if self.outbox.repeat(trial) {
             return;
         }
         let holds = |trial: &Trial| !trial.released.load(Ordering::Acquire);

@@ -1,9 +1,14 @@
 //! The node agent: one process per host. It dials the orchestrator, prepares the host's network, runs the ends of
 //! trials as child processes, reports what they measured and leaves the host as it was.
 
+pub mod address;
 pub mod agent;
 pub mod child;
 pub mod facts;
+pub mod health;
+pub mod http;
+pub mod identity;
+pub mod labels;
 pub mod link;
 pub mod metrics;
 pub mod network;

@@ -8,23 +8,26 @@
 //!            |                  |                                      |
 //!            +------------------+---------- refused -------------------+---- stop ----> flushed, closed
 //! ```
-//! Nothing is kept here over a loss: the agent says again what has to be said.
+//! Dialling begins with the name of the orchestrator's host, which is looked up anew. All its addresses are tried, one
+//! a little after the other (RFC 8305); the first that shakes hands is greeted. Nothing is kept here over a loss: the
+//! agent is asked for its `Hello` on each connection, and says again what has to be said.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_ok;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{
     ClientConfig, Connection, Endpoint, IdleTimeout, RecvStream, SendStream, TransportConfig, VarInt,
 };
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::{mpsc, oneshot};
 use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::message::{FromAgent, ToAgent};
+
+use crate::address::{AddressError, HostPort};
+use crate::identity::{Identity, IdentityError};
 
 /// Name of the protocol in the handshake (RFC 7301).
 pub const ALPN: &[u8] = b"toll/1";
@@ -39,37 +42,29 @@ const INITIAL_RTT: Duration = Duration::from_millis(50);
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last messages may take to be acknowledged by the other side's transport.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
+/// How much later the next address of a name is tried (RFC 8305, 5).
+const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 const SHORTEST_BACK_OFF: Duration = Duration::from_millis(100);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(5);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// A PEM file can't be used.
-    #[error("{what} {} can't be used", path.display())]
-    Pem {
-        /// `CA certificate`, `certificate`, `private key`.
-        what: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: rustls::pki_types::pem::Error,
-    },
-    /// A PEM file holds no certificate.
-    #[error("{} holds no certificate", path.display())]
-    NoCertificate {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The certificates don't make a configuration.
-    #[error("the certificates can't be used")]
-    Tls(#[from] rustls::Error),
+    /// The certificates can't be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// The configuration is of no use for QUIC.
     #[error("the certificates can't be used for QUIC")]
     Quic(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
     /// No UDP socket.
     #[error("no UDP socket could be opened")]
     Socket(#[source] std::io::Error),
+    /// The orchestrator's host has no address.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The agent has gone, and nobody is left to say Hello.
+    #[error("the agent stops")]
+    Stopping,
     /// The orchestrator's address or name can't be dialled.
     #[error("the orchestrator can't be dialled")]
     Dial(#[from] quinn::ConnectError),
@@ -104,98 +99,50 @@ pub enum LinkError {
     },
 }
 
-/// The certificates of one agent, read once.
-#[derive(Debug)]
-pub struct Identity {
-    ca: CertificateDer<'static>,
-    chain: Vec<CertificateDer<'static>>,
-    key: PrivateKeyDer<'static>,
-}
-
-impl Identity {
-    /// Reads three PEM files, each once: they may be descriptors such as `/proc/self/fd/3`.
-    ///
-    /// # Errors
-    /// [`LinkError::Pem`] or [`LinkError::NoCertificate`].
-    pub fn read(ca: &Path, certificate: &Path, key: &Path) -> Result<Self, LinkError> {
-        let error = |what, path: &Path| {
-            let path = path.to_owned();
-            move |source| LinkError::Pem { what, path, source }
-        };
-        let chain = CertificateDer::pem_file_iter(certificate)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-            .map_err(error("certificate", certificate))?;
-        if chain.is_empty() {
-            return Err(LinkError::NoCertificate { path: certificate.to_owned() });
-        }
-        Ok(Self {
-            ca: CertificateDer::from_pem_file(ca).map_err(error("CA certificate", ca))?,
-            chain,
-            key: PrivateKeyDer::from_pem_file(key).map_err(error("private key", key))?,
-        })
-    }
-
-    fn client_config(&self) -> Result<ClientConfig, LinkError> {
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(self.ca.clone())?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
-        tls.alpn_protocols = vec![ALPN.to_vec()];
-        let mut transport = TransportConfig::default();
-        transport
-            .keep_alive_interval(Some(KEEP_ALIVE))
-            .max_idle_timeout(Some(IdleTimeout::from(IDLE_TIMEOUT)))
-            .initial_rtt(INITIAL_RTT)
-            // The orchestrator opens no streams.
-            .max_concurrent_bidi_streams(VarInt::from_u32(0))
-            .max_concurrent_uni_streams(VarInt::from_u32(0));
-        let mut config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-        config.transport_config(Arc::new(transport));
-        Ok(config)
-    }
+fn client_config(identity: &Identity) -> Result<ClientConfig, LinkError> {
+    let mut transport = TransportConfig::default();
+    transport
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(IdleTimeout::from(IDLE_TIMEOUT)))
+        .initial_rtt(INITIAL_RTT)
+        // The orchestrator opens no streams.
+        .max_concurrent_bidi_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(0));
+    let tls = QuicClientConfig::try_from(identity.client_config(ALPN)?)?;
+    let mut config = ClientConfig::new(Arc::new(tls));
+    config.transport_config(Arc::new(transport));
+    Ok(config)
 }
 
 /// What becomes of the connection.
 #[derive(Debug)]
 pub enum LinkEvent {
-    /// The orchestrator has said `Welcome`.
-    Connected,
+    /// A connection is about to be greeted: the agent's `Hello`, as it is now, is to be sent here.
+    HelloWanted(oneshot::Sender<FromAgent>),
+    /// The orchestrator, which is at this address, has said `Welcome`.
+    Connected(IpAddr),
     /// It says something.
     Message(ToAgent),
-    /// The connection is lost; it is being dialled again.
-    Lost,
+    /// The connection is lost, for this reason; it is being dialled again.
+    Lost(String),
+    /// There is no connection yet, for this reason; it is being dialled again.
+    NotConnected(String),
 }
 
 /// One agent's connection to its orchestrator.
 pub struct Link {
-    endpoint: Endpoint,
-    orchestrator: SocketAddr,
+    config: ClientConfig,
+    orchestrator: HostPort,
     server_name: String,
-    hello: FromAgent,
 }
 
 impl Link {
-    /// Opens the socket; nothing is sent yet. `server_name` is the name in the orchestrator's certificate, `hello`
-    /// the first message of every connection.
+    /// Nothing is sent or looked up yet. `server_name` is the name in the orchestrator's certificate.
     ///
     /// # Errors
-    /// [`LinkError`] if there is no socket or the certificates are of no use.
-    pub fn new(
-        orchestrator: SocketAddr,
-        server_name: String,
-        identity: &Identity,
-        hello: FromAgent,
-    ) -> Result<Self, LinkError> {
-        let any: SocketAddr = match orchestrator {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let mut endpoint = Endpoint::client(any).map_err(LinkError::Socket)?;
-        endpoint.set_default_client_config(identity.client_config()?);
-        Ok(Self { endpoint, orchestrator, server_name, hello })
+    /// [`LinkError`] if the certificates are of no use.
+    pub fn new(orchestrator: HostPort, server_name: String, identity: &Identity) -> Result<Self, LinkError> {
+        Ok(Self { config: client_config(identity)?, orchestrator, server_name })
     }
 
     /// Keeps a connection until `stop` is sent or dropped; then writes what `outgoing` still holds, and closes.
@@ -208,49 +155,52 @@ impl Link {
     ) {
         let mut back_off = SHORTEST_BACK_OFF;
         loop {
-            let error = tokio::select! {
-                greeted = self.dial() => match greeted {
+            let (error, event): (_, fn(String) -> LinkEvent) = tokio::select! {
+                greeted = self.dial(&events) => match greeted {
                     Ok(session) => {
-                        tracing::info!(orchestrator = %self.orchestrator, "connected");
+                        tracing::info!(
+                            orchestrator = %self.orchestrator, address = %session.address, "connected"
+                        );
                         back_off = SHORTEST_BACK_OFF;
                         match session.serve(&mut outgoing, &events, &mut stop).await {
-                            Ok(()) => break,
-                            Err(error) => {
-                                if events.send(LinkEvent::Lost).await.is_err() {
-                                    break;
-                                }
-                                error
-                            }
+                            Ok(()) => return,
+                            Err(error) => (error, LinkEvent::Lost),
                         }
                     }
-                    Err(error) => error,
+                    Err(error) => (error, LinkEvent::NotConnected),
                 },
-                _ = &mut stop => break,
+                _ = &mut stop => return,
             };
+            let reason = crate::chain(&error);
             let wait = back_off.mul_f64(rand::random_range(0.5..1.0));
-            tracing::warn!(orchestrator = %self.orchestrator, retry_in = ?wait, "{}", crate::chain(&error));
+            tracing::warn!(orchestrator = %self.orchestrator, retry_in = ?wait, "{reason}");
+            if events.send(event(reason)).await.is_err() {
+                return;
+            }
             back_off = (back_off * 2).min(LONGEST_BACK_OFF);
             // Whatever ends the wait other than the time is the order to stop.
             if tokio::time::timeout(wait, &mut stop).await.is_ok() {
-                break;
+                return;
             }
-        }
-        self.endpoint.close(VarInt::from_u32(0), b"the agent stops");
-        if tokio::time::timeout(FLUSH_TIMEOUT, self.endpoint.wait_idle()).await.is_err() {
-            tracing::debug!("the orchestrator did not see the connection closed");
         }
     }
 
-    /// One attempt: handshake, stream, greeting.
-    async fn dial(&self) -> Result<Session, LinkError> {
+    /// One attempt: addresses, handshake, stream, greeting.
+    async fn dial(&self, events: &mpsc::Sender<LinkEvent>) -> Result<Session, LinkError> {
+        let addresses = self.orchestrator.look_up().await?;
         let greeting = async {
-            let connection = self.endpoint.connect(self.orchestrator, &self.server_name)?.await?;
+            let attempts = addresses.iter().enumerate();
+            let attempts = attempts.map(|(n, address)| Box::pin(self.shake_hands(*address, n as u32)));
+            let ((endpoint, connection), _) = select_ok(attempts).await?;
             let (mut send, receive) = connection.open_bi().await?;
-            send.write_all(&encode(&self.hello)?).await?;
+            let (answer, hello) = oneshot::channel();
+            events.send(LinkEvent::HelloWanted(answer)).await.map_err(|_| LinkError::Stopping)?;
+            send.write_all(&encode(&hello.await.map_err(|_| LinkError::Stopping)?)?).await?;
             let mut incoming = Incoming { stream: receive, decoder: Decoder::default() };
             match incoming.next().await {
                 Ok(ToAgent::Welcome { version: PROTOCOL_VERSION }) => {
-                    Ok(Session { connection, send, incoming })
+                    let address = connection.remote_address().ip();
+                    Ok(Session { endpoint, connection, address, send, incoming })
                 }
                 Ok(ToAgent::Welcome { version }) => Err(LinkError::Version { theirs: version }),
                 Ok(_) => Err(LinkError::Unwelcome),
@@ -259,11 +209,25 @@ impl Link {
         };
         tokio::time::timeout(GREETING_TIMEOUT, greeting).await.unwrap_or(Err(LinkError::Silent))
     }
+
+    /// Connects to the `n`th address of the orchestrator, after those before it had their time.
+    async fn shake_hands(&self, address: SocketAddr, n: u32) -> Result<(Endpoint, Connection), LinkError> {
+        tokio::time::sleep_until(tokio::time::Instant::now() + NEXT_ADDRESS * n).await;
+        let any: SocketAddr = match address {
+            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let endpoint = Endpoint::client(any).map_err(LinkError::Socket)?;
+        let connecting = endpoint.connect_with(self.config.clone(), address, &self.server_name)?;
+        Ok((endpoint, connecting.await?))
+    }
 }
 
 /// A connection that has been greeted.
 struct Session {
+    endpoint: Endpoint,
     connection: Connection,
+    address: IpAddr,
     send: SendStream,
     incoming: Incoming,
 }
@@ -276,8 +240,8 @@ impl Session {
         events: &mpsc::Sender<LinkEvent>,
         stop: &mut oneshot::Receiver<()>,
     ) -> Result<(), LinkError> {
-        let Self { connection, mut send, mut incoming } = self;
-        if events.send(LinkEvent::Connected).await.is_err() {
+        let Self { endpoint, connection, address, mut send, mut incoming } = self;
+        if events.send(LinkEvent::Connected(address)).await.is_err() {
             return Ok(());
         }
         // Two loops side by side: a slow reader on one side never keeps the other direction waiting.
@@ -317,6 +281,10 @@ impl Session {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::warn!("the last messages are lost: {}", crate::chain(&error)),
             Err(_) => tracing::warn!("the orchestrator did not take the last messages in time"),
+        }
+        endpoint.close(VarInt::from_u32(0), b"the agent stops");
+        if tokio::time::timeout(FLUSH_TIMEOUT, endpoint.wait_idle()).await.is_err() {
+            tracing::debug!("the orchestrator did not see the connection closed");
         }
         Ok(())
     }

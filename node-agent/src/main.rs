@@ -2,18 +2,21 @@
 
 mod arguments;
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use arguments::{Arguments, Command, Run};
-use clap::Parser;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use tokio::signal::unix::{SignalKind, signal};
 use toll_node_agent::agent::{self, AgentConfig};
-use toll_node_agent::link::Identity;
+use toll_node_agent::identity::Identity;
 use toll_node_agent::metrics::Metrics;
-use toll_node_agent::{Exit, facts};
+use toll_node_agent::network::NetworkConfig;
+use toll_node_agent::{Exit, facts, labels};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -30,9 +33,17 @@ fn main() -> ExitCode {
     };
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    let done = match Arguments::parse().command {
-        Command::Run(arguments) => run(arguments),
-        Command::Facts { nic } => show_facts(nic.as_deref()),
+    let arguments = Arguments::parse();
+    let done = match (arguments.command, arguments.run) {
+        (Some(Command::Facts { nic }), _) => show_facts(nic.as_deref()),
+        (None, Some(arguments)) => match labels::by_key(arguments.labels.clone()) {
+            Ok(labels) => run(arguments, labels),
+            Err(error) => Arguments::command().error(ErrorKind::ValueValidation, error).exit(),
+        },
+        // Clap asks for --orchestrator by itself only where some other option of the group is there.
+        (None, None) => Arguments::command()
+            .error(ErrorKind::MissingRequiredArgument, "--orchestrator HOST:PORT is needed")
+            .exit(),
     };
     if let Err(error) = done {
         tracing::error!("{error:#}");
@@ -41,28 +52,51 @@ fn main() -> ExitCode {
     Exit::Ok.into()
 }
 
-// One thread is enough, and disturbs what is measured least.
-#[tokio::main(flavor = "current_thread")]
-async fn run(arguments: Run) -> anyhow::Result<()> {
+fn run(arguments: Run, labels: BTreeMap<String, String>) -> anyhow::Result<()> {
+    let [ca, certificate, key] = arguments.identity();
+    let identity = Identity::read(&ca, &certificate, &key)?;
+    let name = match arguments.name {
+        Some(name) => name,
+        None => host_name()?,
+    };
+    let config = AgentConfig {
+        orchestrator: arguments.orchestrator,
+        server_name: arguments.server_name,
+        name,
+        labels,
+        network: NetworkConfig {
+            nic: arguments.nic,
+            wire: arguments.wire.map(Into::into),
+            guest_addresses: arguments.guest_addresses,
+        },
+        identity,
+        programs: programs()?,
+        http: arguments.http,
+        metrics: Metrics::new()?,
+    };
+    // One thread is enough, and disturbs what is measured least.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("the runtime can't be started")?;
+    let done = runtime.block_on(serve(config));
+    // A look-up of a name that hangs does not keep the agent.
+    runtime.shutdown_background();
+    done
+}
+
+async fn serve(config: AgentConfig) -> anyhow::Result<()> {
     // First of all, so that no signal finds the agent unprepared.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be waited for")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be waited for")?;
     let stop = async move {
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
     };
-    let identity = Identity::read(&arguments.ca, &arguments.certificate, &arguments.key)?;
-    let programs = programs()?;
-    let config = AgentConfig {
-        orchestrator: arguments.orchestrator,
-        server_name: arguments.server_name,
-        name: arguments.name,
-        facts: facts::collect(Some(&arguments.nic), &programs),
-        nic: arguments.nic,
-        identity,
-        programs,
-        metrics: Metrics::new()?,
-    };
     Ok(agent::run(config, stop).await?)
+}
+
+fn host_name() -> anyhow::Result<String> {
+    let name = nix::unistd::gethostname().context("the host's name can't be found")?;
+    name.into_string()
+        .map_err(|name| anyhow::anyhow!("the host's name {name:?} is no text: give one with --name"))
 }
 
 /// The folder of this program, where Toll's others stand too.

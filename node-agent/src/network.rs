@@ -1,34 +1,48 @@
-//! The host's side of a virtual path: a bridge per trial that joins the test NIC and the TAP of the trial's
-//! VMM, by rtnetlink(7).
+//! The host's side of a virtual path: how the port of a VMM is joined to the wire that the test NIC is on, by
+//! rtnetlink(7).
 //!
 //! ```text
-//!   kernel TCP          VMM                        native ends use the NIC's own address and no bridge
-//!       |                |
-//!   [ test NIC ]     [ tt<id> ]      TAP, made by the VMM, gone with it
-//!       |                |
-//!       +--[ tb<id> ]----+           bridge, made here, alias `toll trial <id>`
+//!   exclusive                           bridge                           macvtap
+//!
+//!   [ test NIC ]   [ tt<id> ] TAP       [ NIC ]    [ tt<id> ] TAP        [ tt<id> ] macvtap, made here
+//!        |              |                  |           |                     |
+//!        +-[ tb<id> ]---+               [ test NIC: the host's bridge ]  [ test NIC ] and the host's addresses
+//!           bridge, made here
 //! ```
-//! The NIC's address and MTU are never touched. Names and aliases carry the trial's id, so that whatever an agent
-//! left behind when it was killed is found by the next one.
+//! Native ends use the NIC's own address and none of this. A TAP is made by the VMM and gone with it. The NIC's address
+//! and MTU are never touched. Names and aliases (`toll trial <id>`) carry the trial's id, so that whatever an agent left
+//! behind when it was killed is found by the next one.
 
-use std::net::IpAddr;
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
+use toll_protocol::child::VmmPort;
+use toll_protocol::facts::Wire;
 use toll_protocol::trial::TrialId;
-use toll_protocol::units::InterfaceAddress;
+use toll_protocol::units::{AddressRange, InterfaceAddress, MacAddress};
 
+mod device;
+mod fitness;
 mod links;
+mod probe;
+mod routes;
 
-use links::Link;
+use device::Announcements;
+use links::{Kind, Link};
 
 /// How long the kernel may take for all requests of one step.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// What the alias of everything made for a trial begins with.
 const ALIAS: &str = "toll trial ";
+/// Addresses that are remembered as free. More than any range of guests has in use; an orchestrator that makes them up
+/// gets no more memory than this.
+const MOST_PROBED: usize = 4096;
 
 /// Why the host's network can't be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +60,49 @@ pub enum NetworkError {
         nic: String,
         /// What is wrong with it, and what to do.
         why: String,
+    },
+    /// No test NIC was named, and there is no default route to take it from.
+    #[error(
+        "no network interface was named, and the host has no default route to find it by: name one with --nic"
+    )]
+    NoDefaultRoute,
+    /// The addresses for guests are not fit for the NIC's network.
+    #[error("the guests' addresses {range} can't be used on {nic}: {why}")]
+    GuestAddresses {
+        /// What was asked for.
+        range: AddressRange,
+        /// The test NIC.
+        nic: String,
+        /// What is wrong with them, and what to do.
+        why: String,
+    },
+    /// Somebody on the NIC's network has the address of a virtual end already.
+    #[error(
+        "address {address} is in use by {user}: give the guests addresses that nobody uses (--guest-addresses)"
+    )]
+    AddressInUse {
+        /// The address.
+        address: Ipv4Addr,
+        /// Who answered, by their MAC address, or `this host`.
+        user: String,
+    },
+    /// The network could not be asked whether an address is free.
+    #[error(
+        "whether {address} is in use could not be asked by ARP: CAP_NET_RAW is needed, and an Ethernet NIC"
+    )]
+    Probe {
+        /// The address.
+        address: Ipv4Addr,
+        /// The system's word.
+        source: std::io::Error,
+    },
+    /// The character device of a macvtap link is not known.
+    #[error("the device of macvtap {link} was not found")]
+    Device {
+        /// The link.
+        link: String,
+        /// Why.
+        source: std::io::Error,
     },
     /// A request was refused.
     #[error("{what}")]
@@ -86,21 +143,45 @@ pub fn bridge_name(trial: TrialId) -> String {
     format!("tb{trial}")
 }
 
-/// Name of a trial's TAP.
+/// Name of a trial's TAP or macvtap.
 pub fn tap_name(trial: TrialId) -> String {
     format!("tt{trial}")
 }
 
 /// The trial that a link was made for, if its name and its alias agree that it was made for one. The kernel takes
-/// an alias only once there is a link, so an agent may be killed in between: a bridge of such a name that has no alias
-/// and has never been set up is ours too.
+/// an alias only once there is a link, so an agent may be killed in between: a bridge or macvtap of such a name that
+/// has no alias and has never been set up is ours too.
 fn made_for(link: &Link) -> Option<TrialId> {
     let id = link.name.strip_prefix("tb").or_else(|| link.name.strip_prefix("tt"))?;
-    let agrees = match &link.alias {
-        Some(alias) => alias.strip_prefix(ALIAS)? == id,
-        None => link.is_bridge && !link.up && link.name.starts_with("tb"),
+    let agrees = match (&link.alias, link.kind) {
+        (Some(alias), _) => alias.strip_prefix(ALIAS)? == id,
+        (None, Kind::Bridge { .. }) => !link.up && link.name.starts_with("tb"),
+        (None, Kind::Macvtap) => !link.up && link.name.starts_with("tt"),
+        (None, _) => false,
     };
     agrees.then(|| id.parse().ok()).flatten()
+}
+
+/// What a virtual end is on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Station {
+    /// Its MAC address.
+    pub mac: MacAddress,
+    /// Its IPv4 address.
+    pub address: Ipv4Addr,
+    /// MTU of the path, in bytes of IP packet.
+    pub mtu: u16,
+}
+
+/// What the agent is told of its network; what is `None` it finds out.
+#[derive(Debug, Clone, Default)]
+pub struct NetworkConfig {
+    /// The test NIC; else that of the default route.
+    pub nic: Option<String>,
+    /// How virtual ends reach the wire; else the host's bridge if the NIC is one, and macvtap if not.
+    pub wire: Option<Wire>,
+    /// Addresses that virtual ends may have; else any that nobody uses.
+    pub guest_addresses: Option<AddressRange>,
 }
 
 /// The network of the agent's host, as far as it is the agent's business.
@@ -109,20 +190,32 @@ pub struct Network {
     handle: Handle,
     connection: JoinHandle<()>,
     nic: String,
-    orchestrator: Option<IpAddr>,
+    wire: Wire,
+    guest_addresses: Option<AddressRange>,
+    known: Mutex<Known>,
     /// Bound as long as the agent lives: see [`Network::open`].
     _lock: UnixListener,
 }
 
+/// What is learned while the agent runs.
+#[derive(Debug, Default)]
+struct Known {
+    /// Where the orchestrator was last dialled.
+    orchestrator: Option<IpAddr>,
+    /// Addresses that nobody else was found to use.
+    free: HashSet<Ipv4Addr>,
+}
+
 impl Network {
-    /// Opens the network of the namespace that the caller is in. `nic` is the test NIC; what leads to
-    /// `orchestrator` is never put on a bridge. There can be one for a network namespace: another agent's
-    /// sweep would take the links of this one's trials. The lock is an abstract socket (unix(7)), which belongs
-    /// to the network namespace and goes with the process.
+    /// Opens the network of the namespace that the caller is in, and looks whether what it is told fits the host, so
+    /// that what is wrong is told at the start and not by every trial. There can be one for a network namespace:
+    /// another agent's sweep would take the links of this one's trials. The lock is an abstract socket (unix(7)),
+    /// which belongs to the network namespace and goes with the process.
     ///
     /// # Errors
-    /// [`NetworkError::Socket`].
-    pub fn open(nic: &str, orchestrator: Option<IpAddr>) -> Result<Self, NetworkError> {
+    /// [`NetworkError`]: there is an agent already; the NIC is not there, or no NIC for such a wire; the guests'
+    /// addresses are none of its network.
+    pub async fn open(config: NetworkConfig) -> Result<Self, NetworkError> {
         let error = |source| NetworkError::Socket {
             what: "another agent runs in this network namespace: one is enough for a host",
             source,
@@ -131,21 +224,68 @@ impl Network {
         let lock = UnixListener::bind_addr(&name).map_err(error)?;
         let (connection, handle, _) = rtnetlink::new_connection()
             .map_err(|source| NetworkError::Socket { what: "no netlink socket could be opened", source })?;
-        Ok(Self {
+        let mut network = Self {
             handle,
             connection: tokio::spawn(connection),
-            nic: nic.to_owned(),
-            orchestrator,
+            nic: config.nic.clone().unwrap_or_default(),
+            wire: config.wire.unwrap_or(Wire::Macvtap),
+            guest_addresses: config.guest_addresses,
+            known: Mutex::default(),
             _lock: lock,
-        })
+        };
+        within(network.choose(config)).await?;
+        Ok(network)
     }
 
-    /// Looks whether the NIC is there, so that a wrong name is told at the start and not by every trial.
-    ///
-    /// # Errors
-    /// [`NetworkError::NoSuchLink`], or the kernel's word.
-    pub async fn check_nic(&self) -> Result<(), NetworkError> {
-        within(async { links::find(&self.handle, &self.nic).await.map(drop) }).await
+    async fn choose(&mut self, config: NetworkConfig) -> Result<(), NetworkError> {
+        let all = links::dump(&self.handle).await?;
+        let nic = if config.nic.is_some() {
+            all.iter().find(|link| link.name == self.nic)
+        } else {
+            let index = routes::default_link(&self.handle).await?.ok_or(NetworkError::NoDefaultRoute)?;
+            all.iter().find(|link| link.index == index)
+        };
+        let nic = nic.ok_or_else(|| NetworkError::NoSuchLink { name: self.nic.clone() })?;
+        self.nic.clone_from(&nic.name);
+        // On a bridge that a killed agent has left it stays until the sweep.
+        let swept = |index: &u32| all.iter().any(|link| link.index == *index && made_for(link).is_some());
+        let nic = &Link { controller: nic.controller.filter(|index| !swept(index)), ..nic.clone() };
+        self.wire = config.wire.unwrap_or(if nic.is_bridge() { Wire::Bridge } else { Wire::Macvtap });
+        if let Some(why) = fitness::of_kind(nic, &all, self.wire) {
+            return Err(self.unfit(why));
+        }
+        if let Some(range) = config.guest_addresses {
+            let address = routes::ipv4_address(&self.handle, nic).await?;
+            if let Some(why) = fitness::of_guests(range, address) {
+                return Err(NetworkError::GuestAddresses { range, nic: self.nic.clone(), why });
+            }
+        }
+        Ok(())
+    }
+
+    /// The test NIC.
+    pub fn nic(&self) -> &str {
+        &self.nic
+    }
+
+    /// How virtual ends reach the wire.
+    pub const fn wire(&self) -> Wire {
+        self.wire
+    }
+
+    /// Addresses that virtual ends may have, if they were named.
+    pub const fn guest_addresses(&self) -> Option<AddressRange> {
+        self.guest_addresses
+    }
+
+    /// Remembers where the orchestrator is: what leads there is never put on a bridge of a trial.
+    pub fn dialled(&self, orchestrator: IpAddr) {
+        self.known().orchestrator = Some(orchestrator);
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Nothing in here panics half-way through a change.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The address that a native end uses: the NIC's own. Its MTU must be that of the trial, because the kernel's
@@ -163,7 +303,7 @@ impl Network {
                     nic.mtu
                 )));
             }
-            let address = links::ipv4_address(&self.handle, &nic).await?;
+            let address = routes::ipv4_address(&self.handle, &nic).await?;
             let address = address.ok_or_else(|| self.unfit("has no IPv4 address: a native end needs one"))?;
             if !(1..=30).contains(&address.prefix) {
                 return Err(self.unfit(format!(
@@ -176,39 +316,84 @@ impl Network {
         .await
     }
 
-    /// Makes the bridge of a trial and puts the NIC on it.
+    /// Makes the host ready for a virtual end, and says what port its VMM is to open.
     ///
     /// # Errors
-    /// [`NetworkError`]; the NIC is unfit if it is down, is on a bridge already, carries a default route or the
-    /// route to the orchestrator, or has a smaller MTU than the trial. What was made before the error is left to
-    /// [`tear_down`](Self::tear_down).
-    pub async fn set_up(&self, trial: TrialId, mtu: u16) -> Result<(), NetworkError> {
+    /// [`NetworkError`]; the NIC is unfit if it is down, has a smaller MTU than the trial, or if the way to the wire
+    /// would cut the host off; the address is refused if somebody uses it. What was made before the error is left
+    /// to [`tear_down`](Self::tear_down).
+    pub async fn set_up(&self, trial: TrialId, station: &Station) -> Result<VmmPort, NetworkError> {
         within(async {
-            let nic = self.find_nic().await?;
-            self.check_bridgeable(&nic, mtu).await?;
-            let bridge = links::add_bridge(&self.handle, &bridge_name(trial), &alias(trial)).await?;
-            links::no_ipv6_address(&self.handle, &bridge).await?;
-            links::enslave(&self.handle, &nic, bridge.index).await?;
-            // After the port, since a bridge without an MTU of its own takes that of its ports.
-            links::set_mtu(&self.handle, &bridge, mtu).await?;
-            links::set_up(&self.handle, &bridge).await
+            let all = links::dump(&self.handle).await?;
+            let nic = all.iter().find(|link| link.name == self.nic);
+            let nic = nic.ok_or_else(|| NetworkError::NoSuchLink { name: self.nic.clone() })?;
+            let unfit = fitness::of_kind(nic, &all, self.wire)
+                .or_else(|| fitness::of_state(nic, self.wire, station.mtu));
+            if let Some(why) = unfit {
+                return Err(self.unfit(why));
+            }
+            self.check_address(nic, station.address).await?;
+            let name = tap_name(trial);
+            match self.wire {
+                Wire::Exclusive => {
+                    self.check_dispensable(nic).await?;
+                    self.add_bridge(trial, nic, station.mtu).await?;
+                    Ok(VmmPort::Tap { name })
+                }
+                Wire::Bridge => Ok(VmmPort::Tap { name }),
+                Wire::Macvtap => {
+                    let announcements = Announcements::listen()?;
+                    links::add_macvtap(&self.handle, nic, &name, station.mac, station.mtu).await?;
+                    let link = links::find(&self.handle, &name).await?;
+                    links::set_alias(&self.handle, &link, &alias(trial)).await?;
+                    links::no_ipv6_address(&self.handle, &link).await?;
+                    let (major, minor) = announcements.device_of(&name)?;
+                    Ok(VmmPort::Macvtap { name, major, minor })
+                }
+            }
         })
         .await
     }
 
-    /// Puts the TAP of a trial on its bridge.
+    /// Makes the bridge of a trial and puts the NIC on it.
+    async fn add_bridge(&self, trial: TrialId, nic: &Link, mtu: u16) -> Result<(), NetworkError> {
+        let bridge = links::add_bridge(&self.handle, &bridge_name(trial), &alias(trial)).await?;
+        links::no_ipv6_address(&self.handle, &bridge).await?;
+        links::enslave(&self.handle, nic, bridge.index).await?;
+        // After the port, since a bridge without an MTU of its own takes that of its ports.
+        links::set_mtu(&self.handle, &bridge, mtu.into()).await?;
+        links::set_up(&self.handle, &bridge).await
+    }
+
+    /// Joins the port that the VMM of a trial has opened to the wire.
     ///
     /// # Errors
     /// [`NetworkError`].
-    pub async fn attach(&self, trial: TrialId, mtu: u16) -> Result<(), NetworkError> {
+    pub async fn attach(&self, trial: TrialId, station: &Station) -> Result<(), NetworkError> {
         within(async {
-            let bridge = links::find(&self.handle, &bridge_name(trial)).await?;
-            let tap = links::find(&self.handle, &tap_name(trial)).await?;
-            links::set_alias(&self.handle, &tap, &alias(trial)).await?;
-            links::no_ipv6_address(&self.handle, &tap).await?;
-            links::set_mtu(&self.handle, &tap, mtu).await?;
-            links::enslave(&self.handle, &tap, bridge.index).await?;
-            links::set_up(&self.handle, &tap).await
+            let port = links::find(&self.handle, &tap_name(trial)).await?;
+            let (bridge, mtu) = match self.wire {
+                // Not before the VMM holds the device: what came would go to the host's own stack.
+                Wire::Macvtap => return links::set_up(&self.handle, &port).await,
+                Wire::Exclusive => {
+                    (links::find(&self.handle, &bridge_name(trial)).await?, u32::from(station.mtu))
+                }
+                Wire::Bridge => {
+                    let bridge = self.find_nic().await?;
+                    // A bridge takes the lowest MAC address of its ports for its own, and their smallest MTU, and
+                    // neither may change.
+                    let mut mac = station.mac;
+                    mac.0[0] = 0xfe;
+                    links::set_mac(&self.handle, &port, mac).await?;
+                    let mtu = bridge.mtu;
+                    (bridge, mtu)
+                }
+            };
+            links::set_alias(&self.handle, &port, &alias(trial)).await?;
+            links::no_ipv6_address(&self.handle, &port).await?;
+            links::set_mtu(&self.handle, &port, mtu).await?;
+            links::enslave(&self.handle, &port, bridge.index).await?;
+            links::set_up(&self.handle, &port).await
         })
         .await
     }
@@ -264,26 +449,47 @@ impl Network {
         if nic.up { Ok(nic) } else { Err(self.unfit("is down: set it up")) }
     }
 
-    /// Refuses a NIC whose loss would cut the host off, or that can't carry the trial.
-    async fn check_bridgeable(&self, nic: &Link, mtu: u16) -> Result<(), NetworkError> {
-        if nic.controller.is_some() {
-            return Err(self.unfit("is a port of a bridge already: the agent needs a NIC of its own"));
-        }
-        if links::has_default_route(&self.handle, nic).await? {
+    /// Refuses a NIC whose loss would cut the host off.
+    async fn check_dispensable(&self, nic: &Link) -> Result<(), NetworkError> {
+        if routes::has_default_route(&self.handle, nic).await? {
             return Err(self.unfit(
-                "carries a default route: a bridge would cut the host off; name a NIC for tests alone",
+                "carries a default route: a bridge would cut the host off; name a NIC for tests alone, or use \
+                 --wire macvtap",
             ));
         }
-        if let Some(orchestrator) = self.orchestrator
-            && links::is_way_to(&self.handle, nic, orchestrator).await?
+        let orchestrator = self.known().orchestrator;
+        if let Some(orchestrator) = orchestrator
+            && routes::is_way_to(&self.handle, nic, orchestrator).await?
         {
             return Err(self.unfit(format!(
-                "is the way to the orchestrator {orchestrator}: name a NIC for tests alone"
+                "is the way to the orchestrator {orchestrator}: name a NIC for tests alone, or use --wire macvtap"
             )));
         }
-        if nic.mtu < u32::from(mtu) {
-            return Err(self.unfit(format!("has an MTU of {} bytes and the trial asks for {mtu}", nic.mtu)));
+        Ok(())
+    }
+
+    /// Refuses an address that is not the guests' to use. A NIC of the agent's own is not asked on: whoever is on its
+    /// network is there for the trial.
+    async fn check_address(&self, nic: &Link, address: Ipv4Addr) -> Result<(), NetworkError> {
+        if let Some(range) = self.guest_addresses.filter(|range| !range.contains(address)) {
+            let why = format!("the trial asks for {address}, which is none of them");
+            return Err(NetworkError::GuestAddresses { range, nic: self.nic.clone(), why });
         }
+        if routes::is_own_address(&self.handle, address).await? {
+            return Err(NetworkError::AddressInUse { address, user: "this host".to_owned() });
+        }
+        if self.wire == Wire::Exclusive || self.known().free.contains(&address) {
+            return Ok(());
+        }
+        let user = probe::user_of(nic.index, address).await;
+        if let Some(user) = user.map_err(|source| NetworkError::Probe { address, source })? {
+            return Err(NetworkError::AddressInUse { address, user: user.to_string() });
+        }
+        let mut known = self.known();
+        if known.free.len() >= MOST_PROBED {
+            known.free.clear();
+        }
+        known.free.insert(address);
         Ok(())
     }
 
@@ -313,14 +519,19 @@ mod tests {
     fn link(name: &str, alias: Option<&str>) -> Link {
         let alias = alias.map(str::to_owned);
         let name = name.to_owned();
-        Link { index: 1, name, alias, mtu: 1500, controller: None, up: true, is_bridge: true }
+        let kind = Kind::Bridge { forward_delay: 0 };
+        Link { index: 1, name, alias, mtu: 1500, controller: None, up: true, kind }
     }
 
     #[test]
-    fn a_bridge_whose_maker_was_killed_before_it_got_its_alias_is_ours() {
+    fn a_link_whose_maker_was_killed_before_it_got_its_alias_is_ours() {
         let unfinished = Link { up: false, ..link("tb123456789abc", None) };
         assert_eq!(made_for(&unfinished), Some(TrialId::new(0x1234_5678_9abc)));
-        assert_eq!(made_for(&Link { is_bridge: false, ..unfinished.clone() }), None);
+        assert_eq!(made_for(&Link { kind: Kind::Other, ..unfinished.clone() }), None);
+        let macvtap = Link { kind: Kind::Macvtap, up: false, ..link("tt123456789abc", None) };
+        assert_eq!(made_for(&macvtap), Some(TrialId::new(0x1234_5678_9abc)));
+        assert_eq!(made_for(&Link { up: true, ..macvtap.clone() }), None);
+        assert_eq!(made_for(&Link { kind: Kind::Other, ..macvtap }), None);
         assert_eq!(made_for(&Link { name: "tt123456789abc".to_owned(), ..unfinished.clone() }), None);
         assert_eq!(made_for(&Link { name: "tb-office".to_owned(), ..unfinished }), None);
     }

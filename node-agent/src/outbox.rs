@@ -87,6 +87,21 @@ impl Outbox {
         self.outcomes.len() < before
     }
 
+    /// Says the outcome of a trial again, if there is one that has not been acknowledged. Returns whether there is.
+    pub(crate) fn repeat(&mut self, trial: TrialId) -> bool {
+        let Some((_, outcome)) = self.outcomes.iter().find(|(kept, _)| *kept == trial) else { return false };
+        // One that has not been said yet is about to be; without a connection all are said on the next.
+        if self.connected && !self.waiting.iter().any(|waiting| is_outcome_of(waiting, trial)) {
+            self.waiting.push_back(outcome.clone());
+        }
+        true
+    }
+
+    /// The trials whose outcome waits to be acknowledged.
+    pub(crate) fn trials(&self) -> impl Iterator<Item = TrialId> {
+        self.outcomes.iter().map(|(trial, _)| *trial)
+    }
+
     /// How many outcomes wait to be acknowledged.
     pub(crate) fn unacknowledged(&self) -> usize {
         self.outcomes.len()
@@ -135,6 +150,21 @@ mod tests {
         outbox.lost();
         outbox.connected();
         assert_eq!(said(&mut outbox), [failed(2)]);
+    }
+
+    #[test]
+    fn an_outcome_is_repeated_when_asked_for_and_once() {
+        let mut outbox = Outbox::default();
+        outbox.connected();
+        assert!(!outbox.repeat(TrialId::new(1)));
+        outbox.push(failed(1));
+        assert!(outbox.repeat(TrialId::new(1)) && outbox.repeat(TrialId::new(1)));
+        assert_eq!(said(&mut outbox), [failed(1)]);
+        assert!(outbox.repeat(TrialId::new(1)) && outbox.repeat(TrialId::new(1)));
+        assert_eq!(said(&mut outbox), [failed(1)]);
+        assert_eq!(outbox.trials().collect::<Vec<_>>(), [TrialId::new(1)]);
+        outbox.acknowledged(TrialId::new(1));
+        assert!(!outbox.repeat(TrialId::new(1)));
     }
 
     #[test]

@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Engine, VmmConfig};
+use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Engine, VmmConfig, VmmPort};
 use toll_protocol::facts::{HostFacts, KvmFact};
 use toll_protocol::message::FromAgent;
 use toll_protocol::report::Failure;
-use toll_protocol::trial::{Adapter, EndKind, EndSpec, NativeProgram, TrialId};
+use toll_protocol::trial::{Adapter, EndKind, EndSpec, NativeProgram, Port, TrialId};
 use toll_protocol::units::{Bytes, InterfaceAddress};
 
 use crate::child::{Child, ChildReport, Spawner};
 use crate::metrics::Metrics;
-use crate::network::{Network, NetworkError, tap_name};
+use crate::network::{Network, NetworkError, Station};
 use crate::trial::{Command, Event, State, transition};
 
 /// Memory of a guest that runs the payload program.
@@ -36,18 +36,25 @@ pub(crate) struct Host {
 
 /// What this host lacks for an end, if it lacks something.
 pub(crate) fn refusal(facts: &HostFacts, end: &EndSpec) -> Option<Failure> {
-    let is_virtual = matches!(end.kind, EndKind::Guest { .. } | EndKind::SameStack { .. });
-    match (&end.kind, &facts.kvm, &facts.tun) {
-        (EndKind::Guest { .. }, KvmFact::Unusable { reason }, _) => {
-            Some(Failure::new(format!("this host can't run a guest: {reason}")))
+    let refused = |why: String| Some(Failure::new(why));
+    let asked = match &end.kind {
+        EndKind::Native { program: NativeProgram::Iperf3 } if facts.iperf3.is_none() => {
+            return refused("iperf3 is not installed on this host".to_owned());
         }
-        (_, _, Err(reason)) if is_virtual => {
-            Some(Failure::new(format!("this host can't create a TAP: {reason}")))
-        }
-        (EndKind::Native { program: NativeProgram::Iperf3 }, _, _) if facts.iperf3.is_none() => {
-            Some(Failure::new("iperf3 is not installed on this host"))
-        }
-        _ => None,
+        EndKind::Native { .. } => return None,
+        EndKind::Guest { port, .. } | EndKind::SameStack { port, .. } => *port,
+    };
+    if let (EndKind::Guest { .. }, KvmFact::Unusable { reason }) = (&end.kind, &facts.kvm) {
+        return refused(format!("this host can't run a guest: {reason}"));
+    }
+    let Some(wire) = facts.wire else { return refused("this host has no test NIC".to_owned()) };
+    match (wire.port(asked), &facts.tun) {
+        (None, _) => refused(format!(
+            "this host has no port `{asked}`: its virtual ends reach the wire by {wire}; leave the port out of the \
+             campaign, or start the agent with another --wire"
+        )),
+        (Some(Port::Tap), Err(reason)) => refused(format!("this host can't create a TAP: {reason}")),
+        (Some(_), _) => None,
     }
 }
 
@@ -70,6 +77,8 @@ struct Held {
     reports: Option<mpsc::Receiver<ChildReport>>,
     /// Address of a native end, once the NIC has been looked at.
     native: Option<InterfaceAddress>,
+    /// Port of a virtual end, once the network has been made ready for it.
+    port: Option<VmmPort>,
     deadline: Option<Instant>,
     /// Events that commands have led to.
     answers: VecDeque<Event>,
@@ -166,7 +175,7 @@ impl Runner {
                 }
             }
             Command::AttachPort => {
-                let answer = self.host.network.attach(trial, self.end.mtu).await;
+                let answer = self.host.network.attach(trial, &self.station()).await;
                 held.answers
                     .push_back(answer.map_or_else(failed(Event::PortFailed), |()| Event::PortAttached));
             }
@@ -209,7 +218,8 @@ impl Runner {
                 Ok(())
             }
             EndKind::Guest { .. } | EndKind::SameStack { .. } => {
-                network.set_up(self.trial, self.end.mtu).await
+                held.port = Some(network.set_up(self.trial, &self.station()).await?);
+                Ok(())
             }
         }
     }
@@ -231,10 +241,10 @@ impl Runner {
                 ("toll-endpoint", Configure::Endpoint(config))
             }
             EndKind::Guest { adapter, .. } => {
-                ("toll-vmm", Configure::Vmm(self.vmm_config(Engine::Kvm, adapter)))
+                ("toll-vmm", Configure::Vmm(self.vmm_config(Engine::Kvm, adapter, held)?))
             }
             EndKind::SameStack { adapter, .. } => {
-                ("toll-vmm", Configure::Vmm(self.vmm_config(Engine::HostProcess, adapter)))
+                ("toll-vmm", Configure::Vmm(self.vmm_config(Engine::HostProcess, adapter, held)?))
             }
         };
         let (reports, receiver) = mpsc::channel(64);
@@ -254,12 +264,19 @@ impl Runner {
         Ok(())
     }
 
-    fn vmm_config(&self, engine: Engine, adapter: &Adapter) -> VmmConfig {
-        VmmConfig {
+    /// What a virtual end is on the wire.
+    fn station(&self) -> Station {
+        let EndSpec { mac, address, mtu, .. } = self.end;
+        Station { mac, address: address.address, mtu }
+    }
+
+    fn vmm_config(&self, engine: Engine, adapter: &Adapter, held: &Held) -> Result<VmmConfig, Failure> {
+        let port = held.port.clone();
+        Ok(VmmConfig {
             trial: self.trial,
             engine,
             adapter: adapter.clone(),
-            tap: tap_name(self.trial),
+            port: port.ok_or_else(|| Failure::new("the virtual end's port is not known"))?,
             mac: self.end.mac,
             address: self.end.address,
             mtu: self.end.mtu,
@@ -267,7 +284,7 @@ impl Runner {
             job: self.end.job.clone(),
             cpu: self.end.cpu,
             deadline: self.end.deadline,
-        }
+        })
     }
 
     /// A child that can't be told is about to end, or hangs: its end or the deadline says so.
@@ -298,8 +315,8 @@ fn failed(event: impl FnOnce(Failure) -> Event) -> impl FnOnce(NetworkError) -> 
 
 #[cfg(test)]
 mod tests {
-    use toll_protocol::facts::KvmKind;
-    use toll_protocol::trial::{Direction, Open, Port, StreamJob};
+    use toll_protocol::facts::{KvmKind, Wire};
+    use toll_protocol::trial::{Direction, Open, StreamJob};
     use toll_protocol::units::{MacAddress, Span};
 
     use super::*;
@@ -314,7 +331,7 @@ mod tests {
             kvm,
             tun,
             nic: None,
-            wire: None,
+            wire: Some(Wire::Exclusive),
             guest_addresses: None,
             clock_source: None,
             governor: None,
@@ -362,5 +379,22 @@ mod tests {
         assert_eq!(why(&without_tun, &guest), "this host can't create a TAP: no device");
         assert_eq!(why(&without_tun, &same_stack), "this host can't create a TAP: no device");
         assert_eq!(why(&without_tun, &native), "");
+    }
+
+    #[test]
+    fn a_port_is_given_where_the_wire_has_it_and_refused_with_the_reason_elsewhere() {
+        let why = |wire, tun, port| {
+            let facts = HostFacts { wire, ..facts(KvmFact::Usable(KvmKind::Vmx), tun) };
+            let kind = EndKind::Guest { adapter: Adapter::Pcnet, port };
+            refusal(&facts, &end(kind)).map(|failure| failure.reason).unwrap_or_default()
+        };
+        assert_eq!(why(Some(Wire::Macvtap), Err("no device".to_owned()), Port::Host), "");
+        assert_eq!(why(Some(Wire::Macvtap), Ok(()), Port::Macvtap), "");
+        assert_eq!(why(Some(Wire::Bridge), Ok(()), Port::Host), "");
+        let refused = why(Some(Wire::Macvtap), Ok(()), Port::Tap);
+        assert!(refused.contains("no port `tap`") && refused.contains("by macvtap"), "{refused}");
+        let refused = why(Some(Wire::Exclusive), Ok(()), Port::Macvtap);
+        assert!(refused.contains("no port `macvtap`") && refused.contains("by exclusive"), "{refused}");
+        assert_eq!(why(None, Ok(()), Port::Host), "this host has no test NIC");
     }
 }

@@ -16,7 +16,8 @@
 //!    | Refuse                       v                        Teardown
 //!    +--------------------------> Released ------------------------------------> TornDown
 //! ```
-//! `Releasing` goes straight to `TornDown` if the orchestrator has asked for it meanwhile. The host is released
+//! `Ready` answers `Prepare` that is said again, and a new connection, by saying `Ready` again; whatever else is said
+//! twice changes nothing. `Releasing` goes straight to `TornDown` if the orchestrator has asked for it meanwhile. The host is released
 //! as soon as the end has spoken its last word, whether or not the orchestrator can be reached.
 
 use std::net::SocketAddrV4;
@@ -53,7 +54,7 @@ pub enum State {
         /// As above.
         run: Duration,
     },
-    /// The child's TAP is being put on the bridge.
+    /// The child's port is being joined to the wire.
     Attaching {
         /// As above.
         run: Duration,
@@ -110,11 +111,11 @@ pub enum Event {
     NetworkUp,
     /// The network could not be made ready.
     NetworkFailed(Failure),
-    /// The child's TAP exists.
+    /// The child's port is open.
     PortOpened,
-    /// The TAP is on the bridge.
+    /// The port is joined to the wire.
     PortAttached,
-    /// The TAP could not be put on the bridge.
+    /// The port could not be joined to the wire.
     PortFailed(Failure),
     /// The child is up.
     ChildReady(EndReady),
@@ -156,9 +157,9 @@ pub enum Command {
     SetUpNetwork,
     /// Start the child and configure it.
     SpawnChild,
-    /// Put the child's TAP on the bridge. Answered by [`Event::PortAttached`] or [`Event::PortFailed`].
+    /// Join the child's port to the wire. Answered by [`Event::PortAttached`] or [`Event::PortFailed`].
     AttachPort,
-    /// Tell the child that its TAP is on the bridge.
+    /// Tell the child that its port is joined to the wire.
     TellPortAttached,
     /// Tell the child to run.
     TellStart {
@@ -206,7 +207,8 @@ pub fn transition(state: State, event: Event) -> (State, Vec<Command>) {
         (State::Starting { run }, Event::ChildReady(ready)) => {
             (State::Ready { run, ready }, vec![C::SetDeadline(Some(START_DEADLINE)), C::SendReady(ready)])
         }
-        (State::Ready { run, ready }, Event::Reconnected) => {
+        // Prepare said again: the orchestrator has not heard the answer.
+        (State::Ready { run, ready }, Event::Reconnected | Event::Prepare { .. }) => {
             (State::Ready { run, ready }, vec![C::SendReady(ready)])
         }
         (State::Ready { run, .. }, Event::Start { peer }) => {

@@ -4,7 +4,7 @@
 //! ```text
 //! agent                         child
 //!   | Configure ----------------> |
-//!   | <-------------- PortOpened  |   (virtual ends: the TAP exists, the agent puts it on the bridge)
+//!   | <-------------- PortOpened  |   (virtual ends: the VMM holds its port, the agent joins it to the wire)
 //!   | PortAttached -------------> |
 //!   | <------------------- Ready  |   (listening, or booted and waiting for its peer)
 //!   | Start --------------------> |
@@ -29,6 +29,36 @@ pub enum Engine {
     HostProcess,
 }
 
+/// The host side of a virtual end's adapter, as the VMM opens it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum VmmPort {
+    /// A TAP that the VMM creates and the agent puts on a bridge.
+    Tap {
+        /// Its name, at most 15 bytes.
+        name: String,
+    },
+    /// A macvtap link that the agent has made. The VMM opens its character device by the number, since a network
+    /// namespace has no node in /dev of its own.
+    Macvtap {
+        /// Name of the link, at most 15 bytes: the device of this number must be that link's.
+        name: String,
+        /// Major number of the device.
+        major: u32,
+        /// Minor number of the device.
+        minor: u32,
+    },
+}
+
+impl VmmPort {
+    /// Name of the interface.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Tap { name } | Self::Macvtap { name, .. } => name,
+        }
+    }
+}
+
 /// A virtual end: the one document that configures `toll-vmm`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -39,8 +69,8 @@ pub struct VmmConfig {
     pub engine: Engine,
     /// The adapter model.
     pub adapter: Adapter,
-    /// Name of the TAP to create, at most 15 bytes.
-    pub tap: String,
+    /// The host side of it.
+    pub port: VmmPort,
     /// The adapter's MAC address.
     pub mac: MacAddress,
     /// The payload program's IPv4 address.
@@ -81,7 +111,7 @@ pub struct EndpointConfig {
 pub enum ChildCommand<C> {
     /// The first message, sent once.
     Configure(C),
-    /// The TAP is on the bridge and up.
+    /// The port is joined to the wire and up.
     PortAttached,
     /// Run: a connecting end connects to this peer, a listening one has it as a hint only.
     Start {
@@ -94,7 +124,7 @@ pub enum ChildCommand<C> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ChildEvent {
-    /// A virtual end's TAP exists.
+    /// A virtual end's port is open.
     PortOpened,
     /// The end is up.
     Ready(EndReady),

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use toll_protocol::child::{Engine, VmmConfig};
+use toll_protocol::child::{Engine, VmmConfig, VmmPort};
 use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
 use toll_protocol::units::{Bytes, MacAddress, Span};
 use toll_vmm::boot::Program;
@@ -30,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             trial: TrialId::new(1),
             engine: Engine::Kvm,
             adapter,
-            tap: "unused".into(),
+            port: VmmPort::Tap { name: "unused".into() },
             mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
             address: "10.77.0.2/24".parse()?,
             mtu: 1500,

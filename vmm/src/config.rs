@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use toll_protocol::child::{Engine, VmmConfig};
+use toll_protocol::child::{Engine, VmmConfig, VmmPort};
 use toll_protocol::trial::{Adapter, Direction, Open, StreamJob};
 use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress};
 
@@ -41,9 +41,9 @@ pub enum ConfigError {
     /// Memory is no multiple of the pages that map it.
     #[error("guest memory is {0}: a multiple of 2MiB is possible")]
     MemoryMultiple(Bytes),
-    /// The TAP's name is no interface name.
+    /// The port's name is no interface name.
     #[error("`{0}` is no name of an interface: 1 to 15 printable characters without `/`, `%`, `:` and space")]
-    TapName(String),
+    PortName(String),
     /// The MAC address is a group address or zero.
     #[error("{0} is no MAC address of one adapter")]
     Mac(MacAddress),
@@ -70,8 +70,8 @@ pub struct EndConfig {
     pub engine: Engine,
     /// The adapter model.
     pub adapter: Adapter,
-    /// Name of the TAP.
-    pub tap: String,
+    /// The host side of it.
+    pub port: VmmPort,
     /// The adapter's MAC address.
     pub mac: MacAddress,
     /// The program's address.
@@ -134,7 +134,7 @@ impl TryFrom<VmmConfig> for EndConfig {
     type Error = ConfigError;
 
     fn try_from(config: VmmConfig) -> Result<Self, ConfigError> {
-        let VmmConfig { trial: _, engine, adapter, tap, mac, address, mtu, memory, job, cpu, deadline } =
+        let VmmConfig { trial: _, engine, adapter, port, mac, address, mtu, memory, job, cpu, deadline } =
             config;
         let StreamJob { direction, open, write_size, warm_up, duration } = job;
         range("the write size", write_size, Bytes(1), Bytes(WRITE_SIZE_MAX))?;
@@ -146,8 +146,8 @@ impl TryFrom<VmmConfig> for EndConfig {
             Adapter::Pcnet => range("the MTU of a pcnet adapter", mtu, MTU_MIN, PCNET_MTU_MAX)?,
             Adapter::VirtioNet => range("the MTU", mtu, MTU_MIN, MTU_MAX)?,
         }
-        if !is_interface_name(&tap) {
-            return Err(ConfigError::TapName(tap));
+        if !is_interface_name(port.name()) {
+            return Err(ConfigError::PortName(port.name().to_owned()));
         }
         // IEEE 802: the lowest bit of the first byte marks a group address.
         if mac.0[0] & 1 != 0 || mac.0 == [0; 6] {
@@ -167,7 +167,7 @@ impl TryFrom<VmmConfig> for EndConfig {
         Ok(Self {
             engine,
             adapter,
-            tap,
+            port,
             mac,
             address,
             mtu,
@@ -196,7 +196,7 @@ mod tests {
             trial: TrialId::new(1),
             engine: Engine::Kvm,
             adapter: Adapter::Pcnet,
-            tap: "toll0".into(),
+            port: VmmPort::Tap { name: "toll0".into() },
             mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
             address: "10.77.0.2/24".parse().expect("an address"),
             mtu: 1500,
@@ -245,7 +245,10 @@ mod tests {
     #[test]
     fn names_and_addresses_that_can_not_be_are_refused() {
         for name in ["", "sixteen-letters-", "a b", "a/b", "tap%d", "..", "a\0", "ä"] {
-            assert!(refused(|c| c.tap = name.into()).contains("interface"), "{name}");
+            let tap = || VmmPort::Tap { name: name.into() };
+            let macvtap = || VmmPort::Macvtap { name: name.into(), major: 246, minor: 1 };
+            assert!(refused(|c| c.port = tap()).contains("interface"), "{name}");
+            assert!(refused(|c| c.port = macvtap()).contains("interface"), "{name}");
         }
         assert!(refused(|c| c.mac = MacAddress([1, 0, 0, 0, 0, 1])).contains("MAC"));
         assert!(refused(|c| c.mac = MacAddress([0; 6])).contains("MAC"));

@@ -1,7 +1,7 @@
 //! The control thread: talks to the agent over a socket, and runs one end from its configuration to its report.
 //!
 //! ```text
-//! CONFIGURE --Configure: TAP created, PortOpened--> ATTACH --PortAttached: program started--> BOOT
+//! CONFIGURE --Configure: port opened, PortOpened--> ATTACH --PortAttached: program started--> BOOT
 //!   BOOT --phase READY: Ready--> START --Start: Command written--> RUN
 //!   RUN --phase MEASURE--> samples every 100 ms --phase MEASURED--> RUN --program ended--> Done
 //! ```
@@ -18,14 +18,15 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::alarm;
 use toll_guest_abi::phase;
-use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig};
+use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
 use toll_protocol::trial::{Direction, EndReady};
 use toll_protocol::units::Span;
 use toll_protocol::validity::{self, CpuTimes};
-use toll_vnic::port::PortError;
+use toll_vnic::port::macvtap::{Device, Macvtap};
 use toll_vnic::port::tap::Tap;
+use toll_vnic::port::{Port, PortError};
 
 use crate::boot::Program;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
@@ -67,7 +68,7 @@ pub enum ControlError {
     /// The configuration.
     #[error("the configuration is not possible")]
     Config(#[from] ConfigError),
-    /// The TAP.
+    /// The port.
     #[error("the end has no port")]
     Port(#[from] PortError),
     /// Starting.
@@ -171,7 +172,12 @@ impl Control {
             ChildCommand::Configure(config) => EndConfig::try_from(config)?,
             other => return Err(out_of_turn(&other, "Configure")),
         };
-        let port = Box::new(Tap::create(&config.tap)?);
+        let port: Box<dyn Port> = match &config.port {
+            VmmPort::Tap { name } => Box::new(Tap::create(name)?),
+            VmmPort::Macvtap { name, major, minor } => {
+                Box::new(Macvtap::open(name, Device { major: *major, minor: *minor })?)
+            }
+        };
         self.send(&ChildEvent::PortOpened)?;
         match self.command("PortAttached")? {
             ChildCommand::PortAttached => {}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use toll_guest_abi::phase;
-use toll_protocol::child::{Engine, VmmConfig};
+use toll_protocol::child::{Engine, VmmConfig, VmmPort};
 use toll_protocol::report::{EndReport, Failure, Flag};
 use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
 use toll_protocol::units::{Bytes, MacAddress, Span};
@@ -27,7 +27,7 @@ fn config(adapter: Adapter) -> EndConfig {
         trial: TrialId::new(1),
         engine: Engine::Kvm,
         adapter,
-        tap: "unused".into(),
+        port: VmmPort::Tap { name: "unused".into() },
         mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
         address: "10.77.0.2/24".parse().expect("an address"),
         mtu: 1500,

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 use support::{
     PATIENCE, Transfer, Vmm, bring_up, disturbed_transfer, enter_namespace, expect, failure, transfer,
 };
-use toll_protocol::child::{ChildCommand, ChildEvent, Engine};
+use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
 use toll_protocol::report::Flag;
 use toll_protocol::trial::{Adapter, Direction, Open};
 use toll_protocol::units::{Bytes, Span};
@@ -110,7 +110,7 @@ fn messages_out_of_turn_and_garbage_are_refused() -> Result<(), Failed> {
 
 fn a_tap_name_that_is_taken_is_refused() -> Result<(), Failed> {
     let mut config = case(102).config();
-    config.tap = "lo".into();
+    config.port = VmmPort::Tap { name: "lo".into() };
     let mut vmm = Vmm::spawn(PROGRAM)?;
     vmm.send(&ChildCommand::Configure(config))?;
     let failure = failure(&mut vmm)?;
@@ -143,7 +143,7 @@ fn an_interval_without_payload_is_a_failure_and_no_zero() -> Result<(), Failed> 
     let mut vmm = Vmm::spawn(PROGRAM)?;
     vmm.send(&ChildCommand::Configure(config.clone()))?;
     expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
-    bring_up(&config.tap, case.host_address(), case.mtu)?;
+    bring_up(config.port.name(), case.host_address(), case.mtu)?;
     vmm.send(&ChildCommand::PortAttached)?;
     let address = expect(&mut vmm, |event| match event {
         ChildEvent::Ready(ready) => Some(ready.address),

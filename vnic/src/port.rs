@@ -1,6 +1,8 @@
 //! The host side of an adapter: where its frames go and come from. One trait, so that loss, shaping and capture
 //! can wrap any port.
 
+mod descriptor;
+pub mod macvtap;
 pub mod memory;
 pub mod tap;
 

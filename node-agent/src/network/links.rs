@@ -1,19 +1,36 @@
 //! Links as rtnetlink(7) tells and takes them: what the agent needs of them and no more.
 
-use std::net::IpAddr;
-
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoKind, LinkAttribute, LinkFlags, LinkInfo,
-    LinkMessage,
+    AfSpecInet6, AfSpecUnspec, BridgeStpState, In6AddrGenMode, InfoBridge, InfoData, InfoKind, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage, MacVtapMode,
 };
-use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, RouteMessageBuilder};
-use toll_protocol::units::InterfaceAddress;
+use rtnetlink::{Handle, LinkBridge, LinkMacVtap, LinkMessageBuilder, LinkUnspec};
+use toll_protocol::units::MacAddress;
 
 use super::NetworkError;
+
+/// Frames that wait in a macvtap until the VMM takes them: as many as a TAP keeps (`TUN_READQ_SIZE` of a macvtap is
+/// half of that), so that the port makes no difference.
+const QUEUE: u32 = 1000;
+
+/// What a link is, as far as it matters to a trial.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A bridge.
+    Bridge {
+        /// How long a new port carries nothing, in hundredths of a second; 0 without spanning tree.
+        forward_delay: u32,
+    },
+    /// A macvlan of another link.
+    Macvlan,
+    /// A macvtap of another link.
+    Macvtap,
+    /// The loopback interface.
+    Loopback,
+    /// Anything else.
+    Other,
+}
 
 /// A link of this network namespace.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,15 +38,23 @@ pub(super) struct Link {
     pub(super) index: u32,
     pub(super) name: String,
     pub(super) alias: Option<String>,
+    /// MTU in bytes.
     pub(super) mtu: u32,
     /// Index of the bridge (or other controller) that it is a port of.
     pub(super) controller: Option<u32>,
     pub(super) up: bool,
-    pub(super) is_bridge: bool,
+    pub(super) kind: Kind,
+}
+
+impl Link {
+    pub(super) const fn is_bridge(&self) -> bool {
+        matches!(self.kind, Kind::Bridge { .. })
+    }
 }
 
 impl From<LinkMessage> for Link {
     fn from(message: LinkMessage) -> Self {
+        let loopback = message.header.flags.contains(LinkFlags::Loopback);
         let mut link = Self {
             index: message.header.index,
             name: String::new(),
@@ -37,22 +62,50 @@ impl From<LinkMessage> for Link {
             mtu: 0,
             controller: None,
             up: message.header.flags.contains(LinkFlags::Up),
-            is_bridge: false,
+            kind: if loopback { Kind::Loopback } else { Kind::Other },
         };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,
                 LinkAttribute::IfAlias(alias) => link.alias = Some(alias),
                 LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-                LinkAttribute::LinkInfo(infos) => {
-                    link.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
-                }
+                LinkAttribute::LinkInfo(infos) if !loopback => link.kind = kind(&infos),
                 LinkAttribute::Controller(index) if index != 0 => link.controller = Some(index),
                 _ => {}
             }
         }
         link
     }
+}
+
+fn kind(infos: &[LinkInfo]) -> Kind {
+    let kind = infos.iter().find_map(|info| match info {
+        LinkInfo::Kind(InfoKind::Bridge) => Some(Kind::Bridge { forward_delay: 0 }),
+        LinkInfo::Kind(InfoKind::MacVlan) => Some(Kind::Macvlan),
+        LinkInfo::Kind(InfoKind::MacVtap) => Some(Kind::Macvtap),
+        _ => None,
+    });
+    let bridge = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Bridge(data)) => Some(data),
+        _ => None,
+    });
+    match (kind, bridge) {
+        (Some(Kind::Bridge { .. }), Some(data)) => Kind::Bridge { forward_delay: forward_delay(data) },
+        (kind, _) => kind.unwrap_or(Kind::Other),
+    }
+}
+
+/// How long a port that is put on the bridge carries nothing (IEEE 802.1D, 17.14): not at all without spanning tree.
+fn forward_delay(data: &[InfoBridge]) -> u32 {
+    let (mut stp, mut delay) = (false, 0);
+    for attribute in data {
+        match attribute {
+            InfoBridge::StpState(state) => stp = *state != BridgeStpState::Disabled,
+            InfoBridge::ForwardDelay(hundredths) => delay = *hundredths,
+            _ => {}
+        }
+    }
+    if stp { delay } else { 0 }
 }
 
 /// All links.
@@ -81,6 +134,27 @@ pub(super) async fn add_bridge(handle: &Handle, name: &str, alias: &str) -> Resu
     let link = find(handle, name).await?;
     set_alias(handle, &link, alias).await?;
     Ok(link)
+}
+
+/// A macvtap of `nic`, mode bridge, which is down. Its queue has its length before anybody opens it, and it answers
+/// no ARP itself: while no VMM holds it, the kernel's stack gets what comes, and would answer for the host's own
+/// addresses with another MAC address than the NIC's.
+pub(super) async fn add_macvtap(
+    handle: &Handle,
+    nic: &Link,
+    name: &str,
+    mac: MacAddress,
+    mtu: u16,
+) -> Result<(), NetworkError> {
+    let macvtap = LinkMacVtap::new(name, nic.index, MacVtapMode::Bridge)
+        .address(mac.0.to_vec())
+        .mtu(u32::from(mtu))
+        .txqueuelen(QUEUE)
+        .arp(false)
+        .build();
+    let error =
+        |source| NetworkError::netlink(format!("macvtap {name} could not be made on {}", nic.name), source);
+    handle.link().add(macvtap).execute().await.map_err(error)
 }
 
 /// Gives a link the alias by which the next agent knows whose it was.
@@ -112,9 +186,15 @@ pub(super) async fn release(handle: &Handle, link: &Link) -> Result<(), NetworkE
 }
 
 /// Sets a link's MTU.
-pub(super) async fn set_mtu(handle: &Handle, link: &Link, mtu: u16) -> Result<(), NetworkError> {
-    let message = LinkUnspec::new_with_index(link.index).mtu(u32::from(mtu));
+pub(super) async fn set_mtu(handle: &Handle, link: &Link, mtu: u32) -> Result<(), NetworkError> {
+    let message = LinkUnspec::new_with_index(link.index).mtu(mtu);
     set(handle, link, message, &format!("get an MTU of {mtu} bytes")).await
+}
+
+/// Sets a link's MAC address.
+pub(super) async fn set_mac(handle: &Handle, link: &Link, mac: MacAddress) -> Result<(), NetworkError> {
+    let message = LinkUnspec::new_with_index(link.index).address(mac.0.to_vec());
+    set(handle, link, message, &format!("get the MAC address {mac}")).await
 }
 
 /// Sets a link up.
@@ -141,81 +221,4 @@ async fn set(
 ) -> Result<(), NetworkError> {
     let error = |source| NetworkError::netlink(format!("{} could not {what}", link.name), source);
     handle.link().set(message.build()).execute().await.map_err(error)
-}
-
-/// The first IPv4 address of a link.
-pub(super) async fn ipv4_address(
-    handle: &Handle,
-    link: &Link,
-) -> Result<Option<InterfaceAddress>, NetworkError> {
-    let error =
-        |source| NetworkError::netlink(format!("addresses of {} could not be listed", link.name), source);
-    let mut addresses = handle.address().get().set_link_index_filter(link.index).execute();
-    let mut first = None;
-    // Read to the end, so that nothing of this answer is left for the next question.
-    while let Some(message) = addresses.try_next().await.map_err(error)? {
-        // IFA_LOCAL is the link's own address; IFA_ADDRESS is the peer's on a point-to-point link.
-        let local = message.attributes.iter().find_map(|attribute| match attribute {
-            AddressAttribute::Local(IpAddr::V4(address)) => Some(*address),
-            _ => None,
-        });
-        if let Some(address) = local
-            && first.is_none()
-        {
-            first = Some(InterfaceAddress { address, prefix: message.header.prefix_len });
-        }
-    }
-    Ok(first)
-}
-
-/// Whether a default route of the main table leaves through the link.
-pub(super) async fn has_default_route(handle: &Handle, link: &Link) -> Result<bool, NetworkError> {
-    let error = |source| NetworkError::netlink("the routes could not be listed", source);
-    let mut found = false;
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut question = RouteMessage::default();
-        question.header.address_family = family;
-        let mut routes = handle.route().get(question).execute();
-        while let Some(route) = routes.try_next().await.map_err(error)? {
-            found |= route.header.destination_prefix_length == 0
-                && route.header.table == RouteHeader::RT_TABLE_MAIN
-                && route.header.kind == RouteType::Unicast
-                && leaves_through(&route, link.index);
-        }
-    }
-    Ok(found)
-}
-
-/// Whether packets to `address` leave through the link. An address without a route leaves through none.
-pub(super) async fn is_way_to(handle: &Handle, link: &Link, address: IpAddr) -> Result<bool, NetworkError> {
-    let length = if address.is_ipv4() { 32 } else { 128 };
-    let question = RouteMessageBuilder::<IpAddr>::new().destination_prefix(address, length);
-    let Ok(question) = question else { return Ok(false) };
-    let mut routes = handle.route().get(question.build()).execute();
-    let mut found = false;
-    loop {
-        match routes.try_next().await {
-            Ok(Some(route)) => found |= leaves_through(&route, link.index),
-            Ok(None) => return Ok(found),
-            Err(rtnetlink::Error::NetlinkError(error)) if is_no_route(&error) => return Ok(false),
-            Err(source) => {
-                return Err(NetworkError::netlink(
-                    format!("the route to {address} could not be found"),
-                    source,
-                ));
-            }
-        }
-    }
-}
-
-fn is_no_route(error: &rtnetlink::packet_core::ErrorMessage) -> bool {
-    [-libc::ENETUNREACH, -libc::EHOSTUNREACH, -libc::EACCES].contains(&error.raw_code())
-}
-
-fn leaves_through(route: &RouteMessage, index: u32) -> bool {
-    route.attributes.iter().any(|attribute| match attribute {
-        RouteAttribute::Oif(interface) => *interface == index,
-        RouteAttribute::MultiPath(hops) => hops.iter().any(|hop| hop.interface_index == index),
-        _ => false,
-    })
 }

@@ -278,12 +278,32 @@ fn the_way_of_a_trial() {
 }
 
 #[test]
-fn a_second_prepare_changes_nothing() {
+fn a_second_prepare_changes_nothing_and_ready_is_said_again() {
     for state in states() {
         let (next, commands) = transition(state.clone(), Event::Prepare { run: Duration::ZERO });
         assert_eq!(next, state);
-        assert!(matches!(commands[..], [Command::Ignore(_)]), "{state:?}");
+        match state {
+            State::Ready { ready, .. } => assert_eq!(commands, [Command::SendReady(ready)]),
+            _ => assert!(matches!(commands[..], [Command::Ignore(_)]), "{state:?}"),
+        }
     }
+}
+
+#[test]
+fn what_is_said_again_after_the_outcome_is_harmless() {
+    let released = || State::Released { leftovers: Vec::new() };
+    for state in [released(), State::TornDown].into_iter().chain(states().into_iter().skip(4)) {
+        let again =
+            [Event::Prepare { run: Duration::ZERO }, Event::Start { peer: address() }, Event::Reconnected];
+        for event in again {
+            let (next, commands) = transition(state.clone(), event);
+            assert_eq!(next, state);
+            assert!(matches!(commands[..], [Command::Ignore(_)]), "{state:?}");
+        }
+    }
+    let (gone, commands) = transition(State::TornDown, Event::Teardown);
+    assert_eq!(gone, State::TornDown);
+    assert!(matches!(commands[..], [Command::Ignore(_)]));
 }
 
 #[test]

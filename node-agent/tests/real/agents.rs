@@ -1,5 +1,6 @@
 //! `toll-agent` processes, each in a network namespace.
 
+use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -48,27 +49,25 @@ pub fn build_endpoint() {
 pub struct Agent(pub Child);
 
 impl Agent {
-    /// Starts one in `namespace`; without `kvm`, it may not open `/dev/kvm`, by a mount namespace of its own.
+    /// Starts one in `namespace` with `options` beside those that say who it is; without `kvm`, it may not open
+    /// `/dev/kvm`, by a mount namespace of its own.
     pub fn start(
         namespace: &Namespace,
         authority: &Authority,
         name: &str,
-        orchestrator: SocketAddr,
+        orchestrator: &dyn Display,
         kvm: bool,
+        options: &[String],
     ) -> Self {
-        let files = authority.files(name);
         let descriptor = namespace.0.try_clone().expect("the namespace's file");
         let mut command = Command::new(AGENT);
         command
-            .args(["run", "--server-name", SERVER_NAME, "--name", name, "--nic", crate::host::NIC])
+            .args(["--server-name", SERVER_NAME, "--name", name])
             .arg("--orchestrator")
             .arg(orchestrator.to_string())
-            .arg("--ca")
-            .arg(files.ca)
-            .arg("--certificate")
-            .arg(files.certificate)
-            .arg("--key")
-            .arg(files.key)
+            .arg("--pki")
+            .arg(authority.files(name))
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         if std::env::var_os("TOLL_LOG").is_none() {

@@ -5,9 +5,16 @@
 //!                                                               |  the wire that trials run over
 //!   orchestrator 10.99.2.1 --- control 10.99.2.2 [ host b ] test0 10.77.0.2
 //! ```
+//! On a shared wire there is a switch between them, and an office that is none of the tests' business:
+//!
+//! ```text
+//!   [ host a ] test0 ---- [ switch ] ---- test0 [ host b ]        each with test0 on a bridge br0 of its own
+//!                             +---------- eth0  [ office ] 10.77.0.9         for the wire that is one
+//! ```
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use toll_protocol::facts::Wire;
 use toll_protocol::message::{FromAgent, ToAgent};
 use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, StreamJob, TrialId};
@@ -20,12 +27,21 @@ use crate::orchestrator::{Authority, Peer, Server};
 /// The test NIC of every host.
 pub const NIC: &str = "test0";
 
+/// The office's address.
+pub const OFFICE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 9);
+
 /// The fleet.
 pub struct Fleet {
     pub authority: Authority,
     pub control: Namespace,
     pub a: Namespace,
     pub b: Namespace,
+    /// Another host on a shared wire.
+    pub office: Option<Namespace>,
+    /// The switch lives as long.
+    _switch: Option<Namespace>,
+    /// Of both agents.
+    options: Vec<String>,
 }
 
 /// Both agents, seen from the orchestrator and from the system.
@@ -36,7 +52,47 @@ pub struct Pair {
 }
 
 impl Fleet {
+    /// Two hosts whose NICs are the agents' own, joined by a cable.
     pub fn new() -> Self {
+        let fleet = Self::unjoined(&["--nic", NIC, "--wire", "exclusive"]);
+        fleet.a.join(NIC, &fleet.b, NIC);
+        fleet.a.address(NIC, Ipv4Addr::new(10, 77, 0, 1));
+        fleet.b.address(NIC, Ipv4Addr::new(10, 77, 0, 2));
+        fleet
+    }
+
+    /// Two hosts and an office on a switch. The wire of the agents is a bridge of the host, or else their default.
+    pub fn shared(wire: Wire) -> Self {
+        let nic = if wire == Wire::Bridge { "br0" } else { NIC };
+        let mut fleet = Self::unjoined(&[
+            "--nic",
+            nic,
+            "--guest-addresses",
+            "10.77.0.100-10.77.0.150",
+            "--label",
+            "rack=b4",
+        ]);
+        let (switch, office) = (Namespace::new(), Namespace::new());
+        switch.bridge("sw0");
+        for (host, port, name) in
+            [(&fleet.a, "to-a", NIC), (&fleet.b, "to-b", NIC), (&office, "to-office", "eth0")]
+        {
+            switch.join(port, host, name);
+            switch.enslave(port, "sw0");
+        }
+        for (host, last) in [(&fleet.a, 1), (&fleet.b, 2)] {
+            if wire == Wire::Bridge {
+                host.bridge(nic);
+                host.enslave(NIC, nic);
+            }
+            host.address(nic, Ipv4Addr::new(10, 77, 0, last));
+        }
+        office.address("eth0", OFFICE);
+        (fleet.office, fleet._switch) = (Some(office), Some(switch));
+        fleet
+    }
+
+    fn unjoined(options: &[&str]) -> Self {
         build_endpoint();
         let (control, a, b) = (Namespace::new(), Namespace::new(), Namespace::new());
         for (host, name, network) in [(&a, "to-a", 1), (&b, "to-b", 2)] {
@@ -44,15 +100,13 @@ impl Fleet {
             control.address(name, Ipv4Addr::new(10, 99, network, 1));
             host.address("control", Ipv4Addr::new(10, 99, network, 2));
         }
-        a.join(NIC, &b, NIC);
-        a.address(NIC, Ipv4Addr::new(10, 77, 0, 1));
-        b.address(NIC, Ipv4Addr::new(10, 77, 0, 2));
-        Self { authority: Authority::new(), control, a, b }
+        let options = options.iter().map(|&option| option.to_owned()).collect();
+        Self { authority: Authority::new(), control, a, b, office: None, _switch: None, options }
     }
 
     /// Runs `test` as the orchestrator, with the agent of host a; checks afterwards that the host is as before.
     pub fn with_one(&self, test: impl AsyncFnOnce(&Self, Server, Agent, Peer) + Send) {
-        let before = self.a.links();
+        let before = self.a.state();
         self.control.run(async || {
             let server = Server::listen(&self.authority, 0);
             let agent = self.start_a(server.port);
@@ -60,12 +114,12 @@ impl Fleet {
             assert_eq!(peer.name, "a");
             test(self, server, agent, peer).await;
         });
-        assert_eq!(self.a.links(), before, "the host is as it was");
+        assert_eq!(self.a.state(), before, "the host is as it was");
     }
 
     /// The same with both agents.
     pub fn with_both(&self, test: impl AsyncFnOnce(&mut Pair) + Send) {
-        let before = (self.a.links(), self.b.links());
+        let before = (self.a.state(), self.b.state());
         self.control.run(async || {
             let server = Server::listen(&self.authority, 0);
             let (a, b) = (self.start_a(server.port), self.start_b(server.port));
@@ -78,19 +132,40 @@ impl Fleet {
             }
             pair.server.close();
         });
-        assert_eq!((self.a.links(), self.b.links()), before, "the hosts are as they were");
+        assert_eq!((self.a.state(), self.b.state()), before, "the hosts are as they were");
     }
 
     pub fn start_a(&self, port: u16) -> Agent {
-        Agent::start(&self.a, &self.authority, "a", at(Ipv4Addr::new(10, 99, 1, 1), port), true)
+        Agent::start(
+            &self.a,
+            &self.authority,
+            "a",
+            &at(Ipv4Addr::new(10, 99, 1, 1), port),
+            true,
+            &self.options,
+        )
     }
 
     pub fn start_a_without_kvm(&self, port: u16) -> Agent {
-        Agent::start(&self.a, &self.authority, "a", at(Ipv4Addr::new(10, 99, 1, 1), port), false)
+        Agent::start(
+            &self.a,
+            &self.authority,
+            "a",
+            &at(Ipv4Addr::new(10, 99, 1, 1), port),
+            false,
+            &self.options,
+        )
     }
 
     fn start_b(&self, port: u16) -> Agent {
-        Agent::start(&self.b, &self.authority, "b", at(Ipv4Addr::new(10, 99, 2, 1), port), true)
+        Agent::start(
+            &self.b,
+            &self.authority,
+            "b",
+            &at(Ipv4Addr::new(10, 99, 2, 1), port),
+            true,
+            &self.options,
+        )
     }
 }
 

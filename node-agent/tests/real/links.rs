@@ -4,10 +4,15 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use futures_util::TryStreamExt;
 use libtest_mimic::Failed;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkMessage};
+use rtnetlink::packet_route::AddressFamily;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
-use toll_node_agent::network::{Network, bridge_name, tap_name};
+use toll_node_agent::network::{Network, NetworkConfig, NetworkError, Station, bridge_name, tap_name};
+use toll_protocol::facts::Wire;
 use toll_protocol::trial::TrialId;
+use toll_protocol::units::MacAddress;
 
 use crate::Test;
 use crate::namespace::Namespace;
@@ -57,6 +62,42 @@ pub async fn all(handle: &Handle) -> Vec<(String, u32, Option<String>)> {
     links.iter().map(row).collect()
 }
 
+/// What a host's network looks like to its owner: links with their MAC address, MTU, controller and whether they are
+/// up, addresses and routes. Of IPv4 alone, since the kernel gives links IPv6 addresses when it finds the time.
+pub async fn state(handle: &Handle) -> Vec<String> {
+    let mut lines = Vec::new();
+    for message in messages(handle).await {
+        let mut kept: Vec<String> = vec![format!("up {}", message.header.flags.contains(LinkFlags::Up))];
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(_)
+                | LinkAttribute::Mtu(_)
+                | LinkAttribute::Address(_)
+                | LinkAttribute::Promiscuity(_)
+                | LinkAttribute::Controller(_) => kept.push(format!("{attribute:?}")),
+                _ => {}
+            }
+        }
+        lines.push(format!("link {} {}", message.header.index, kept.join(" ")));
+    }
+    let addresses: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.expect("the addresses");
+    for message in addresses.iter().filter(|message| message.header.family == AddressFamily::Inet) {
+        let local = message.attributes.iter().find(|found| matches!(found, AddressAttribute::Local(_)));
+        lines.push(format!("address {} {local:?}/{}", message.header.index, message.header.prefix_len));
+    }
+    let mut question = RouteMessage::default();
+    question.header.address_family = AddressFamily::Inet;
+    let routes: Vec<RouteMessage> =
+        handle.route().get(question).execute().try_collect().await.expect("the routes");
+    for route in routes {
+        let known = |found: &&RouteAttribute| !matches!(found, RouteAttribute::CacheInfo(_));
+        let attributes: Vec<_> = route.attributes.iter().filter(known).collect();
+        lines.push(format!("route {:?} {attributes:?}", route.header));
+    }
+    lines
+}
+
 /// A namespace with a NIC that has an address: one end of a veth pair whose other end is in the second namespace.
 fn host() -> (Namespace, Namespace) {
     let (host, wire) = (Namespace::new(), Namespace::new());
@@ -66,17 +107,27 @@ fn host() -> (Namespace, Namespace) {
     (host, wire)
 }
 
-fn open() -> Network {
-    Network::open(NIC, None).expect("the network opens")
+async fn open_on(nic: &str) -> Result<Network, NetworkError> {
+    let (nic, wire) = (Some(nic.to_owned()), Some(Wire::Exclusive));
+    Network::open(NetworkConfig { nic, wire, guest_addresses: None }).await
+}
+
+async fn open() -> Network {
+    open_on(NIC).await.expect("the network opens")
+}
+
+/// A virtual end whose path has this MTU.
+fn station(mtu: u16) -> Station {
+    Station { mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]), address: Ipv4Addr::new(10, 77, 0, 101), mtu }
 }
 
 fn a_trial_leaves_the_host_as_it_was() -> Result<(), Failed> {
     let (host, _wire) = host();
     let before = host.links();
     host.run(async || {
-        let network = open();
+        let network = open().await;
         assert_eq!(network.native_address(1500).await.expect("an address").to_string(), "10.77.0.1/24");
-        network.set_up(TRIAL, 1400).await.expect("the bridge");
+        network.set_up(TRIAL, &station(1400)).await.expect("the bridge");
         // The kernel's addresses follow an interface up at once: none may be there.
         let file = std::fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
         assert!(!file.contains(&bridge_name(TRIAL)), "{file}");
@@ -93,10 +144,10 @@ fn a_trial_leaves_the_host_as_it_was() -> Result<(), Failed> {
     let bridge = bridge_name(TRIAL);
     assert!(during.contains(&(NIC.to_owned(), 1500, Some(bridge.clone()))), "{during:?}");
     assert!(during.contains(&(bridge.clone(), 1400, None)), "{during:?}");
-    host.run(async || assert_eq!(open().tear_down(TRIAL).await, Vec::<String>::new()));
+    host.run(async || assert_eq!(open().await.tear_down(TRIAL).await, Vec::<String>::new()));
     assert_eq!(host.links(), before);
     host.run(async || {
-        let network = open();
+        let network = open().await;
         // Again, and for a trial that never was.
         assert_eq!(network.tear_down(TRIAL).await, Vec::<String>::new());
         assert_eq!(network.native_address(1500).await.expect("kept").to_string(), "10.77.0.1/24");
@@ -109,19 +160,19 @@ fn a_port_is_attached() -> Result<(), Failed> {
     let before = host.links();
     let tap = tap_name(TRIAL);
     host.run(async || {
-        let network = open();
-        network.set_up(TRIAL, 1500).await.expect("the bridge");
-        let error = network.attach(TRIAL, 1500).await.expect_err("there is no TAP yet");
+        let network = open().await;
+        network.set_up(TRIAL, &station(1500)).await.expect("the bridge");
+        let error = network.attach(TRIAL, &station(1500)).await.expect_err("there is no TAP yet");
         assert!(error.to_string().contains(&tap), "{error}");
     });
     // An interface of the TAP's name is enough for the bridge; trials with a VMM put a real one here.
     host.with_netlink(async |handle| {
         handle.link().add(LinkVeth::new(&tap, "guest0").build()).execute().await.expect("a port");
     });
-    host.run(async || open().attach(TRIAL, 1300).await.expect("attached"));
+    host.run(async || open().await.attach(TRIAL, &station(1300)).await.expect("attached"));
     let during = host.links();
     assert!(during.contains(&(tap.clone(), 1300, Some(bridge_name(TRIAL)))), "{during:?}");
-    host.run(async || assert_eq!(open().tear_down(TRIAL).await, Vec::<String>::new()));
+    host.run(async || assert_eq!(open().await.tear_down(TRIAL).await, Vec::<String>::new()));
     // The other end of the pair goes with the port.
     assert_eq!(host.links(), before);
     Ok(())
@@ -141,11 +192,11 @@ fn the_sweep_takes_ours_and_nothing_else() -> Result<(), Failed> {
         handle.link().add(unfinished).execute().await.expect("a bridge");
     });
     host.run(async || {
-        assert_eq!(open().sweep().await.expect("a sweep"), (vec!["tb00000000dead".to_owned()], vec![]));
+        assert_eq!(open().await.sweep().await.expect("a sweep"), (vec!["tb00000000dead".to_owned()], vec![]));
     });
-    host.run(async || open().set_up(TRIAL, 1500).await.expect("the bridge"));
+    host.run(async || open().await.set_up(TRIAL, &station(1500)).await.expect("the bridge"));
     host.run(async || {
-        let network = open();
+        let network = open().await;
         let (found, left) = network.sweep().await.expect("a sweep");
         assert_eq!((found, left), (vec![bridge_name(TRIAL)], vec![]));
         assert_eq!(network.sweep().await.expect("a sweep"), (vec![], vec![]));
@@ -159,18 +210,22 @@ fn a_nic_that_the_host_needs_is_refused() -> Result<(), Failed> {
     let before = host.links();
     let far = IpAddr::V4(Ipv4Addr::new(10, 77, 0, 2));
     let why = host.run(async || {
-        let network = Network::open(NIC, Some(far)).expect("the network opens");
-        network.set_up(TRIAL, 1500).await.expect_err("the way to the orchestrator").to_string()
+        let network = open().await;
+        network.dialled(far);
+        network.set_up(TRIAL, &station(1500)).await.expect_err("the way to the orchestrator").to_string()
     });
     assert_eq!(
         why,
-        "network interface nic0 is the way to the orchestrator 10.77.0.2: name a NIC for tests alone"
+        "network interface nic0 is the way to the orchestrator 10.77.0.2: name a NIC for tests alone, or use --wire \
+         macvtap"
     );
     host.with_netlink(async |handle| {
         let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(Ipv4Addr::new(10, 77, 0, 2)).build();
         handle.route().add(route).execute().await.expect("a default route");
     });
-    let why = host.run(async || open().set_up(TRIAL, 1500).await.expect_err("the default route").to_string());
+    let why = host.run(async || {
+        open().await.set_up(TRIAL, &station(1500)).await.expect_err("the default route").to_string()
+    });
     assert!(why.contains("carries a default route"), "{why}");
     assert_eq!(host.links(), before);
     Ok(())
@@ -181,16 +236,13 @@ fn an_unfit_nic_is_refused() -> Result<(), Failed> {
     let why = |network: Network, mtu| async move {
         let native =
             network.native_address(mtu).await.map_or_else(|error| error.to_string(), |_| String::new());
-        (network.set_up(TRIAL, mtu).await.expect_err("unfit").to_string(), native)
+        (network.set_up(TRIAL, &station(mtu)).await.expect_err("unfit").to_string(), native)
     };
-    let (bridged, native) = host.run(async || why(open(), 9000).await);
+    let (bridged, native) = host.run(async || why(open().await, 9000).await);
     assert_eq!(bridged, "network interface nic0 has an MTU of 1500 bytes and the trial asks for 9000");
     assert!(native.contains("has an MTU of 1500 bytes"), "{native}");
-    let (bridged, native) = host.run(async || why(Network::open("nic7", None).expect("opens"), 1500).await);
-    assert_eq!(
-        (bridged.as_str(), native.as_str()),
-        ("there is no network interface nic7", "there is no network interface nic7")
-    );
+    let missing = host.run(async || open_on("nic7").await.expect_err("no such NIC").to_string());
+    assert_eq!(missing, "there is no network interface nic7");
     host.with_netlink(async |handle| {
         let alone = LinkVeth::new("alone0", "alone1").up().build();
         handle.link().add(alone).execute().await.expect("a pair");
@@ -198,19 +250,16 @@ fn an_unfit_nic_is_refused() -> Result<(), Failed> {
         let address = Ipv4Addr::new(10, 78, 0, 1).into();
         handle.address().add(index, address, 32).execute().await.expect("an address");
     });
-    let (_, native) = host.run(async || {
-        let network = Network::open("alone0", None).expect("opens");
-        (
-            network.check_nic().await.expect("is there"),
-            network.native_address(1500).await.map_err(|e| e.to_string()),
-        )
+    let native = host.run(async || {
+        let network = open_on("alone0").await.expect("opens");
+        network.native_address(1500).await.map_err(|e| e.to_string())
     });
     assert!(native.expect_err("no room").contains("alone0 has the address 10.78.0.1/32"));
     host.with_netlink(async |handle| {
         let index = index(&handle, NIC).await.expect("the NIC");
         handle.link().set(LinkUnspec::new_with_index(index).down().build()).execute().await.expect("down");
     });
-    let (bridged, native) = host.run(async || why(open(), 1500).await);
+    let (bridged, native) = host.run(async || why(open().await, 1500).await);
     assert!(bridged.contains("is down") && native.contains("is down"), "{bridged} {native}");
     Ok(())
 }
@@ -218,12 +267,12 @@ fn an_unfit_nic_is_refused() -> Result<(), Failed> {
 fn one_agent_for_a_host() -> Result<(), Failed> {
     let (host, wire) = host();
     host.run(async || {
-        let first = open();
-        let error = Network::open(NIC, None).expect_err("a second agent");
+        let first = open().await;
+        let error = open_on(NIC).await.expect_err("a second agent");
         assert!(error.to_string().contains("another agent runs"), "{error}");
         drop(first);
-        drop(open());
+        drop(open().await);
     });
-    wire.run(async || drop(Network::open("far0", None).expect("another host")));
+    wire.run(async || drop(open_on("far0").await.expect("another host")));
     Ok(())
 }

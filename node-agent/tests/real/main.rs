@@ -10,10 +10,12 @@ mod agents;
 mod host;
 mod links;
 mod namespace;
+mod options;
 mod orchestrator;
 mod processes;
 mod trials;
 mod virtual_ends;
+mod wires;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -27,11 +29,14 @@ fn main() -> std::process::ExitCode {
     let arguments = Arguments::from_args();
     let lacking = namespace::become_root().err();
     let virtual_lacking = lacking.clone().or_else(virtual_ends::lacking);
+    let wires_lacking = virtual_lacking.clone().or_else(wires::lacking);
     let tests = listed(processes::TESTS, lacking.as_deref())
         .chain(listed(links::TESTS, lacking.as_deref()))
         .chain(listed(trials::TESTS, lacking.as_deref()))
+        .chain(listed(options::TESTS, lacking.as_deref()))
         .chain(listed(virtual_ends::WITHOUT_VMM, lacking.as_deref()))
         .chain(listed(virtual_ends::TESTS, virtual_lacking.as_deref()))
+        .chain(listed(wires::TESTS, wires_lacking.as_deref()))
         .collect();
     libtest_mimic::run(&arguments, tests).exit_code()
 }

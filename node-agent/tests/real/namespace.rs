@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::net::Ipv4Addr;
 
 use nix::sched::{CloneFlags, setns, unshare};
-use rtnetlink::{Handle, LinkUnspec, LinkVeth};
+use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
 
 /// Becomes able to make network namespaces: as root, or in a user namespace of its own. To be called before there
 /// are threads.
@@ -96,5 +96,36 @@ impl Namespace {
     /// Names of all links, with their MTU and the name of what they are a port of.
     pub fn links(&self) -> Vec<(String, u32, Option<String>)> {
         self.with_netlink(async |handle| crate::links::all(&handle).await)
+    }
+
+    /// Sets a link up.
+    pub fn set_up(&self, name: &str) {
+        self.with_netlink(async move |handle| {
+            let index = crate::links::index(&handle, name).await.expect("the link");
+            handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await.expect("up");
+        });
+    }
+
+    /// Makes a bridge, which is up and begins to forward at once.
+    pub fn bridge(&self, name: &str) {
+        self.with_netlink(async move |handle| {
+            let bridge = LinkMessageBuilder::<LinkBridge>::new(name).forward_delay(0).up().build();
+            handle.link().add(bridge).execute().await.expect("a bridge");
+        });
+    }
+
+    /// Puts a link on a bridge, and sets it up.
+    pub fn enslave(&self, name: &str, bridge: &str) {
+        self.with_netlink(async move |handle| {
+            let port = crate::links::index(&handle, name).await.expect("the port");
+            let bridge = crate::links::index(&handle, bridge).await.expect("the bridge");
+            let joined = LinkUnspec::new_with_index(port).controller(bridge).up().build();
+            handle.link().set(joined).execute().await.expect("a port of the bridge");
+        });
+    }
+
+    /// Links, IPv4 addresses and IPv4 routes, a line each.
+    pub fn state(&self) -> Vec<String> {
+        self.with_netlink(async |handle| crate::links::state(&handle).await)
     }
 }

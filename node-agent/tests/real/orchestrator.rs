@@ -1,6 +1,6 @@
 //! The other side of the link: a QUIC server that speaks the real protocol, driven by the test.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::frame::{Decoder, encode};
 use toll_protocol::message::{FromAgent, ToAgent};
+use toll_protocol::trial::TrialId;
 
 pub const SERVER_NAME: &str = "orchestrator.test";
 /// Bytes that an agent may send and the test has not read: soon full.
@@ -28,13 +29,6 @@ const LIMIT: Duration = Duration::from_secs(15);
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     folder: tempfile::TempDir,
-}
-
-/// PEM files of an identity.
-pub struct Files {
-    pub ca: PathBuf,
-    pub certificate: PathBuf,
-    pub key: PathBuf,
 }
 
 impl Authority {
@@ -52,19 +46,19 @@ impl Authority {
         (params.signed_by(&key, &self.issuer).expect("a certificate"), key)
     }
 
-    /// An agent's files.
-    pub fn files(&self, name: &str) -> Files {
+    /// A folder with an agent's files.
+    pub fn files(&self, name: &str) -> PathBuf {
         let (certificate, key) = self.issue(name);
-        let write = |what: &str, text: String| {
-            let path = self.folder.path().join(format!("{name}.{what}"));
-            std::fs::write(&path, text).expect("a file");
-            path
-        };
-        Files {
-            ca: write("ca", self.issuer.pem()),
-            certificate: write("certificate", certificate.pem()),
-            key: write("key", key.serialize_pem()),
+        let folder = self.folder.path().join(name);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for (file, text) in [
+            ("ca.pem", self.issuer.pem()),
+            ("certificate.pem", certificate.pem()),
+            ("key.pem", key.serialize_pem()),
+        ] {
+            std::fs::write(folder.join(file), text).expect("a file");
         }
+        folder
     }
 
     fn server_config(&self) -> ServerConfig {
@@ -121,17 +115,20 @@ impl Server {
                 let mut peer = Peer {
                     name: String::new(),
                     facts: None,
+                    labels: BTreeMap::new(),
+                    held: Vec::new(),
                     connection,
                     send,
                     receive,
                     decoder: Decoder::default(),
                     unread: VecDeque::new(),
                 };
-                let FromAgent::Hello { version: theirs, name, facts, .. } = peer.receive().await else {
+                let FromAgent::Hello { version: theirs, name, facts, labels, held } = peer.receive().await
+                else {
                     panic!("the first message is Hello")
                 };
                 assert_eq!(theirs, PROTOCOL_VERSION);
-                (peer.name, peer.facts) = (name, Some(facts));
+                (peer.name, peer.facts, peer.labels, peer.held) = (name, Some(facts), labels, held);
                 peer.say(&ToAgent::Welcome { version }).await;
                 break peer;
             }
@@ -150,6 +147,8 @@ impl Server {
 pub struct Peer {
     pub name: String,
     pub facts: Option<Box<HostFacts>>,
+    pub labels: BTreeMap<String, String>,
+    pub held: Vec<TrialId>,
     pub connection: Connection,
     send: SendStream,
     receive: RecvStream,

@@ -90,12 +90,23 @@ fn an_unacknowledged_outcome_survives() -> Result<(), Failed> {
         for _ in 0..2 {
             pair.a.1.connection.close(VarInt::from_u32(7), b"lost");
             pair.a.1 = pair.server.accept().await;
+            assert_eq!(pair.a.1.held, [TRIAL]);
             assert_eq!(pair.a.1.outcome(TRIAL).await.expect("said again"), report);
         }
+        // Torn down and not acknowledged, it is still held, and neither prepared nor started again.
+        pair.a.1.say(&ToAgent::Teardown { trial: TRIAL }).await;
+        assert_eq!(pair.a.1.torn_down(TRIAL).await, Vec::<String>::new());
+        pair.a.1.prepare(TRIAL, native(Direction::Send, Open::Connect, SHORT)).await;
+        assert_eq!(pair.a.1.outcome(TRIAL).await.expect("the same"), report);
+        let nobody = "10.77.0.2:1".parse().expect("an address");
+        pair.a.1.say(&ToAgent::Start { trial: TRIAL, peer: nobody }).await;
+        assert_eq!(pair.a.1.outcome(TRIAL).await.expect("the same"), report);
+        assert!(pair.a.0.children("toll-endpoint").is_empty());
         assert_eq!(pair.a.1.tear_down(TRIAL).await, Vec::<String>::new());
         assert_eq!(pair.b.1.tear_down(TRIAL).await, Vec::<String>::new());
         pair.a.1.connection.close(VarInt::from_u32(7), b"lost");
         pair.a.1 = pair.server.accept().await;
+        assert_eq!(pair.a.1.held, []);
         // Nothing but the answer to this question comes over the new connection.
         let unknown = TrialId::new(0xdead);
         pair.a.1.say(&ToAgent::Teardown { trial: unknown }).await;
@@ -113,6 +124,11 @@ fn a_running_trial_survives_a_lost_connection() -> Result<(), Failed> {
         pair.a.1.hear(|message| matches!(message, FromAgent::Sample { .. }).then_some(())).await;
         pair.a.1.connection.close(VarInt::from_u32(7), b"lost");
         pair.a.1 = pair.server.accept().await;
+        assert_eq!(pair.a.1.held, [TRIAL]);
+        // All that an orchestrator may say again, which does not know how far it had come.
+        pair.a.1.prepare(TRIAL, native(Direction::Send, Open::Connect, duration)).await;
+        let nobody = "10.77.0.2:1".parse().expect("an address");
+        pair.a.1.say(&ToAgent::Start { trial: TRIAL, peer: nobody }).await;
         assert!(pair.a.1.outcome(TRIAL).await.expect("measured all the same").bytes > 0);
         assert!(pair.b.1.outcome(TRIAL).await.is_ok());
         assert_eq!(pair.a.1.tear_down(TRIAL).await, Vec::<String>::new());
@@ -132,8 +148,9 @@ fn messages_out_of_order_are_answered() -> Result<(), Failed> {
         peer.say(&ToAgent::Acknowledged { trial: first }).await;
 
         peer.prepare(first, end.clone()).await;
-        peer.ready(first).await.expect("ready");
+        let at = peer.ready(first).await.expect("ready");
         peer.prepare(first, end.clone()).await;
+        assert_eq!(peer.ready(first).await.expect("said again"), at);
         peer.prepare(second, end.clone()).await;
         let failure = peer.outcome(second).await.expect_err("refused");
         assert_eq!(failure.reason, format!("this host is busy with trial {first}"));

@@ -56,7 +56,8 @@ impl AgentProcess {
         let inherited = [authority.as_raw_fd(), certificate.as_raw_fd(), key.as_raw_fd()];
         let mut command = Command::new(program);
         command
-            .args(["run", "--name", &host.name, "--nic", TEST_NIC, "--server-name", crate::pki::SERVER_NAME])
+            .args(["--name", &host.name, "--nic", TEST_NIC, "--wire", "exclusive"])
+            .args(["--server-name", crate::pki::SERVER_NAME])
             .args(["--orchestrator", &orchestrator.to_string()])
             .args(["--ca", &path(&authority), "--certificate", &path(&certificate), "--key", &path(&key)])
             .stdin(Stdio::null())

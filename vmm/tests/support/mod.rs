@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use toll_guest::program::pattern;
-use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmConfig};
+use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmConfig, VmmPort};
 use toll_protocol::frame::{Decoder, encode};
 use toll_protocol::report::{EndReport, Failure, Sample};
 use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
@@ -177,7 +177,7 @@ impl Transfer {
             trial: TrialId::new(u64::from(self.number)),
             engine: self.engine,
             adapter: self.adapter.clone(),
-            tap: format!("toll{}", self.number),
+            port: VmmPort::Tap { name: format!("toll{}", self.number) },
             mac: MacAddress([0x52, 0x54, 0, 0, 0, self.number]),
             address: format!("10.77.{}.2/24", self.number).parse().expect("an address"),
             mtu: self.mtu,
@@ -221,7 +221,7 @@ pub fn disturbed_transfer(
     let text = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     let mut vmm = Vmm::spawn(program).map_err(text("spawn"))?;
     let config = transfer.config();
-    let tap = config.tap.clone();
+    let tap = config.port.name().to_owned();
     vmm.send(&ChildCommand::Configure(config)).map_err(text("Configure"))?;
     expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
     bring_up(&tap, transfer.host_address(), transfer.mtu).map_err(text("TAP"))?;

@@ -9,10 +9,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::uio::{readv, writev};
 use tun_tap::{Iface, Mode};
 
-use super::{Port, PortError, Sent};
+use super::{Port, PortError, Sent, descriptor};
 
 /// Longest name of an interface in bytes: IFNAMSIZ without its terminator.
 const MAX_NAME: usize = 15;
@@ -88,26 +87,11 @@ impl Tap {
 
 impl Port for Tap {
     fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
-        loop {
-            return match writev(self.descriptor(), parts) {
-                Ok(_) => Ok(Sent::Taken),
-                Err(Errno::EINTR) => continue,
-                // EIO: the interface is down, a wire that nobody has plugged in.
-                Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EIO) => Ok(Sent::Dropped),
-                Err(error) => Err(self.failed("writev", error)),
-            };
-        }
+        descriptor::send(self.descriptor(), parts, |call, error| self.failed(call, error))
     }
 
     fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
-        loop {
-            return match readv(self.descriptor(), parts) {
-                Ok(length) => Ok(Some(length)),
-                Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => Ok(None),
-                Err(error) => Err(self.failed("readv", error)),
-            };
-        }
+        descriptor::receive(self.descriptor(), parts, |call, error| self.failed(call, error))
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
