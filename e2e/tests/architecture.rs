@@ -21,7 +21,9 @@ const ALLOWED: [(&str, &[&str]); 8] = [
 ];
 
 /// Libraries that only these crates may link.
-const RESERVED: [(&str, &[&str]); 6] = [
+const RESERVED: [(&str, &[&str]); 8] = [
+    ("kube", &["toll-orchestrator"]),
+    ("k8s-openapi", &["toll-orchestrator"]),
     ("kvm-ioctls", &["toll-vmm"]),
     ("kvm-bindings", &["toll-vmm"]),
     ("quinn", &["toll-node-agent", "toll-orchestrator"]),
@@ -31,7 +33,9 @@ const RESERVED: [(&str, &[&str]); 6] = [
 ];
 
 /// Paths in source that only these files or folders may name.
-const FILES: [(&str, &[&str]); 4] = [
+const FILES: [(&str, &[&str]); 6] = [
+    ("use kube::", &["orchestrator/src/kube/", "orchestrator/src/kube.rs"]),
+    ("k8s_openapi::", &["orchestrator/src/kube/", "orchestrator/src/kube.rs"]),
     ("kvm_ioctls::", &["vmm/src/kvm/"]),
     ("kvm_bindings::", &["vmm/src/kvm/"]),
     ("serde_yaml::", &["protocol/src/campaign/parse.rs"]),

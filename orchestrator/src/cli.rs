@@ -11,7 +11,7 @@ use crate::pki::{DEFAULT_DAYS, files};
 use crate::remote::{self, Question, Server};
 use crate::run::{self, Format};
 use crate::serve::{self, ServeArguments};
-use crate::{doctor, show_plan};
+use crate::{doctor, kube, show_plan};
 
 /// Measures what virtualisation takes on a network.
 #[derive(Debug, Parser)]
@@ -47,6 +47,8 @@ enum Command {
         /// The campaign (YAML)
         file: PathBuf,
     },
+    /// Print the definition of the Kubernetes object `Campaign` (YAML)
+    Crd,
     /// Say what this machine offers, and what to do about what it lacks
     Doctor,
     /// Be the orchestrator of a fleet: agents dial it, campaigns are submitted to it
@@ -189,6 +191,10 @@ impl Cli {
                 }
                 Err(error) => Ok(told(&error)),
             },
+            Command::Crd => {
+                print_out(&kube::crd::yaml().map_err(anyhow::Error::msg)?)?;
+                Ok(Exit::Ok)
+            }
             Command::Doctor => doctor::run(),
             Command::Serve(arguments) => serve::serve(&arguments),
             Command::Submit { file, id, watch, server } => match manifest::load(&file) {

@@ -6,6 +6,7 @@ pub mod doctor;
 pub mod exit;
 pub mod format;
 pub mod http;
+pub mod kube;
 pub mod lab;
 pub mod ledger;
 pub mod link;

@@ -21,6 +21,7 @@ use toll_protocol::units::Span;
 use crate::exit::Exit;
 use crate::http::client::read_token;
 use crate::http::{self, Api, Pulse};
+use crate::kube::{self, KubeOptions};
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::pki::files;
@@ -56,6 +57,13 @@ pub struct ServeArguments {
     /// Most trials at once, on hosts that share none [default: as many as there are pairs]
     #[arg(long, value_name = "N")]
     pub max_trials: Option<usize>,
+    /// Be the orchestrator of a Kubernetes cluster: take Campaign objects, leave cordoned and NotReady nodes out, and
+    /// serve only while holding a Lease
+    #[arg(long)]
+    pub kube: bool,
+    /// Who this process is in the cluster
+    #[command(flatten, next_help_heading = "With --kube")]
+    pub cluster: KubeOptions,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -77,6 +85,30 @@ pub fn serve(arguments: &ServeArguments) -> Result<Exit> {
 
 async fn run(arguments: &ServeArguments) -> Result<()> {
     let stop = on_signals()?;
+    // Only one process at a time may open the ledgers.
+    let leadership = if arguments.kube {
+        tokio::select! {
+            leads = kube::lead(&arguments.cluster) => Some(leads?),
+            () = told(stop.clone()) => return Ok(()),
+        }
+    } else {
+        None
+    };
+    let served = match &leadership {
+        None => lead(arguments, stop).await,
+        Some(leadership) => tokio::select! {
+            served = lead(arguments, stop) => served,
+            why = leadership.lost() => Err(anyhow::anyhow!("this orchestrator leads no more: {why}")),
+        },
+    };
+    if let Some(leadership) = leadership {
+        leadership.release().await;
+    }
+    served
+}
+
+/// Serves as the one orchestrator.
+async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result<()> {
     let identity = files::read(&arguments.pki).context("the orchestrator has no certificates")?;
     let token = arguments.token_file.as_deref().map(read_token).transpose()?;
     let metrics = Metrics::new().context("the metrics can't be registered")?;
@@ -91,14 +123,14 @@ async fn run(arguments: &ServeArguments) -> Result<()> {
             grace: arguments.agent_grace.duration(),
             settle: SETTLE,
         },
-        engine: "fleet",
+        engine: if arguments.kube { "kubernetes" } else { "fleet" },
         lab: None,
     };
     let (handle, questions) = handle::channel();
     let agents = link.address();
     let service = Service::new(options, link, events, questions, Watched(metrics.clone()))?;
     let api = Api {
-        handle,
+        handle: handle.clone(),
         token: token.map(Arc::from),
         pulse: Pulse::new(service.heartbeat()),
         metrics: Arc::new(move || exposition(&metrics)),
@@ -108,7 +140,16 @@ async fn run(arguments: &ServeArguments) -> Result<()> {
     crate::exit::print_out(&format!("agents: {agents}\nhttp: http://{api_address}\n"))?;
     tracing::info!(%agents, http = %api_address, "serving");
     let pages = tokio::spawn(http::serve(listener, api, told(stop.clone())));
-    let served = service.run(told(stop)).await;
+    let cluster = async {
+        if arguments.kube {
+            kube::run(handle, &arguments.cluster, told(stop.clone())).await?;
+        }
+        told(stop.clone()).await;
+        Ok::<_, anyhow::Error>(())
+    };
+    let service = service.run(told(stop.clone()));
+    // A service that is dropped in the middle is one that was killed: the next process goes on from its ledgers.
+    let served = tokio::try_join!(async { anyhow::Ok(service.await?) }, cluster);
     pages.abort();
     served?;
     Ok(())

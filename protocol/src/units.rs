@@ -2,6 +2,8 @@
 //! refused, so that nobody has to guess whether `100` meant megabits or mebibytes. Display is exact: the text of
 //! a value parses back to the same value.
 
+mod schema;
+
 use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;

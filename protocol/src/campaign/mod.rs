@@ -10,7 +10,7 @@ mod validate;
 use std::collections::BTreeMap;
 use std::fmt;
 
-pub use parse::{MAX_DOCUMENT, parse};
+pub use parse::{MAX_DOCUMENT, parse, to_yaml};
 
 use crate::result::{Gate, Peer};
 use crate::trial::{Direction, EndKind};

@@ -1,8 +1,8 @@
 //! From YAML text to a campaign, with line and column in every error. The only file that knows serde_yaml, so
 //! that it can be replaced.
 
-use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
 use super::schema::Document;
 use super::{Campaign, Problem, Step, validate};
@@ -27,6 +27,14 @@ pub fn parse(text: &str) -> Result<Campaign, Vec<Problem>> {
         };
         findings.into_iter().map(problem).collect()
     })
+}
+
+/// Writes `value` as a YAML document, for people.
+///
+/// # Errors
+/// Why `value` is nothing that YAML can say.
+pub fn to_yaml<T: Serialize>(value: &T) -> Result<String, String> {
+    serde_yaml::to_string(value).map_err(|error| error.to_string())
 }
 
 /// Parses the shape alone.

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::trial::Direction;
@@ -40,7 +41,7 @@ pub struct Metadata {
 }
 
 /// What to measure.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
     /// Where.
@@ -64,7 +65,7 @@ pub struct Spec {
 }
 
 /// Where a campaign runs.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Hosts {
     /// Hosts of a fleet or cluster.
@@ -74,7 +75,7 @@ pub struct Hosts {
 }
 
 /// Selects hosts by the labels of their agents.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Select {
     /// Labels that a host must have; empty selects every host.
@@ -85,7 +86,7 @@ pub struct Select {
 }
 
 /// A lab of virtual hosts.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Lab {
     /// How many hosts, 2 to 16.
@@ -96,7 +97,7 @@ pub struct Lab {
 }
 
 /// A lab host's link.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Link {
     /// Rate in each direction; without it the link is as fast as the machine.
@@ -106,7 +107,7 @@ pub struct Link {
 }
 
 /// Which hosts are paired.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Pairs {
     /// Every two hosts once.
@@ -117,7 +118,7 @@ pub enum Pairs {
 }
 
 /// What stands at the ends: exactly one of `native`, `sameStack`, `guest`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Arm {
     /// Name, unique in the campaign.
@@ -133,7 +134,7 @@ pub struct Arm {
 }
 
 /// A native end.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Native {
     /// Who produces the traffic. Default `endpoint`.
@@ -143,7 +144,7 @@ pub struct Native {
 }
 
 /// A native end's program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum Program {
     /// Toll's own endpoint.
@@ -153,7 +154,7 @@ pub enum Program {
 }
 
 /// Pinning of a native end.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct NativePin {
     /// CPU of the traffic thread, counted from 0 among those that its host has.
@@ -161,7 +162,7 @@ pub struct NativePin {
 }
 
 /// A same-stack end.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SameStack {
     /// The adapter model that the program drives.
@@ -173,7 +174,7 @@ pub struct SameStack {
 }
 
 /// A guest end.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Guest {
     /// What it runs.
@@ -187,7 +188,7 @@ pub struct Guest {
 }
 
 /// What a guest runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub enum GuestOs {
     /// The built-in payload program.
@@ -195,7 +196,7 @@ pub enum GuestOs {
 }
 
 /// Pinning of a virtual end.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VirtualPin {
     /// CPU of the vCPU thread, counted from 0 among those that its host has: a lab gives each host some of the
@@ -204,7 +205,7 @@ pub struct VirtualPin {
 }
 
 /// An adapter: exactly one of `pcnet`, `virtioNet`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Adapter {
     /// AMD Am79C970A.
@@ -214,17 +215,17 @@ pub struct Adapter {
 }
 
 /// Switches of `pcnet`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pcnet {}
 
 /// Switches of `virtioNet`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct VirtioNet {}
 
 /// A port: at most one field; without one it is what the host's agent offers.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Port {
     /// A TAP on a bridge with the host's test NIC.
@@ -234,17 +235,17 @@ pub struct Port {
 }
 
 /// Switches of `tap`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Tap {}
 
 /// Switches of `macvtap`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Macvtap {}
 
 /// What virtual arms are measured against.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
     /// Kernel TCP on the other host: guest to native.
@@ -254,7 +255,7 @@ pub enum Peer {
 }
 
 /// Traffic: exactly one kind.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Workload {
     /// Name, unique in the campaign.
@@ -264,7 +265,7 @@ pub struct Workload {
 }
 
 /// Bulk TCP.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Stream {
     /// Seen from the arm. Default both.
@@ -278,7 +279,7 @@ pub struct Stream {
 }
 
 /// What must hold for exit code 0: exactly one condition.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Gate {
     /// Which cells; every virtual cell if empty.
@@ -291,7 +292,7 @@ pub struct Gate {
 }
 
 /// Selects cells.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cells {
     /// Name of an arm.
@@ -305,7 +306,7 @@ pub struct Cells {
 }
 
 /// Limit on the toll.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TollLimit {
     /// At most this.
@@ -313,7 +314,7 @@ pub struct TollLimit {
 }
 
 /// Limit on goodput.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GoodputLimit {
     /// At least this.

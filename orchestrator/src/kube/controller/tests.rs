@@ -1,0 +1,90 @@
+use serde_json::json;
+use toll_protocol::campaign;
+
+use super::*;
+use crate::kube::crd;
+
+#[test]
+fn an_id_names_the_object_and_its_uid() {
+    let uid = "72a7b79c-18eb-4449-a846-6e5fdb516c0c";
+    assert_eq!(id("quickstart", uid), "quickstart-72a7b79c");
+    let long = id(&"a".repeat(63), uid);
+    assert!(long.len() <= 80 && long.ends_with("-72a7b79c"), "{long}");
+}
+
+#[test]
+fn the_document_of_an_object_is_the_campaign_of_its_file() {
+    let text = include_str!("../../../../manifests/campaigns/quickstart.yaml");
+    let spec = json!({
+        "hosts": {"select": {"matchLabels": {}}, "lab": {"count": 2, "link": {"rate": "10Gbit", "mtu": 1500}}},
+        "pairs": "all",
+        "arms": [
+            {"name": "native", "native": {}},
+            {"name": "same-stack", "sameStack": {"adapter": {"virtioNet": {}}}},
+            {"name": "pcnet", "guest": {"os": "payload", "adapter": {"pcnet": {}}}},
+            {
+                "name": "virtio",
+                "guest": {"os": "payload", "adapter": {"virtioNet": {}}},
+                "peers": ["native", "same-arm"],
+            },
+        ],
+        "workloads": [{
+            "name": "bulk",
+            "stream": {"directions": ["send", "receive"], "writeSize": "64KiB", "warmUp": "300ms", "duration": "1s"},
+        }],
+        "blocks": 5,
+        "seed": 1,
+    });
+    let of_object = campaign::parse(&document("quickstart", &spec)).expect("the object is a campaign");
+    assert_eq!(of_object, campaign::parse(text).expect("the file is a campaign"));
+}
+
+#[test]
+fn what_the_service_will_never_take_is_told_and_the_rest_is_tried_again() {
+    let problems = campaign::parse(&document("x", &json!({"hosts": {}}))).expect_err("is no campaign");
+    let (reason, message) = refusal(&SubmitError::Invalid(problems)).expect("is final");
+    assert_eq!(reason, "Invalid");
+    assert!(message.contains("missing field `arms`"), "{message}");
+    assert!(refusal(&SubmitError::NoSelect).is_some());
+    assert!(refusal(&SubmitError::Ending).is_none());
+    assert!(refusal(&SubmitError::Store("the disk is full".into())).is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn many_changes_are_one_tick_a_second() {
+    let (sender, changes) = watch::channel(0_u64);
+    let started = tokio::time::Instant::now();
+    let mut ticks = std::pin::pin!(paced(changes));
+    let mut seen = 0;
+    for _ in 0..5 {
+        for _ in 0..100 {
+            sender.send_modify(|count| *count += 1);
+        }
+        ticks.next().await.expect("a tick");
+        seen += 1;
+    }
+    let elapsed = started.elapsed();
+    assert!(seen == 5 && elapsed >= PACE * 4 && elapsed < PACE * 5, "{elapsed:?}");
+    drop(sender);
+    assert_eq!(ticks.next().await, None);
+}
+
+#[test]
+fn the_definition_is_the_one_of_the_manifests() {
+    let written = include_str!("../../../../manifests/crd/campaigns.yaml");
+    let wanted = crd::yaml().expect("the definition is sound");
+    assert!(
+        written == wanted,
+        "manifests/crd/campaigns.yaml is old: toll crd > manifests/crd/campaigns.yaml"
+    );
+}
+
+#[test]
+fn an_object_that_another_schema_let_in_is_still_read() {
+    let object = json!({
+        "apiVersion": crd::API_VERSION, "kind": crd::KIND, "metadata": {"name": "odd"},
+        "spec": {"hosts": {"select": {}}, "arms": [{"name": "x", "quantum": {}}], "workloads": 3},
+    });
+    let object: Campaign = serde_json::from_value(object).expect("any spec is read");
+    assert_eq!(object.spec.0["workloads"], 3);
+}

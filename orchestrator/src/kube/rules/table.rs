@@ -1,0 +1,405 @@
+//! The bounds and rules themselves, from the whole object inwards. Limits and words are those of the validator
+//! (`protocol/src/campaign/validate.rs`).
+
+use super::{Bound, Rule};
+
+/// A duration as `protocol::units` reads it, without parts of a nanosecond.
+macro_rules! span {
+    () => {
+        r"r'^ *[0-9]+(\.[0-9]+)? *(ns|us|ms|s|m|h) *$'"
+    };
+}
+/// A size.
+macro_rules! bytes {
+    () => {
+        r"r'^ *[0-9]+(\.[0-9]+)? *(B|kB|KiB|MB|MiB|GB|GiB) *$'"
+    };
+}
+/// A link rate.
+macro_rules! rate {
+    () => {
+        r"r'^ *[0-9]+(\.[0-9]+)? *(bit|kbit|Mbit|Gbit) *$'"
+    };
+}
+/// The number of a quantity.
+macro_rules! number {
+    () => {
+        r"double(self.find(r'[0-9]+(\.[0-9]+)?'))"
+    };
+}
+/// How often an arm of a gate is a baseline.
+macro_rules! baseline_toll {
+    () => {
+        "has(g.toll) && has(g.cells) && has(g.cells.arm) && self.arms.exists(a, has(a.native)) && \
+         g.cells.arm == self.arms.filter(a, has(a.native))[0].name"
+    };
+}
+/// Whether an interval of a workload is one that iperf3 can't report.
+macro_rules! odd {
+    ($field:literal) => {
+        concat!(
+            "(has(w.stream) && has(w.stream.",
+            $field,
+            ") && w.stream.",
+            $field,
+            ".matches(",
+            span!(),
+            ") && duration(w.stream.",
+            $field,
+            ".replace(' ', '')).getMilliseconds() % 100 != 0)"
+        )
+    };
+}
+
+const ADAPTERS: &[&str] = &["spec.arms[].guest.adapter", "spec.arms[].sameStack.adapter"];
+const PORTS: &[&str] = &["spec.arms[].guest.port", "spec.arms[].sameStack.port"];
+const PEERS: &[&str] = &["spec.peers", "spec.arms[].peers"];
+
+pub(in super::super) const BOUNDS: &[Bound] = &[
+    Bound { at: &["spec.arms", "spec.workloads", "spec.gates"], keyword: "maxItems", limit: 64 },
+    Bound { at: PEERS, keyword: "maxItems", limit: 2 },
+    Bound { at: &["spec.workloads[].stream.directions"], keyword: "maxItems", limit: 2 },
+    Bound {
+        at: &[
+            "spec.arms[].name",
+            "spec.workloads[].name",
+            "spec.gates[].cells.arm",
+            "spec.gates[].cells.workload",
+        ],
+        keyword: "maxLength",
+        limit: 63,
+    },
+    Bound {
+        at: &[
+            "spec.hosts.lab.link.rate",
+            "spec.workloads[].stream.writeSize",
+            "spec.workloads[].stream.warmUp",
+            "spec.workloads[].stream.duration",
+            "spec.gates[].toll.atMost",
+            "spec.gates[].goodput.atLeast",
+        ],
+        keyword: "maxLength",
+        limit: 32,
+    },
+    Bound { at: &["spec.hosts.select.matchLabels"], keyword: "maxProperties", limit: 64 },
+    // What a label's value may be in Kubernetes.
+    Bound { at: &["spec.hosts.select.matchLabels{}"], keyword: "maxLength", limit: 63 },
+    Bound { at: &["status.hosts"], keyword: "maxItems", limit: 64 },
+    Bound { at: &["status.cells"], keyword: "maxItems", limit: 256 },
+    Bound { at: &["status.conditions"], keyword: "maxItems", limit: 16 },
+];
+
+pub(in super::super) const RULES: &[Rule] = &[
+    Rule {
+        at: &[""],
+        rule: "self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$')",
+        message: "metadata.name: write 1 to 63 of a-z, 0-9 and -, not - at an end",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec"],
+        rule: "self == oldSelf",
+        message: "a campaign is planned once and can't be changed: delete it and create another",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec.hosts"],
+        rule: "has(self.select)",
+        message: "names no hosts of a fleet: write `select: {}` there",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec.hosts.select.atLeast"],
+        rule: "self >= 2 && self <= 1000",
+        message: "is out of range: write 2 to 1000",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec.hosts.lab.count"],
+        rule: "self >= 2 && self <= 16",
+        message: "a lab has 2 to 16 hosts",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec.hosts.lab.link.mtu"],
+        rule: "self >= 576 && self <= 9000",
+        message: "is out of range: write 576 to 9000",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec.hosts.lab.link.rate", "spec.gates[].goodput.atLeast"],
+        rule: concat!("self.matches(", rate!(), ")"),
+        message: "is no link rate: write a number and its unit, such as `100Mbit` or `10Gbit`",
+        expression: Some(
+            "'`' + self + '` is no link rate: write a number and its unit, such as `100Mbit` or `10Gbit`'",
+        ),
+        field: None,
+    },
+    Rule {
+        at: &["spec.hosts.lab.link.rate"],
+        rule: concat!(
+            "!self.matches(",
+            rate!(),
+            ") || ",
+            number!(),
+            " * (self.contains('Gbit') ? 1e9 : self.contains('Mbit') ? 1e6 : self.contains('kbit') ? 1e3 : 1.0) >= 1e6"
+        ),
+        message: "is below 1Mbit, the slowest link a lab makes",
+        expression: Some("self + ' is below 1Mbit, the slowest link a lab makes'"),
+        field: None,
+    },
+    Rule {
+        at: &["spec.arms"],
+        rule: "size(self) > 0",
+        message: "is empty: a campaign needs at least one arm",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec.arms"],
+        rule: "self.all(a, self.exists_one(b, b.name == a.name))",
+        message: "two arms have one name: give each a name of its own",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec.workloads"],
+        rule: "size(self) > 0",
+        message: "is empty: a campaign needs at least one workload",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec.workloads"],
+        rule: "self.all(a, self.exists_one(b, b.name == a.name))",
+        message: "two workloads have one name: give each a name of its own",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec.arms[].name", "spec.workloads[].name"],
+        rule: "self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$')",
+        message: "is no name: write 1 to 63 of a-z, 0-9 and -, not - at an end",
+        expression: Some("'`' + self + '` is no name: write 1 to 63 of a-z, 0-9 and -, not - at an end'"),
+        field: None,
+    },
+    Rule {
+        at: &["spec.arms[]"],
+        rule: "has(self.native) || has(self.sameStack) || has(self.guest)",
+        message: "an arm is nothing yet: write `native: {}`, `sameStack: {adapter: {virtioNet: {}}}` or \
+                  `guest: {os: payload, adapter: {virtioNet: {}}}`",
+        expression: Some(
+            "'arm `' + self.name + '` is nothing yet: write `native: {}`, `sameStack: {adapter: {virtioNet: {}}}` or \
+             `guest: {os: payload, adapter: {virtioNet: {}}}`'",
+        ),
+        field: None,
+    },
+    Rule {
+        at: &["spec.arms[]"],
+        rule: "[has(self.native), has(self.sameStack), has(self.guest)].filter(is, is).size() <= 1",
+        message: "an arm is several things: keep one of native, sameStack, guest",
+        expression: Some("'arm `' + self.name + '` is several things: keep one of native, sameStack, guest'"),
+        field: None,
+    },
+    Rule {
+        at: &["spec.arms[]"],
+        rule: "!has(self.native) || !has(self.peers)",
+        message: "a native arm has native peers only: leave `peers` out",
+        expression: None,
+        field: Some(".peers"),
+    },
+    Rule {
+        at: ADAPTERS,
+        rule: "has(self.pcnet) != has(self.virtioNet)",
+        message: "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: PORTS,
+        rule: "has(self.tap) != has(self.macvtap)",
+        message: "must be exactly one port: `{tap: {}}` or `{macvtap: {}}`; leave it out for what the host's agent \
+                  offers",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: PEERS,
+        rule: "size(self) > 0",
+        message: "is empty: write `[native]`, `[same-arm]` or both",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: PEERS,
+        rule: "self.all(a, self.exists_one(b, b == a))",
+        message: "a peer is listed twice",
+        expression: Some("'`' + self[0] + '` is listed twice'"),
+        field: None,
+    },
+    Rule {
+        at: &["spec.workloads[]"],
+        rule: "has(self.stream)",
+        message: "a workload is nothing yet: write `stream: {}`",
+        expression: Some("'workload `' + self.name + '` is nothing yet: write `stream: {}`'"),
+        field: None,
+    },
+    Rule {
+        at: &["spec.workloads[].stream.directions"],
+        rule: "size(self) > 0",
+        message: "is empty: write `[send, receive]` or one of them",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec.workloads[].stream.directions"],
+        rule: "self.all(a, self.exists_one(b, b == a))",
+        message: "a direction is listed twice",
+        expression: Some("'`' + self[0] + '` is listed twice'"),
+        field: None,
+    },
+    Rule {
+        at: &["spec.workloads[].stream.writeSize"],
+        rule: concat!("self.matches(", bytes!(), ")"),
+        message: "is no size: write a number and its unit, such as `64KiB` or `1500B`",
+        expression: Some(
+            "'`' + self + '` is no size: write a number and its unit, such as `64KiB` or `1500B`'",
+        ),
+        field: None,
+    },
+    Rule {
+        at: &["spec.workloads[].stream.writeSize"],
+        rule: concat!(
+            "!self.matches(",
+            bytes!(),
+            ") || [",
+            number!(),
+            " * (self.contains('GiB') ? 1073741824.0 : self.contains('GB') ? 1e9 : self.contains('MiB') ? 1048576.0 : \
+             self.contains('MB') ? 1e6 : self.contains('KiB') ? 1024.0 : self.contains('kB') ? 1e3 : 1.0)]\
+             .all(n, n >= 1.0 && n <= 1048576.0)"
+        ),
+        message: "is out of range: write 1B to 1MiB",
+        expression: Some("self + ' is out of range: write 1B to 1MiB'"),
+        field: None,
+    },
+    Rule {
+        at: &["spec.workloads[].stream.warmUp", "spec.workloads[].stream.duration"],
+        rule: concat!("self.matches(", span!(), ")"),
+        message: "is no duration: write a number and its unit, such as `500ms` or `2s`",
+        expression: Some(
+            "'`' + self + '` is no duration: write a number and its unit, such as `500ms` or `2s`'",
+        ),
+        field: None,
+    },
+    Rule {
+        at: &["spec.workloads[].stream.warmUp"],
+        rule: concat!("!self.matches(", span!(), ") || duration(self.replace(' ', '')) <= duration('10m')"),
+        message: "is over 10m",
+        expression: Some("self + ' is over 10m'"),
+        field: None,
+    },
+    Rule {
+        at: &["spec.workloads[].stream.duration"],
+        rule: concat!(
+            "!self.matches(",
+            span!(),
+            ") || (duration(self.replace(' ', '')) >= duration('100ms') && \
+             duration(self.replace(' ', '')) <= duration('1h'))"
+        ),
+        message: "is out of range: write 100ms to 1h",
+        expression: Some("self + ' is out of range: write 100ms to 1h'"),
+        field: None,
+    },
+    Rule {
+        at: &["spec.blocks"],
+        rule: "self >= 1 && self <= 1000",
+        message: "is out of range: write 1 to 1000",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec.gates[].toll.atMost"],
+        rule: r"self.matches(r'^ *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *% *$')",
+        message: "is no percentage: write a number and its unit, such as `10%`",
+        expression: Some("'`' + self + '` is no percentage: write a number and its unit, such as `10%`'"),
+        field: None,
+    },
+    Rule {
+        at: &["spec.gates[]"],
+        rule: "has(self.toll) != has(self.goodput)",
+        message: "must be exactly one condition: `toll: {atMost: 10%}` or `goodput: {atLeast: 1Gbit}`",
+        expression: None,
+        field: None,
+    },
+    Rule {
+        at: &["spec"],
+        rule: "!has(self.gates) || self.gates.all(g, !has(g.cells) || !has(g.cells.arm) || \
+               self.arms.exists(a, a.name == g.cells.arm))",
+        message: "there is no arm that a gate names: `cells.arm` is one of the names of spec.arms",
+        expression: None,
+        field: Some(".gates"),
+    },
+    Rule {
+        at: &["spec"],
+        rule: "!has(self.gates) || self.gates.all(g, !has(g.cells) || !has(g.cells.workload) || \
+               self.workloads.exists(w, w.name == g.cells.workload))",
+        message: "there is no workload that a gate names: `cells.workload` is one of the names of spec.workloads",
+        expression: None,
+        field: Some(".gates"),
+    },
+    Rule {
+        at: &["spec"],
+        rule: concat!("!has(self.gates) || !self.gates.exists(g, ", baseline_toll!(), ")"),
+        message: "the first native arm is the baseline that tolls are relative to: name another arm",
+        expression: None,
+        field: Some(".gates"),
+    },
+    Rule {
+        at: &["spec"],
+        rule: "!has(self.gates) || !self.gates.exists(g, has(g.toll)) || self.arms.exists(a, has(a.native))",
+        message: "a toll is relative to native: add an arm `native: {}`",
+        expression: None,
+        field: Some(".gates"),
+    },
+    Rule {
+        at: &["spec"],
+        rule: "!has(self.hosts.lab) || !has(self.hosts.lab.link) || !has(self.hosts.lab.link.mtu) || \
+               self.hosts.lab.link.mtu <= 1500 || !self.arms.exists(a, \
+               (has(a.guest) && has(a.guest.adapter.pcnet)) || (has(a.sameStack) && has(a.sameStack.adapter.pcnet)))",
+        message: "pcnet carries frames of at most 1500 bytes; the lab's MTU is larger",
+        expression: None,
+        field: Some(".hosts.lab.link.mtu"),
+    },
+    Rule {
+        at: &["spec"],
+        rule: concat!(
+            "!self.arms.exists(a, has(a.native) && has(a.native.program) && a.native.program == 'iperf3') || \
+             !self.workloads.exists(w, ",
+            odd!("warmUp"),
+            " || ",
+            odd!("duration"),
+            ")"
+        ),
+        message: "warmUp and duration must be multiples of 100ms, as an arm with iperf3 needs",
+        expression: None,
+        field: Some(".workloads"),
+    },
+    Rule {
+        at: &["spec"],
+        rule: "!has(self.hosts.lab) || self.hosts.lab.count > 16 || self.hosts.lab.count * \
+               (has(self.pairs) && self.pairs == 'ring' && self.hosts.lab.count > 2 ? 2 : self.hosts.lab.count - 1) / 2 * \
+               self.arms.map(a, has(a.native) ? 1 : has(a.peers) ? size(a.peers) : has(self.peers) ? \
+               size(self.peers) : 1).sum() * \
+               self.workloads.map(w, has(w.stream) && has(w.stream.directions) ? size(w.stream.directions) : 2).sum() * \
+               (has(self.blocks) ? self.blocks : 5) <= 100000",
+        message: "has more than 100000 trials: fewer blocks, arms or hosts",
+        expression: None,
+        field: None,
+    },
+];
