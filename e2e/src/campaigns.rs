@@ -19,3 +19,14 @@ pub fn campaign(arms: &[&str], blocks: u32, duration: &str, more: &str) -> Strin
          - {{name: bulk, stream: {{warmUp: 100ms, duration: {duration}}}}}\n  blocks: {blocks}\n  seed: 7\n{more}"
     )
 }
+
+/// A campaign of `arms` on all hosts of a fleet: `blocks` blocks of `duration` each way. `more` is one more field of
+/// the spec.
+pub fn fleet_campaign(arms: &[&str], blocks: u32, duration: &str, more: &str) -> String {
+    let arms: String = arms.iter().map(|arm| format!("    - {arm}\n")).collect();
+    format!(
+        "apiVersion: toll.dev/v1alpha1\nkind: Campaign\nmetadata: {{name: test}}\nspec:\n  \
+         hosts: {{select: {{}}}}\n  arms:\n{arms}  workloads:\n    \
+         - {{name: bulk, stream: {{warmUp: 100ms, duration: {duration}}}}}\n  blocks: {blocks}\n  seed: 7\n  {more}\n"
+    )
+}

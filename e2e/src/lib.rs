@@ -1,8 +1,10 @@
 //! What end-to-end tests share: Toll's programs, campaigns to give them, and ways to look for what was left
 //! behind.
 
+pub mod bystander;
 pub mod campaigns;
 pub mod dashboards;
+pub mod fleet;
 pub mod machine;
 pub mod programs;
 pub mod prometheus;

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use toll_node_agent::address::HostPort;
 use toll_node_agent::labels::Label;
@@ -44,16 +45,16 @@ pub struct Run {
     #[arg(long, value_name = "HOST:PORT", env = "TOLL_ORCHESTRATOR")]
     pub orchestrator: HostPort,
     /// The name in the orchestrator's certificate.
-    #[arg(long, value_name = "NAME", default_value = "toll-orchestrator")]
+    #[arg(long, value_name = "NAME", default_value = "toll-orchestrator", value_parser = NonEmptyStringValueParser::new())]
     pub server_name: String,
     /// This agent's name, which is that of its certificate [default: the host's name].
-    #[arg(long, value_name = "NAME", env = "TOLL_NODE_NAME")]
+    #[arg(long, value_name = "NAME", env = "TOLL_NODE_NAME", value_parser = NonEmptyStringValueParser::new())]
     pub name: Option<String>,
     /// A label that campaigns select this host by, in the syntax of Kubernetes; may be repeated.
     #[arg(long = "label", value_name = "KEY=VALUE")]
     pub labels: Vec<Label>,
     /// The test NIC [default: that of the default route].
-    #[arg(long, value_name = "IFACE", env = "TOLL_NIC")]
+    #[arg(long, value_name = "IFACE", env = "TOLL_NIC", value_parser = NonEmptyStringValueParser::new())]
     pub nic: Option<String>,
     /// How guests reach the wire [default: bridge if the NIC is one, else macvtap].
     #[arg(long, value_name = "KIND")]

@@ -18,7 +18,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
@@ -28,115 +27,22 @@ use toll_protocol::trial::TrialId;
 use toll_protocol::units::{AddressRange, InterfaceAddress, MacAddress};
 
 mod device;
+mod error;
 mod fitness;
 mod links;
 mod probe;
 mod routes;
 
 use device::Announcements;
+pub use error::NetworkError;
+use error::TIMEOUT;
 use links::{Kind, Link};
 
-/// How long the kernel may take for all requests of one step.
-const TIMEOUT: Duration = Duration::from_secs(5);
 /// What the alias of everything made for a trial begins with.
 const ALIAS: &str = "toll trial ";
 /// Addresses that are remembered as free. More than any range of guests has in use; an orchestrator that makes them up
 /// gets no more memory than this.
 const MOST_PROBED: usize = 4096;
-
-/// Why the host's network can't be made ready.
-#[derive(Debug, thiserror::Error)]
-pub enum NetworkError {
-    /// There is no link of that name in the agent's network namespace.
-    #[error("there is no network interface {name}")]
-    NoSuchLink {
-        /// Its name.
-        name: String,
-    },
-    /// The test NIC is not fit for a trial.
-    #[error("network interface {nic} {why}")]
-    Unfit {
-        /// Its name.
-        nic: String,
-        /// What is wrong with it, and what to do.
-        why: String,
-    },
-    /// No test NIC was named, and there is no default route to take it from.
-    #[error(
-        "no network interface was named, and the host has no default route to find it by: name one with --nic"
-    )]
-    NoDefaultRoute,
-    /// The addresses for guests are not fit for the NIC's network.
-    #[error("the guests' addresses {range} can't be used on {nic}: {why}")]
-    GuestAddresses {
-        /// What was asked for.
-        range: AddressRange,
-        /// The test NIC.
-        nic: String,
-        /// What is wrong with them, and what to do.
-        why: String,
-    },
-    /// Somebody on the NIC's network has the address of a virtual end already.
-    #[error(
-        "address {address} is in use by {user}: give the guests addresses that nobody uses (--guest-addresses)"
-    )]
-    AddressInUse {
-        /// The address.
-        address: Ipv4Addr,
-        /// Who answered, by their MAC address, or `this host`.
-        user: String,
-    },
-    /// The network could not be asked whether an address is free.
-    #[error(
-        "whether {address} is in use could not be asked by ARP: CAP_NET_RAW is needed, and an Ethernet NIC"
-    )]
-    Probe {
-        /// The address.
-        address: Ipv4Addr,
-        /// The system's word.
-        source: std::io::Error,
-    },
-    /// The character device of a macvtap link is not known.
-    #[error("the device of macvtap {link} was not found")]
-    Device {
-        /// The link.
-        link: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A request was refused.
-    #[error("{what}")]
-    Netlink {
-        /// The request.
-        what: String,
-        /// The kernel's word.
-        #[source]
-        source: rtnetlink::Error,
-    },
-    /// The kernel did not answer.
-    #[error("the kernel did not answer within {} s", TIMEOUT.as_secs())]
-    Timeout,
-    /// A netlink or lock socket could not be opened.
-    #[error("{what}")]
-    Socket {
-        /// Which, and what to do.
-        what: &'static str,
-        /// The system's word.
-        source: std::io::Error,
-    },
-}
-
-impl NetworkError {
-    fn netlink(what: impl Into<String>, source: rtnetlink::Error) -> Self {
-        Self::Netlink { what: what.into(), source }
-    }
-
-    /// Whether the kernel's word is this error number.
-    fn is(&self, errno: i32) -> bool {
-        matches!(self, Self::Netlink { source: rtnetlink::Error::NetlinkError(error), .. }
-            if error.raw_code() == -errno)
-    }
-}
 
 /// Name of a trial's bridge.
 pub fn bridge_name(trial: TrialId) -> String {
@@ -328,7 +234,7 @@ impl Network {
             let nic = all.iter().find(|link| link.name == self.nic);
             let nic = nic.ok_or_else(|| NetworkError::NoSuchLink { name: self.nic.clone() })?;
             let unfit = fitness::of_kind(nic, &all, self.wire)
-                .or_else(|| fitness::of_state(nic, self.wire, station.mtu));
+                .or_else(|| fitness::of_state(nic, &all, self.wire, station.mtu));
             if let Some(why) = unfit {
                 return Err(self.unfit(why));
             }

@@ -68,6 +68,9 @@ enum Command {
     Status {
         /// Its id
         id: Option<String>,
+        /// What to print on stdout
+        #[arg(long, value_enum, default_value = "text")]
+        format: Format,
         #[command(flatten)]
         server: Server,
     },
@@ -100,6 +103,9 @@ enum Command {
     },
     /// Show the agents of a service
     Agents {
+        /// What to print on stdout
+        #[arg(long, value_enum, default_value = "text")]
+        format: Format,
         #[command(flatten)]
         server: Server,
     },
@@ -191,13 +197,15 @@ impl Cli {
                 }
                 Err(error) => Ok(told(&error)),
             },
-            Command::Status { id, server } => remote::ask(&server, Question::Status(id.as_deref())),
+            Command::Status { id, format, server } => {
+                remote::ask(&server, Question::Status(id.as_deref(), format))
+            }
             Command::Watch { id, server } => remote::ask(&server, Question::Watch(&id)),
             Command::Cancel { id, server } => remote::ask(&server, Question::Cancel(&id)),
             Command::Results { id, out, format, server } => {
                 remote::ask(&server, Question::Results { id: &id, out: out.as_deref(), format })
             }
-            Command::Agents { server } => remote::ask(&server, Question::Agents),
+            Command::Agents { format, server } => remote::ask(&server, Question::Agents(format)),
             Command::Pki { action } => action.execute(),
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use clap::Args;
 use comfy_table::{Table, presets};
+use serde::Serialize;
 use toll_protocol::result::{RunCounts, Verdict};
 use toll_protocol::service::{AgentStatus, CampaignState, CampaignStatus};
 
@@ -40,7 +41,7 @@ pub enum Question<'a> {
         watch: bool,
     },
     /// How one campaign is, or all are.
-    Status(Option<&'a str>),
+    Status(Option<&'a str>, Format),
     /// Follow a campaign to its end.
     Watch(&'a str),
     /// End a campaign.
@@ -55,7 +56,7 @@ pub enum Question<'a> {
         format: Format,
     },
     /// Who is there.
-    Agents,
+    Agents(Format),
 }
 
 /// Asks, and prints the answer.
@@ -90,14 +91,8 @@ async fn answer(client: &Client, question: Question<'_>) -> Result<Exit> {
             print_out(&format!("{}{known}\n", submitted.id))?;
             if watch { follow(client, &submitted.id).await } else { Ok(Exit::Ok) }
         }
-        Question::Status(None) => {
-            print_out(&campaigns(&client.campaigns().await?))?;
-            Ok(Exit::Ok)
-        }
-        Question::Status(Some(id)) => {
-            print_out(&campaign(&client.campaign(id).await?))?;
-            Ok(Exit::Ok)
-        }
+        Question::Status(None, format) => show(&client.campaigns().await?, format, |all| campaigns(all)),
+        Question::Status(Some(id), format) => show(&client.campaign(id).await?, format, campaign),
         Question::Watch(id) => follow(client, id).await,
         Question::Cancel(id) => {
             let status = client.cancel(id).await?;
@@ -105,11 +100,16 @@ async fn answer(client: &Client, question: Question<'_>) -> Result<Exit> {
             Ok(Exit::Ok)
         }
         Question::Results { id, out, format } => results(client, id, out, format).await,
-        Question::Agents => {
-            print_out(&agents(&client.agents().await?))?;
-            Ok(Exit::Ok)
-        }
+        Question::Agents(format) => show(&client.agents().await?, format, |all| agents(all)),
     }
+}
+
+fn show<T: Serialize>(value: &T, format: Format, text: impl FnOnce(&T) -> String) -> Result<Exit> {
+    match format {
+        Format::Json => print_out(&format!("{}\n", serde_json::to_string_pretty(value)?))?,
+        Format::Text => print_out(&text(value))?,
+    }
+    Ok(Exit::Ok)
 }
 
 async fn follow(client: &Client, id: &str) -> Result<Exit> {

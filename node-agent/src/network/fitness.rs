@@ -47,7 +47,7 @@ pub(super) fn of_kind(nic: &Link, all: &[Link], wire: Wire) -> Option<String> {
 }
 
 /// What keeps the NIC from carrying a trial of this MTU now.
-pub(super) fn of_state(nic: &Link, wire: Wire, mtu: u16) -> Option<String> {
+pub(super) fn of_state(nic: &Link, all: &[Link], wire: Wire, mtu: u16) -> Option<String> {
     if !nic.up {
         return Some("is down: set it up".to_owned());
     }
@@ -55,9 +55,12 @@ pub(super) fn of_state(nic: &Link, wire: Wire, mtu: u16) -> Option<String> {
         return Some(format!("has an MTU of {} bytes and the trial asks for {mtu}", nic.mtu));
     }
     match (wire, nic.kind) {
+        (Wire::Bridge, _) if all.iter().all(|link| link.controller != Some(nic.index)) => {
+            Some("has no port, so it leads nowhere: put a NIC on it".to_owned())
+        }
         (Wire::Bridge, Kind::Bridge { forward_delay }) if forward_delay > 0 => Some(format!(
-            "runs a spanning tree, and a new port of it carries nothing for {} s: set its forward delay to 0, or use \
-             --wire macvtap on its port",
+            "runs a spanning tree, and a new port of it carries nothing for {} s: switch the tree \
+             off, or set the forward delay to 0",
             f64::from(forward_delay) / 50.0
         )),
         _ => None,
@@ -130,12 +133,19 @@ mod tests {
 
     #[test]
     fn the_state_of_a_nic_is_looked_at() {
-        assert_eq!(of_state(&nic(Kind::Other), Wire::Macvtap, 1500), None);
+        let why = |nic: &Link, wire, mtu| {
+            let port = Link { index: 9, controller: Some(nic.index), ..self::nic(Kind::Other) };
+            of_state(nic, &[port], wire, mtu).unwrap_or_default()
+        };
+        assert_eq!(why(&nic(Kind::Other), Wire::Macvtap, 1500), "");
+        assert_eq!(why(&nic(BRIDGE), Wire::Bridge, 1500), "");
         let down = Link { up: false, ..nic(Kind::Other) };
-        assert_eq!(of_state(&down, Wire::Macvtap, 1500).as_deref(), Some("is down: set it up"));
-        assert!(of_state(&nic(BRIDGE), Wire::Bridge, 9000).is_some_and(|why| why.contains("1500")));
+        assert_eq!(why(&down, Wire::Macvtap, 1500), "is down: set it up");
+        assert!(why(&nic(BRIDGE), Wire::Bridge, 9000).contains("1500"));
         let slow = nic(Kind::Bridge { forward_delay: 1500 });
-        assert!(of_state(&slow, Wire::Bridge, 1500).is_some_and(|why| why.contains("for 30 s")));
+        assert!(why(&slow, Wire::Bridge, 1500).contains("for 30 s"));
+        let empty = of_state(&nic(BRIDGE), &[nic(BRIDGE)], Wire::Bridge, 1500);
+        assert!(empty.is_some_and(|why| why.contains("has no port")));
     }
 
     #[test]

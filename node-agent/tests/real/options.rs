@@ -56,6 +56,7 @@ fn what_can_not_be_is_refused_as_usage() -> Result<(), Failed> {
         (&[orchestrator[0], orchestrator[1], "--guest-addresses", "10.0.0.9-10.0.0.1"], "range of addresses"),
         (&[orchestrator[0], orchestrator[1], "--http", "8080"], "--http"),
         (&[orchestrator[0], orchestrator[1], "facts"], "cannot be used with"),
+        (&[orchestrator[0], orchestrator[1], "--nic", ""], "a value is required"),
         (&["run"], "unrecognized subcommand"),
     ] {
         let (code, text) = said(&agent(arguments).output()?);

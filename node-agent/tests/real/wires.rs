@@ -88,7 +88,10 @@ fn with_traffic(host: &Namespace, office: &Namespace, work: impl FnOnce()) -> u6
                 let mut stream =
                     TcpStream::connect((Ipv4Addr::new(10, 77, 0, 1), port)).await.expect("connected");
                 let (mut count, mut back) = (0_u64, vec![0; 4096]);
+                // Steady, and no load that the trials would have to compete with.
+                let mut pace = tokio::time::interval(Duration::from_millis(2));
                 while !over.load(Ordering::Relaxed) {
+                    pace.tick().await;
                     let sent: Vec<u8> =
                         (0..4096_u64).map(|at| (count.wrapping_mul(31) + at * 7) as u8).collect();
                     stream.write_all(&sent).await.expect("sent");

@@ -1,0 +1,122 @@
+//! Who may speak, and connections that break: the orchestrator killed, certificates of others, another version.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use toll_e2e::campaigns::{NATIVE, VIRTIO, fleet_campaign};
+use toll_e2e::fleet::{Fleet, LIMIT, no_fleet, shell};
+use toll_e2e::machine::{no_kvm, no_tun, wait_for};
+
+use crate::measuring::on;
+use crate::test;
+
+pub fn tests() -> Vec<Trial> {
+    let lacks = [no_fleet(), no_kvm(), no_tun()];
+    vec![
+        test("kill_9_of_the_orchestrator_loses_nothing", &lacks, kill_orchestrator),
+        test("a_stopped_orchestrator_goes_on_where_it_was", &lacks[..1], stop_orchestrator),
+        test("a_certificate_of_another_authority_is_refused_both_ways", &lacks[..1], wrong_certificate),
+        test("an_agent_under_another_name_than_its_certificates_is_refused", &lacks[..1], wrong_name),
+        test("a_fleet_certificate_speaks_for_any_host", &lacks[..1], fleet_certificate),
+    ]
+}
+
+/// The orchestrator is killed again and again while trials run; each time the next one goes on, with the results that
+/// the agents have meanwhile.
+fn kill_orchestrator() -> Result<()> {
+    on(Fleet::up(4)?, |fleet| {
+        let id = fleet.submit(&fleet_campaign(&[NATIVE, VIRTIO], 2, "700ms", "pairs: ring"))?;
+        for round in 1..=3 {
+            wait_for("trials under way", LIMIT, || {
+                let status = fleet.status(&id)?;
+                let over = status.counts.is_some_and(|counts| counts.over() >= 4 * round);
+                Ok((over && !status.running.is_empty()).then_some(()))
+            })?;
+            let mut orchestrator = fleet.orchestrator.take().context("it runs")?;
+            orchestrator.kill()?;
+            fleet.start_orchestrator("15s")?;
+        }
+        let (_, status) = fleet.result(&id, Duration::from_secs(120))?;
+        let counts = status.counts.context("counts")?;
+        ensure!(counts.measured == counts.planned, "{counts:?}");
+        fleet.nothing_left()
+    })
+}
+
+fn stop_orchestrator() -> Result<()> {
+    on(Fleet::up(2)?, |fleet| {
+        let id = fleet.submit(&fleet_campaign(&[NATIVE], 8, "300ms", "pairs: all"))?;
+        wait_for("a result", LIMIT, || {
+            Ok(fleet.status(&id)?.counts.is_some_and(|counts| counts.measured > 0).then_some(()))
+        })?;
+        let mut orchestrator = fleet.orchestrator.take().context("it runs")?;
+        orchestrator.signal(Signal::SIGTERM)?;
+        ensure!(orchestrator.end()? == Some(0), "SIGTERM is no fault");
+        fleet.start_orchestrator("15s")?;
+        let (_, status) = fleet.result(&id, LIMIT)?;
+        let counts = status.counts.context("counts")?;
+        ensure!(counts.measured == counts.planned, "{counts:?}");
+        // One that is over is still known to the next process.
+        fleet.orchestrator.take().context("it runs")?.kill()?;
+        fleet.start_orchestrator("15s")?;
+        ensure!(fleet.status(&id)?.counts == status.counts);
+        Ok(())
+    })
+}
+
+fn wrong_certificate() -> Result<()> {
+    let mut fleet = Fleet::new(2)?;
+    let other = fleet.path("other");
+    let other = other.to_str().context("UTF-8")?.to_owned();
+    fleet.toll(["pki", "init", "--dir", &other])?;
+    fleet.toll(["pki", "issue", "host-1", "--dir", &other])?;
+    fleet.start_orchestrator("15s")?;
+    fleet.start_agent_with(0, &fleet.path("other/host-1"), &[])?;
+    fleet.start_agent(1, &[])?;
+    fleet.wait_for_agents(1)?;
+    on(fleet, |fleet| {
+        let log = fleet.hosts[0].agent.as_ref().context("an agent")?.log.clone();
+        wait_for("the refusal in the agent's log", LIMIT, || {
+            let text = std::fs::read_to_string(&log)?;
+            Ok(text.contains("certificate").then_some(()))
+        })?;
+        let agents = fleet.agents()?;
+        ensure!(agents.len() == 1 && agents[0].name == "host-2", "{agents:?}");
+        Ok(())
+    })
+}
+
+fn wrong_name() -> Result<()> {
+    let mut fleet = Fleet::new(2)?;
+    fleet.start_orchestrator("15s")?;
+    let certificate = fleet.path("pki/host-2");
+    fleet.start_agent_with(0, &certificate, &[])?;
+    on(fleet, |fleet| {
+        let log = fleet.hosts[0].agent.as_ref().context("an agent")?.log.clone();
+        wait_for("the refusal in the agent's log", LIMIT, || {
+            let text = std::fs::read_to_string(&log)?;
+            Ok(text.contains("says that it is `host-1`, and its certificate says otherwise").then_some(()))
+        })?;
+        ensure!(fleet.agents()?.is_empty());
+        Ok(())
+    })
+}
+
+fn fleet_certificate() -> Result<()> {
+    let mut fleet = Fleet::new(2)?;
+    let pki = fleet.path("pki");
+    fleet.toll(["pki", "issue", "--fleet", "--dir", pki.to_str().context("UTF-8")?])?;
+    let certificate = pki.join("fleet");
+    fleet.start_orchestrator("15s")?;
+    for index in 0..2 {
+        fleet.start_agent_with(index, &certificate, &[])?;
+    }
+    fleet.wait_for_agents(2)?;
+    on(fleet, |fleet| {
+        let names: Vec<String> = fleet.agents()?.into_iter().map(|agent| agent.name).collect();
+        ensure!(names == ["host-1", "host-2"], "{names:?}");
+        shell(&fleet.wire, "true").map(drop)
+    })
+}
