@@ -30,7 +30,12 @@ pub struct KubeOptions {
     #[arg(long = "kube-namespace", value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "toll")]
     pub namespace: String,
     /// Name under which the Lease is held, no other process's: the pod's
-    #[arg(long = "kube-identity", value_name = "NAME", env = "POD_NAME", default_value = "toll-orchestrator")]
+    #[arg(
+        long = "kube-identity",
+        value_name = "NAME",
+        env = "POD_NAME",
+        default_value = "toll-orchestrator"
+    )]
     pub identity: String,
     /// Take Campaign objects of this namespace alone [default: of every namespace]
     #[arg(long = "kube-campaigns", value_name = "NAMESPACE")]
