@@ -5,6 +5,7 @@ pub mod bystander;
 pub mod campaigns;
 pub mod dashboards;
 pub mod fleet;
+pub mod kubernetes;
 pub mod machine;
 pub mod programs;
 pub mod prometheus;

@@ -1,0 +1,266 @@
+//! A real Kubernetes: two nodes on this machine (`e2e/kubernetes/cluster`), or the cluster that
+//! `TOLL_E2E_KUBECONFIG` leads to, on whose nodes the image must be.
+
+use std::ffi::{OsStr, OsString};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use toll_protocol::result::CampaignResult;
+
+use crate::machine::wait_for;
+use crate::programs;
+
+const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
+/// Another cluster than our own.
+const KUBECONFIG: &str = "TOLL_E2E_KUBECONFIG";
+/// The overlay for it, a folder like `manifests/deploy/overlays/two-nodes`.
+const OVERLAY: &str = "TOLL_E2E_OVERLAY";
+/// How long anything that is waited for may take.
+pub const LIMIT: Duration = Duration::from_secs(90);
+
+/// What a machine lacks to run a cluster.
+pub fn no_kubernetes() -> Option<&'static str> {
+    if std::env::var_os(KUBECONFIG).is_some() {
+        return None;
+    }
+    if !nix::unistd::geteuid().is_root() {
+        return Some("root");
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let there = |program: &str| {
+        std::env::split_paths(&path)
+            .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
+            .any(|folder| folder.join(program).exists())
+    };
+    let needs = [
+        ("etcd", "etcd-server"),
+        ("containerd", "containerd"),
+        ("runc", "runc"),
+        ("iptables", "iptables"),
+        ("ip", "iproute2"),
+        ("openssl", "openssl"),
+        ("go", "Go, which Kubernetes is built with"),
+    ];
+    let missing = needs.into_iter().find(|(program, _)| !there(program));
+    let plugins = Path::new("/usr/lib/cni/bridge").exists();
+    missing.map(|(_, package)| package).or((!plugins).then_some("containernetworking-plugins"))
+}
+
+/// A cluster with Toll on it.
+pub struct Cluster {
+    /// Our own cluster's files; `None` for one that others made.
+    state: Option<tempfile::TempDir>,
+    overlay: OsString,
+}
+
+impl Cluster {
+    /// Starts a cluster, or takes the one that is there, and does what `manifests/deploy/README.md` tells a user.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn up() -> Result<Self> {
+        let mut cluster = Self {
+            state: None,
+            overlay: std::env::var_os(OVERLAY)
+                .unwrap_or_else(|| "manifests/deploy/overlays/two-nodes".into()),
+        };
+        if std::env::var_os(KUBECONFIG).is_none() {
+            let image = image()?;
+            cluster.state = Some(tempfile::tempdir()?);
+            // From here on its end takes down what has come up.
+            cluster.script(["up".as_ref(), image.as_os_str()])?;
+        }
+        cluster.deploy()?;
+        Ok(cluster)
+    }
+
+    /// Our own script, with this cluster's files.
+    fn script(&self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Output> {
+        let state = self.state.as_ref().context("the cluster is another's")?;
+        let mut command = Command::new("e2e/kubernetes/cluster");
+        command.current_dir(ROOT).env("TOLL_CLUSTER_STATE", state.path()).args(arguments);
+        run(&mut command, None)
+    }
+
+    /// `kubectl`, which must succeed; what it printed.
+    ///
+    /// # Errors
+    /// When it fails, with what it said.
+    pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let output = self.try_kubectl(arguments, None)?;
+        if !output.status.success() {
+            bail!("kubectl {}: {}", arguments.join(" "), String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// `kubectl`, with `input`, however it ends.
+    ///
+    /// # Errors
+    /// When it can't be run.
+    pub fn try_kubectl(&self, arguments: &[&str], input: Option<&str>) -> Result<Output> {
+        let mut command = match (&self.state, std::env::var_os(KUBECONFIG)) {
+            (None, Some(config)) => {
+                let mut command = Command::new("kubectl");
+                command.arg("--kubeconfig").arg(config);
+                command
+            }
+            (state, _) => {
+                let mut command = Command::new("e2e/kubernetes/cluster");
+                let state = state.as_ref().context("there is no cluster")?;
+                command.env("TOLL_CLUSTER_STATE", state.path()).arg("kubectl");
+                command
+            }
+        };
+        spawn(command.current_dir(ROOT).args(arguments), input)
+    }
+
+    fn deploy(&self) -> Result<()> {
+        let directory = tempfile::tempdir()?;
+        let pki = directory.path().join("pki");
+        for action in [&["init"][..], &["issue", "--fleet"]] {
+            let mut toll = programs::program("toll")?;
+            run(toll.arg("pki").args(action).arg("--dir").arg(&pki), None)?;
+        }
+        self.kubectl(&["apply", "-k", "manifests/crd"])?;
+        self.kubectl(&["apply", "-f", "manifests/deploy/base/namespace.yaml"])?;
+        for (secret, name) in [("toll-orchestrator-pki", "orchestrator"), ("toll-agent-pki", "fleet")] {
+            let from = format!("--from-file={}", pki.join(name).display());
+            self.kubectl(&["-n", "toll", "create", "secret", "generic", secret, &from])?;
+        }
+        self.kubectl(&["apply", "-k", self.overlay()?])?;
+        self.rolled_out()
+    }
+
+    fn overlay(&self) -> Result<&str> {
+        self.overlay.to_str().context("the overlay's path is UTF-8")
+    }
+
+    /// Waits until agents and orchestrator are ready.
+    ///
+    /// # Errors
+    /// When they don't get so.
+    pub fn rolled_out(&self) -> Result<()> {
+        for what in ["daemonset/toll-agent", "deployment/toll-orchestrator"] {
+            self.kubectl(&["-n", "toll", "rollout", "status", what, "--timeout=90s"])?;
+        }
+        Ok(())
+    }
+
+    /// Removes Toll from the cluster.
+    ///
+    /// # Errors
+    /// When it can't be removed.
+    pub fn undeploy(&self) -> Result<()> {
+        self.kubectl(&["delete", "-k", self.overlay()?, "--timeout=90s"]).map(drop)
+    }
+
+    /// Applies a document.
+    ///
+    /// # Errors
+    /// When it is refused.
+    pub fn apply(&self, document: &str) -> Result<()> {
+        let output = self.try_kubectl(&["apply", "-f", "-"], Some(document))?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
+    /// An object.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn get(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.kubectl(&[&["get", "-o", "json"], arguments].concat())?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// A campaign, once `condition` holds for it.
+    ///
+    /// # Errors
+    /// When it never does.
+    pub fn campaign(&self, name: &str, limit: Duration, condition: impl Fn(&Value) -> bool) -> Result<Value> {
+        let mut last = Value::Null;
+        wait_for(&format!("campaign {name}"), limit, || {
+            last = self.get(&["campaign", name])?;
+            Ok(condition(&last).then(|| last.clone()))
+        })
+        .with_context(|| format!("{:#}", last["status"]))
+    }
+
+    /// The result of a campaign, by the HTTP API of the orchestrator.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn result(&self, id: &str) -> Result<CampaignResult> {
+        let service = "/api/v1/namespaces/toll/services/toll-orchestrator:http/proxy";
+        let text = self.kubectl(&["get", "--raw", &format!("{service}/api/v1/campaigns/{id}/result")])?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// What a node of our own cluster has of Toll: interfaces of trials.
+    ///
+    /// # Errors
+    /// When it can't be looked for.
+    pub fn leftovers(&self) -> Result<Vec<String>> {
+        let mut left = Vec::new();
+        if self.state.is_some() {
+            for node in ["node1", "node2"] {
+                let links = self.script(["enter", node, "ip", "-o", "link"])?;
+                let links = String::from_utf8(links.stdout)?;
+                left.extend(links.lines().filter(|line| line.contains("toll trial")).map(str::to_owned));
+            }
+        }
+        Ok(left)
+    }
+
+    /// What may say why something did not happen.
+    pub fn story(&self) -> String {
+        let ask = |arguments: &[&str]| self.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
+        [
+            ask(&["get", "pods", "-A", "-o", "wide"]),
+            ask(&["get", "campaigns", "-A"]),
+            ask(&["-n", "toll", "logs", "deployment/toll-orchestrator", "--tail=30"]),
+            ask(&["-n", "toll", "logs", "daemonset/toll-agent", "--tail=30"]),
+        ]
+        .join("\n---\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if self.state.is_some()
+            && let Err(error) = self.script(["down"])
+        {
+            eprintln!("the cluster was not taken down: {error:#}");
+        }
+    }
+}
+
+/// The image of this very tree, built without optimisation: its results are flagged.
+fn image() -> Result<PathBuf> {
+    let image = Path::new(ROOT).join("target/images/e2e.tar");
+    let mut build = Command::new("manifests/images/build");
+    run(build.current_dir(ROOT).env("TOLL_IMAGE_PROFILE", "dev").arg(&image), None)?;
+    Ok(image)
+}
+
+fn spawn(command: &mut Command, input: Option<&str>) -> Result<Output> {
+    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
+    let mut child = command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    if let (Some(input), Some(mut stdin)) = (input, child.stdin.take()) {
+        stdin.write_all(input.as_bytes())?;
+    }
+    Ok(child.wait_with_output()?)
+}
+
+fn run(command: &mut Command, input: Option<&str>) -> Result<Output> {
+    let output = spawn(command, input)?;
+    if !output.status.success() {
+        bail!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(output)
+}
