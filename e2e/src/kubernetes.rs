@@ -55,6 +55,8 @@ pub struct Cluster {
     /// Our own cluster's files; `None` for one that others made.
     state: Option<tempfile::TempDir>,
     overlay: OsString,
+    /// An overlay of our own, removed with the cluster.
+    _made: Option<tempfile::TempDir>,
 }
 
 impl Cluster {
@@ -63,16 +65,17 @@ impl Cluster {
     /// # Errors
     /// When it does not come up.
     pub fn up() -> Result<Self> {
-        let mut cluster = Self {
-            state: None,
-            overlay: std::env::var_os(OVERLAY)
-                .unwrap_or_else(|| "manifests/deploy/overlays/two-nodes".into()),
-        };
+        let example = || OsString::from("manifests/deploy/overlays/two-nodes");
+        let overlay = std::env::var_os(OVERLAY).unwrap_or_else(example);
+        let mut cluster = Self { state: None, overlay, _made: None };
         if std::env::var_os(KUBECONFIG).is_none() {
             let image = image()?;
             cluster.state = Some(tempfile::tempdir()?);
             // From here on its end takes down what has come up.
             cluster.script(["up".as_ref(), image.as_os_str()])?;
+            let made = cluster.overlay_of_our_own()?;
+            cluster.overlay = made.path().into();
+            cluster._made = Some(made);
         }
         cluster.deploy()?;
         Ok(cluster)
@@ -134,6 +137,21 @@ impl Cluster {
         }
         self.kubectl(&["apply", "-k", self.overlay()?])?;
         self.rolled_out()
+    }
+
+    /// The example, with the ledgers in the cluster's own files: a node of our cluster has this machine's folders.
+    fn overlay_of_our_own(&self) -> Result<tempfile::TempDir> {
+        let state = self.state.as_ref().context("the cluster is another's")?;
+        let made = tempfile::tempdir_in(Path::new(ROOT).join("target"))?;
+        let ledgers = state.path().join("ledgers");
+        let text = format!(
+            "resources: [../../manifests/deploy/overlays/two-nodes]\npatches:\n  - target: {{kind: Deployment, name: \
+             toll-orchestrator}}\n    patch: |\n      - {{op: replace, path: \
+             /spec/template/spec/volumes/0/hostPath/path, value: {}}}\n",
+            ledgers.display()
+        );
+        std::fs::write(made.path().join("kustomization.yaml"), text)?;
+        Ok(made)
     }
 
     fn overlay(&self) -> Result<&str> {

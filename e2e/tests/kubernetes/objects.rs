@@ -24,7 +24,7 @@ fn refused(cluster: &Cluster) -> Result<()> {
             with_arm("{name: a, guest: {os: payload, adapter: {rtl8139: {}}}}"),
             "unknown field \"spec.arms[1].guest.adapter.rtl8139\"",
         ),
-        (with_arm("{name: native, guest: {os: payload, adapter: {pcnet: {}}}}"), "named"),
+        (with_arm("{name: native, guest: {os: payload, adapter: {pcnet: {}}}}"), "two arms have one name"),
         (good.replace("blocks: 1", "blocks: 0"), "blocks"),
         (good.replace("200ms", "200"), "duration"),
         (good.replace("select: {}", "{}").replace("hosts: {{}}", "hosts: {}"), "names no hosts"),
