@@ -12,7 +12,10 @@
 //! What changes something needs the token, if there is one; without one it is taken from the machine itself alone.
 
 pub mod client;
+pub mod openapi;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -105,6 +108,7 @@ pub fn router(api: Api) -> Router {
         .route("/api/v1/campaigns/{id}/result", get(result))
         .route("/api/v1/campaigns/{id}/report", get(page))
         .route("/api/v1/agents", get(agents))
+        .route("/api/v1/openapi.json", get(openapi::document))
         .fallback(unknown)
         .layer(middleware::from_fn_with_state(api.clone(), guard))
         // A document that is too long by a byte is refused by its parser, which says how long it may be.

@@ -1,13 +1,14 @@
 //! What an agent knows of its host: the provenance of every figure measured on it. What could not be found out
 //! is `None`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::trial::Port;
 use crate::units::{AddressRange, InterfaceAddress};
 
 /// Which KVM the host offers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum KvmKind {
     /// Intel VT-x.
@@ -19,7 +20,7 @@ pub enum KvmKind {
 }
 
 /// KVM on a host, or why there is none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum KvmFact {
     /// `/dev/kvm` opens and the VMM can create a guest.
@@ -32,7 +33,7 @@ pub enum KvmFact {
 }
 
 /// A network interface that trials run over.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct NicFacts {
     /// Its name on the host.
     pub name: String,
@@ -49,7 +50,7 @@ pub struct NicFacts {
 }
 
 /// How the virtual ends of a host reach the wire that its test NIC is on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Wire {
     /// The NIC is the agent's alone: each trial puts it on a bridge of the trial's own, with a TAP.
@@ -82,7 +83,7 @@ impl std::fmt::Display for Wire {
 }
 
 /// A host and the software on it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostFacts {
     /// Kernel release and version.
     pub kernel: String,

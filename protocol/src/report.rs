@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::units::Span;
 
 /// A reason to read a sample with care (shown beside the figure, stored with it).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Flag {
     /// A binary on the data path was built without optimisation.
@@ -33,7 +34,7 @@ pub enum Flag {
 }
 
 /// Payload bytes up to a moment of the measured interval.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sample {
     /// Time since the measured interval began.
     pub at: Span,
@@ -42,7 +43,7 @@ pub struct Sample {
 }
 
 /// CPU time of one thread over the measured interval.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ThreadCpu {
     /// The thread's name: `vcpu0`, `control`, `traffic`.
     pub name: String,
@@ -52,7 +53,7 @@ pub struct ThreadCpu {
 
 /// An end's CPU time split by who used it. The parts don't overlap; their sum is the CPU time of the end's
 /// threads that carry traffic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CpuSplit {
     /// vCPU thread inside `KVM_RUN`: guest code and KVM's own work. A same-stack end: the payload program.
     pub guest: Option<Span>,
@@ -64,7 +65,7 @@ pub struct CpuSplit {
 }
 
 /// Exits of one cause.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ExitStat {
     /// How many.
     pub count: u64,
@@ -73,7 +74,7 @@ pub struct ExitStat {
 }
 
 /// Exits of a guest by cause, and how the count compares with KVM's own.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ExitReport {
     /// By cause: `pio-write rap`, `pio-read rdp`, `mmio-write queue-notify`, `wait`, `signal`.
     pub by_cause: BTreeMap<String, ExitStat>,
@@ -91,7 +92,7 @@ impl ExitReport {
 }
 
 /// Frames that crossed an adapter, named from the guest's side: `transmit` is what the guest sent.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct FrameCounters {
     /// Frames the guest sent that the port took.
     pub transmit_frames: u64,
@@ -128,7 +129,7 @@ impl FrameCounters {
 }
 
 /// What one end measured.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndReport {
     /// Payload bytes that the application received (or that the stack accepted, at the sender).
     pub bytes: u64,
@@ -151,7 +152,7 @@ pub struct EndReport {
 }
 
 /// Why an end failed, with what a person needs to find the cause.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
     /// One sentence: what went wrong.
     pub reason: String,

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::HostFacts;
@@ -11,7 +12,7 @@ use crate::trial::{Direction, EndKind, TrialId};
 use crate::units::{BitRate, Percent};
 
 /// What stands at the far end of a cell.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Peer {
     /// Kernel TCP on the other host.
@@ -30,7 +31,7 @@ impl std::fmt::Display for Peer {
 }
 
 /// Two hosts. The arm stands on `a`; `direction` is seen from `a`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Pair {
     /// The host of the arm.
     pub a: String,
@@ -39,7 +40,7 @@ pub struct Pair {
 }
 
 /// One point of the matrix.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct CellKey {
     /// The hosts.
     pub pair: Pair,
@@ -54,7 +55,7 @@ pub struct CellKey {
 }
 
 /// How a trial ended. Every planned trial ends as exactly one of these.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
     /// Both ends reported.
@@ -84,7 +85,7 @@ pub enum Outcome {
 }
 
 /// One trial as the ledger keeps it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TrialRecord {
     /// Its id.
     pub trial: TrialId,
@@ -101,7 +102,7 @@ pub struct TrialRecord {
 }
 
 /// A median with its 95 % bootstrap interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MedianEstimate {
     /// The median of the runs.
     pub median: f64,
@@ -110,7 +111,7 @@ pub struct MedianEstimate {
 }
 
 /// A paired ratio with its 95 % bootstrap interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RatioEstimate {
     /// Exponential of the mean log-ratio, paired within blocks.
     pub estimate: f64,
@@ -121,7 +122,7 @@ pub struct RatioEstimate {
 }
 
 /// CPU-seconds per gigabyte (10^9 bytes) of goodput at the end on `pair.a`, medians over the runs.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CpuPerGigabyte {
     /// Guest code and KVM.
     pub guest: Option<f64>,
@@ -132,7 +133,7 @@ pub struct CpuPerGigabyte {
 }
 
 /// Exits of one cause, over the measured runs of a cell.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CauseSummary {
     /// Exits in all runs.
     pub count: u64,
@@ -143,7 +144,7 @@ pub struct CauseSummary {
 }
 
 /// Status of one run in `result.json`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RunStatus {
     /// It has figures.
@@ -157,7 +158,7 @@ pub enum RunStatus {
 }
 
 /// One run of a cell.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Run {
     /// The trial.
     pub trial: TrialId,
@@ -184,7 +185,7 @@ pub struct Run {
 }
 
 /// Runs of a cell by how they ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct RunCounts {
     /// Trials that the plan names.
     pub planned: u32,
@@ -216,7 +217,7 @@ impl RunCounts {
 }
 
 /// A cell with its figures.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CellResult {
     /// Which cell.
     #[serde(flatten)]
@@ -242,7 +243,7 @@ pub struct CellResult {
 }
 
 /// Verdict of a gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// The whole interval is on the right side of the limit.
@@ -254,7 +255,7 @@ pub enum Verdict {
 }
 
 /// What a gate compares, which says what unit its figure has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum GateQuantity {
     /// 1 - ratio to native, a fraction.
@@ -264,7 +265,7 @@ pub enum GateQuantity {
 }
 
 /// A gate applied to one cell.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct GateResult {
     /// The cell; `None` for a gate that selects no cell of the campaign, which shows nothing.
     pub cell: Option<CellKey>,
@@ -281,7 +282,7 @@ pub struct GateResult {
 }
 
 /// One host of the campaign and what its agent said of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostProvenance {
     /// The agent's name.
     pub name: String,
@@ -290,7 +291,7 @@ pub struct HostProvenance {
 }
 
 /// Where the figures come from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Provenance {
     /// Version of Toll.
     pub toll_version: String,
@@ -313,7 +314,7 @@ pub struct Provenance {
 }
 
 /// An arm of the campaign.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ArmSummary {
     /// Its name, as cells carry it.
     pub name: String,
@@ -324,7 +325,7 @@ pub struct ArmSummary {
 }
 
 /// `result.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CampaignResult {
     /// The campaign's name.
     pub campaign: String,

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::HostFacts;
@@ -18,7 +19,7 @@ use crate::units::Span;
 ///    |                         |
 ///    +------- cancelled -------+--every trial recorded-----> Cancelled
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum CampaignState {
     /// It waits for hosts.
@@ -50,7 +51,7 @@ impl fmt::Display for CampaignState {
 }
 
 /// A campaign as the service sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CampaignStatus {
     /// Its id, unique in the service: `quickstart-20261124-190406`.
     pub id: String,
@@ -81,7 +82,7 @@ pub struct CampaignStatus {
 }
 
 /// A cell in short.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CellStatus {
     /// `node1 → node2 · bulk · send · virtio · native`, unique in the campaign.
     pub name: String,
@@ -94,7 +95,7 @@ pub struct CellStatus {
 }
 
 /// What an agent is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum AgentState {
     /// Connected, and in no trial.
@@ -119,7 +120,7 @@ impl fmt::Display for AgentState {
 }
 
 /// An agent as the service sees it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct AgentStatus {
     /// Its name, which is that of its host.
     pub name: String,
@@ -136,7 +137,7 @@ pub struct AgentStatus {
 }
 
 /// The answer to a submission.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Submitted {
     /// The campaign's id.
     pub id: String,
@@ -145,7 +146,7 @@ pub struct Submitted {
 }
 
 /// A refusal: the body of every HTTP answer that is no success.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Refusal {
     /// What was wrong, where, and what to do.
     pub message: String,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::SocketAddrV4;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::units::{Bytes, InterfaceAddress, MacAddress, Span};
@@ -44,6 +45,15 @@ impl Serialize for TrialId {
     }
 }
 
+impl JsonSchema for TrialId {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "TrialId".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"description": "Names a trial.", "type": "string", "pattern": "^[0-9a-fA-F]{12}$"})
+    }
+}
+
 impl<'de> Deserialize<'de> for TrialId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
@@ -51,9 +61,7 @@ impl<'de> Deserialize<'de> for TrialId {
 }
 
 /// Which way the payload bytes go, seen from an end.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Direction {
     /// This end sends.
@@ -82,7 +90,7 @@ impl fmt::Display for Direction {
 }
 
 /// Which end opens the TCP connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Open {
     /// Passive OPEN (RFC 9293, 3.9.1): listens, and its address is the other end's peer.
@@ -99,7 +107,7 @@ pub const CONGESTION_CONTROLS: [&str; 2] = ["cubic", "reno"];
 ///
 /// The sender writes until the receiver half-closes. Each end measures from the first payload byte plus
 /// `warm_up`, for `duration`, by its own monotonic clock.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StreamJob {
     /// Whether this end sends or receives.
     pub direction: Direction,
@@ -114,7 +122,7 @@ pub struct StreamJob {
 }
 
 /// A virtual Ethernet adapter and the switches of its optimisations.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Adapter {
     /// AMD Am79C970A: every register access of the driver exits.
@@ -133,7 +141,7 @@ impl fmt::Display for Adapter {
 }
 
 /// The host side of an adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Port {
     /// Whatever the host's [`Wire`](crate::facts::Wire) needs: what a campaign that names no port gets.
@@ -155,7 +163,7 @@ impl fmt::Display for Port {
 }
 
 /// Which program a native end runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum NativeProgram {
     /// `toll-endpoint` over kernel sockets.
@@ -165,7 +173,7 @@ pub enum NativeProgram {
 }
 
 /// What stands at one end of a trial.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EndKind {
     /// The host's kernel TCP, no virtualisation.
@@ -190,7 +198,7 @@ pub enum EndKind {
 }
 
 /// Everything an agent needs to run its end of a trial.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndSpec {
     /// What stands at this end.
     pub kind: EndKind,
@@ -210,7 +218,7 @@ pub struct EndSpec {
 }
 
 /// An agent's answer to `Prepare`: its end is up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndReady {
     /// Where the other end finds this one.
     pub address: SocketAddrV4,

@@ -4,7 +4,9 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::{BIT_RATE, BYTES, BitRate, Bytes, Percent, SPAN, Scale, Span};
+use super::{
+    AddressRange, BIT_RATE, BYTES, BitRate, Bytes, InterfaceAddress, MacAddress, Percent, SPAN, Scale, Span,
+};
 
 /// A number and one of the units, as [`Scale::parse`] takes it.
 fn quantity(scale: &Scale) -> Schema {
@@ -42,5 +44,30 @@ schema!(
         "description": "A percentage such as `10%`.",
         "type": "string",
         "pattern": r"^ *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *% *$",
+    })
+);
+// What they parse; a number out of its range is found by the parser.
+schema!(
+    MacAddress,
+    json_schema!({
+        "description": "A MAC address such as `02:54:0a:4d:00:65`.",
+        "type": "string",
+        "pattern": "^([0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}$",
+    })
+);
+schema!(
+    InterfaceAddress,
+    json_schema!({
+        "description": "An IPv4 address with the length of its network's prefix, such as `10.77.0.1/24`.",
+        "type": "string",
+        "pattern": r"^[0-9]+(\.[0-9]+){3}/[0-9]+$",
+    })
+);
+schema!(
+    AddressRange,
+    json_schema!({
+        "description": "IPv4 addresses from a first to a last, such as `10.77.0.101-10.77.0.150`, or one alone.",
+        "type": "string",
+        "pattern": r"^[0-9]+(\.[0-9]+){3} *(- *[0-9]+(\.[0-9]+){3})?$",
     })
 );

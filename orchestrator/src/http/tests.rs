@@ -1,0 +1,207 @@
+//! The API over real sockets on loopback, in front of a service without agents.
+
+use std::sync::atomic::AtomicU64;
+
+use reqwest::Method;
+use serde_json::Value;
+use tokio::sync::oneshot;
+
+use super::client::{Client, ClientError};
+use super::*;
+use crate::link::Link;
+use crate::pki::{Authority, DEFAULT_DAYS, SERVER_NAME};
+use crate::scheduler::Policy;
+use crate::service::store::Store;
+use crate::service::{Observer, Options, Service, handle};
+
+const GOOD: &str = "\
+apiVersion: toll.dev/v1alpha1
+kind: Campaign
+metadata: {name: c}
+spec:
+  hosts: {select: {}}
+  arms: [{name: native, native: {}}]
+  workloads: [{name: bulk, stream: {}}]
+";
+
+struct Nobody;
+impl Observer for Nobody {}
+
+struct Served {
+    url: String,
+    _directory: tempfile::TempDir,
+    _stop: oneshot::Sender<()>,
+}
+
+/// A service and its API, with `token`; requests seem to come from `from` if it is given.
+async fn serve_with(token: Option<&str>) -> Served {
+    let directory = tempfile::tempdir().expect("a directory");
+    let identity = Authority::new(DEFAULT_DAYS).and_then(|ca| ca.issue(SERVER_NAME, DEFAULT_DAYS));
+    let address: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+    let (link, events) = Link::bind(address, &identity.expect("certificates")).expect("a socket");
+    let (handle, questions) = handle::channel();
+    let options = Options {
+        store: Store::fleet(directory.path()).expect("a store"),
+        policy: Policy { limit: 1, grace: Duration::from_secs(1), settle: Duration::ZERO },
+        engine: "fleet",
+        lab: None,
+    };
+    let service = Service::new(options, link, events, questions, Nobody).expect("a service");
+    let api = Api {
+        handle,
+        token: token.map(Arc::from),
+        pulse: Pulse::new(service.heartbeat()),
+        metrics: Arc::new(|| "toll_up 1\n".to_owned()),
+    };
+    let (stop, stopped) = oneshot::channel::<()>();
+    tokio::spawn(service.run(async move { drop(stopped.await) }));
+    let listener = TcpListener::bind(address).await.expect("a socket");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    tokio::spawn(serve(listener, api, std::future::pending()));
+    Served { url, _directory: directory, _stop: stop }
+}
+
+fn client(served: &Served) -> Client {
+    Client::new(&served.url, None).expect("a client")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_of_the_document_is_served_and_answers_as_it_says() {
+    let served = serve_with(None).await;
+    let id = client(&served).submit(Some("one"), GOOD.to_owned()).await.expect("is taken").id;
+    let http = reqwest::Client::new();
+    for operation in openapi::OPERATIONS {
+        // The stream of a campaign that waits has no end: its head is what is looked at.
+        let path = operation.path.replace("{id}", &id);
+        let method = Method::from_bytes(operation.method.to_uppercase().as_bytes()).expect("a method");
+        let request = http.request(method, format!("{}{path}", served.url)).body(GOOD);
+        let answer = request.send().await.expect("an answer");
+        let status = answer.status().as_u16();
+        let told = &openapi::openapi()["paths"][operation.path][operation.method]["responses"];
+        let content = &told[status.to_string()]["content"];
+        let media =
+            answer.headers()["content-type"].to_str().expect("text").split(';').next().expect("a type");
+        assert!(content[media].is_object(), "{} {path} answered {status}, {media}: {told}", operation.method);
+    }
+}
+
+#[test]
+fn the_document_refers_to_schemas_that_it_has() {
+    let document = openapi::openapi();
+    let mut references = Vec::new();
+    collect(&document, &mut references);
+    assert!(references.len() > 20, "{references:?}");
+    for reference in references {
+        let pointer = reference.strip_prefix('#').expect("one of this document");
+        assert!(document.pointer(pointer).is_some(), "{reference}");
+    }
+}
+
+fn collect(value: &Value, references: &mut Vec<String>) {
+    match value {
+        Value::Object(object) => {
+            references.extend(object.get("$ref").and_then(Value::as_str).map(str::to_owned));
+            object.values().for_each(|value| collect(value, references));
+        }
+        Value::Array(array) => array.iter().for_each(|value| collect(value, references)),
+        _ => {}
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_is_taken_once_and_another_under_its_id_is_not() {
+    let served = serve_with(None).await;
+    let client = client(&served);
+    let first = client.submit(Some("one"), GOOD.to_owned()).await.expect("is taken");
+    let again = client.submit(Some("one"), GOOD.to_owned()).await.expect("is known");
+    assert!(first.new && !again.new && first.id == again.id);
+    let other = client.submit(Some("one"), format!("{GOOD}  blocks: 2\n")).await.expect_err("is another");
+    assert!(other.to_string().contains("another campaign with the id one"), "{other}");
+    let status = client.campaign("one").await.expect("is there");
+    assert_eq!(status.state, toll_protocol::service::CampaignState::Pending);
+    assert!(
+        matches!(client.result("one").await, Err(ClientError::Refused(refusal)) if refusal.message.contains("waits"))
+    );
+    client.cancel("one").await.expect("is cancelled");
+    let last = client.watch("one", |_| {}).await.expect("ends");
+    assert_eq!(last.state, toll_protocol::service::CampaignState::Cancelled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_wrong_is_told_with_its_place() {
+    let served = serve_with(None).await;
+    let client = client(&served);
+    let bad = client.submit(None, GOOD.replace("bulk", "Bulk")).await.expect_err("is wrong");
+    let ClientError::Refused(refusal) = bad else { panic!("{bad}") };
+    assert!(refusal.problems[0].starts_with("line 7, column"), "{refusal:?}");
+    for (id, words) in [("../x", "no campaign id"), ("", "no campaign id")] {
+        let error = client.submit(Some(id), GOOD.to_owned()).await.expect_err("is no id");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    let lab = GOOD.replace("select: {}", "lab: {count: 2}");
+    let error = client.submit(None, lab).await.expect_err("has no hosts here");
+    assert!(error.to_string().contains("select"), "{error}");
+    let error = client.campaign("nothing").await.expect_err("is not there");
+    assert_eq!(error.to_string(), "there is no campaign nothing");
+    let long = client.submit(None, "#".repeat(MAX_DOCUMENT + 1)).await.expect_err("is too long");
+    assert!(
+        matches!(&long, ClientError::Refused(refusal) if refusal.problems[0].contains("at most")),
+        "{long}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_take_the_token_and_questions_dont() {
+    let served = serve_with(Some("secret")).await;
+    let stranger = client(&served);
+    let error = stranger.submit(None, GOOD.to_owned()).await.expect_err("shows no token");
+    assert!(error.to_string().contains("token"), "{error}");
+    assert!(stranger.campaigns().await.expect("may be asked").is_empty());
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = directory.path().join("token");
+    for (token, taken) in [("secre", false), ("secrets", false), ("secret", true)] {
+        std::fs::write(&file, format!("{token}\n")).expect("writes");
+        let client = Client::new(&served.url, Some(&file)).expect("a client");
+        assert_eq!(client.submit(None, GOOD.to_owned()).await.is_ok(), taken, "{token}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_token_changes_from_other_machines_are_refused() {
+    let (handle, _questions) = handle::channel();
+    let pulse = Pulse::new(Arc::new(AtomicU64::new(0)));
+    let api = Api { handle, token: None, pulse, metrics: Arc::new(String::new) };
+    let app = router(api);
+    for (from, status) in [("192.0.2.7:1", StatusCode::FORBIDDEN), ("[2001:db8::1]:1", StatusCode::FORBIDDEN)]
+    {
+        let from: SocketAddr = from.parse().expect("an address");
+        let mut request = Request::builder()
+            .method("DELETE")
+            .uri("/api/v1/campaigns/x")
+            .body(Body::empty())
+            .expect("a request");
+        request.extensions_mut().insert(ConnectInfo(from));
+        let answer = tower::ServiceExt::oneshot(app.clone(), request).await.expect("an answer");
+        assert_eq!(answer.status(), status);
+    }
+}
+
+#[test]
+fn a_service_that_stands_still_is_seen() {
+    let heartbeat = Arc::new(AtomicU64::new(1));
+    let pulse = Pulse::new(heartbeat.clone());
+    assert!(pulse.stalled() < STALLED);
+    // A pulse is compared with the last one seen: time alone makes it stale.
+    pulse.seen.lock().expect("not poisoned").1 = Instant::now() - 2 * STALLED;
+    assert!(pulse.stalled() > STALLED);
+    heartbeat.fetch_add(1, Ordering::Relaxed);
+    assert!(pulse.stalled() < STALLED);
+}
+
+#[test]
+fn an_address_that_is_none_is_told() {
+    for server in ["", "localhost:8080", "https://x", "ftp://x", "http://"] {
+        let error = Client::new(server, None).err().expect(server);
+        assert!(error.to_string().contains("http://HOST:PORT"), "{error}");
+    }
+}
