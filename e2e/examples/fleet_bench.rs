@@ -119,8 +119,8 @@ async fn bench(count: usize, blocks: usize) -> Result<()> {
     ensure!(counts.measured == counts.planned, "{counts:?}");
     let mut times = std::mem::take(&mut *watch.0.lock().unwrap_or_else(PoisonError::into_inner));
     println!("{count} agents, {} trials of {RUN:?} in {took:.1?}", counts.planned);
-    println!("dispatch (both hosts free -> Prepare)  {}", quantiles(&mut times.dispatch));
-    println!("ledger   (result known -> durable)     {}", quantiles(&mut times.ledger));
+    println!("dispatch (both hosts free -> Prepare) {}", quantiles(&mut times.dispatch));
+    println!("ledger   (result known -> durable)    {}", quantiles(&mut times.ledger));
     for (name, phase) in &mut times.phases {
         println!("phase {name:9}                       {}", quantiles(phase));
     }
@@ -162,17 +162,24 @@ fn peak_mebibytes() -> Result<u64> {
 
 /// The second process: so many agents, until its standard input ends.
 async fn agents(count: usize, orchestrator: &str, pki: &Path) -> Result<()> {
+    let gaps: Gaps = Gaps::default();
     for n in 0..count {
         let identity =
             Identity::read(&pki.join(files::CA), &pki.join(files::CERTIFICATE), &pki.join(files::KEY))?;
         let link = Link::new(orchestrator.parse()?, toll_orchestrator::pki::SERVER_NAME.into(), &identity)?;
-        tokio::spawn(agent(n, link));
+        tokio::spawn(agent(n, link, gaps.clone()));
     }
     tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
+    let mut gaps = std::mem::take(&mut *gaps.lock().unwrap_or_else(PoisonError::into_inner));
+    println!("lost between trials, by the agents     {}", quantiles(&mut gaps));
     Ok(())
 }
 
-async fn agent(n: usize, link: Link) {
+/// From an agent's result to the next Prepare: recording, teardown and dispatch.
+type Gaps = Arc<Mutex<Vec<Duration>>>;
+
+async fn agent(n: usize, link: Link, gaps: Gaps) {
+    let ended = Arc::new(Mutex::new(None::<Instant>));
     let (say, outgoing) = mpsc::channel(64);
     let (events, mut heard) = mpsc::channel(64);
     let (_stop, stopped) = oneshot::channel();
@@ -181,14 +188,18 @@ async fn agent(n: usize, link: Link) {
         match event {
             LinkEvent::HelloWanted(answer) => drop(answer.send(hello(n))),
             LinkEvent::Message(ToAgent::Prepare { trial, .. }) => {
+                if let Some(ended) = ended.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                    gaps.lock().unwrap_or_else(PoisonError::into_inner).push(ended.elapsed());
+                }
                 let address = std::net::SocketAddrV4::new([127, 0, 0, 1].into(), 1);
                 drop(say.send(FromAgent::Ready { trial, ready: EndReady { address } }).await);
             }
             LinkEvent::Message(ToAgent::Start { trial, .. }) => {
-                let say = say.clone();
+                let (say, ended) = (say.clone(), ended.clone());
                 let end = tokio::time::Instant::now() + RUN;
                 tokio::spawn(async move {
-                    tokio::time::sleep_until(end).await;
+                    tokio::time::timeout_at(end, std::future::pending::<()>()).await.ok();
+                    *ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
                     drop(say.send(FromAgent::Result { trial, report: report() }).await);
                 });
             }

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::rustls::pki_types::pem::PemObject;
@@ -108,6 +108,8 @@ pub enum LinkEvent {
         host: String,
         /// What.
         message: FromAgent,
+        /// When it was heard.
+        at: Instant,
     },
 }
 
@@ -322,7 +324,11 @@ async fn read(
     events: &mpsc::Sender<LinkEvent>,
 ) -> Result<(), LinkError> {
     while let Some(message) = next(stream, &mut decoder).await? {
-        if events.send(LinkEvent::Message { host: host.to_owned(), message }).await.is_err() {
+        if events
+            .send(LinkEvent::Message { host: host.to_owned(), message, at: Instant::now() })
+            .await
+            .is_err()
+        {
             break;
         }
     }

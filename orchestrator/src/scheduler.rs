@@ -475,8 +475,7 @@ fn begin(
         }
     }
     course.flying += 1;
-    let waited = now.elapsed.saturating_sub(free_since);
     let campaign = course.id.clone();
-    out.push(Command::Begun { campaign, trial: planned.id, unix_ms: now.unix_ms, waited });
+    out.push(Command::Begun { campaign, trial: planned.id, unix_ms: now.unix_ms, since: free_since });
     Flight::begin(index, planned.id, &cell, now, out)
 }

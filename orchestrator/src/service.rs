@@ -89,7 +89,7 @@ pub trait Observer: Send {
     /// A trial is over.
     fn recorded(&mut self, _record: &TrialRecord) {}
 
-    /// A trial has begun, so long after its hosts were free.
+    /// A trial has begun, so long after it was heard that its hosts are free.
     fn begun(&mut self, _waited: Duration) {}
 
     /// A trial has ended a phase.
@@ -246,7 +246,12 @@ impl<O: Observer> Service<O> {
                 self.changed = true;
                 Event::AgentLost { host }
             }
-            LinkEvent::Message { host, message } => Event::Agent { host, message },
+            // Its time is that at which it was heard: what it waited for this task is the service's own.
+            LinkEvent::Message { host, message, at } => {
+                let elapsed = at.saturating_duration_since(self.began);
+                let now = Now { elapsed, unix_ms: unix_ms() };
+                return self.step_at(Event::Agent { host, message }, now);
+            }
         };
         self.step(event)
     }
@@ -300,12 +305,16 @@ impl<O: Observer> Service<O> {
 
     fn step(&mut self, event: Event) -> Result<(), ServiceError> {
         let now = self.now();
+        self.step_at(event, now)
+    }
+
+    fn step_at(&mut self, event: Event, now: Now) -> Result<(), ServiceError> {
         for command in self.scheduler.step(event, now) {
             match command {
                 Command::Send { host, message } => self.link.send(&host, message),
                 Command::StorePlan { campaign, plan, hosts } => self.store_plan(&campaign, &plan, hosts)?,
-                Command::Begun { campaign, trial, unix_ms, waited } => {
-                    self.observer.begun(waited);
+                Command::Begun { campaign, trial, unix_ms, since } => {
+                    self.observer.begun(self.began.elapsed().saturating_sub(since));
                     if let Some(kept) = self.kept.get_mut(&campaign) {
                         kept.status.started_unix_ms.get_or_insert(unix_ms);
                     }

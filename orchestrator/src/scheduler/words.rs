@@ -123,8 +123,8 @@ pub enum Command {
         trial: TrialId,
         /// When, milliseconds since the Unix epoch.
         unix_ms: u64,
-        /// For how long both its hosts had been free.
-        waited: Duration,
+        /// Since when it could have begun: both hosts free, its plan durable.
+        since: Duration,
     },
     /// A trial has ended a phase.
     Phase {
