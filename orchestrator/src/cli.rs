@@ -163,6 +163,14 @@ impl Pki {
 }
 
 impl Cli {
+    /// What is logged unless TOLL_LOG says otherwise: a service tells what it does, other commands print it.
+    pub const fn log_level(&self) -> &'static str {
+        match &self.command {
+            Command::Serve(_) => "info",
+            _ => "warn",
+        }
+    }
+
     /// Does what was asked.
     ///
     /// # Errors

@@ -8,9 +8,10 @@ use toll_orchestrator::exit::Exit;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> Exit {
+    let cli = Cli::parse();
     // Logs on stderr, for whoever asks (TOLL_LOG=debug; an empty value is none); stdout is for results.
     let wanted = std::env::var("TOLL_LOG").ok().filter(|wanted| !wanted.is_empty());
-    let filter = match EnvFilter::try_new(wanted.as_deref().unwrap_or("warn")) {
+    let filter = match EnvFilter::try_new(wanted.as_deref().unwrap_or(cli.log_level())) {
         Ok(filter) => filter,
         Err(error) => {
             eprintln!("toll: TOLL_LOG can't be used ({error}): write a level such as debug, or target=level");
@@ -19,7 +20,7 @@ fn main() -> Exit {
     };
     let colours = std::io::stderr().is_terminal();
     tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
-    match Cli::parse().execute() {
+    match cli.execute() {
         Ok(exit) => exit,
         Err(error) => {
             eprintln!("toll: {error:#}");

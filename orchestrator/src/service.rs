@@ -242,7 +242,7 @@ impl<O: Observer> Service<O> {
                 Event::AgentConnected { host, facts, labels, held }
             }
             LinkEvent::Lost { host } => {
-                tracing::warn!(host, "agent lost");
+                tracing::info!(host, "agent lost");
                 self.changed = true;
                 Event::AgentLost { host }
             }
