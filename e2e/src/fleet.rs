@@ -25,13 +25,17 @@ use toll_orchestrator::lab::namespace::Namespace;
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::{AgentStatus, CampaignStatus};
 
-use crate::machine::wait_for;
+use crate::machine::{has_variable, wait_for};
 use crate::programs;
 
 /// Where agents dial.
 pub const ORCHESTRATOR: &str = "10.91.0.254:7447";
 /// How long anything that is waited for may take.
 pub const LIMIT: Duration = Duration::from_secs(60);
+/// How long an agent may be silent: shorter than by default, because tests wait for it.
+const SILENCE: &str = "3s";
+/// A variable that processes of a fleet inherit: whose they are.
+const MARK: &str = "TOLL_E2E_FLEET";
 const GUESTS: &str = "10.91.0.101-10.91.0.150";
 
 /// A process that is killed when it is dropped.
@@ -113,6 +117,20 @@ impl Fleet {
     /// # Errors
     /// When the machine doesn't let it be made.
     pub fn new(count: usize) -> Result<Self> {
+        let fleet = Self::without_certificates(count)?;
+        let pki = fleet.path("pki");
+        fleet.toll(["pki", "init", "--dir"].map(OsStr::new).into_iter().chain([pki.as_os_str()]))?;
+        let names = fleet.hosts.iter().map(|host| OsStr::new(&host.name));
+        let issue = ["pki", "issue", "--dir"].map(OsStr::new).into_iter().chain([pki.as_os_str()]);
+        fleet.toll(issue.chain(names))?;
+        Ok(fleet)
+    }
+
+    /// Hosts joined by a wire.
+    ///
+    /// # Errors
+    /// When the machine doesn't let it be made.
+    pub fn without_certificates(count: usize) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let wire = Namespace::new()?;
         let script = "ip link set lo up; sysctl -qw net.ipv6.conf.default.disable_ipv6=1; \
@@ -140,14 +158,7 @@ impl Fleet {
             )?;
             hosts.push(Host { name: format!("host-{n}"), namespace, agent: None });
         }
-        let fleet = Self { wire, hosts, orchestrator: None, directory, starts: 0 };
-        let pki = fleet.path("pki");
-        fleet.toll(["pki", "init", "--dir"].map(OsStr::new).into_iter().chain([pki.as_os_str()]))?;
-        for host in &fleet.hosts {
-            let issue = ["pki", "issue", &host.name, "--dir"].map(OsStr::new);
-            fleet.toll(issue.into_iter().chain([pki.as_os_str()]))?;
-        }
-        Ok(fleet)
+        Ok(Self { wire, hosts, orchestrator: None, directory, starts: 0 })
     }
 
     /// A fleet whose orchestrator and agents are up.
@@ -156,7 +167,7 @@ impl Fleet {
     /// When something does not come up.
     pub fn up(count: usize) -> Result<Self> {
         let mut fleet = Self::new(count)?;
-        fleet.start_orchestrator("15s")?;
+        fleet.start_orchestrator(&[])?;
         for index in 0..count {
             fleet.start_agent(index, &[])?;
         }
@@ -169,14 +180,14 @@ impl Fleet {
         self.directory.path().join(name)
     }
 
-    /// Starts the orchestrator, and waits until it serves. It waits for agents that are away for `grace`.
+    /// Starts the orchestrator, with `options` after its own, and waits until it serves.
     ///
     /// # Errors
     /// When it does not.
-    pub fn start_orchestrator(&mut self, grace: &str) -> Result<()> {
+    pub fn start_orchestrator(&mut self, options: &[&str]) -> Result<()> {
         let mut command = programs::program("toll")?;
-        command.args(["serve", "--listen", ORCHESTRATOR, "--agent-grace", grace, "--data"]);
-        command.arg(self.path("data")).arg("--pki").arg(self.path("pki/orchestrator"));
+        command.args(["serve", "--listen", ORCHESTRATOR, "--agent-timeout", SILENCE, "--data"]);
+        command.arg(self.path("data")).arg("--pki").arg(self.path("pki/orchestrator")).args(options);
         command.env("TOLL_LOG", "info");
         let process = self.start(command, "orchestrator", self.wire.as_fd().as_raw_fd())?;
         self.orchestrator = Some(process);
@@ -208,10 +219,15 @@ impl Fleet {
         Ok(())
     }
 
-    fn start(&mut self, mut command: Command, name: &str, namespace: RawFd) -> Result<Process> {
+    /// Starts a command in a network namespace, with a log of its own.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start(&mut self, mut command: Command, name: &str, namespace: RawFd) -> Result<Process> {
         self.starts += 1;
         let log = self.path(&format!("{name}.{}.log", self.starts));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
+        command.env(MARK, self.directory.path());
         Ok(Process { child: enter(&mut command, namespace).spawn()?, log })
     }
 
@@ -259,6 +275,14 @@ impl Fleet {
     /// When it doesn't answer.
     pub fn agents(&self) -> Result<Vec<AgentStatus>> {
         self.json("agents")
+    }
+
+    /// All campaigns, the newest last.
+    ///
+    /// # Errors
+    /// When the orchestrator doesn't answer.
+    pub fn campaigns(&self) -> Result<Vec<CampaignStatus>> {
+        self.json("campaigns")
     }
 
     /// How a campaign is.
@@ -324,9 +348,11 @@ impl Fleet {
     /// When something stays.
     pub fn nothing_left(&self) -> Result<()> {
         let ends = || -> Result<Vec<(i32, i32, String)>> {
-            let all = crate::machine::processes(&programs::directory()?)?;
+            let mut all = crate::machine::processes(&programs::directory()?)?;
             let of_trials = |name: &str| name == "toll-vmm" || name == "toll-endpoint";
-            Ok(all.into_iter().filter(|(_, _, name)| of_trials(name)).collect())
+            let mark = format!("{MARK}={}", self.directory.path().display());
+            all.retain(|(pid, _, name)| of_trials(name) && has_variable(*pid, &mark));
+            Ok(all)
         };
         wait_for("clean hosts", LIMIT, || {
             for index in 0..self.hosts.len() {

@@ -3,6 +3,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
@@ -12,13 +13,15 @@ use serde_json::Value;
 use toll_protocol::result::CampaignResult;
 
 use crate::machine::wait_for;
-use crate::programs;
+use crate::{programs, readme};
 
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 /// Another cluster than our own.
 const KUBECONFIG: &str = "TOLL_E2E_KUBECONFIG";
 /// The overlay for it, a folder like `manifests/deploy/overlays/two-nodes`.
 const OVERLAY: &str = "TOLL_E2E_OVERLAY";
+/// The overlay that README.md applies.
+const EXAMPLE: &str = "manifests/deploy/overlays/two-nodes";
 /// How long anything that is waited for may take.
 pub const LIMIT: Duration = Duration::from_secs(90);
 
@@ -60,13 +63,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts a cluster, or takes the one that is there, and does what `manifests/deploy/README.md` tells a user.
+    /// Starts a cluster, or takes the one that is there, and does what README.md tells a user.
     ///
     /// # Errors
     /// When it does not come up.
     pub fn up() -> Result<Self> {
-        let example = || OsString::from("manifests/deploy/overlays/two-nodes");
-        let overlay = std::env::var_os(OVERLAY).unwrap_or_else(example);
+        let example = || OsString::from(EXAMPLE);
+        let given = std::env::var_os(OVERLAY);
+        let overlay = given.map_or_else(example, |overlay| Path::new(ROOT).join(overlay).into());
         let mut cluster = Self { state: None, overlay, _made: None };
         if std::env::var_os(KUBECONFIG).is_none() {
             let image = image()?;
@@ -123,20 +127,34 @@ impl Cluster {
     }
 
     fn deploy(&self) -> Result<()> {
-        let directory = tempfile::tempdir()?;
-        let pki = directory.path().join("pki");
-        for action in [&["init"][..], &["issue", "--fleet"]] {
-            let mut toll = programs::program("toll")?;
-            run(toll.arg("pki").args(action).arg("--dir").arg(&pki), None)?;
+        let commands = readme::commands("Kubernetes")?;
+        let images = |command: &str| command.starts_with("manifests/images/") || command.starts_with("ctr ");
+        let campaigns = |command: &str| command.contains("campaign");
+        let deploying: Vec<&String> =
+            commands.iter().filter(|command| !images(command) && !campaigns(command)).collect();
+        ensure!(deploying.len() >= 5, "README.md tells no more than {deploying:?}");
+        let desk = Desk::new(self)?;
+        for command in deploying {
+            desk.run(&command.replace(EXAMPLE, self.overlay()?))?;
         }
-        self.kubectl(&["apply", "-k", "manifests/crd"])?;
-        self.kubectl(&["apply", "-f", "manifests/deploy/base/namespace.yaml"])?;
-        for (secret, name) in [("toll-orchestrator-pki", "orchestrator"), ("toll-agent-pki", "fleet")] {
-            let from = format!("--from-file={}", pki.join(name).display());
-            self.kubectl(&["-n", "toll", "create", "secret", "generic", secret, &from])?;
-        }
-        self.kubectl(&["apply", "-k", self.overlay()?])?;
         self.rolled_out()
+    }
+
+    /// Runs the commands of README.md that are about campaigns, on `campaign` instead of the quickstart.
+    ///
+    /// # Errors
+    /// When one fails.
+    pub fn apply_as_told(&self, campaign: &str) -> Result<()> {
+        let desk = Desk::new(self)?;
+        let file = desk.directory.path().join("campaign.yaml");
+        std::fs::write(&file, campaign)?;
+        let commands = readme::commands("Kubernetes")?;
+        let applying: Vec<&String> = commands.iter().filter(|command| command.contains("campaign")).collect();
+        ensure!(!applying.is_empty(), "README.md applies no campaign");
+        for command in applying {
+            desk.run(&command.replace("manifests/campaigns/quickstart.yaml", "campaign.yaml"))?;
+        }
+        Ok(())
     }
 
     /// The example, with the ledgers in the cluster's own files: a node of our cluster has this machine's folders.
@@ -245,6 +263,40 @@ impl Cluster {
             ask(&["-n", "toll", "logs", "daemonset/toll-agent", "--tail=30"]),
         ]
         .join("\n---\n")
+    }
+}
+
+/// Where a user would sit: a directory with the project's manifests in it, `toll` and `kubectl` in the path.
+struct Desk {
+    directory: tempfile::TempDir,
+}
+
+impl Desk {
+    fn new(cluster: &Cluster) -> Result<Self> {
+        let directory = tempfile::tempdir()?;
+        let kubectl = match (&cluster.state, std::env::var_os(KUBECONFIG)) {
+            (None, Some(config)) => format!("kubectl --kubeconfig '{}'", config.display()),
+            (state, _) => {
+                let state = state.as_ref().context("there is no cluster")?.path().display();
+                format!("env TOLL_CLUSTER_STATE='{state}' '{ROOT}/e2e/kubernetes/cluster' kubectl")
+            }
+        };
+        std::fs::create_dir(directory.path().join("bin"))?;
+        let script = directory.path().join("bin/kubectl");
+        // With the path of before: it would find itself.
+        let path = std::env::var("PATH").unwrap_or_default();
+        std::fs::write(&script, format!("#!/bin/sh\nPATH='{path}' exec {kubectl} \"$@\"\n"))?;
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+        symlink(Path::new(ROOT).join("manifests"), directory.path().join("manifests"))?;
+        Ok(Self { directory })
+    }
+
+    fn run(&self, line: &str) -> Result<Output> {
+        let programs = readme::path_with(&programs::directory()?);
+        let path = format!("{}:{programs}", self.directory.path().join("bin").display());
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", line]).current_dir(self.directory.path()).env("PATH", path);
+        run(&mut shell, None).with_context(|| line.to_owned())
     }
 }
 

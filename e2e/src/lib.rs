@@ -7,5 +7,7 @@ pub mod dashboards;
 pub mod fleet;
 pub mod kubernetes;
 pub mod machine;
+pub mod moments;
 pub mod programs;
 pub mod prometheus;
+pub mod readme;

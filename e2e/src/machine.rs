@@ -119,3 +119,9 @@ pub fn is_end(pid: i32) -> bool {
     let arguments = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     arguments.split(|byte| *byte == 0).any(|argument| argument == b"--control-fd")
 }
+
+/// Whether a process was started with `variable` (`NAME=VALUE`) in its environment.
+pub fn has_variable(pid: i32, variable: &str) -> bool {
+    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+}

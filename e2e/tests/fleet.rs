@@ -1,7 +1,7 @@
 //! `toll serve` and `toll-agent` for real: hosts with NICs that have addresses and traffic of their own, several
 //! trials at once, and what happens when something dies, stands still or is cut off.
 //!
-//! One test at a time: trials of two fleets would compete for the machine's cores.
+//! Some tests at a time: most of their time they wait, and none looks at how fast anything was.
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -11,6 +11,8 @@ mod connections;
 mod faults;
 #[path = "fleet/measuring.rs"]
 mod measuring;
+#[path = "fleet/readme.rs"]
+mod readme;
 
 type Body = fn() -> anyhow::Result<()>;
 
@@ -27,8 +29,9 @@ fn test(name: &str, lacks: &[Option<&'static str>], body: Body) -> Trial {
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads = Some(1);
+    arguments.test_threads.get_or_insert(4);
     let mut tests = measuring::tests();
+    tests.extend(readme::tests());
     tests.extend(connections::tests());
     tests.extend(faults::tests());
     libtest_mimic::run(&arguments, tests).exit();

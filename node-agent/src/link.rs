@@ -33,8 +33,9 @@ use crate::identity::{Identity, IdentityError};
 pub const ALPN: &[u8] = b"toll/1";
 
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
-/// A connection over which nothing came for so long is lost.
-const IDLE_TIMEOUT: VarInt = VarInt::from_u32(10_000);
+/// A connection over which nothing came for so long is lost. The shorter one of both sides counts (RFC 9000, 10.1), and
+/// the orchestrator's is to be that: this one is the longest that it may have.
+const IDLE_TIMEOUT: VarInt = VarInt::from_u32(60_000);
 /// First guess of the round-trip time (RFC 9002, 6.2.2, has 333 ms for the Internet): how soon the first packet
 /// is sent again to an orchestrator that was not there yet.
 const INITIAL_RTT: Duration = Duration::from_millis(50);

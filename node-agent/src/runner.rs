@@ -95,9 +95,13 @@ impl Runner {
         let mut watch = self.host.metrics.trial(&self.end.kind, self.end.job.direction);
         while state != State::TornDown {
             let event = self.next_event(&mut held).await;
+            let from = state.name();
             tracing::debug!(trial = %self.trial, ?state, ?event);
             let (next, commands) = transition(state, event);
             state = next;
+            if state.name() != from {
+                tracing::debug!(trial = %self.trial, enters = state.name());
+            }
             watch.enters(&state);
             if matches!(state, State::Released { .. } | State::TornDown) {
                 // Before the orchestrator hears of it, and so may send the next trial.

@@ -86,6 +86,23 @@ pub enum State {
     TornDown,
 }
 
+impl State {
+    /// Its name in the diagram.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::New => "New",
+            Self::SettingUp { .. } => "SettingUp",
+            Self::Starting { .. } => "Starting",
+            Self::Attaching { .. } => "Attaching",
+            Self::Ready { .. } => "Ready",
+            Self::Running => "Running",
+            Self::Releasing { .. } => "Releasing",
+            Self::Released { .. } => "Released",
+            Self::TornDown => "TornDown",
+        }
+    }
+}
+
 /// What has become of the child of a trial that is being released.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ChildState {

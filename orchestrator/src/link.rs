@@ -5,6 +5,10 @@
 //!              no: refused by TLS                no: closed, both named                         messages
 //! ```
 
+mod reset;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +19,9 @@ use quinn::rustls::pki_types::pem::PemObject;
 use quinn::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use quinn::rustls::server::WebPkiClientVerifier;
 use quinn::rustls::{RootCertStore, ServerConfig};
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, TransportConfig, VarInt};
+use quinn::{
+    Connection, Endpoint, Incoming, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt,
+};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use toll_protocol::PROTOCOL_VERSION;
@@ -29,7 +35,10 @@ use crate::pki::{FLEET_NAME, Identity};
 /// Application protocol of the connection (RFC 7301).
 pub const ALPN: &[u8] = b"toll/1";
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
-const IDLE: Duration = Duration::from_secs(10);
+/// How long an agent may be silent before it is taken for lost, unless another time is asked for.
+pub const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Shortest and longest such time: an agent says once a second that it is there, and its own timeout is the longest.
+pub const AGENT_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(60);
 /// From the connection to its Hello.
 const HELLO: Duration = Duration::from_secs(10);
 /// Messages to an agent that may wait to be sent.
@@ -130,17 +139,23 @@ pub struct Link {
 }
 
 impl Link {
-    /// Listens on `address` as `identity`; only agents with certificates of the same authority are taken.
+    /// Listens on `address` as `identity`; only agents with certificates of the same authority are taken. One that is
+    /// silent for `agent_timeout` is lost.
     ///
     /// # Errors
     /// [`LinkError::Certificates`] or [`LinkError::Bind`].
     pub fn bind(
         address: SocketAddr,
         identity: &Identity,
+        agent_timeout: Duration,
     ) -> Result<(Self, mpsc::Receiver<LinkEvent>), LinkError> {
-        let config = server_config(identity)?;
+        let config = server_config(identity, agent_timeout)?;
         let bind = |source| LinkError::Bind { address, source };
-        let endpoint = Endpoint::server(config, address).map_err(bind)?;
+        let key = private_key(identity)?;
+        let socket = std::net::UdpSocket::bind(address).map_err(bind)?;
+        let transport = reset::endpoint_config(key.secret_der());
+        let endpoint =
+            Endpoint::new(transport, Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)?;
         let address = endpoint.local_addr().map_err(bind)?;
         let (events, receiver) = mpsc::channel(EVENTS);
         let agents = Agents::default();
@@ -172,7 +187,12 @@ impl Link {
     }
 }
 
-fn server_config(identity: &Identity) -> Result<quinn::ServerConfig, LinkError> {
+fn private_key(identity: &Identity) -> Result<PrivateKeyDer<'static>, LinkError> {
+    PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
+        .map_err(|error| LinkError::Certificates(error.to_string()))
+}
+
+fn server_config(identity: &Identity, agent_timeout: Duration) -> Result<quinn::ServerConfig, LinkError> {
     let bad = |error: &dyn std::fmt::Display| LinkError::Certificates(error.to_string());
     let mut roots = RootCertStore::empty();
     let authority = CertificateDer::from_pem_slice(identity.authority_pem.as_bytes()).map_err(|e| bad(&e))?;
@@ -182,20 +202,19 @@ fn server_config(identity: &Identity) -> Result<quinn::ServerConfig, LinkError> 
     let verifier = verifier.build().map_err(|e| bad(&e))?;
     let certificate =
         CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).map_err(|e| bad(&e))?;
-    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).map_err(|e| bad(&e))?;
     let builder = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&quinn::rustls::version::TLS13])
         .map_err(|e| bad(&e))?;
     let mut tls = builder
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![certificate], key)
+        .with_single_cert(vec![certificate], private_key(identity)?)
         .map_err(|e| bad(&e))?;
     tls.alpn_protocols = vec![ALPN.to_vec()];
     let crypto = QuicServerConfig::try_from(tls).map_err(|e| bad(&e))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
     let mut transport = TransportConfig::default();
     transport.keep_alive_interval(Some(KEEP_ALIVE));
-    transport.max_idle_timeout(Some(IDLE.try_into().map_err(|e| bad(&e))?));
+    transport.max_idle_timeout(Some(agent_timeout.try_into().map_err(|e| bad(&e))?));
     // One stream an agent is all the protocol has.
     transport.max_concurrent_bidi_streams(VarInt::from_u32(1));
     transport.max_concurrent_uni_streams(VarInt::from_u32(0));

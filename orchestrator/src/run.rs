@@ -20,7 +20,7 @@ use toll_protocol::trial::EndKind;
 use crate::exit::{Exit, print_out};
 use crate::lab::{self, AgentProcess, Lab};
 use crate::ledger::LedgerError;
-use crate::link::Link;
+use crate::link::{AGENT_TIMEOUT, Link};
 use crate::pki::{Authority, DEFAULT_DAYS, SERVER_NAME};
 use crate::progress::Progress;
 use crate::scheduler::{self, Policy};
@@ -121,8 +121,9 @@ async fn in_lab(
     let mut cancel = Cancel::on_signals()?;
     let lab = Lab::new(spec).await?;
     let authority = Authority::new(DEFAULT_DAYS)?;
+    let identity = authority.issue(SERVER_NAME, DEFAULT_DAYS)?;
     let (link, events) =
-        Link::bind(SocketAddr::from((lab::ORCHESTRATOR, 0)), &authority.issue(SERVER_NAME, DEFAULT_DAYS)?)?;
+        Link::bind(SocketAddr::from((lab::ORCHESTRATOR, 0)), &identity, AGENT_TIMEOUT)?;
     let mut agents = Vec::new();
     for host in &lab.hosts {
         let log = out.join(format!("{}.log", host.name));

@@ -16,13 +16,13 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use toll_protocol::result::{CampaignResult, TrialRecord};
-use toll_protocol::units::Span;
+use toll_protocol::units::{Span, UnitError};
 
 use crate::exit::Exit;
 use crate::http::client::read_token;
 use crate::http::{self, Api, Pulse};
 use crate::kube::{self, KubeOptions};
-use crate::link::Link;
+use crate::link::{AGENT_TIMEOUTS, Link};
 use crate::metrics::Metrics;
 use crate::pki::files;
 use crate::scheduler::{Phase, Policy};
@@ -51,6 +51,9 @@ pub struct ServeArguments {
     /// File of the token that whoever submits or cancels must show; without one that is for this machine alone
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
+    /// How long an agent may be silent before its connection is taken for lost, 2s to 60s
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = agent_timeout)]
+    pub agent_timeout: Span,
     /// How long an agent that is away is waited for
     #[arg(long, value_name = "TIME", default_value = "60s")]
     pub agent_grace: Span,
@@ -107,12 +110,22 @@ async fn run(arguments: &ServeArguments) -> Result<()> {
     served
 }
 
+/// Reads `--agent-timeout`.
+fn agent_timeout(text: &str) -> Result<Span, String> {
+    let time: Span = text.parse().map_err(|error: UnitError| error.to_string())?;
+    if AGENT_TIMEOUTS.contains(&time.duration()) {
+        return Ok(time);
+    }
+    let (least, most) = (Span::from(*AGENT_TIMEOUTS.start()), Span::from(*AGENT_TIMEOUTS.end()));
+    Err(format!("an agent says once a second that it is there: give a time between {least} and {most}"))
+}
+
 /// Serves as the one orchestrator.
 async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result<()> {
     let identity = files::read(&arguments.pki).context("the orchestrator has no certificates")?;
     let token = arguments.token_file.as_deref().map(read_token).transpose()?;
     let metrics = Metrics::new().context("the metrics can't be registered")?;
-    let (link, events) = Link::bind(arguments.listen, &identity)?;
+    let (link, events) = Link::bind(arguments.listen, &identity, arguments.agent_timeout.duration())?;
     let listener = TcpListener::bind(arguments.http)
         .await
         .with_context(|| format!("the HTTP API can't listen on {}", arguments.http))?;

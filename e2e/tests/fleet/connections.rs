@@ -16,6 +16,7 @@ pub fn tests() -> Vec<Trial> {
     let lacks = [no_fleet(), no_kvm(), no_tun()];
     vec![
         test("kill_9_of_the_orchestrator_loses_nothing", &lacks, kill_orchestrator),
+        test("an_orchestrator_that_stands_still_beyond_the_timeouts", &lacks, orchestrator_stands_still),
         test("a_stopped_orchestrator_goes_on_where_it_was", &lacks[..1], stop_orchestrator),
         test("a_certificate_of_another_authority_is_refused_both_ways", &lacks[..1], wrong_certificate),
         test("an_agent_under_another_name_than_its_certificates_is_refused", &lacks[..1], wrong_name),
@@ -36,9 +37,37 @@ fn kill_orchestrator() -> Result<()> {
             })?;
             let mut orchestrator = fleet.orchestrator.take().context("it runs")?;
             orchestrator.kill()?;
-            fleet.start_orchestrator("15s")?;
+            fleet.start_orchestrator(&[])?;
         }
         let (_, status) = fleet.result(&id, Duration::from_secs(120))?;
+        let counts = status.counts.context("counts")?;
+        ensure!(counts.measured == counts.planned, "{counts:?}");
+        for index in 0..4 {
+            // The next process told them so (RFC 9000, 10.3): they did not wait until the old one was silent for long.
+            ensure!(agent_log(fleet, index)?.contains("reset by peer"), "an agent was not told of the loss");
+        }
+        fleet.nothing_left()
+    })
+}
+
+fn agent_log(fleet: &Fleet, index: usize) -> Result<String> {
+    let agent = fleet.hosts[index].agent.as_ref().context("it runs")?;
+    Ok(std::fs::read_to_string(&agent.log)?)
+}
+
+/// An orchestrator that is stopped until its agents have lost it.
+fn orchestrator_stands_still() -> Result<()> {
+    on(Fleet::up(2)?, |fleet| {
+        let id = fleet.submit(&fleet_campaign(&[NATIVE, VIRTIO], 1, "300ms", "pairs: all"))?;
+        wait_for("a trial", LIMIT, || Ok((!fleet.status(&id)?.running.is_empty()).then_some(())))?;
+        let orchestrator = fleet.orchestrator.as_ref().context("it runs")?;
+        orchestrator.signal(Signal::SIGSTOP)?;
+        wait_for("the loss", LIMIT, || {
+            let lost = |index| Ok::<_, anyhow::Error>(agent_log(fleet, index)?.contains("timed out"));
+            Ok((lost(0)? && lost(1)?).then_some(()))
+        })?;
+        orchestrator.signal(Signal::SIGCONT)?;
+        let (_, status) = fleet.result(&id, LIMIT)?;
         let counts = status.counts.context("counts")?;
         ensure!(counts.measured == counts.planned, "{counts:?}");
         fleet.nothing_left()
@@ -54,13 +83,13 @@ fn stop_orchestrator() -> Result<()> {
         let mut orchestrator = fleet.orchestrator.take().context("it runs")?;
         orchestrator.signal(Signal::SIGTERM)?;
         ensure!(orchestrator.end()? == Some(0), "SIGTERM is no fault");
-        fleet.start_orchestrator("15s")?;
+        fleet.start_orchestrator(&[])?;
         let (_, status) = fleet.result(&id, LIMIT)?;
         let counts = status.counts.context("counts")?;
         ensure!(counts.measured == counts.planned, "{counts:?}");
         // One that is over is still known to the next process.
         fleet.orchestrator.take().context("it runs")?.kill()?;
-        fleet.start_orchestrator("15s")?;
+        fleet.start_orchestrator(&[])?;
         ensure!(fleet.status(&id)?.counts == status.counts);
         Ok(())
     })
@@ -72,7 +101,7 @@ fn wrong_certificate() -> Result<()> {
     let other = other.to_str().context("UTF-8")?.to_owned();
     fleet.toll(["pki", "init", "--dir", &other])?;
     fleet.toll(["pki", "issue", "host-1", "--dir", &other])?;
-    fleet.start_orchestrator("15s")?;
+    fleet.start_orchestrator(&[])?;
     fleet.start_agent_with(0, &fleet.path("other/host-1"), &[])?;
     fleet.start_agent(1, &[])?;
     fleet.wait_for_agents(1)?;
@@ -90,7 +119,7 @@ fn wrong_certificate() -> Result<()> {
 
 fn wrong_name() -> Result<()> {
     let mut fleet = Fleet::new(2)?;
-    fleet.start_orchestrator("15s")?;
+    fleet.start_orchestrator(&[])?;
     let certificate = fleet.path("pki/host-2");
     fleet.start_agent_with(0, &certificate, &[])?;
     on(fleet, |fleet| {
@@ -109,7 +138,7 @@ fn fleet_certificate() -> Result<()> {
     let pki = fleet.path("pki");
     fleet.toll(["pki", "issue", "--fleet", "--dir", pki.to_str().context("UTF-8")?])?;
     let certificate = pki.join("fleet");
-    fleet.start_orchestrator("15s")?;
+    fleet.start_orchestrator(&[])?;
     for index in 0..2 {
         fleet.start_agent_with(index, &certificate, &[])?;
     }

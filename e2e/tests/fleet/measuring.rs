@@ -83,7 +83,7 @@ fn two_campaigns() -> Result<()> {
 
 fn labels() -> Result<()> {
     let mut fleet = Fleet::new(3)?;
-    fleet.start_orchestrator("15s")?;
+    fleet.start_orchestrator(&[])?;
     fleet.start_agent(0, &["--label", "rack=a"])?;
     fleet.start_agent(1, &["--label", "rack=b"])?;
     fleet.wait_for_agents(2)?;

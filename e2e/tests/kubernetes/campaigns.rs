@@ -38,7 +38,7 @@ fn short() -> String {
 
 fn quickstart(cluster: &Cluster) -> Result<()> {
     let applied = Instant::now();
-    cluster.apply(&short())?;
+    cluster.apply_as_told(&short())?;
     cluster.campaign("quickstart", LIMIT, |campaign| condition(campaign, "Scheduled") == Some("True"))?;
     wait_for("the first trial", LIMIT, || {
         let events = cluster.get(&["events.events.k8s.io"])?;
