@@ -79,7 +79,11 @@ async fn bench(count: usize, blocks: usize) -> Result<()> {
     files::init(&pki, DEFAULT_DAYS)?;
     let fleet = files::issue_fleet(&pki, DEFAULT_DAYS)?;
     let identity = files::read(&pki.join("orchestrator"))?;
-    let (link, events) = toll_orchestrator::link::Link::bind("127.0.0.1:0".parse()?, &identity, toll_orchestrator::link::AGENT_TIMEOUT)?;
+    let (link, events) = toll_orchestrator::link::Link::bind(
+        "127.0.0.1:0".parse()?,
+        &identity,
+        toll_orchestrator::link::AGENT_TIMEOUT,
+    )?;
     let mut agents = Command::new(std::env::current_exe()?)
         .args(["--agents", &count.to_string(), &link.address().to_string()])
         .arg(&fleet)

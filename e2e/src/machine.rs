@@ -86,6 +86,7 @@ pub fn wait_for<T>(
     mut condition: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
     let deadline = Instant::now() + limit;
+    let mut pause = Duration::from_millis(5);
     loop {
         if let Some(value) = condition()? {
             return Ok(value);
@@ -93,8 +94,10 @@ pub fn wait_for<T>(
         if Instant::now() > deadline {
             bail!("{what} did not come within {limit:?}");
         }
-        // A condition of other processes: there is nothing to block on, so look again soon.
-        std::thread::park_timeout(Duration::from_millis(5));
+        // A condition of other processes: there is nothing to block on, so look again, soon at first. To look costs
+        // time of the CPUs that those processes need.
+        std::thread::park_timeout(pause);
+        pause = (pause * 5 / 4).min(Duration::from_millis(50));
     }
 }
 

@@ -1,7 +1,9 @@
 //! States of a trial on a host, as the log of its agent tells them: so that a fault comes at every one.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -10,8 +12,9 @@ use crate::fleet::{Fleet, LIMIT};
 
 /// The log of an agent, read from some point on.
 pub struct States {
-    log: PathBuf,
-    read: usize,
+    log: File,
+    /// The beginning of a line whose end has not been written.
+    part: String,
 }
 
 impl States {
@@ -20,7 +23,9 @@ impl States {
     /// # Errors
     /// When the log can't be read.
     pub fn from_now(log: &Path) -> Result<Self> {
-        Ok(Self { log: log.to_owned(), read: std::fs::read(log)?.len() })
+        let mut log = File::open(log)?;
+        log.seek(SeekFrom::End(0))?;
+        Ok(Self { log, part: String::new() })
     }
 
     /// States that trials have entered since this was last asked, the last one last.
@@ -28,11 +33,9 @@ impl States {
     /// # Errors
     /// When the log can't be read.
     pub fn entered(&mut self) -> Result<Vec<String>> {
-        let log = std::fs::read(&self.log)?;
-        let new = &log[self.read..];
-        let whole = new.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
-        self.read += whole;
-        let lines = String::from_utf8_lossy(&new[..whole]).into_owned();
+        self.log.read_to_string(&mut self.part)?;
+        let rest = self.part.split_off(self.part.rfind('\n').map_or(0, |last| last + 1));
+        let lines = std::mem::replace(&mut self.part, rest);
         let name = |line: &str| line.split_once("enters=\"")?.1.split('"').next().map(str::to_owned);
         Ok(lines.lines().filter_map(name).collect())
     }

@@ -29,10 +29,11 @@ fn test(name: &str, lacks: &[Option<&'static str>], body: Body) -> Trial {
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(4);
-    let mut tests = measuring::tests();
-    tests.extend(readme::tests());
+    arguments.test_threads.get_or_insert(6);
+    // Those that wait for long first.
+    let mut tests = faults::tests();
     tests.extend(connections::tests());
-    tests.extend(faults::tests());
+    tests.extend(measuring::tests());
+    tests.extend(readme::tests());
     libtest_mimic::run(&arguments, tests).exit();
 }

@@ -19,9 +19,7 @@ use quinn::rustls::pki_types::pem::PemObject;
 use quinn::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use quinn::rustls::server::WebPkiClientVerifier;
 use quinn::rustls::{RootCertStore, ServerConfig};
-use quinn::{
-    Connection, Endpoint, Incoming, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt,
-};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use toll_protocol::PROTOCOL_VERSION;
@@ -38,7 +36,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// How long an agent may be silent before it is taken for lost, unless another time is asked for.
 pub const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Shortest and longest such time: an agent says once a second that it is there, and its own timeout is the longest.
-pub const AGENT_TIMEOUTS: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(60);
+pub const AGENT_TIMEOUTS: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(2)..=Duration::from_secs(60);
 /// From the connection to its Hello.
 const HELLO: Duration = Duration::from_secs(10);
 /// Messages to an agent that may wait to be sent.

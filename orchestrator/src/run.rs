@@ -122,8 +122,7 @@ async fn in_lab(
     let lab = Lab::new(spec).await?;
     let authority = Authority::new(DEFAULT_DAYS)?;
     let identity = authority.issue(SERVER_NAME, DEFAULT_DAYS)?;
-    let (link, events) =
-        Link::bind(SocketAddr::from((lab::ORCHESTRATOR, 0)), &identity, AGENT_TIMEOUT)?;
+    let (link, events) = Link::bind(SocketAddr::from((lab::ORCHESTRATOR, 0)), &identity, AGENT_TIMEOUT)?;
     let mut agents = Vec::new();
     for host in &lab.hosts {
         let log = out.join(format!("{}.log", host.name));

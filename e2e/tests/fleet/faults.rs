@@ -20,8 +20,7 @@ use crate::test;
 /// Another native arm.
 const SECOND: &str = "{name: second, native: {}}";
 /// States of a trial on a host, in their order (`node-agent/src/trial.rs`).
-const STATES: [&str; 7] =
-    ["SettingUp", "Starting", "Attaching", "Ready", "Running", "Releasing", "Released"];
+const STATES: [&str; 7] = ["SettingUp", "Starting", "Attaching", "Ready", "Running", "Releasing", "Released"];
 /// Those in which its end is a process.
 const WITH_VMM: [&str; 4] = ["Starting", "Attaching", "Ready", "Running"];
 const WITH_ENDPOINT: [&str; 3] = ["Starting", "Ready", "Running"];
@@ -31,6 +30,15 @@ const BRIEF: [&str; 5] = ["SettingUp", "Starting", "Attaching", "Ready", "Releas
 pub fn tests() -> Vec<Trial> {
     let lacks = [no_fleet(), no_kvm(), no_tun()];
     vec![
+        test("a_vmm_that_stands_still_at_every_state", &lacks, || {
+            end_gets(Signal::SIGSTOP, VIRTIO, &WITH_VMM, "toll-vmm")
+        }),
+        test("an_agent_that_stands_still_beyond_the_timeouts_at_every_state", &lacks, stop_agent),
+        test("an_agent_that_stays_away_costs_its_trials_alone", &lacks[..1], agent_away),
+        test("an_endpoint_that_stands_still_at_every_state", &lacks[..1], || {
+            end_gets(Signal::SIGSTOP, SECOND, &WITH_ENDPOINT, "toll-endpoint")
+        }),
+        test("a_link_that_goes_down_and_up_at_every_state", &lacks, link),
         test("kill_9_of_an_agent_at_every_state", &lacks, kill_agent),
         test("kill_9_of_a_vmm_at_every_state", &lacks, || {
             end_gets(Signal::SIGKILL, VIRTIO, &WITH_VMM, "toll-vmm")
@@ -38,15 +46,6 @@ pub fn tests() -> Vec<Trial> {
         test("kill_9_of_an_endpoint_at_every_state", &lacks[..1], || {
             end_gets(Signal::SIGKILL, SECOND, &WITH_ENDPOINT, "toll-endpoint")
         }),
-        test("a_vmm_that_stands_still_at_every_state", &lacks, || {
-            end_gets(Signal::SIGSTOP, VIRTIO, &WITH_VMM, "toll-vmm")
-        }),
-        test("an_endpoint_that_stands_still_at_every_state", &lacks[..1], || {
-            end_gets(Signal::SIGSTOP, SECOND, &WITH_ENDPOINT, "toll-endpoint")
-        }),
-        test("a_link_that_goes_down_and_up_at_every_state", &lacks, link),
-        test("an_agent_that_stands_still_beyond_the_timeouts_at_every_state", &lacks, stop_agent),
-        test("an_agent_that_stays_away_costs_its_trials_alone", &lacks[..1], agent_away),
     ]
 }
 
@@ -65,7 +64,7 @@ fn disturbed(arms: &[&str], blocks: u32) -> String {
 
 fn kill_agent() -> Result<()> {
     on(Fleet::up(2)?, |fleet| {
-        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 7))?;
+        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 4))?;
         let strike = |fleet: &mut Fleet, index: usize| {
             fleet.hosts[index].agent.as_mut().context("it runs")?.kill()?;
             Ok(true)
@@ -90,7 +89,7 @@ fn end(fleet: &Fleet, index: usize, name: &str) -> Result<Option<Pid>> {
 /// Sends `signal` to the ends of trials at every state that has one.
 fn end_gets(signal: Signal, arm: &str, states: &[&str], name: &str) -> Result<()> {
     on(Fleet::up(2)?, |fleet| {
-        let id = fleet.submit(&disturbed(&[NATIVE, arm], 12))?;
+        let id = fleet.submit(&disturbed(&[NATIVE, arm], 5))?;
         let strike = |fleet: &mut Fleet, index: usize| {
             let Some(end) = end(fleet, index, name)? else { return Ok(false) };
             Ok(kill(end, signal).is_ok())
@@ -102,7 +101,7 @@ fn end_gets(signal: Signal, arm: &str, states: &[&str], name: &str) -> Result<()
 
 fn link() -> Result<()> {
     on(Fleet::up(2)?, |fleet| {
-        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 7))?;
+        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 4))?;
         let set = |fleet: &Fleet, index: usize, to: &str| {
             shell(&fleet.wire, &format!("ip link set port{} {to}", index + 1))
         };
@@ -120,7 +119,7 @@ fn link() -> Result<()> {
 /// orchestrator loses it and gets it back, with the result.
 fn stop_agent() -> Result<()> {
     on(Fleet::up(2)?, |fleet| {
-        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 7))?;
+        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 4))?;
         let strike = |fleet: &mut Fleet, index: usize| {
             fleet.hosts[index].agent.as_ref().context("it runs")?.signal(Signal::SIGSTOP)?;
             Ok(true)

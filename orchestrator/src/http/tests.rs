@@ -38,7 +38,8 @@ async fn serve_with(token: Option<&str>) -> Served {
     let directory = tempfile::tempdir().expect("a directory");
     let identity = Authority::new(DEFAULT_DAYS).and_then(|ca| ca.issue(SERVER_NAME, DEFAULT_DAYS));
     let address: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-    let (link, events) = Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
+    let (link, events) =
+        Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
     let options = Options {
         store: Store::fleet(directory.path()).expect("a store"),

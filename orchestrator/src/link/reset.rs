@@ -13,7 +13,8 @@ const LENGTH: usize = 8;
 
 /// The transport of an endpoint whose private key this is (PKCS #8, DER).
 pub fn endpoint_config(private_key: &[u8]) -> EndpointConfig {
-    let secret = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, private_key), b"toll: key of stateless resets");
+    let secret =
+        hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, private_key), b"toll: key of stateless resets");
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, secret.as_ref())));
     config.cid_generator(|| Box::new(AnyId));
     config
