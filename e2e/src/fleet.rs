@@ -262,11 +262,15 @@ impl Fleet {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// The namespace of the wire and the orchestrator, as a file of this process.
+    pub fn wire_path(&self) -> PathBuf {
+        format!("/proc/self/fd/{}", self.wire.as_fd().as_raw_fd()).into()
+    }
+
     /// What the orchestrator's HTTP API says.
     fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let namespace = format!("/proc/self/fd/{}", self.wire.as_fd().as_raw_fd());
         let url = format!("http://127.0.0.1:8080/api/v1/{path}");
-        Ok(serde_json::from_str(&crate::prometheus::get(Path::new(&namespace), &url, &[])?)?)
+        Ok(serde_json::from_str(&crate::prometheus::get(&self.wire_path(), &url, &[])?)?)
     }
 
     /// The agents, as the orchestrator sees them.

@@ -11,3 +11,4 @@ pub mod moments;
 pub mod programs;
 pub mod prometheus;
 pub mod readme;
+pub mod suite;

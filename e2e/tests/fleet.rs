@@ -3,7 +3,7 @@
 //!
 //! Some tests at a time: most of their time they wait, and none looks at how fast anything was.
 
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 
 #[path = "fleet/connections.rs"]
 mod connections;
@@ -13,19 +13,6 @@ mod faults;
 mod measuring;
 #[path = "fleet/readme.rs"]
 mod readme;
-
-type Body = fn() -> anyhow::Result<()>;
-
-/// A test that is listed as ignored, with the reason in its name, where the machine can't run it.
-fn test(name: &str, lacks: &[Option<&'static str>], body: Body) -> Trial {
-    let lacking: Vec<&str> = lacks.iter().flatten().copied().collect();
-    let run = move || body().map_err(|error| Failed::from(format!("{error:#}")));
-    if lacking.is_empty() {
-        Trial::test(name, run)
-    } else {
-        Trial::test(format!("{name} (left out: {})", lacking.join(", ")), run).with_ignored_flag(true)
-    }
-}
 
 fn main() {
     let mut arguments = Arguments::from_args();

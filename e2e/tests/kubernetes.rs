@@ -3,9 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use toll_e2e::kubernetes::{Cluster, no_kubernetes};
 use toll_e2e::machine::{no_kvm, no_tun};
+use toll_e2e::suite::conditional;
 
 #[path = "kubernetes/campaigns.rs"]
 mod campaigns;
@@ -29,12 +30,7 @@ fn main() {
         .into_iter()
         .map(|(name, body)| {
             let shared = shared.clone();
-            let run = move || on_cluster(&shared, body).map_err(|error| Failed::from(format!("{error:#}")));
-            if lacking.is_empty() {
-                Trial::test(name, run)
-            } else {
-                Trial::test(format!("{name} (left out: {})", lacking.join(", ")), run).with_ignored_flag(true)
-            }
+            conditional(name, &lacking, move || on_cluster(&shared, body))
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, tests);

@@ -6,51 +6,57 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use toll_e2e::campaigns::{NATIVE, PCNET, SAME_STACK, VIRTIO, campaign};
-use toll_e2e::machine::{no_kvm, no_root, no_tun, wait_for};
+use toll_e2e::campaigns::{NATIVE, PCNET, SAME_STACK, VIRTIO, fleet_campaign};
+use toll_e2e::fleet::{Fleet, no_fleet};
+use toll_e2e::machine::{no_kvm, no_tun, wait_for};
 use toll_e2e::prometheus::{Prometheus, get, lacking, promtool};
+use toll_e2e::suite::test;
 use toll_protocol::report::EndReport;
 use toll_protocol::result::{CampaignResult, Peer, RunStatus};
 use toll_protocol::trial::{Direction, EndKind};
 
-use crate::hosts::Fleet;
-use crate::{questions, test};
+use crate::questions;
 
 /// For a campaign of 30 trials of a second, on a machine that others use too.
 const LIMIT: Duration = Duration::from_secs(240);
 
 pub fn tests() -> Vec<Trial> {
-    let lacks = [lacking(), no_root(), no_kvm(), no_tun()];
+    let lacks = [lacking(), no_fleet(), no_kvm(), no_tun()];
     vec![test("every_query_of_every_panel_and_rule_returns_data_while_a_campaign_runs", &lacks, everything)]
 }
 
+/// Where the orchestrator of a fleet answers HTTP.
+const HTTP: &str = "127.0.0.1:8080";
+
 fn everything() -> Result<()> {
-    let directory = tempfile::tempdir()?;
-    let fleet = Fleet::start(directory.path())?;
-    observed(&fleet, directory.path()).with_context(|| fleet.logs())
+    let mut fleet = Fleet::new(2)?;
+    fleet.start_orchestrator(&[])?;
+    let mut agents = Vec::new();
+    for index in 0..2 {
+        let address = format!("10.91.0.{}:8081", index + 1);
+        fleet.start_agent(index, &["--http", &address])?;
+        agents.push((fleet.hosts[index].name.clone(), address));
+    }
+    fleet.wait_for_agents(2)?;
+    observed(&fleet, &agents).with_context(|| fleet.logs())
 }
 
-fn observed(fleet: &Fleet, directory: &std::path::Path) -> Result<()> {
-    let folder = directory.join("prometheus");
+fn observed(fleet: &Fleet, agents: &[(String, String)]) -> Result<()> {
+    let folder = fleet.path("prometheus");
     std::fs::create_dir(&folder)?;
-    questions::configure(&folder, &fleet.http(), &fleet.agents_http())?;
-    let prometheus = Prometheus::start(&folder, &fleet.namespace())?;
+    questions::configure(&folder, HTTP, agents)?;
+    let wire = fleet.wire_path();
+    let prometheus = Prometheus::start(&folder, &wire)?;
     let began = questions::now();
 
     // One gate that holds and one that can't: pcnet exits 12 times a frame.
-    let gates = "  gates:\n    - {cells: {arm: native}, goodput: {atLeast: 1Mbit}}\n    \
+    let gates = "gates:\n    - {cells: {arm: native}, goodput: {atLeast: 1Mbit}}\n    \
                  - {cells: {arm: pcnet}, toll: {atMost: 1%}}\n";
-    let text = campaign(&[NATIVE, SAME_STACK, PCNET, VIRTIO], 3, "1s", gates);
-    let text = text.replace("lab: {count: 2, link: {rate: 10Gbit, mtu: 1500}}", "select: {}");
-    let file = directory.join("campaign.yaml");
-    std::fs::write(&file, text)?;
-    let id = "observed";
-    fleet.toll(&["submit", "--id", id, file.to_str().context("UTF-8")?])?;
+    let id = &fleet.submit(&fleet_campaign(&[NATIVE, SAME_STACK, PCNET, VIRTIO], 3, "1s", gates))?;
 
     let asked = questions::all_answered(&prometheus, "test", began, LIMIT)?;
     ensure!(asked > 80, "{asked} questions only");
-    wait_for("the end of the campaign", LIMIT, || Ok(fleet.status(id)?.state.is_over().then_some(())))?;
-    let result = fleet.result(id)?;
+    let (result, _) = fleet.result(id, LIMIT)?;
     let runs = result.cells.iter().flat_map(|cell| &cell.runs);
     for run in runs {
         ensure!(run.status == RunStatus::Measured, "{:?} {:?}", run.status, run.reason);
@@ -65,9 +71,9 @@ fn observed(fleet: &Fleet, directory: &std::path::Path) -> Result<()> {
     })?;
     ensure!(alerts.iter().all(|(labels, _)| labels["arm"] == "pcnet"), "{alerts:?}");
 
-    for address in std::iter::once(fleet.http()).chain(fleet.agents_http().into_iter().map(|(_, at)| at)) {
-        let exposition = get(&fleet.namespace(), &format!("http://{address}/metrics"), &[])?;
-        promtool(&folder, &["check", "metrics"], &exposition).with_context(|| address.clone())?;
+    for address in std::iter::once(HTTP).chain(agents.iter().map(|(_, at)| at.as_str())) {
+        let exposition = get(&wire, &format!("http://{address}/metrics"), &[])?;
+        promtool(&folder, &["check", "metrics"], &exposition).with_context(|| address.to_owned())?;
         // No trial's id, whatever its label would be called.
         let ids = result.cells.iter().flat_map(|cell| &cell.runs).map(|run| run.trial.to_string());
         for trial in ids {

@@ -8,9 +8,8 @@ use libtest_mimic::Trial;
 use serde_json::Value;
 use toll_e2e::dashboards::{self, list};
 use toll_e2e::prometheus::{lacking, promtool};
+use toll_e2e::suite::test;
 use toll_protocol::metrics::Kind;
-
-use crate::test;
 
 pub fn tests() -> Vec<Trial> {
     vec![

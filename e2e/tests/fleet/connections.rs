@@ -10,7 +10,7 @@ use toll_e2e::fleet::{Fleet, LIMIT, no_fleet, shell};
 use toll_e2e::machine::{no_kvm, no_tun, wait_for};
 
 use crate::measuring::on;
-use crate::test;
+use toll_e2e::suite::test;
 
 pub fn tests() -> Vec<Trial> {
     let lacks = [no_fleet(), no_kvm(), no_tun()];

@@ -15,7 +15,7 @@ use toll_e2e::programs;
 use toll_protocol::service::{AgentState, AgentStatus};
 
 use crate::measuring::on;
-use crate::test;
+use toll_e2e::suite::test;
 
 /// Another native arm.
 const SECOND: &str = "{name: second, native: {}}";

@@ -8,10 +8,9 @@ use toll_e2e::bystander::Bystander;
 use toll_e2e::campaigns::{NATIVE, PCNET, VIRTIO, fleet_campaign};
 use toll_e2e::fleet::{Fleet, LIMIT, no_fleet};
 use toll_e2e::machine::{no_kvm, no_tun, wait_for};
+use toll_e2e::suite::test;
 use toll_protocol::facts::Wire;
 use toll_protocol::service::CampaignState;
-
-use crate::test;
 
 pub fn tests() -> Vec<Trial> {
     let lacks = [no_fleet(), no_kvm(), no_tun()];

@@ -11,7 +11,7 @@ use toll_e2e::machine::{no_kvm, no_tun, wait_for};
 use toll_e2e::{programs, readme};
 
 use crate::measuring::on;
-use crate::test;
+use toll_e2e::suite::test;
 
 pub fn tests() -> Vec<Trial> {
     let lacks = [no_fleet(), no_kvm(), no_tun()];

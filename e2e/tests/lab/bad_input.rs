@@ -9,8 +9,7 @@ use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use toll_e2e::campaigns::{NATIVE, PCNET, campaign};
 use toll_e2e::programs::{expect, program};
-
-use crate::test;
+use toll_e2e::suite::test;
 
 pub fn tests() -> Vec<Trial> {
     vec![

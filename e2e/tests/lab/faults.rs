@@ -10,9 +10,8 @@ use nix::unistd::Pid;
 use toll_e2e::campaigns::{NATIVE, VIRTIO, campaign};
 use toll_e2e::machine::{alive, descendants, interfaces, is_end, no_kvm, no_tun, processes, wait_for};
 use toll_e2e::programs::{self, Run, expect};
+use toll_e2e::suite::test;
 use toll_protocol::result::{CampaignResult, RunStatus};
-
-use crate::test;
 
 const LIMIT: Duration = Duration::from_secs(60);
 

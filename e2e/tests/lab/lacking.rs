@@ -15,9 +15,8 @@ use nix::sched::{CloneFlags, unshare};
 use toll_e2e::campaigns::{NATIVE, PCNET, SAME_STACK, campaign};
 use toll_e2e::machine::{no_kvm, no_root, no_tun};
 use toll_e2e::programs::{self, expect};
+use toll_e2e::suite::test;
 use toll_protocol::result::RunStatus;
-
-use crate::test;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Nobody in particular.

@@ -7,10 +7,9 @@ use libtest_mimic::Trial;
 use toll_e2e::campaigns::{NATIVE, PCNET, SAME_STACK, VIRTIO, campaign};
 use toll_e2e::machine::{interfaces, no_kvm, no_tun, processes};
 use toll_e2e::programs::{self, expect};
+use toll_e2e::suite::test;
 use toll_protocol::result::{CellResult, Peer};
 use toll_protocol::trial::Direction;
-
-use crate::test;
 
 pub fn tests() -> Vec<Trial> {
     vec![
