@@ -21,12 +21,16 @@ const ALLOWED: [(&str, &[&str]); 8] = [
 ];
 
 /// Libraries that only these crates may link.
-const RESERVED: [(&str, &[&str]); 8] = [
+const RESERVED: [(&str, &[&str]); 12] = [
+    ("axum", &["toll-node-agent", "toll-orchestrator"]),
     ("kube", &["toll-orchestrator"]),
     ("k8s-openapi", &["toll-orchestrator"]),
     ("kvm-ioctls", &["toll-vmm"]),
     ("kvm-bindings", &["toll-vmm"]),
+    ("prometheus", &["toll-node-agent", "toll-orchestrator"]),
     ("quinn", &["toll-node-agent", "toll-orchestrator"]),
+    ("reqwest", &["toll-orchestrator"]),
+    ("rusqlite", &["toll-orchestrator"]),
     ("serde_yaml", &["toll-protocol"]),
     ("tun-tap", &["toll-vnic"]),
     ("tokio", &["toll-node-agent", "toll-orchestrator"]),
@@ -39,7 +43,7 @@ const FILES: [(&str, &[&str]); 6] = [
     ("kvm_ioctls::", &["vmm/src/kvm/"]),
     ("kvm_bindings::", &["vmm/src/kvm/"]),
     ("serde_yaml::", &["protocol/src/campaign/parse.rs"]),
-    ("quinn::", &["node-agent/src/link.rs", "orchestrator/src/link.rs"]),
+    ("quinn::", &["node-agent/src/link.rs", "orchestrator/src/link.rs", "orchestrator/src/link/"]),
 ];
 
 /// Files longer than this are two things in one.

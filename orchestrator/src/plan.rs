@@ -144,7 +144,7 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
     let mtu = a.mtu.min(b.mtu);
     let rate = a.rate.into_iter().chain(b.rate).min();
     let drain = rate.map_or(Duration::ZERO, |rate| {
-        Duration::from_secs_f64(IN_FLIGHT.0 as f64 * 8.0 / (rate.0.max(1) as f64))
+        Duration::from_secs_f64(IN_FLIGHT.0 as f64 * 8.0 / (rate.0.max(SLOWEST.0) as f64))
     });
     let end = |kind: EndKind, host: &Host, direction, open, cpu| EndSpec {
         kind,

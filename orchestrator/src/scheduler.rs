@@ -351,6 +351,12 @@ impl Scheduler {
                     self.fleet.for_a_plan(&hosts)
                 }
             };
+            // Not known before: how many hosts a campaign has is the fleet's to say.
+            if let Some(why) = waiting.campaign.too_large(u32::try_from(hosts.len()).unwrap_or(u32::MAX)) {
+                course.stage = Stage::Over;
+                out.push(Command::Finished { campaign: course.id.clone(), cancelled: Some(why) });
+                continue;
+            }
             self.fleet.restore(&hosts, now.elapsed);
             let ids = &mut self.ids;
             let plan = Plan::new(&waiting.campaign, &hosts, waiting.seed, || plan::draw(ids));

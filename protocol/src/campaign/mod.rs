@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub use parse::{MAX_DOCUMENT, parse, to_yaml};
+pub use validate::MAX_TRIALS;
 
 use crate::result::{Gate, Peer};
 use crate::trial::{Direction, EndKind};

@@ -22,6 +22,9 @@ pub fn parse(text: &str) -> Result<Campaign, Vec<Problem>> {
     let document = document(text).map_err(|problem| vec![problem])?;
     validate::validate(&document).map_err(|findings| {
         let problem = |finding: validate::Finding| {
+            if finding.path.is_empty() {
+                return Problem { line: 1, column: 1, message: finding.message };
+            }
             let (line, column) = locate(text, &finding.path);
             Problem { line, column, message: format!("{}: {}", dotted(&finding.path), finding.message) }
         };

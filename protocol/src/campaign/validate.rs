@@ -20,14 +20,17 @@ const SELECTED: std::ops::RangeInclusive<u32> = 2..=1000;
 const BLOCKS: std::ops::RangeInclusive<u32> = 1..=1000;
 const MAX_ARMS: usize = 64;
 const MAX_WORKLOADS: usize = 64;
+const MAX_GATES: usize = 64;
+/// Findings that are told of one document: whoever has so many begins with the first.
+const MAX_FINDINGS: usize = 50;
 const WRITE_SIZE: std::ops::RangeInclusive<u64> = 1..=1 << 20;
 const DURATION: std::ops::RangeInclusive<u64> = 100_000_000..=3_600_000_000_000;
 const MAX_WARM_UP: u64 = 600_000_000_000;
 /// iperf3 reports in steps of 100 ms, and an interval is cut from whole steps.
 const IPERF3_STEP: u64 = 100_000_000;
 const MIN_RATE: u64 = 1_000_000;
-/// Two days of the shortest trials; a plan is held in memory.
-const MAX_TRIALS: u64 = 100_000;
+/// Trials that a campaign may have: two days of the shortest. A plan is held in memory.
+pub const MAX_TRIALS: u64 = 100_000;
 
 /// Something wrong, and the path to it.
 pub(super) struct Finding {
@@ -39,8 +42,13 @@ pub(super) struct Finding {
 struct Findings(Vec<Finding>);
 
 impl Findings {
+    /// Each costs a walk through the document, which finds its line: a hostile one could have a hundred thousand.
     fn add(&mut self, path: &[Step], message: impl Into<String>) {
-        self.0.push(Finding { path: path.to_vec(), message: message.into() });
+        match self.0.len() {
+            ..MAX_FINDINGS => self.0.push(Finding { path: path.to_vec(), message: message.into() }),
+            MAX_FINDINGS => self.0.push(Finding { path: Vec::new(), message: "and more is wrong".into() }),
+            _ => {}
+        }
     }
 }
 
@@ -80,32 +88,43 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
         out.add(&[Field("spec"), Field("seed")], "is over 2^63 - 1, the largest that Kubernetes keeps");
     }
     let gates = gates(spec, out);
-    if let Some(lab) = lab {
-        let trials = trials(lab.count, spec.pairs, &arms, &workloads, blocks);
-        if trials > MAX_TRIALS {
-            let message =
-                format!("has {trials} trials; at most {MAX_TRIALS} are taken: fewer blocks, arms or hosts");
-            out.add(&[Field("spec")], message);
-        }
-    }
-    if !findings.0.is_empty() {
-        return Err(findings.0);
-    }
     let name = document.metadata.name.clone();
-    Ok(Campaign { name, select, lab, pairs: spec.pairs, arms, workloads, blocks, seed: spec.seed, gates })
+    let at_least = select.as_ref().map(|select| select.at_least);
+    let campaign =
+        Campaign { name, select, lab, pairs: spec.pairs, arms, workloads, blocks, seed: spec.seed, gates };
+    if let Some(why) = [lab.map(|lab| lab.count), at_least]
+        .into_iter()
+        .flatten()
+        .find_map(|hosts| campaign.too_large(hosts))
+    {
+        out.add(&[Field("spec")], why);
+    }
+    if findings.0.is_empty() { Ok(campaign) } else { Err(findings.0) }
 }
 
-/// Trials that a campaign makes of so many hosts. Saturates.
-fn trials(hosts: u32, pairs: schema::Pairs, arms: &[Arm], workloads: &[Workload], blocks: u32) -> u64 {
-    let hosts = u64::from(hosts);
-    let pairs = match pairs {
-        schema::Pairs::All => hosts.saturating_mul(hosts.saturating_sub(1)) / 2,
-        schema::Pairs::Ring if hosts == 2 => 1,
-        schema::Pairs::Ring => hosts,
-    };
-    let ends: u64 = arms.iter().map(|arm| arm.peers.len() as u64).sum();
-    let directions: u64 = workloads.iter().map(|workload| workload.directions.len() as u64).sum();
-    [ends, directions, u64::from(blocks)].into_iter().fold(pairs, u64::saturating_mul)
+impl Campaign {
+    /// Trials that it makes of so many hosts. Saturates.
+    pub fn trials(&self, hosts: u32) -> u64 {
+        let hosts = u64::from(hosts);
+        let pairs = match self.pairs {
+            schema::Pairs::All => hosts.saturating_mul(hosts.saturating_sub(1)) / 2,
+            schema::Pairs::Ring if hosts == 2 => 1,
+            schema::Pairs::Ring => hosts,
+        };
+        let ends: u64 = self.arms.iter().map(|arm| arm.peers.len() as u64).sum();
+        let directions: u64 = self.workloads.iter().map(|workload| workload.directions.len() as u64).sum();
+        [ends, directions, u64::from(self.blocks)].into_iter().fold(pairs, u64::saturating_mul)
+    }
+
+    /// Why it can't be run on so many hosts, if it makes more than [`MAX_TRIALS`] of them.
+    pub fn too_large(&self, hosts: u32) -> Option<String> {
+        let trials = self.trials(hosts);
+        (trials > MAX_TRIALS).then(|| {
+            format!(
+                "has {trials} trials on {hosts} hosts; at most {MAX_TRIALS} are taken: fewer blocks, arms or hosts"
+            )
+        })
+    }
 }
 
 /// RFC 1123 label: what Kubernetes takes as a name, and what is safe in a file name.
@@ -182,7 +201,9 @@ fn distinct<T: Ord>(values: &[T], path: &[Step], out: &mut Findings, show: impl 
 
 fn arms(spec: &schema::Spec, peers: &[Peer], mtu: Option<u32>, out: &mut Findings) -> Vec<Arm> {
     let path = [Field("spec"), Field("arms")];
-    count(spec.arms.len(), MAX_ARMS, "arm", &path, out);
+    if !count(spec.arms.len(), MAX_ARMS, "arm", &path, out) {
+        return Vec::new();
+    }
     let mut names = BTreeSet::new();
     let mut arms = Vec::new();
     for (index, written) in spec.arms.iter().enumerate() {
@@ -200,12 +221,14 @@ fn arms(spec: &schema::Spec, peers: &[Peer], mtu: Option<u32>, out: &mut Finding
     arms
 }
 
-fn count(count: usize, most: usize, what: &str, path: &[Step], out: &mut Findings) {
+/// Whether there are as many as there may be.
+fn count(count: usize, most: usize, what: &str, path: &[Step], out: &mut Findings) -> bool {
     if count == 0 {
         out.add(path, format!("is empty: a campaign needs at least one {what}"));
     } else if count > most {
         out.add(path, format!("has {count} entries; at most {most} are taken"));
     }
+    (1..=most).contains(&count)
 }
 
 fn arm(
@@ -300,7 +323,9 @@ fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Op
 
 fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
     let path = [Field("spec"), Field("workloads")];
-    count(spec.workloads.len(), MAX_WORKLOADS, "workload", &path, out);
+    if !count(spec.workloads.len(), MAX_WORKLOADS, "workload", &path, out) {
+        return Vec::new();
+    }
     let runs_iperf3 = |arm: &schema::Arm| {
         arm.native.as_ref().is_some_and(|native| native.program == Some(schema::Program::Iperf3))
     };
@@ -376,6 +401,11 @@ fn workload(
 }
 
 fn gates(spec: &schema::Spec, out: &mut Findings) -> Vec<Gate> {
+    if !spec.gates.is_empty()
+        && !count(spec.gates.len(), MAX_GATES, "gate", &[Field("spec"), Field("gates")], out)
+    {
+        return Vec::new();
+    }
     let mut gates = Vec::new();
     for (index, written) in spec.gates.iter().enumerate() {
         let path = [Field("spec"), Field("gates"), Index(index)];
