@@ -12,6 +12,7 @@
 //! What changes something needs the token, if there is one; without one it is taken from the machine itself alone.
 
 pub mod client;
+mod listen;
 pub mod openapi;
 mod stream;
 #[cfg(test)]
@@ -31,7 +32,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use toll_protocol::campaign::MAX_DOCUMENT;
+use toll_protocol::result::CampaignResult;
 use toll_protocol::service::Refusal;
 
 use crate::report;
@@ -81,7 +84,14 @@ pub struct Api {
     pub pulse: Pulse,
     /// What Prometheus gets.
     pub metrics: Exposition,
+    /// Who may have a result made: one of a running campaign is read and computed anew, and may be large.
+    pub results: Arc<Semaphore>,
 }
+
+/// Results that are made at the same time.
+pub const RESULTS: usize = 2;
+/// How long one waits for its turn.
+const TURN: Duration = Duration::from_secs(10);
 
 /// Serves until `stop` is done.
 ///
@@ -92,8 +102,8 @@ pub async fn serve(
     api: Api,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> std::io::Result<()> {
-    let service = router(api).into_make_service_with_connect_info::<SocketAddr>();
-    axum::serve(listener, service).with_graceful_shutdown(stop).await
+    listen::serve(listener, router(api), stop).await;
+    Ok(())
 }
 
 /// The routes.
@@ -185,17 +195,33 @@ async fn guard(
             StatusCode::UNAUTHORIZED,
             "a token is needed: send `Authorization: Bearer TOKEN` (toll --token-file FILE)",
         )),
-        None if from.ip().is_loopback() => None,
+        None if from.ip().is_loopback() && is_of_this_machine(request.headers()) => None,
         None => Some(Refused::new(
             StatusCode::FORBIDDEN,
-            "without a token changes are taken from the orchestrator's own machine alone: start toll serve with \
-             --token-file FILE",
+            "without a token changes are taken from programs on the orchestrator's own machine alone, not from \
+             others, pages or proxies: start toll serve with --token-file FILE",
         )),
     };
     match refused {
         Some(refused) => refused.into_response(),
         None => next.run(request).await,
     }
+}
+
+/// Whether a request seems to come from a program of this machine: not from a page that a browser shows here, and not
+/// through a proxy. A name other than the machine's own would be a page's that leads here (DNS rebinding).
+fn is_of_this_machine(headers: &HeaderMap) -> bool {
+    let foreign = ["origin", "sec-fetch-site", "forwarded", "x-forwarded-for", "via"];
+    if foreign.iter().any(|name| headers.contains_key(*name)) {
+        return false;
+    }
+    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.chars().all(|c| c.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
+    name == "localhost" || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// RFC 6750, 2.1.
@@ -264,13 +290,34 @@ async fn cancel(State(api): State<Api>, Path(id): Path<String>) -> Result<Respon
 }
 
 async fn result(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Refused> {
-    Ok(json(StatusCode::OK, &*api.handle.result(&id).await?))
+    made(&api, &id, |result| json(StatusCode::OK, result)).await
 }
 
 async fn page(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Refused> {
-    let result = api.handle.result(&id).await?;
-    let page = Body::from(report::html::render(&result));
-    Ok(([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response())
+    made(&api, &id, |result| {
+        let page = Body::from(report::html::render(result));
+        ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response()
+    })
+    .await
+}
+
+/// A result, as `make` shows it: in its turn, and beside the threads that talk to agents.
+async fn made(
+    api: &Api,
+    id: &str,
+    make: impl FnOnce(&CampaignResult) -> Response + Send + 'static,
+) -> Result<Response, Refused> {
+    let turn = tokio::time::timeout(TURN, api.results.clone().acquire_owned()).await;
+    let Ok(Ok(turn)) = turn else {
+        let why = "others have results made and yours had no turn: ask again later";
+        return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, why));
+    };
+    let result = api.handle.result(id).await?;
+    let made = tokio::task::spawn_blocking(move || {
+        let _turn = turn;
+        make(&result)
+    });
+    made.await.map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 
 async fn agents(State(api): State<Api>) -> Response {

@@ -99,6 +99,29 @@ pub enum Recorded {
     Already,
 }
 
+impl LedgerError {
+    /// Whether an attempt may fare better later: what others do to the file or the disk passes, a ledger that is
+    /// damaged stays so.
+    pub fn may_pass(&self) -> bool {
+        use rusqlite::ErrorCode as Code;
+        match self {
+            Self::DiskFull { .. } | Self::Busy { .. } => true,
+            Self::Database { source, .. } => matches!(
+                source.sqlite_error_code(),
+                Some(
+                    Code::CannotOpen
+                        | Code::DatabaseBusy
+                        | Code::DatabaseLocked
+                        | Code::OutOfMemory
+                        | Code::ReadOnly
+                        | Code::SystemIoFailure
+                )
+            ),
+            _ => false,
+        }
+    }
+}
+
 /// Why the ledger can't be used, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -260,7 +283,9 @@ impl Ledger {
     /// [`LedgerError::Open`], [`LedgerError::NotALedger`], [`LedgerError::Newer`], [`LedgerError::Damaged`],
     /// [`LedgerError::Busy`], [`LedgerError::Database`].
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
-        File::open(path).map_err(|source| LedgerError::Open { path: path.to_owned(), source })?;
+        // Not opened: closing a descriptor of a file gives up all locks of this process on it (fcntl(2)), those of
+        // another connection too.
+        std::fs::metadata(path).map_err(|source| LedgerError::Open { path: path.to_owned(), source })?;
         let connection = connect(path)?;
         let action = "reading the plan";
         let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
@@ -276,6 +301,14 @@ impl Ledger {
         }
         let header = read_header(&connection, path)?;
         Ok(Self::with(connection, path, header))
+    }
+
+    /// From now on others that hold the file are waited for so long.
+    ///
+    /// # Errors
+    /// SQLite's word.
+    pub fn wait_for_others(&self, time: Duration) -> rusqlite::Result<()> {
+        self.connection.busy_timeout(time)
     }
 
     /// What was planned, and the provenance as of the last [`set_provenance`](Self::set_provenance).

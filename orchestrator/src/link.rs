@@ -45,6 +45,8 @@ const OUTGOING: usize = 256;
 /// Events that may wait to be handled; past that agents wait.
 const EVENTS: usize = 1024;
 const READ: usize = 64 << 10;
+/// Bytes of a Hello, which are kept as long as the host is known: facts, labels and held trials.
+const MOST_HELLO: usize = 128 << 10;
 
 /// Why agents can't be listened for, or one was refused.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +77,12 @@ pub enum LinkError {
     /// The agent didn't introduce itself.
     #[error("no Hello came within {HELLO:?}")]
     NoHello,
+    /// The name can't be a host's.
+    #[error("its name is none of a host: letters, digits, - and ., at most 253 of them (toll-agent --name)")]
+    NoName,
+    /// It tells more of itself than there is to tell.
+    #[error("its Hello has more than {MOST_HELLO} bytes")]
+    LongHello,
     /// The name is not the certificate's.
     #[error("it says that it is `{name}`, and its certificate says otherwise")]
     Name {
@@ -303,12 +311,15 @@ type Introduction = (Introduced, SendStream, RecvStream);
 /// Waits for the agent's Hello and checks it.
 async fn introduce(connection: &Connection, decoder: &mut Decoder) -> Result<Introduction, LinkError> {
     let (to, mut from) = connection.accept_bi().await?;
-    let message = next(&mut from, decoder).await?.ok_or(LinkError::NoHello)?;
+    let message = next_of(&mut from, decoder, MOST_HELLO).await?.ok_or(LinkError::NoHello)?;
     let FromAgent::Hello { version, name, facts, labels, held } = message else {
         return Err(LinkError::NoHello);
     };
     if version != PROTOCOL_VERSION {
         return Err(LinkError::Version { theirs: version });
+    }
+    if !is_host_name(&name) {
+        return Err(LinkError::NoName);
     }
     if !is_certified(connection, &name) {
         return Err(LinkError::Name { name });
@@ -353,14 +364,34 @@ async fn read(
     Ok(())
 }
 
+/// RFC 1123, 2.1: what a host or node is named, and what is safe in a log, a label and a terminal.
+fn is_host_name(name: &str) -> bool {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
+    (1..=253).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with(['-', '.'])
+}
+
 /// The next message, or `None` at the end of the stream.
 async fn next(stream: &mut RecvStream, decoder: &mut Decoder) -> Result<Option<FromAgent>, LinkError> {
+    next_of(stream, decoder, usize::MAX).await
+}
+
+/// The same, if no more than `most` bytes come before it is whole.
+async fn next_of(
+    stream: &mut RecvStream,
+    decoder: &mut Decoder,
+    most: usize,
+) -> Result<Option<FromAgent>, LinkError> {
+    let mut come = 0;
     loop {
         if let Some(message) = decoder.next_message()? {
             return Ok(Some(message));
         }
         match stream.read_chunk(READ, true).await? {
-            Some(chunk) => decoder.push(&chunk.bytes),
+            Some(_) if come > most => return Err(LinkError::LongHello),
+            Some(chunk) => {
+                come += chunk.bytes.len();
+                decoder.push(&chunk.bytes);
+            }
             None => return Ok(None),
         }
     }

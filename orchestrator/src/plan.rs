@@ -26,6 +26,8 @@ const GRACE: Span = Span::from_millis(10_000);
 /// Bytes that may still be on their way when the interval ends: the largest send buffer of Linux (tcp_wmem, 4 MiB)
 /// and a device's queue of 1000 frames. The sender waits until they have gone over the link.
 const IN_FLIGHT: Bytes = Bytes(6 << 20);
+/// No link is taken for slower, whatever its host says: nobody waits for days.
+const SLOWEST: BitRate = BitRate(1_000_000);
 
 /// A host as the plan needs it. The ledger keeps it, so that the plan can be made again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

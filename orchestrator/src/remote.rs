@@ -249,12 +249,12 @@ fn agents(all: &[AgentStatus]) -> String {
             toll_protocol::facts::KvmFact::Unusable { .. } => "no",
         };
         table.add_row([
-            agent.name.clone(),
+            plain(&agent.name),
             agent.state.to_string(),
-            nic.unwrap_or_else(|| "—".to_owned()),
+            plain(&nic.unwrap_or_else(|| "—".to_owned())),
             facts.wire.map_or_else(|| "—".to_owned(), |wire| wire.to_string()),
             kvm.to_owned(),
-            labels.join(" "),
+            plain(&labels.join(" ")),
             plain(agent.reason.as_deref().unwrap_or_default()),
         ]);
     }

@@ -34,7 +34,8 @@ const STOP: Duration = Duration::from_secs(5);
 
 /// The hosts of a lab share one machine: trials at the same time would disturb each other. All of them are there from
 /// the start, and an agent that is away is close to dead.
-const POLICY: Policy = Policy { limit: 1, grace: Duration::from_secs(10), settle: Duration::ZERO };
+const POLICY: Policy =
+    Policy { limit: 1, grace: Duration::from_secs(10), settle: Duration::ZERO, cluster: false };
 
 /// Why a campaign ended that its user interrupted.
 const INTERRUPTED: &str = "the campaign was interrupted";

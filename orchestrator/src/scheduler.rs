@@ -22,6 +22,7 @@ mod words;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use course::{Course, Stage};
 pub use course::{Hosts, NewCampaign, ResumedCampaign};
@@ -61,7 +62,7 @@ impl Scheduler {
         Self {
             policy,
             ids: ChaCha12Rng::seed_from_u64(ids),
-            fleet: Fleet::default(),
+            fleet: Fleet::new(policy.cluster),
             courses: Vec::new(),
             flights: BTreeMap::new(),
             changed: false,
@@ -118,6 +119,7 @@ impl Scheduler {
                 self.fly(trial, Step::Stored, now, &mut out);
                 self.changed = true;
             }
+            Event::Abandon { campaign } => self.abandon(&campaign, now, &mut out),
             Event::Cancel { campaign, reason } => self.cancel(&campaign, reason, now, &mut out),
             Event::Tick => self.tick(now, &mut out),
         }
@@ -137,6 +139,11 @@ impl Scheduler {
     /// Every agent that has been connected.
     pub fn agents(&self, now: Now) -> Vec<AgentStatus> {
         self.fleet.statuses(now.elapsed)
+    }
+
+    /// Whether `host` has been heard of, and how many have.
+    pub fn knows(&self, host: &str) -> (bool, usize) {
+        (self.fleet.find(host).is_some(), self.fleet.hosts.len())
     }
 
     /// Trials in flight.
@@ -197,7 +204,7 @@ impl Scheduler {
                     host.busy = Some(trial.id);
                 }
             }
-            let flight = Flight::resumed(index, trial.id, cell, started, now);
+            let flight = Flight::resumed(index, trial.id, cell, started, self.policy.grace, now);
             self.flights.insert(trial.id, (resumed.id.clone(), flight));
         }
         if let Some(reason) = resumed.cancelled {
@@ -261,7 +268,7 @@ impl Scheduler {
                 out.push(Command::Finished { campaign: campaign.to_owned(), cancelled: Some(reason) });
             }
             // Its trials are skipped once there is a plan to say so of.
-            Stage::Storing | Stage::Over => {}
+            Stage::Storing | Stage::Abandoned | Stage::Over => {}
             Stage::Running => {
                 self.skip_all(campaign, &reason, out);
                 let of_it =
@@ -271,6 +278,18 @@ impl Scheduler {
                     self.fly(trial, Step::Cancel { reason: reason.clone() }, now, out);
                 }
             }
+        }
+        self.changed = true;
+    }
+
+    fn abandon(&mut self, campaign: &str, now: Now, out: &mut Vec<Command>) {
+        let Some(course) = self.course(campaign) else { return };
+        course.drain();
+        course.stage = Stage::Abandoned;
+        let of_it = self.flights.iter().filter(|(_, (id, _))| id == campaign);
+        let flying: Vec<TrialId> = of_it.map(|(trial, _)| *trial).collect();
+        for trial in flying {
+            self.fly(trial, Step::Abandon, now, out);
         }
         self.changed = true;
     }
@@ -301,7 +320,8 @@ impl Scheduler {
                 format!("the connection to the agent of {host} was lost for over {} s", grace.as_secs());
             self.fly(trial, Step::HostGone { host, reason, died: false }, now, out);
         }
-        self.fleet.tick(now.elapsed);
+        let courses = &self.courses;
+        self.fleet.tick(|host| courses.iter().any(|course| course.wants(host)), now.elapsed);
         self.changed = true;
     }
 
@@ -400,7 +420,8 @@ impl Scheduler {
                         skip(course, index, why, out);
                         continue;
                     }
-                    let flight = begin(&mut self.fleet, course, &plan, index, now, out);
+                    let grace = self.policy.grace;
+                    let flight = begin(&mut self.fleet, course, &plan, index, (grace, now), out);
                     self.flights.insert(plan.trials[index].id, (course.id.clone(), flight));
                     waits = true;
                     break;
@@ -419,6 +440,11 @@ impl Scheduler {
     }
 
     fn finish(&mut self, out: &mut Vec<Command>) {
+        for course in &mut self.courses {
+            if matches!(course.stage, Stage::Abandoned) && course.flying == 0 {
+                course.stage = Stage::Over;
+            }
+        }
         for course in self.courses.iter_mut().filter(|course| course.is_done()) {
             course.stage = Stage::Over;
             let (campaign, cancelled) = (course.id.clone(), course.cancelled.clone());
@@ -465,7 +491,7 @@ fn begin(
     course: &mut Course,
     plan: &Plan,
     index: usize,
-    now: Now,
+    (grace, now): (Duration, Now),
     out: &mut Vec<Command>,
 ) -> Flight {
     let planned = &plan.trials[index];
@@ -483,5 +509,5 @@ fn begin(
     course.flying += 1;
     let campaign = course.id.clone();
     out.push(Command::Begun { campaign, trial: planned.id, unix_ms: now.unix_ms, since: free_since });
-    Flight::begin(index, planned.id, &cell, now, out)
+    Flight::begin(index, planned.id, &cell, grace, now, out)
 }

@@ -14,7 +14,7 @@ use clap::Args;
 use prometheus::TextEncoder;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use toll_protocol::result::{CampaignResult, TrialRecord};
 use toll_protocol::units::{Span, UnitError};
 
@@ -135,6 +135,7 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
             limit: arguments.max_trials.unwrap_or(usize::MAX),
             grace: arguments.agent_grace.duration(),
             settle: SETTLE,
+            cluster: arguments.kube,
         },
         engine: if arguments.kube { "kubernetes" } else { "fleet" },
         lab: None,
@@ -147,6 +148,7 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
         token: token.map(Arc::from),
         pulse: Pulse::new(service.heartbeat()),
         metrics: Arc::new(move || exposition(&metrics)),
+        results: Arc::new(Semaphore::new(http::RESULTS)),
     };
     let api_address = listener.local_addr().context("the HTTP API has no address")?;
     // On stdout, for whoever asked for a port of the system's choice.

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ending::Made;
 use handle::{Questions, SubmitError};
 use kept::{Kept, Phase};
-use store::{Found, Loaded, Store, StoreError};
+use store::{Store, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use toll_protocol::campaign::Campaign;
@@ -39,6 +39,8 @@ use crate::scheduler::{Command, Event, Hosts, NewCampaign, Now, Policy, Progress
 use crate::{plan, scheduler};
 
 const TICK: Duration = Duration::from_millis(100);
+/// Hosts that are taken: what an authority's certificates can make the service hold has a bound.
+const MOST_HOSTS: usize = 4096;
 
 /// Why the service ended.
 #[derive(Debug, thiserror::Error)]
@@ -179,18 +181,7 @@ impl<O: Observer> Service<O> {
             heartbeat: Arc::default(),
             options,
         };
-        let Loaded { found, unreadable } = service.options.store.load()?;
-        for error in unreadable {
-            tracing::error!("a campaign is left alone: {}", kept::chain(&error));
-        }
-        for (id, found) in found {
-            match found {
-                Found::Over(over) => {
-                    service.kept.insert(id, Kept::over(*over));
-                }
-                Found::Live(ledger) => service.resume(&id, *ledger)?,
-            }
-        }
+        service.load()?;
         Ok(service)
     }
 
@@ -237,6 +228,14 @@ impl<O: Observer> Service<O> {
     fn heard(&mut self, event: LinkEvent) -> Result<(), ServiceError> {
         let event = match event {
             LinkEvent::Connected { host, facts, labels, held } => {
+                let (known, hosts) = self.scheduler.knows(&host);
+                if !known && hosts >= MOST_HOSTS {
+                    tracing::warn!(
+                        host,
+                        "gets no trials: there are {MOST_HOSTS} hosts, the most that are taken"
+                    );
+                    return Ok(());
+                }
                 tracing::info!(host, "agent connected");
                 self.changed = true;
                 Event::AgentConnected { host, facts, labels, held }
@@ -267,6 +266,10 @@ impl<O: Observer> Service<O> {
             self.kept.iter().filter(|(_, kept)| kept.is_due()).map(|(id, _)| id.clone()).collect();
         for id in due {
             self.begin_summary(&id);
+        }
+        let again = self.kept.iter_mut().filter_map(|(id, kept)| kept.ends_again().then(|| id.clone()));
+        for id in again.collect::<Vec<String>>() {
+            self.begin_end(&id);
         }
         let live = self.kept.iter().filter(|(_, kept)| kept.phase == Phase::Live);
         for (id, _) in live {
@@ -398,7 +401,11 @@ impl<O: Observer> Service<O> {
                 tracing::error!(campaign = id, "tried again in a second: {}", kept::chain(&error));
                 Ok(())
             }
-            Wrote::Failed { error, again: false } => Err(error.into()),
+            Wrote::Failed { error, again: false } => match self.options.store {
+                // Its one campaign is all that it is for.
+                Store::One(_) => Err(error.into()),
+                Store::Fleet(_) => self.abandon(id, &error),
+            },
         }
     }
 

@@ -10,6 +10,8 @@ use toll_protocol::service::{AgentStatus, CampaignStatus, Refusal, Submitted};
 
 /// How long the orchestrator may take to take a connection.
 const CONNECT: Duration = Duration::from_secs(5);
+/// How long it may take to answer. A submission is durable when it is answered.
+const ANSWER: Duration = Duration::from_secs(60);
 /// What is taken of one event of a status: more is no status.
 const LONGEST_EVENT: usize = 64 << 20;
 
@@ -197,7 +199,7 @@ impl Client {
 
     async fn ask<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
         let server = self.server.to_string();
-        let answer = self.send(request).await?;
+        let answer = self.send(request.timeout(ANSWER)).await?;
         let status = answer.status().as_u16();
         let text = answer.bytes().await.map_err(|source| ClientError::Request { server, source })?;
         serde_json::from_slice(&text).map_err(|source| ClientError::Answer { status, source: Some(source) })

@@ -13,6 +13,8 @@ use super::{Api, Refused};
 
 /// How often something is said when nothing happens, so that whoever is between doesn't cut the connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Least time between two events.
+const PACE: Duration = Duration::from_millis(500);
 
 pub(super) async fn events(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Refused> {
     let first = api.handle.campaign(&id).await?;
@@ -25,6 +27,8 @@ pub(super) async fn events(State(api): State<Api>, Path(id): Path<String>) -> Re
         let status = match first {
             Some(status) => status,
             None => {
+                // A status of a large campaign is long, and changes many times a second.
+                tokio::time::sleep_until(tokio::time::Instant::now() + PACE).await;
                 // It ends with the service.
                 changes.changed().await.ok()?;
                 changes.borrow_and_update();

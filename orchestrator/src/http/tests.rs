@@ -29,6 +29,7 @@ impl Observer for Nobody {}
 
 struct Served {
     url: String,
+    results: Arc<Semaphore>,
     _directory: tempfile::TempDir,
     _stop: oneshot::Sender<()>,
 }
@@ -43,23 +44,25 @@ async fn serve_with(token: Option<&str>) -> Served {
     let (handle, questions) = handle::channel();
     let options = Options {
         store: Store::fleet(directory.path()).expect("a store"),
-        policy: Policy { limit: 1, grace: Duration::from_secs(1), settle: Duration::ZERO },
+        policy: Policy { limit: 1, grace: Duration::from_secs(1), settle: Duration::ZERO, cluster: false },
         engine: "fleet",
         lab: None,
     };
     let service = Service::new(options, link, events, questions, Nobody).expect("a service");
+    let results = Arc::new(Semaphore::new(RESULTS));
     let api = Api {
         handle,
         token: token.map(Arc::from),
         pulse: Pulse::new(service.heartbeat()),
         metrics: Arc::new(|| "toll_up 1\n".to_owned()),
+        results: results.clone(),
     };
     let (stop, stopped) = oneshot::channel::<()>();
     tokio::spawn(service.run(async move { drop(stopped.await) }));
     let listener = TcpListener::bind(address).await.expect("a socket");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
     tokio::spawn(serve(listener, api, std::future::pending()));
-    Served { url, _directory: directory, _stop: stop }
+    Served { url, results, _directory: directory, _stop: stop }
 }
 
 fn client(served: &Served) -> Client {
@@ -171,20 +174,63 @@ async fn changes_take_the_token_and_questions_dont() {
 async fn without_a_token_changes_from_other_machines_are_refused() {
     let (handle, _questions) = handle::channel();
     let pulse = Pulse::new(Arc::new(AtomicU64::new(0)));
-    let api = Api { handle, token: None, pulse, metrics: Arc::new(String::new) };
+    let results = Arc::new(Semaphore::new(RESULTS));
+    let api = Api { handle, token: None, pulse, metrics: Arc::new(String::new), results };
     let app = router(api);
-    for (from, status) in [("192.0.2.7:1", StatusCode::FORBIDDEN), ("[2001:db8::1]:1", StatusCode::FORBIDDEN)]
-    {
+    let (here, local) = ("127.0.0.1:1", ("host", "localhost:8080"));
+    for (from, headers) in [
+        ("192.0.2.7:1", &[local][..]),
+        ("[2001:db8::1]:1", &[local]),
+        // Pages that a browser of this machine shows, and proxies on it.
+        (here, &[local, ("origin", "https://example.org")]),
+        (here, &[local, ("sec-fetch-site", "cross-site")]),
+        (here, &[("host", "example.org:8080")]),
+        (here, &[local, ("x-forwarded-for", "192.0.2.7")]),
+        (here, &[]),
+    ] {
         let from: SocketAddr = from.parse().expect("an address");
-        let mut request = Request::builder()
-            .method("DELETE")
-            .uri("/api/v1/campaigns/x")
-            .body(Body::empty())
-            .expect("a request");
+        let mut request = Request::builder().method("DELETE").uri("/api/v1/campaigns/x");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let mut request = request.body(Body::empty()).expect("a request");
         request.extensions_mut().insert(ConnectInfo(from));
         let answer = tower::ServiceExt::oneshot(app.clone(), request).await.expect("an answer");
-        assert_eq!(answer.status(), status);
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{from} {headers:?}");
     }
+    for host in ["localhost", "127.0.0.1:8080", "[::1]:8080", "[::1]"] {
+        let headers = HeaderMap::from_iter([(header::HOST, host.parse().expect("a value"))]);
+        assert!(is_of_this_machine(&headers), "{host}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_ask_nothing_keep_nobody_out() {
+    let served = serve_with(None).await;
+    let address = served.url.trim_start_matches("http://").to_owned();
+    let mut silent = Vec::new();
+    for _ in 0..300 {
+        silent.push(tokio::net::TcpStream::connect(&address).await.expect("connected"));
+    }
+    assert!(client(&served).campaigns().await.expect("answered").is_empty());
+    // The oldest has lost its place.
+    let mut byte = [0; 1];
+    let closed = tokio::io::AsyncReadExt::read(&mut silent[0], &mut byte).await;
+    assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn results_are_made_in_turn() {
+    let served = serve_with(None).await;
+    let turns = served.results.clone().acquire_many_owned(RESULTS as u32).await.expect("open");
+    let asking = client(&served);
+    let asked = tokio::spawn(async move { asking.result("nothing").await });
+    // Everything else is answered meanwhile.
+    assert!(client(&served).campaigns().await.expect("answered").is_empty());
+    assert!(!asked.is_finished());
+    drop(turns);
+    let error = asked.await.expect("no panic").expect_err("there is none");
+    assert_eq!(error.to_string(), "there is no campaign nothing");
 }
 
 #[test]

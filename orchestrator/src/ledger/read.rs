@@ -60,6 +60,17 @@ impl Ledger {
         rows.into_iter().map(parse).collect()
     }
 
+    /// When the first trial was begun, milliseconds since the Unix epoch.
+    ///
+    /// # Errors
+    /// As for [`records`](Self::records).
+    pub fn first_begun(&self) -> Result<Option<u64>, LedgerError> {
+        let first: Result<Option<i64>, _> =
+            self.connection.query_row("SELECT min(started) FROM begun", [], |row| row.get(0));
+        let first = first.map_err(|source| failed("reading the results", &self.path, source))?;
+        Ok(first.and_then(|started| u64::try_from(started).ok()))
+    }
+
     fn rows<A: FromSql, B: FromSql>(&self, query: &str) -> Result<Vec<(A, B)>, LedgerError> {
         (|| {
             let mut statement = self.connection.prepare(query)?;

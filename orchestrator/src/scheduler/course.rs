@@ -3,7 +3,7 @@
 //! ```text
 //!  Waiting --enough hosts--> Storing --plan durable--> Running --every record durable--> Over
 //!     |                         |                         ^
-//!     +---- cancelled: Over     +--- cancelled: skipped --+
+//!     +---- cancelled: Over     +--- cancelled: skipped --+      (from any: Abandoned, if its ledger fails for good)
 //! ```
 
 use std::collections::VecDeque;
@@ -64,6 +64,8 @@ pub(super) enum Stage {
     Waiting(Box<NewCampaign>),
     Storing,
     Running,
+    /// Its results can't be kept: it only waits until its hosts are free.
+    Abandoned,
     Over,
 }
 
@@ -152,6 +154,11 @@ impl Course {
         };
         *count += 1;
         self.unstored += 1;
+    }
+
+    /// Whether it may still need the host.
+    pub fn wants(&self, host: HostIndex) -> bool {
+        self.queues.iter().any(|queue| queue.a == host || queue.b == host)
     }
 
     /// Whether nothing is left to do.

@@ -25,6 +25,11 @@ use crate::service::handle::Node;
 /// What a path carries that says nothing else (IEEE 802.3).
 const ETHERNET_MTU: u16 = 1500;
 
+/// A host that has been away for so long, and that no campaign waits for, is no host of the fleet any more.
+const FORGOTTEN: Duration = Duration::from_secs(3600);
+/// Why nothing runs before a cluster has said which nodes are cordoned.
+const NO_NODES: &str = "the cluster has not told of its nodes yet";
+
 /// A host's number in the fleet.
 pub(super) type HostIndex = usize;
 
@@ -76,12 +81,20 @@ impl Availability {
 pub(super) struct Fleet {
     pub hosts: Vec<Host>,
     index: HashMap<String, HostIndex>,
-    nodes: BTreeMap<String, Node>,
+    /// What a cluster says; `None` if there is no cluster.
+    nodes: Option<BTreeMap<String, Node>>,
+    /// Whether the cluster has yet to speak for the first time.
+    silent_cluster: bool,
     /// When an agent was last heard of for the first time.
     pub last_joined: Option<Duration>,
 }
 
 impl Fleet {
+    /// No hosts yet. With `cluster`, none gets a trial before the cluster has told of its nodes.
+    pub fn new(cluster: bool) -> Self {
+        Self { silent_cluster: cluster, ..Self::default() }
+    }
+
     /// The number of `name`, which is away if it has not been heard of.
     pub fn expect(&mut self, name: &str, now: Duration) -> HostIndex {
         if let Some(index) = self.index.get(name) {
@@ -93,7 +106,7 @@ impl Fleet {
             facts: None,
             labels: BTreeMap::new(),
             away_since: Some(now),
-            barred_since: self.nodes.get(name).and_then(|node| node.barred.as_ref()).map(|_| now),
+            barred_since: self.barred(name).map(|_| now),
             busy: None,
             free_since: now,
             stale: BTreeMap::new(),
@@ -165,16 +178,27 @@ impl Fleet {
     }
 
     pub fn nodes(&mut self, nodes: BTreeMap<String, Node>, now: Duration) {
-        self.nodes = nodes;
+        (self.nodes, self.silent_cluster) = (Some(nodes), false);
+        let nodes = self.nodes.as_ref();
         for host in &mut self.hosts {
-            let barred = self.nodes.get(&host.name).is_some_and(|node| node.barred.is_some());
+            let node = nodes.and_then(|nodes| nodes.get(&host.name));
+            let barred = node.is_some_and(|node| node.barred.is_some());
             host.barred_since = barred.then(|| host.barred_since.unwrap_or(now));
         }
     }
 
-    /// Gives up hosts that don't confirm that a trial is off them.
-    pub fn tick(&mut self, now: Duration) {
-        for host in &mut self.hosts {
+    /// Gives up hosts that don't confirm that a trial is off them, and forgets those that are gone, but for those
+    /// `wanted` by a campaign. Whether one was forgotten.
+    pub fn tick(&mut self, wanted: impl Fn(HostIndex) -> bool, now: Duration) -> bool {
+        let mut forgotten = false;
+        for (index, host) in self.hosts.iter_mut().enumerate() {
+            let gone = host.away_since.is_some_and(|since| now.saturating_sub(since) > FORGOTTEN);
+            if gone && host.facts.is_some() && host.busy.is_none() && !wanted(index) {
+                (host.facts, host.guest_address, host.given_up) = (None, None, None);
+                host.labels.clear();
+                host.stale.clear();
+                forgotten = true;
+            }
             let connected = host.away_since.is_none();
             let overdue = host.stale.iter().find(|(_, since)| now.saturating_sub(**since) > TEARDOWN);
             if let (true, Some((trial, _)), None) = (connected, overdue, &host.given_up) {
@@ -183,6 +207,7 @@ impl Fleet {
                     Some(format!("the agent of {name} did not confirm the clean-up of trial {trial}"));
             }
         }
+        forgotten
     }
 
     /// Whether the host can take a trial; one that can't is waited for `grace`.
@@ -231,7 +256,10 @@ impl Fleet {
     }
 
     fn barred(&self, name: &str) -> Option<&str> {
-        self.nodes.get(name)?.barred.as_deref()
+        if self.silent_cluster {
+            return Some(NO_NODES);
+        }
+        self.nodes.as_ref()?.get(name)?.barred.as_deref()
     }
 
     /// Hosts that a campaign could be planned on now: connected, wanted by `selects`, not barred, with a test NIC.
@@ -253,7 +281,8 @@ impl Fleet {
         hosts.iter().for_each(|index| self.give_address(*index));
         let plan = |host: &Host| {
             let nic = host.facts.as_ref()?.nic.as_ref()?;
-            let rate = nic.speed_megabits.map(|speed| BitRate(u64::from(speed) * 1_000_000));
+            let speed = nic.speed_megabits.filter(|speed| *speed > 0);
+            let rate = speed.map(|speed| BitRate(u64::from(speed) * 1_000_000));
             Some(plan::Host {
                 name: host.name.clone(),
                 virtual_address: host.guest_address,
@@ -266,7 +295,8 @@ impl Fleet {
 
     /// The node's labels and the agent's own, which win.
     fn labels(&self, host: &Host) -> BTreeMap<String, String> {
-        let mut labels = self.nodes.get(&host.name).map(|node| node.labels.clone()).unwrap_or_default();
+        let node = self.nodes.as_ref().and_then(|nodes| nodes.get(&host.name));
+        let mut labels = node.map(|node| node.labels.clone()).unwrap_or_default();
         labels.extend(host.labels.clone());
         labels
     }

@@ -32,6 +32,8 @@ const PREPARE: Duration = Duration::from_secs(15);
 const RUN_GRACE: Duration = Duration::from_secs(5);
 /// How long the other end's word is waited for when one has failed.
 const SECOND_WORD: Duration = Duration::from_millis(500);
+/// How often an agent may be away for the whole grace while it holds a trial.
+const ABSENCES: u32 = 4;
 pub(super) const TEARDOWN: Duration = Duration::from_secs(10);
 
 /// What can happen to a trial.
@@ -69,6 +71,8 @@ pub(super) enum Step {
         died: bool,
     },
     Stored,
+    /// Its result can't be kept.
+    Abandon,
     Cancel {
         reason: String,
     },
@@ -112,6 +116,8 @@ pub(super) struct Flight {
     ends: [End; 2],
     state: State,
     deadline: Duration,
+    /// When it is given up even if an end is away: agents that come and go may not keep it for ever.
+    limit: Duration,
     /// When its phase began.
     phase_since: Duration,
     /// Whether it was begun by a former process of the orchestrator.
@@ -124,19 +130,34 @@ pub(super) struct Flight {
 
 impl Flight {
     /// Begins a trial: both ends are told to prepare.
-    pub fn begin(index: usize, trial: TrialId, cell: &Cell, now: Now, out: &mut Vec<Command>) -> Self {
-        let deadline = now.elapsed + PREPARE;
-        let flight = Self::new(index, trial, cell, now.unix_ms, State::Preparing, deadline, now.elapsed);
+    pub fn begin(
+        index: usize,
+        trial: TrialId,
+        cell: &Cell,
+        grace: Duration,
+        now: Now,
+        out: &mut Vec<Command>,
+    ) -> Self {
+        let mut flight = Self::new(index, trial, cell, now.unix_ms, State::Preparing, now.elapsed);
+        flight.deadline = now.elapsed + PREPARE;
+        flight.limit = flight.deadline + flight.run_time() + grace * ABSENCES;
         flight.ends.iter().for_each(|end| flight.say_again(end, out));
         flight
     }
 
     /// A trial that a former process of the orchestrator began, and whose agents have yet to come back: they hand
     /// its result in, or say that they have forgotten it.
-    pub fn resumed(index: usize, trial: TrialId, cell: &Cell, started_unix_ms: u64, now: Now) -> Self {
-        let deadline = now.elapsed + cell.a.deadline.duration() + RUN_GRACE;
-        let mut flight =
-            Self::new(index, trial, cell, started_unix_ms, State::Running, deadline, now.elapsed);
+    pub fn resumed(
+        index: usize,
+        trial: TrialId,
+        cell: &Cell,
+        started_unix_ms: u64,
+        grace: Duration,
+        now: Now,
+    ) -> Self {
+        let mut flight = Self::new(index, trial, cell, started_unix_ms, State::Running, now.elapsed);
+        flight.deadline = now.elapsed + flight.run_time();
+        flight.limit = flight.deadline + grace * ABSENCES;
         flight.resumed = true;
         flight.ends.iter_mut().for_each(|end| end.connected = false);
         flight
@@ -148,7 +169,6 @@ impl Flight {
         cell: &Cell,
         started_unix_ms: u64,
         state: State,
-        deadline: Duration,
         now: Duration,
     ) -> Self {
         let end = |host: &String, spec: &EndSpec| End {
@@ -166,12 +186,18 @@ impl Flight {
             trial,
             ends: [end(&pair.a, &cell.a), end(&pair.b, &cell.b)],
             state,
-            deadline,
+            deadline: now,
+            limit: now,
             phase_since: now,
             resumed: false,
             dirty: BTreeMap::new(),
             untold: Vec::new(),
         }
+    }
+
+    /// From Start to the last word of an end, at most.
+    fn run_time(&self) -> Duration {
+        self.ends[0].spec.deadline.duration() + RUN_GRACE
     }
 
     /// Whether both hosts are free of it.
@@ -206,6 +232,10 @@ impl Flight {
             Step::HostLost { host } => self.set_connected(host, false),
             Step::HostBack { host, .. } => self.set_connected(host, true),
             _ => {}
+        }
+        if step == Step::Abandon && !matches!(self.state, State::Ending | State::Over) {
+            self.end(now, out);
+            return None;
         }
         let ran = self.state == State::Running;
         match &mut self.state {
@@ -282,7 +312,7 @@ impl Flight {
                 }
                 Outcome::Failed { host, failure }
             }
-            Step::HostBack { host, holds } => return self.host_back(&host, holds, out),
+            Step::HostBack { host, holds } => return self.host_back(&host, holds, now, out),
             Step::HostGone { host, reason, died: true } => {
                 Outcome::Failed { host, failure: Failure::new(reason) }
             }
@@ -307,19 +337,22 @@ impl Flight {
             State::Preparing => {
                 self.state = State::Running;
                 self.ends_phase(Phase::Setup, now, out);
-                self.deadline = now.elapsed + self.ends[0].spec.deadline.duration() + RUN_GRACE;
+                self.deadline = now.elapsed + self.run_time();
                 self.ends.iter().rev().for_each(|end| self.say_again(end, out));
             }
             State::Running if known => {
                 self.ends.iter().filter(|end| end.host == host).for_each(|end| self.say_again(end, out));
             }
             // A resumed trial that had not been started.
-            State::Running => self.ends.iter().rev().for_each(|end| self.say_again(end, out)),
+            State::Running => {
+                self.deadline = (now.elapsed + self.run_time()).min(self.limit);
+                self.ends.iter().rev().for_each(|end| self.say_again(end, out));
+            }
             _ => {}
         }
     }
 
-    fn host_back(&mut self, host: &str, holds: bool, out: &mut Vec<Command>) -> Option<Outcome> {
+    fn host_back(&mut self, host: &str, holds: bool, now: Now, out: &mut Vec<Command>) -> Option<Outcome> {
         let resumed = self.resumed;
         let preparing = self.state == State::Preparing;
         let end = self.end_on(host)?;
@@ -334,6 +367,9 @@ impl Flight {
             // A new agent, which begins anew.
             end.ready = None;
         }
+        // It may only now hear what it is told, and has the whole time for it.
+        let time = if preparing { PREPARE } else { self.run_time() };
+        self.deadline = self.deadline.max(now.elapsed + time).min(self.limit);
         self.ends.iter().filter(|end| end.host == host).for_each(|end| self.say_again(end, out));
         None
     }
@@ -342,9 +378,14 @@ impl Flight {
     fn overdue(&mut self, now: Now) -> Option<Outcome> {
         let preparing = self.state == State::Preparing;
         let late = |end: &&End| if preparing { end.ready.is_none() } else { end.report.is_none() };
-        if self.ends.iter().any(|end| !end.connected) {
-            self.deadline = now.elapsed + RUN_GRACE;
-            return None;
+        if let Some(away) = self.ends.iter().find(|end| !end.connected) {
+            if now.elapsed < self.limit {
+                self.deadline = now.elapsed + RUN_GRACE;
+                return None;
+            }
+            let reason = format!("the agent of {} came and went until nobody waited any more", away.host);
+            self.state = State::Recording;
+            return Some(Outcome::Lost { reason });
         }
         let host = self.ends.iter().find(late).map(|end| end.host.clone()).unwrap_or_default();
         let what = if preparing { "did not get ready" } else { "did not end" };

@@ -107,7 +107,8 @@ struct Agent {
     held: BTreeMap<TrialId, Held>,
 }
 
-const POLICY: Policy = Policy { limit: 1, grace: Duration::from_secs(10), settle: Duration::ZERO };
+const POLICY: Policy =
+    Policy { limit: 1, grace: Duration::from_secs(10), settle: Duration::ZERO, cluster: false };
 
 /// The fleet: what it will say, by time.
 struct Simulation {

@@ -23,6 +23,8 @@ pub struct Policy {
     pub grace: Duration,
     /// How long no new agent must have come before a campaign is planned on those that are there.
     pub settle: Duration,
+    /// Whether hosts are nodes of a cluster: none gets a trial before [`Event::Nodes`] has told of them.
+    pub cluster: bool,
 }
 
 /// A moment, by both clocks.
@@ -83,6 +85,11 @@ pub enum Event {
         /// The trial.
         trial: TrialId,
         /// Its campaign.
+        campaign: String,
+    },
+    /// A campaign's results can't be kept any more: it ends without a word, and its hosts are free.
+    Abandon {
+        /// Its id.
         campaign: String,
     },
     /// The user wants no more of a campaign.

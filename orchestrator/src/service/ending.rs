@@ -10,14 +10,28 @@ use toll_protocol::result::CampaignResult;
 use toll_protocol::service::CampaignState;
 
 use super::kept::{self, Phase};
-use super::store::{LEDGER, Over};
+use super::store::{LEDGER, Over, Store};
 use super::writer::Job;
 use super::{Observer, Service, ServiceError, unix_ms};
+use crate::ledger::LedgerError;
+use crate::scheduler::Event;
 
 /// Something that was made beside the task.
 pub(super) enum Made {
-    Summary { id: String, result: Result<Box<CampaignResult>, String>, took: Duration },
-    Ended { id: String, result: Result<Box<CampaignResult>, String> },
+    Summary {
+        id: String,
+        result: Result<Box<CampaignResult>, String>,
+        took: Duration,
+    },
+    Ended {
+        id: String,
+        result: Result<Box<CampaignResult>, String>,
+    },
+    /// The result of a campaign of a former process, for whoever shows figures.
+    Shown {
+        id: String,
+        result: Box<CampaignResult>,
+    },
 }
 
 impl<O: Observer> Service<O> {
@@ -94,7 +108,25 @@ impl<O: Observer> Service<O> {
                 self.ended(&id, result.as_deref());
                 Ok(())
             }
+            Made::Shown { id, result } => {
+                self.observer.summarised(&id, &result);
+                Ok(())
+            }
         }
+    }
+
+    /// The ledger of a campaign takes nothing more, now or later: what it has stays, its hosts are for others.
+    pub(super) fn abandon(&mut self, id: &str, error: &LedgerError) -> Result<(), ServiceError> {
+        let why = format!("its ledger can't be used any more: {}", kept::chain(error));
+        tracing::error!(campaign = id, why, "ended");
+        if let Some(kept) = self.kept.get_mut(id) {
+            kept.phase = Phase::Over;
+            kept.status.state = CampaignState::Cancelled;
+            (kept.status.reason, kept.status.ended_unix_ms) = (Some(why), Some(unix_ms()));
+        }
+        self.changed = true;
+        self.cancelled_already(id);
+        self.step(Event::Abandon { campaign: id.to_owned() })
     }
 
     fn ended(&mut self, id: &str, result: Result<&CampaignResult, &String>) {
@@ -104,7 +136,13 @@ impl<O: Observer> Service<O> {
                 kept.summarised(result, Duration::ZERO);
                 self.observer.summarised(id, result);
             }
-            // The records are in the ledger, whatever became of the files beside it.
+            // The records are in the ledger, whatever became of the files beside it. A disk that is full may have room
+            // later, and until then the campaign is not over.
+            Err(why) if matches!(self.options.store, Store::Fleet(_)) => {
+                tracing::error!(campaign = id, why, "its files can't be written: tried again in a second");
+                kept.end_again();
+                return;
+            }
             Err(why) => tracing::error!(campaign = id, why, "its files can't be written"),
         }
         let cancelled = kept.status.reason.is_some();

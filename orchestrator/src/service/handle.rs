@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use tokio::sync::{mpsc, oneshot, watch};
-use toll_protocol::campaign::Problem;
+use toll_protocol::campaign::{self, Campaign, Problem};
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::{AgentStatus, CampaignStatus, Submitted};
 
@@ -88,6 +88,8 @@ pub enum Request {
         id: Option<String>,
         /// The document.
         manifest: String,
+        /// What it says.
+        campaign: Box<Campaign>,
         /// The answer, once the campaign is durable.
         answer: Answer<Result<Submitted, SubmitError>>,
     },
@@ -152,7 +154,11 @@ impl Handle {
     /// # Errors
     /// [`SubmitError`].
     pub async fn submit(&self, id: Option<String>, manifest: String) -> Result<Submitted, SubmitError> {
-        let asked = self.ask(|answer| Request::Submit { id, manifest, answer }).await;
+        // A document of a megabyte takes a while: that is whoever submits it's, not the service's.
+        let parsed = tokio::task::spawn_blocking(move || (campaign::parse(&manifest), manifest)).await;
+        let (parsed, manifest) = parsed.map_err(|_| SubmitError::Ending)?;
+        let campaign = Box::new(parsed.map_err(SubmitError::Invalid)?);
+        let asked = self.ask(|answer| Request::Submit { id, manifest, campaign, answer }).await;
         asked.unwrap_or(Err(SubmitError::Ending))
     }
 

@@ -45,6 +45,8 @@ pub(super) struct Kept {
     /// Whether a summary is being made.
     pub summarising: bool,
     next_summary: Instant,
+    /// When its files are to be written again, which could not be.
+    end_again: Option<Instant>,
     /// The document, as it was submitted.
     pub manifest: String,
 }
@@ -74,6 +76,7 @@ impl Kept {
             stale: true,
             summarising: false,
             next_summary: Instant::now(),
+            end_again: None,
             manifest: header.manifest.clone(),
         }
     }
@@ -87,6 +90,7 @@ impl Kept {
             stale: false,
             summarising: false,
             next_summary: Instant::now(),
+            end_again: None,
             manifest,
         }
     }
@@ -119,6 +123,16 @@ impl Kept {
             && !self.summarising
             && !self.status.hosts.is_empty()
             && Instant::now() >= self.next_summary
+    }
+
+    /// Its files could not be written: they are written again a little later.
+    pub fn end_again(&mut self) {
+        self.end_again = Some(Instant::now() + PACE);
+    }
+
+    /// Whether its files are to be written again now. Says so once.
+    pub fn ends_again(&mut self) -> bool {
+        self.end_again.take_if(|at| *at <= Instant::now()).is_some()
     }
 
     /// Takes a summary that took so long to make.

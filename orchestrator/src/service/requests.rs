@@ -1,7 +1,7 @@
 //! What is asked of the service, and its answers.
 
 use tokio::sync::oneshot;
-use toll_protocol::campaign;
+use toll_protocol::campaign::Campaign;
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::{CampaignStatus, Submitted};
 
@@ -18,7 +18,9 @@ const ATTEMPTS: u32 = 1000;
 impl<O: Observer> Service<O> {
     pub(super) fn asked(&mut self, request: Request) -> Result<(), ServiceError> {
         match request {
-            Request::Submit { id, manifest, answer } => self.submit(id, &manifest, answer)?,
+            Request::Submit { id, manifest, campaign, answer } => {
+                self.submit(id, &manifest, *campaign, answer)?
+            }
             Request::Cancel { id, reason, answer } => self.cancel(&id, reason, answer)?,
             // Whoever asked may have gone meanwhile: that is no fault, here and below.
             Request::Campaigns(answer) => drop(answer.send(self.statuses())),
@@ -51,9 +53,10 @@ impl<O: Observer> Service<O> {
         &mut self,
         id: Option<String>,
         manifest: &str,
+        campaign: Campaign,
         answer: oneshot::Sender<Result<Submitted, SubmitError>>,
     ) -> Result<(), ServiceError> {
-        match self.take(id, manifest) {
+        match self.take(id, manifest, campaign) {
             Ok(Taken::Known(id)) => drop(answer.send(Ok(Submitted { id, new: false }))),
             Ok(Taken::New { id, campaign, header }) => {
                 let kept = Kept::new(&id, &header, campaign.gates.clone(), Phase::Creating);
@@ -67,8 +70,7 @@ impl<O: Observer> Service<O> {
         Ok(())
     }
 
-    fn take(&self, id: Option<String>, manifest: &str) -> Result<Taken, SubmitError> {
-        let campaign = campaign::parse(manifest).map_err(SubmitError::Invalid)?;
+    fn take(&self, id: Option<String>, manifest: &str, campaign: Campaign) -> Result<Taken, SubmitError> {
         if campaign.select.is_none() && self.options.lab.is_none() {
             return Err(SubmitError::NoSelect);
         }
@@ -151,17 +153,23 @@ impl<O: Observer> Service<O> {
         }
     }
 
+    /// Answers those who wait for the end of a campaign that has come without them.
+    pub(super) fn cancelled_already(&mut self, id: &str) {
+        while self.answer_cancel(id).is_some() {}
+    }
+
+    fn answer_cancel(&mut self, id: &str) -> Option<String> {
+        let wanted =
+            |(waiting, what): &(String, Waiting)| waiting == id && matches!(what, Waiting::Cancelled(..));
+        let at = self.waiting.iter().position(wanted)?;
+        let (_, Waiting::Cancelled(answer, reason)) = self.waiting.remove(at) else { return None };
+        drop(answer.send(Ok(())));
+        Some(reason)
+    }
+
     /// The wish to end a campaign is durable.
     pub(super) fn cancelled(&mut self, id: &str) -> Result<(), ServiceError> {
-        let Some(at) = self
-            .waiting
-            .iter()
-            .position(|(waiting, what)| waiting == id && matches!(what, Waiting::Cancelled(..)))
-        else {
-            return Ok(());
-        };
-        let (_, Waiting::Cancelled(answer, reason)) = self.waiting.remove(at) else { return Ok(()) };
-        drop(answer.send(Ok(())));
+        let Some(reason) = self.answer_cancel(id) else { return Ok(()) };
         self.step(Event::Cancel { campaign: id.to_owned(), reason })
     }
 
@@ -190,5 +198,5 @@ impl<O: Observer> Service<O> {
 /// What becomes of a submission.
 enum Taken {
     Known(String),
-    New { id: String, campaign: Box<campaign::Campaign>, header: Box<crate::ledger::LedgerHeader> },
+    New { id: String, campaign: Box<Campaign>, header: Box<crate::ledger::LedgerHeader> },
 }

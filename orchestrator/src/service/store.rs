@@ -56,6 +56,18 @@ pub enum StoreError {
     Ledger(#[from] LedgerError),
 }
 
+impl StoreError {
+    /// Whether an attempt may fare better later.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Io { .. } => true,
+            Self::Json { .. } => false,
+            Self::Ledger(LedgerError::Open { source, .. }) => source.kind() != io::ErrorKind::NotFound,
+            Self::Ledger(error) => error.may_pass(),
+        }
+    }
+}
+
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();
     move |source| StoreError::Io { what, path, source }

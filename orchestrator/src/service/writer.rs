@@ -3,7 +3,9 @@
 //!
 //! ```text
 //! service --Job--> thread: jobs that wait -> one write a ledger -> Wrote --> service
-//!                    ^  a disk that is full, a file that is held: again, a second later
+//!                    ^         |
+//!                    +- again -+  a disk that is full, a file that is held: all jobs of that campaign, and of no other,
+//!                                 are set aside for a second
 //! ```
 
 use std::collections::{BTreeMap, VecDeque};
@@ -24,6 +26,8 @@ use crate::plan;
 const BATCH: usize = 256;
 /// How long after a failed attempt the next one comes.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long one campaign's ledger that somebody holds keeps the others waiting.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// Something to be kept, of one campaign.
 #[derive(Debug)]
@@ -94,7 +98,14 @@ impl Writer {
         let (jobs, queue) = thread_channel::channel();
         // Bounded by the jobs: each has one answer at most, but for failures, which come once a second.
         let (done, receiver) = mpsc::unbounded_channel();
-        let mut work = Work { store, again, ledgers: BTreeMap::new(), waiting: VecDeque::new(), done };
+        let mut work = Work {
+            store,
+            again,
+            ledgers: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            aside: BTreeMap::new(),
+            done,
+        };
         let run = move || work.run(&queue);
         let thread = std::thread::Builder::new().name("ledger".into()).spawn(run)?;
         Ok((Self { jobs, thread }, receiver))
@@ -114,11 +125,21 @@ impl Writer {
     }
 }
 
+/// A job, its campaign, and since when it waits.
+type Waiting = (String, Instant, Job);
+
+/// Jobs of a campaign whose ledger takes nothing for now, in their order.
+struct Aside {
+    until: Instant,
+    jobs: VecDeque<Waiting>,
+}
+
 struct Work {
     store: Store,
     again: bool,
     ledgers: BTreeMap<String, Ledger>,
-    waiting: VecDeque<(String, Instant, Job)>,
+    waiting: VecDeque<Waiting>,
+    aside: BTreeMap<String, Aside>,
     done: mpsc::UnboundedSender<(String, Wrote)>,
 }
 
@@ -126,38 +147,61 @@ impl Work {
     fn run(&mut self, queue: &thread_channel::Receiver<(String, Instant, Job)>) {
         let mut open = true;
         while open {
-            let next = if self.waiting.is_empty() {
-                queue.recv().map_err(|_| RecvTimeoutError::Disconnected)
-            } else {
-                queue.recv_timeout(AGAIN)
+            let next = match self.aside.values().map(|aside| aside.until).min() {
+                None => queue.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(until) => queue.recv_timeout(until.saturating_duration_since(Instant::now())),
             };
             match next {
-                Ok(job) => self.waiting.push_back(job),
+                Ok(job) => self.takes(job),
                 Err(RecvTimeoutError::Timeout) => {}
                 // One last attempt at what waits.
                 Err(RecvTimeoutError::Disconnected) => open = false,
             }
-            while self.waiting.len() < BATCH
+            let mut taken = 0;
+            while taken < BATCH
                 && let Ok(job) = queue.try_recv()
             {
-                self.waiting.push_back(job);
+                self.takes(job);
+                taken += 1;
+            }
+            let now = Instant::now();
+            for (_, aside) in self.aside.extract_if(.., |_, aside| !open || aside.until <= now) {
+                self.waiting.extend(aside.jobs);
             }
             self.work();
         }
-        if !self.waiting.is_empty() {
-            tracing::error!(jobs = self.waiting.len(), "the last results could not be kept");
+        let left: usize = self.aside.values().map(|aside| aside.jobs.len()).sum();
+        if left > 0 {
+            tracing::error!(jobs = left, "the last results could not be kept");
         }
     }
 
-    /// Does what waits, up to what has to be done again later.
+    fn takes(&mut self, job: Waiting) {
+        match self.aside.get_mut(&job.0) {
+            Some(aside) => aside.jobs.push_back(job),
+            None => self.waiting.push_back(job),
+        }
+    }
+
+    /// Leaves `jobs`, and whatever of their campaign waits behind them, for later.
+    fn set_aside(&mut self, campaign: &str, mut jobs: VecDeque<Waiting>) {
+        let (of_it, others) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|job| job.0 == campaign);
+        self.waiting = others;
+        let of_it: VecDeque<Waiting> = of_it;
+        jobs.extend(of_it);
+        self.aside.insert(campaign.to_owned(), Aside { until: Instant::now() + AGAIN, jobs });
+    }
+
+    /// Does what waits.
     fn work(&mut self) {
         while let Some((campaign, since, job)) = self.waiting.pop_front() {
             let Job::Entry(first) = job else {
                 match self.single(&campaign, job) {
                     None => continue,
                     Some(job) => {
-                        self.waiting.push_front((campaign, since, job));
-                        return;
+                        self.set_aside(&campaign.clone(), VecDeque::from([(campaign, since, job)]));
+                        continue;
                     }
                 }
             };
@@ -181,13 +225,14 @@ impl Work {
                     }
                 }
                 Err(error) => {
-                    let again = self.again && may_pass(&error);
+                    let again = self.again && error.may_pass();
                     self.tell(&campaign, Wrote::Failed { error, again });
                     if again {
-                        for (entry, since) in entries.into_iter().zip(times).rev() {
-                            self.waiting.push_front((campaign.clone(), since, Job::Entry(entry)));
-                        }
-                        return;
+                        let jobs = entries.into_iter().zip(times);
+                        let jobs = jobs.map(|(entry, since)| (campaign.clone(), since, Job::Entry(entry)));
+                        self.set_aside(&campaign, jobs.collect());
+                    } else {
+                        self.ledgers.remove(&campaign);
                     }
                 }
             }
@@ -199,14 +244,12 @@ impl Work {
         let ledger = self.ledgers.get_mut(campaign);
         let (done, wrote, job) = match job {
             Job::Create(header) => {
-                let created = self.store.create(campaign, &header).map(|ledger| {
-                    self.ledgers.insert(campaign.to_owned(), ledger);
-                });
+                let created = self.store.create(campaign, &header).map(|ledger| self.keep(campaign, ledger));
                 self.tell(campaign, Wrote::Created(created));
                 return None;
             }
             Job::Open(ledger) => {
-                self.ledgers.insert(campaign.to_owned(), *ledger);
+                self.keep(campaign, *ledger);
                 return None;
             }
             Job::Plan { hosts, planned, provenance } => {
@@ -228,11 +271,23 @@ impl Work {
                 None
             }
             Err(error) => {
-                let again = self.again && may_pass(&error);
+                let again = self.again && error.may_pass();
+                if !again {
+                    self.ledgers.remove(campaign);
+                }
                 self.tell(campaign, Wrote::Failed { error, again });
                 again.then_some(job)
             }
         }
+    }
+
+    fn keep(&mut self, campaign: &str, ledger: Ledger) {
+        if self.again
+            && let Err(error) = ledger.wait_for_others(PATIENCE)
+        {
+            tracing::warn!(campaign, %error, "others that hold the ledger are waited for as long as ever");
+        }
+        self.ledgers.insert(campaign.to_owned(), ledger);
     }
 
     fn tell(&self, campaign: &str, wrote: Wrote) {
@@ -241,7 +296,5 @@ impl Work {
     }
 }
 
-/// Whether an attempt may fare better later.
-const fn may_pass(error: &LedgerError) -> bool {
-    matches!(error, LedgerError::DiskFull { .. } | LedgerError::Busy { .. } | LedgerError::Database { .. })
-}
+#[cfg(test)]
+mod tests;

@@ -203,6 +203,81 @@ fn a_cordoned_node_gets_no_trials_and_the_others_go_on() {
 }
 
 #[test]
+fn nothing_begins_before_a_cluster_has_told_of_its_nodes() {
+    let mut fleet = Simulation::new(Policy { cluster: true, ..POLICY }, 1, NO_FAULTS);
+    for host in ["host-0", "host-1"] {
+        fleet.agent_comes(0, host, with_nic(host.as_bytes()[5] - b'0', "10.0.0.100-10.0.0.120"));
+    }
+    fleet.submit(selecting(2));
+    fleet.run_until(5_000_000);
+    assert!(fleet.plans.is_empty(), "planned on nodes that may be cordoned");
+    let barred = fleet.scheduler.agents(fleet.now()).into_iter().map(|agent| agent.reason);
+    assert!(barred.flatten().all(|why| why.contains("has not told of its nodes")));
+    fleet.at(1, Event::Nodes(BTreeMap::new()));
+    fleet.run();
+    assert_eq!(fleet.outcomes(is_measured), fleet.plan().trials.len());
+}
+
+#[test]
+fn a_campaign_too_large_for_the_fleet_that_is_there_ends_with_the_reason() {
+    let mut fleet = Simulation::new(POLICY, 1, NO_FAULTS);
+    for host in 0..40 {
+        fleet.agent_comes(0, &format!("host-{host}"), with_nic(host, "10.0.0.100-10.0.0.200"));
+    }
+    let mut large = selecting(2);
+    large.campaign.blocks = 1000;
+    fleet.submit(large);
+    fleet.run();
+    let reason = fleet.finished["c"].clone().expect("it did not run");
+    assert!(reason.contains("trials on 40 hosts; at most 100000"), "{reason}");
+    assert!(fleet.plans.is_empty() && fleet.records.is_empty());
+}
+
+#[test]
+fn a_host_that_is_gone_for_an_hour_is_forgotten() {
+    let mut fleet = Simulation::new(POLICY, 1, NO_FAULTS);
+    fleet.waiting = 1;
+    fleet.agent_comes(0, "host-0", usable());
+    fleet.at(1_000, Event::AgentLost { host: "host-0".into() });
+    fleet.at(3_590_000, Event::Tick);
+    fleet.run_until(3_591_000_000);
+    assert_eq!(fleet.scheduler.agents(fleet.now()).len(), 1, "it may come back");
+    fleet.at(20_000, Event::Tick);
+    fleet.run_until(3_620_000_000);
+    assert!(fleet.scheduler.agents(fleet.now()).is_empty());
+}
+
+#[test]
+fn a_campaign_whose_ledger_fails_frees_its_hosts() {
+    let mut fleet = fleet(2, 1, 1, NO_FAULTS);
+    let first = fleet.first_trial();
+    fleet.run_until(fleet.clock + 500_000);
+    fleet.at(1, Event::Abandon { campaign: "c".into() });
+    let next = NewCampaign { id: "d".into(), ..new_campaign("d", 2) };
+    fleet.happens(10, Happening::Event(Event::Submit(Box::new(next))));
+    fleet.run();
+    assert!(!fleet.records.contains_key(&first), "nobody keeps it");
+    assert!(!fleet.finished.contains_key("c"));
+    assert_eq!(fleet.finished.get("d"), Some(&None), "the hosts were not freed");
+}
+
+/// An agent that comes and goes keeps its trial, but not for ever.
+#[test]
+fn an_agent_that_comes_and_goes_does_not_hold_its_peer_for_ever() {
+    let mut fleet = fleet(2, 1, 1, Faults { silent: 1000, ..NO_FAULTS });
+    let first = fleet.first_trial();
+    for second in (1..600).step_by(8) {
+        fleet.at(second * 1000, Event::AgentLost { host: "host-1".into() });
+        fleet.happens(second * 1000 + 7_000, Happening::Reconnect("host-1".into()));
+    }
+    for second in 1..400 {
+        fleet.at(second * 1000, Event::Tick);
+    }
+    fleet.run_until(fleet.clock + 300_000_000);
+    assert!(fleet.records.contains_key(&first), "it holds host-0 after five minutes");
+}
+
+#[test]
 fn an_uncordoned_node_goes_on() {
     let mut fleet = fleet(2, 8, 1, NO_FAULTS);
     fleet.first_trial();
