@@ -93,7 +93,12 @@ async fn bench(count: usize, blocks: usize) -> Result<()> {
     let (handle, questions) = handle::channel();
     let options = Options {
         store: Store::fleet(directory.path())?,
-        policy: Policy { limit: usize::MAX, grace: Duration::from_secs(30), settle: Duration::from_secs(1) },
+        policy: Policy {
+            limit: usize::MAX,
+            grace: Duration::from_secs(30),
+            settle: Duration::from_secs(1),
+            cluster: false,
+        },
         engine: "fleet",
         lab: None,
     };

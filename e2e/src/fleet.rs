@@ -9,6 +9,7 @@
 //! ```
 //! Namespaces have no names: they end with this value and the processes inside.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -25,6 +26,8 @@ use toll_orchestrator::lab::namespace::Namespace;
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::{AgentStatus, CampaignStatus};
 
+use crate::bystander::Bystander;
+use crate::link;
 use crate::machine::{has_variable, wait_for};
 use crate::programs;
 
@@ -231,6 +234,36 @@ impl Fleet {
         Ok(Process { child: enter(&mut command, namespace).spawn()?, log })
     }
 
+    /// What the agent of a host has logged.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn agent_log(&self, index: usize) -> Result<String> {
+        let agent = self.hosts[index].agent.as_ref().context("it runs")?;
+        Ok(std::fs::read_to_string(&agent.log)?)
+    }
+
+    /// Traffic of each host's own, from the wire.
+    ///
+    /// # Errors
+    /// When there is no connection.
+    pub fn bystanders(&self) -> Result<Vec<Bystander>> {
+        let hosts = self.hosts.iter().zip(1..);
+        let start =
+            |(host, n): (&Host, u8)| Bystander::start(&self.wire, &host.namespace, &format!("10.91.0.{n}"));
+        hosts.map(start).collect()
+    }
+
+    /// Pulls the plug of a host, or puts it in again.
+    ///
+    /// # Errors
+    /// The system's word.
+    pub fn set_link(&self, index: usize, up: bool) -> Result<()> {
+        let port = format!("port{}", index + 1);
+        self.wire.run(|| link::set(&port, up))??;
+        Ok(())
+    }
+
     /// Waits until so many agents are connected.
     ///
     /// # Errors
@@ -319,7 +352,10 @@ impl Fleet {
         let result: CampaignResult = self.json(&format!("campaigns/{id}/result"))?;
         let counts = status.counts.context("a campaign that is over has counts")?;
         ensure!(counts.over() == counts.planned, "trials don't add up: {counts:?}");
-        let runs = result.cells.iter().flat_map(|cell| &cell.runs);
+        let runs: Vec<_> = result.cells.iter().flat_map(|cell| &cell.runs).collect();
+        let recorded: BTreeSet<_> = runs.iter().map(|run| run.trial.to_string()).collect();
+        let once = recorded.len() == runs.len() && runs.len() == counts.planned as usize;
+        ensure!(once, "{} runs of {} trials, {counts:?}", runs.len(), recorded.len());
         for run in runs {
             let has_figure = run.goodput_bytes_per_second.is_some();
             let measured = run.status == toll_protocol::result::RunStatus::Measured;

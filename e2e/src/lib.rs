@@ -6,6 +6,7 @@ pub mod campaigns;
 pub mod dashboards;
 pub mod fleet;
 pub mod kubernetes;
+pub mod link;
 pub mod machine;
 pub mod moments;
 pub mod programs;

@@ -1,54 +1,89 @@
 //! States of a trial on a host, as the log of its agent tells them: so that a fault comes at every one.
 
-use std::collections::BTreeSet;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use nix::unistd::Pid;
 
 use crate::fleet::{Fleet, LIMIT};
 
-/// The log of an agent, read from some point on.
-pub struct States {
+/// Campaigns that may be needed until each state has been met: one mostly is enough.
+const CAMPAIGNS: usize = 8;
+
+/// The trial that a host is in, by the log of its agent, read from some point on.
+struct Trial {
     log: File,
     /// The beginning of a line whose end has not been written.
     part: String,
+    /// The state that it is in.
+    state: Option<String>,
+    /// The process of its end, if it has one.
+    process: Option<Pid>,
 }
 
-impl States {
+impl Trial {
     /// From now on.
-    ///
-    /// # Errors
-    /// When the log can't be read.
-    pub fn from_now(log: &Path) -> Result<Self> {
+    fn from_now(log: &Path) -> Result<Self> {
         let mut log = File::open(log)?;
         log.seek(SeekFrom::End(0))?;
-        Ok(Self { log, part: String::new() })
+        Ok(Self { log, part: String::new(), state: None, process: None })
     }
 
-    /// States that trials have entered since this was last asked, the last one last.
-    ///
-    /// # Errors
-    /// When the log can't be read.
-    pub fn entered(&mut self) -> Result<Vec<String>> {
+    /// Reads on.
+    fn read(&mut self) -> Result<()> {
         self.log.read_to_string(&mut self.part)?;
         let rest = self.part.split_off(self.part.rfind('\n').map_or(0, |last| last + 1));
         let lines = std::mem::replace(&mut self.part, rest);
-        let name = |line: &str| line.split_once("enters=\"")?.1.split('"').next().map(str::to_owned);
-        Ok(lines.lines().filter_map(name).collect())
+        let field = |line: &str, name: &str| {
+            let value = line.split_once(name)?.1;
+            value.trim_start_matches('"').split(['"', ' ']).next().map(str::to_owned)
+        };
+        for line in lines.lines() {
+            if let Some(state) = field(line, "enters=") {
+                if state == "SettingUp" {
+                    self.process = None;
+                }
+                self.state = Some(state);
+            }
+            if let Some(process) = field(line, "process=") {
+                self.process = process.parse().ok().map(Pid::from_raw);
+            }
+        }
+        Ok(())
     }
 }
 
-/// Waits until a trial on host `index` enters `state`; the host's log from there on. `None` if `id` is over before.
-fn wait_until(fleet: &Fleet, id: &str, index: usize, state: &str) -> Result<Option<States>> {
+type Strike<'f> = dyn FnMut(&mut Fleet, usize, Option<Pid>) -> Result<()> + 'f;
+type Mend<'f> = dyn FnMut(&mut Fleet, usize) -> Result<()> + 'f;
+type Check<'f> = dyn FnMut(&mut Fleet, &str, &[String]) -> Result<()> + 'f;
+
+/// A fault for trials at each of some states.
+pub struct Fault<'f> {
+    /// The states.
+    pub states: &'f [&'f str],
+    /// Whether it strikes the process of an end, which must be there.
+    pub of_an_end: bool,
+    /// What it does, on a host, to the process of its end.
+    pub strike: &'f mut Strike<'f>,
+    /// What follows.
+    pub mend: &'f mut Mend<'f>,
+    /// What must hold of a campaign in the end, which was struck in these states.
+    pub check: &'f mut Check<'f>,
+}
+
+/// Waits until a trial on host `index` is in `state`. `None` if campaign `id` is over before.
+fn wait_until(fleet: &Fleet, id: &str, index: usize, state: &str, of_an_end: bool) -> Result<Option<Trial>> {
     let log = fleet.hosts[index].agent.as_ref().context("an agent runs")?.log.clone();
-    let mut states = States::from_now(&log)?;
+    let mut trial = Trial::from_now(&log)?;
     let (deadline, mut asked) = (Instant::now() + LIMIT, Instant::now());
     while Instant::now() < deadline {
-        if states.entered()?.iter().any(|entered| entered == state) {
-            return Ok(Some(states));
+        trial.read()?;
+        if trial.state.as_deref() == Some(state) && (trial.process.is_some() || !of_an_end) {
+            return Ok(Some(trial));
         }
         if asked.elapsed() > Duration::from_millis(200) {
             asked = Instant::now();
@@ -59,45 +94,40 @@ fn wait_until(fleet: &Fleet, id: &str, index: usize, state: &str) -> Result<Opti
         // Some states last for a millisecond.
         std::thread::park_timeout(Duration::from_micros(200));
     }
-    bail!("no trial entered {state} within {LIMIT:?}")
+    bail!("no trial was in {state} within {LIMIT:?}")
 }
 
-/// Strikes trials at each of `states`, on the hosts in turn, until each has been met; `mend` follows each blow that had
-/// something to strike. Between the word of the log and the blow the trial may have gone on: which state was met is what
-/// the log says right after it. After some attempts without a hit a state of `brief` is left. How many blows it took.
+/// Runs campaigns and strikes trials, on the hosts in turn, until a blow has met each state. Between the word of the log
+/// and the blow a trial may go on: which state was met is what the log says right after it.
 ///
 /// # Errors
-/// When a state is not met, or something can't be struck or mended.
-pub fn at_every_state(
-    fleet: &mut Fleet,
-    id: &str,
-    states: &[&str],
-    brief: &[&str],
-    mut strike: impl FnMut(&mut Fleet, usize) -> Result<bool>,
-    mut mend: impl FnMut(&mut Fleet, usize) -> Result<()>,
-) -> Result<u32> {
-    let (mut met, mut blows) = (BTreeSet::new(), 0);
-    for state in states {
-        let mut attempts = 0;
-        while !met.contains(*state) {
-            attempts += 1;
-            let index = blows as usize % fleet.hosts.len();
-            let Some(mut log) = wait_until(fleet, id, index, state)? else {
-                bail!("the campaign was over before {state} was met; met: {met:?}")
+/// When a state is never met, or a campaign does not end as it must.
+pub fn at_every_state(fleet: &mut Fleet, campaign: &str, fault: &mut Fault<'_>) -> Result<()> {
+    let mut missing: VecDeque<&str> = fault.states.iter().copied().collect();
+    let mut turn = 0;
+    for _ in 0..CAMPAIGNS {
+        let id = fleet.submit(campaign)?;
+        let mut met = Vec::new();
+        while let Some(state) = missing.pop_front() {
+            let index = turn % fleet.hosts.len();
+            let Some(mut trial) = wait_until(fleet, &id, index, state, fault.of_an_end)? else {
+                missing.push_front(state);
+                break;
             };
-            if strike(fleet, index)? {
-                blows += 1;
-                met.insert(log.entered()?.pop().unwrap_or_else(|| (*state).to_owned()));
-                mend(fleet, index)?;
-            }
-            if attempts >= 4 {
-                if met.contains(*state) || brief.contains(state) {
-                    break;
-                }
-                bail!("{state} was not met in {attempts} attempts; met: {met:?}");
-            }
+            turn += 1;
+            (fault.strike)(fleet, index, trial.process)?;
+            trial.read()?;
+            let state_met = trial.state.unwrap_or_else(|| state.to_owned());
+            missing.push_back(state);
+            missing.retain(|missing| *missing != state_met);
+            met.push(state_met);
+            (fault.mend)(fleet, index)?;
+        }
+        (fault.check)(fleet, &id, &met)?;
+        if missing.is_empty() {
+            return Ok(());
         }
     }
-    println!("{blows} blows met trials at {met:?}");
-    Ok(blows)
+    ensure!(missing.is_empty(), "no blow has met a trial in {missing:?}");
+    Ok(())
 }

@@ -16,7 +16,7 @@ mod readme;
 
 fn main() {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(6);
+    arguments.test_threads.get_or_insert(4);
     // Those that wait for long first.
     let mut tests = faults::tests();
     tests.extend(connections::tests());

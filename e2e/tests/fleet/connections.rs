@@ -1,7 +1,5 @@
 //! Who may speak, and connections that break: the orchestrator killed, certificates of others, another version.
 
-use std::time::Duration;
-
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
@@ -15,44 +13,12 @@ use toll_e2e::suite::test;
 pub fn tests() -> Vec<Trial> {
     let lacks = [no_fleet(), no_kvm(), no_tun()];
     vec![
-        test("kill_9_of_the_orchestrator_loses_nothing", &lacks, kill_orchestrator),
         test("an_orchestrator_that_stands_still_beyond_the_timeouts", &lacks, orchestrator_stands_still),
         test("a_stopped_orchestrator_goes_on_where_it_was", &lacks[..1], stop_orchestrator),
         test("a_certificate_of_another_authority_is_refused_both_ways", &lacks[..1], wrong_certificate),
         test("an_agent_under_another_name_than_its_certificates_is_refused", &lacks[..1], wrong_name),
         test("a_fleet_certificate_speaks_for_any_host", &lacks[..1], fleet_certificate),
     ]
-}
-
-/// The orchestrator is killed again and again while trials run; each time the next one goes on, with the results that
-/// the agents have meanwhile.
-fn kill_orchestrator() -> Result<()> {
-    on(Fleet::up(4)?, |fleet| {
-        let id = fleet.submit(&fleet_campaign(&[NATIVE, VIRTIO], 2, "700ms", "pairs: ring"))?;
-        for round in 1..=3 {
-            wait_for("trials under way", LIMIT, || {
-                let status = fleet.status(&id)?;
-                let over = status.counts.is_some_and(|counts| counts.over() >= 4 * round);
-                Ok((over && !status.running.is_empty()).then_some(()))
-            })?;
-            let mut orchestrator = fleet.orchestrator.take().context("it runs")?;
-            orchestrator.kill()?;
-            fleet.start_orchestrator(&[])?;
-        }
-        let (_, status) = fleet.result(&id, Duration::from_secs(120))?;
-        let counts = status.counts.context("counts")?;
-        ensure!(counts.measured == counts.planned, "{counts:?}");
-        for index in 0..4 {
-            // The next process told them so (RFC 9000, 10.3): they did not wait until the old one was silent for long.
-            ensure!(agent_log(fleet, index)?.contains("reset by peer"), "an agent was not told of the loss");
-        }
-        fleet.nothing_left()
-    })
-}
-
-fn agent_log(fleet: &Fleet, index: usize) -> Result<String> {
-    let agent = fleet.hosts[index].agent.as_ref().context("it runs")?;
-    Ok(std::fs::read_to_string(&agent.log)?)
 }
 
 /// An orchestrator that is stopped until its agents have lost it.
@@ -63,7 +29,7 @@ fn orchestrator_stands_still() -> Result<()> {
         let orchestrator = fleet.orchestrator.as_ref().context("it runs")?;
         orchestrator.signal(Signal::SIGSTOP)?;
         wait_for("the loss", LIMIT, || {
-            let lost = |index| Ok::<_, anyhow::Error>(agent_log(fleet, index)?.contains("timed out"));
+            let lost = |index| Ok::<_, anyhow::Error>(fleet.agent_log(index)?.contains("timed out"));
             Ok((lost(0)? && lost(1)?).then_some(()))
         })?;
         orchestrator.signal(Signal::SIGCONT)?;

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use toll_e2e::campaigns::{NATIVE, VIRTIO, fleet_campaign};
-use toll_e2e::fleet::{Fleet, LIMIT, no_fleet, shell};
-use toll_e2e::machine::{descendants, is_end, no_kvm, no_tun, pass, wait_for};
-use toll_e2e::moments::at_every_state;
-use toll_e2e::programs;
+use toll_e2e::fleet::{Fleet, LIMIT, no_fleet};
+use toll_e2e::machine::{no_kvm, no_tun, pass, wait_for};
+use toll_e2e::moments::{Fault, at_every_state};
 use toll_protocol::service::{AgentState, AgentStatus};
 
 use crate::measuring::on;
@@ -21,121 +20,172 @@ use toll_e2e::suite::test;
 const SECOND: &str = "{name: second, native: {}}";
 /// States of a trial on a host, in their order (`node-agent/src/trial.rs`).
 const STATES: [&str; 7] = ["SettingUp", "Starting", "Attaching", "Ready", "Running", "Releasing", "Released"];
-/// Those in which its end is a process.
+/// Those in which its end is a process that has something to do.
 const WITH_VMM: [&str; 4] = ["Starting", "Attaching", "Ready", "Running"];
 const WITH_ENDPOINT: [&str; 3] = ["Starting", "Ready", "Running"];
-/// Those that are over within some milliseconds, maybe before a fault that was meant for them.
-const BRIEF: [&str; 5] = ["SettingUp", "Starting", "Attaching", "Ready", "Released"];
+/// Those in which it has been measured.
+const MEASURED: [&str; 2] = ["Releasing", "Released"];
 
 pub fn tests() -> Vec<Trial> {
     let lacks = [no_fleet(), no_kvm(), no_tun()];
     vec![
         test("a_vmm_that_stands_still_at_every_state", &lacks, || {
-            end_gets(Signal::SIGSTOP, VIRTIO, &WITH_VMM, "toll-vmm")
+            end_gets(Signal::SIGSTOP, VIRTIO, &WITH_VMM)
         }),
         test("an_agent_that_stands_still_beyond_the_timeouts_at_every_state", &lacks, stop_agent),
         test("an_agent_that_stays_away_costs_its_trials_alone", &lacks[..1], agent_away),
         test("an_endpoint_that_stands_still_at_every_state", &lacks[..1], || {
-            end_gets(Signal::SIGSTOP, SECOND, &WITH_ENDPOINT, "toll-endpoint")
+            end_gets(Signal::SIGSTOP, SECOND, &WITH_ENDPOINT)
         }),
         test("a_link_that_goes_down_and_up_at_every_state", &lacks, link),
         test("kill_9_of_an_agent_at_every_state", &lacks, kill_agent),
-        test("kill_9_of_a_vmm_at_every_state", &lacks, || {
-            end_gets(Signal::SIGKILL, VIRTIO, &WITH_VMM, "toll-vmm")
-        }),
+        test("kill_9_of_the_orchestrator_at_every_state_loses_nothing", &lacks, kill_orchestrator),
+        test("kill_9_of_a_vmm_at_every_state", &lacks, || end_gets(Signal::SIGKILL, VIRTIO, &WITH_VMM)),
         test("kill_9_of_an_endpoint_at_every_state", &lacks[..1], || {
-            end_gets(Signal::SIGKILL, SECOND, &WITH_ENDPOINT, "toll-endpoint")
+            end_gets(Signal::SIGKILL, SECOND, &WITH_ENDPOINT)
         }),
     ]
 }
 
-/// The end of a campaign that was disturbed: it adds up, most of it was measured, nothing is left.
-fn ends(fleet: &Fleet, id: &str, disturbed: u32) -> Result<()> {
+/// Strikes trials on a fleet of four hosts at every state, whose own traffic must not notice and whose networks must be
+/// the same in the end.
+fn disturb(campaign: &str, mut fault: Fault<'_>) -> Result<()> {
+    on(Fleet::up(4)?, |fleet| {
+        let before: Vec<String> = (0..4).map(|index| fleet.network(index)).collect::<Result<_>>()?;
+        let bystanders = fleet.bystanders()?;
+        at_every_state(fleet, campaign, &mut fault)?;
+        for (bystander, index) in bystanders.into_iter().zip(0..) {
+            let noticed = bystander.stop()?;
+            ensure!(noticed.answers > 100, "a bystander stood still: {noticed:?}");
+            ensure!(fleet.network(index)? == before[index], "the network of a host has changed");
+        }
+        Ok(())
+    })
+}
+
+/// What a blow may cost.
+#[derive(Clone, Copy)]
+enum Cost {
+    /// Nothing: the trial is measured all the same.
+    Nothing,
+    /// The trial, if it was not measured yet: it has failed.
+    Failure,
+    /// The trial: it has failed, or what became of it is not known.
+    Loss,
+}
+
+/// The end of a campaign that was struck: it adds up, a blow costs no more than it may, nothing is left.
+fn ends(fleet: &Fleet, id: &str, met: &[String], cost: Cost) -> Result<()> {
     let (_, status) = fleet.result(id, Duration::from_secs(180))?;
     let counts = status.counts.context("counts")?;
-    ensure!(counts.measured + 2 * disturbed >= counts.planned, "{disturbed} faults cost {counts:?}");
+    let early = met.iter().filter(|state| !MEASURED.contains(&state.as_str())).count();
+    let (unmeasured, lost) = match cost {
+        Cost::Nothing => (0, 0),
+        Cost::Failure => (early, 0),
+        Cost::Loss => (met.len(), met.len()),
+    };
+    let missing = (counts.planned - counts.measured) as usize;
+    ensure!(
+        missing <= unmeasured && counts.lost as usize <= lost && counts.skipped == 0,
+        "blows at {met:?} cost {counts:?}"
+    );
     fleet.nothing_left()
 }
 
-/// More trials than faults can take.
-fn disturbed(arms: &[&str], blocks: u32) -> String {
-    fleet_campaign(arms, blocks, "100ms", "pairs: all")
+/// So many trials that each state can be met.
+fn trials(arms: &[&str], blocks: u32) -> String {
+    fleet_campaign(arms, blocks, "100ms", "pairs: ring")
 }
 
 fn kill_agent() -> Result<()> {
-    on(Fleet::up(2)?, |fleet| {
-        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 4))?;
-        let strike = |fleet: &mut Fleet, index: usize| {
-            fleet.hosts[index].agent.as_mut().context("it runs")?.kill()?;
-            Ok(true)
-        };
-        let mend = |fleet: &mut Fleet, index| {
+    let fault = Fault {
+        states: &STATES,
+        of_an_end: false,
+        strike: &mut |fleet, index, _| fleet.hosts[index].agent.as_mut().context("it runs")?.kill(),
+        mend: &mut |fleet, index| {
             fleet.start_agent(index, &[])?;
-            fleet.wait_for_agents(2)
-        };
-        let blows = at_every_state(fleet, &id, &STATES, &BRIEF, strike, mend)?;
-        ends(fleet, &id, blows)
-    })
+            fleet.wait_for_agents(4)
+        },
+        check: &mut |fleet, id, met| ends(fleet, id, met, Cost::Loss),
+    };
+    disturb(&trials(&[NATIVE, VIRTIO], 1), fault)
 }
 
-/// The end of a trial on a host, if there is one now.
-fn end(fleet: &Fleet, index: usize, name: &str) -> Result<Option<Pid>> {
-    let agent = fleet.hosts[index].agent.as_ref().context("it runs")?.id();
-    let family = descendants(&programs::directory()?, agent.as_raw())?;
-    let end = family.into_iter().find(|(pid, found)| found == name && is_end(*pid));
-    Ok(end.map(|(pid, _)| Pid::from_raw(pid)))
+/// Whoever was measured hands its result in to the next process; whoever runs goes on.
+fn kill_orchestrator() -> Result<()> {
+    let fault = Fault {
+        states: &STATES,
+        of_an_end: false,
+        strike: &mut |fleet, _, _| fleet.orchestrator.as_mut().context("it runs")?.kill(),
+        mend: &mut |fleet, _| {
+            fleet.start_orchestrator(&[])?;
+            fleet.wait_for_agents(4)
+        },
+        check: &mut |fleet, id, met| {
+            ends(fleet, id, met, Cost::Nothing)?;
+            for index in 0..4 {
+                // The next process told them so (RFC 9000, 10.3): they did not wait until the old one was silent for
+                // long.
+                let log = fleet.agent_log(index)?;
+                ensure!(met.is_empty() || log.contains("reset by peer"), "an agent was not told of the loss");
+            }
+            Ok(())
+        },
+    };
+    disturb(&trials(&[NATIVE, VIRTIO], 1), fault)
 }
 
 /// Sends `signal` to the ends of trials at every state that has one.
-fn end_gets(signal: Signal, arm: &str, states: &[&str], name: &str) -> Result<()> {
-    on(Fleet::up(2)?, |fleet| {
-        let id = fleet.submit(&disturbed(&[NATIVE, arm], 5))?;
-        let strike = |fleet: &mut Fleet, index: usize| {
-            let Some(end) = end(fleet, index, name)? else { return Ok(false) };
-            Ok(kill(end, signal).is_ok())
-        };
-        let blows = at_every_state(fleet, &id, states, &BRIEF, strike, |_, _| Ok(()))?;
-        ends(fleet, &id, blows)
-    })
+fn end_gets(signal: Signal, arm: &str, states: &[&str]) -> Result<()> {
+    let fault = Fault {
+        states,
+        of_an_end: true,
+        strike: &mut |_, _, end| match kill(end.context("it has an end")?, signal) {
+            // It has ended meanwhile: the state says so.
+            Ok(()) | Err(Errno::ESRCH) => Ok(()),
+            Err(error) => Err(error.into()),
+        },
+        mend: &mut |_, _| Ok(()),
+        check: &mut |fleet, id, met| ends(fleet, id, met, Cost::Failure),
+    };
+    disturb(&trials(&[NATIVE, arm], 1), fault)
 }
 
 fn link() -> Result<()> {
-    on(Fleet::up(2)?, |fleet| {
-        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 4))?;
-        let set = |fleet: &Fleet, index: usize, to: &str| {
-            shell(&fleet.wire, &format!("ip link set port{} {to}", index + 1))
-        };
-        let strike = |fleet: &mut Fleet, index| set(fleet, index, "down").map(|_| true);
-        let mend = |fleet: &mut Fleet, index| {
+    let fault = Fault {
+        states: &STATES,
+        of_an_end: false,
+        strike: &mut |fleet, index, _| fleet.set_link(index, false),
+        mend: &mut |fleet, index| {
             pass(Duration::from_millis(300));
-            set(fleet, index, "up").map(drop)
-        };
-        let blows = at_every_state(fleet, &id, &STATES, &BRIEF, strike, mend)?;
-        ends(fleet, &id, blows)
-    })
+            fleet.set_link(index, true)
+        },
+        check: &mut |fleet, id, met| ends(fleet, id, met, Cost::Failure),
+    };
+    disturb(&trials(&[NATIVE, VIRTIO], 1), fault)
 }
 
 /// An agent that is stopped for longer than its connection may be silent and shorter than it is waited for: the
 /// orchestrator loses it and gets it back, with the result.
 fn stop_agent() -> Result<()> {
-    on(Fleet::up(2)?, |fleet| {
-        let id = fleet.submit(&disturbed(&[NATIVE, VIRTIO], 4))?;
-        let strike = |fleet: &mut Fleet, index: usize| {
-            fleet.hosts[index].agent.as_ref().context("it runs")?.signal(Signal::SIGSTOP)?;
-            Ok(true)
-        };
-        let mend = |fleet: &mut Fleet, index: usize| {
+    let fault = Fault {
+        states: &STATES,
+        of_an_end: false,
+        strike: &mut |fleet, index, _| {
+            fleet.hosts[index].agent.as_ref().context("it runs")?.signal(Signal::SIGSTOP)
+        },
+        mend: &mut |fleet, index| {
             let host = &fleet.hosts[index];
             wait_for("the loss", LIMIT, || {
                 let away = |agent: &AgentStatus| agent.name == host.name && agent.state == AgentState::Away;
                 Ok(fleet.agents()?.iter().any(away).then_some(()))
             })?;
             host.agent.as_ref().context("it runs")?.signal(Signal::SIGCONT)?;
-            fleet.wait_for_agents(2)
-        };
-        let blows = at_every_state(fleet, &id, &STATES, &BRIEF, strike, mend)?;
-        ends(fleet, &id, blows)
-    })
+            fleet.wait_for_agents(4)
+        },
+        check: &mut |fleet, id, met| ends(fleet, id, met, Cost::Failure),
+    };
+    disturb(&trials(&[NATIVE, VIRTIO], 1), fault)
 }
 
 fn agent_away() -> Result<()> {

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use toll_e2e::bystander::Bystander;
 use toll_e2e::campaigns::{NATIVE, PCNET, VIRTIO, fleet_campaign};
 use toll_e2e::fleet::{Fleet, LIMIT, no_fleet};
 use toll_e2e::machine::{no_kvm, no_tun, wait_for};
@@ -31,12 +30,7 @@ pub fn on(mut fleet: Fleet, body: impl FnOnce(&mut Fleet) -> Result<()>) -> Resu
 fn measure() -> Result<()> {
     on(Fleet::up(4)?, |fleet| {
         let before: Vec<String> = (0..4).map(|index| fleet.network(index)).collect::<Result<_>>()?;
-        let bystanders: Vec<Bystander> = fleet
-            .hosts
-            .iter()
-            .zip(1..)
-            .map(|(host, n)| Bystander::start(&fleet.wire, &host.namespace, &format!("10.91.0.{n}")))
-            .collect::<Result<_>>()?;
+        let bystanders = fleet.bystanders()?;
         let id = fleet.submit(&fleet_campaign(&[NATIVE, PCNET, VIRTIO], 1, "300ms", "pairs: ring"))?;
         let mut most = 0;
         wait_for("two trials at once", LIMIT, || {
@@ -129,7 +123,7 @@ fn bad_campaign() -> Result<()> {
         let told = fleet.run(["submit".as_ref(), file.as_os_str()])?;
         ensure!(told.status.code() == Some(3), "{told:?}");
         let script = format!(
-            "exec 3<>/dev/tcp/127.0.0.1/8080; printf 'POST /api/v1/campaigns HTTP/1.1\\r\\nHost: x\\r\\nConnection: \
+            "exec 3<>/dev/tcp/127.0.0.1/8080; printf 'POST /api/v1/campaigns HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: \
              close\\r\\nContent-Length: %s\\r\\n\\r\\n' $(stat -c %s {0}) >&3; cat {0} >&3; cat <&3",
             file.display()
         );

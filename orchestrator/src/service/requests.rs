@@ -19,7 +19,7 @@ impl<O: Observer> Service<O> {
     pub(super) fn asked(&mut self, request: Request) -> Result<(), ServiceError> {
         match request {
             Request::Submit { id, manifest, campaign, answer } => {
-                self.submit(id, &manifest, *campaign, answer)?
+                self.submit(id, &manifest, *campaign, answer)?;
             }
             Request::Cancel { id, reason, answer } => self.cancel(&id, reason, answer)?,
             // Whoever asked may have gone meanwhile: that is no fault, here and below.
