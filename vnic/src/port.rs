@@ -1,7 +1,9 @@
 //! The host side of an adapter: where its frames go and come from. One trait, so that loss, shaping and capture
 //! can wrap any port.
 
+pub mod capture;
 mod descriptor;
+pub mod impaired;
 pub mod macvtap;
 pub mod memory;
 pub mod tap;

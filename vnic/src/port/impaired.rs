@@ -1,0 +1,195 @@
+//! A port whose wire is worse than it is: slower, longer, with loss, with frames twice or in another order. Both
+//! directions have the same impairments and their own fate, drawn from a seed.
+//!
+//! ```text
+//!  adapter --send-----> lane --due--> port
+//!  adapter <--due-- lane <--receive-- port
+//!                    |
+//!                    +-- timer: when the next frame of either lane is due, the descriptor is readable
+//! ```
+
+mod lane;
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+
+use super::{Port, PortError, Sent};
+use lane::Lane;
+
+const NAME: &str = "impaired port";
+/// Frames that one call takes from the port behind: those that a burst of the fastest wire brings meanwhile.
+const BURST: usize = 64;
+/// The longest frame, GSO frames included.
+const LONGEST: usize = 65_536 + 14 + 12;
+
+/// What is wrong with a wire. All zero: nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Impairments {
+    /// Bits a second; 0: as many as there are.
+    pub rate: u64,
+    /// How long a frame is under way.
+    pub delay: Duration,
+    /// Share of the frames that are lost, 0 to 1.
+    pub loss: f64,
+    /// Share of the frames that come twice, 0 to 1.
+    pub duplicate: f64,
+    /// Share of the frames that overtake those before them, 0 to 1: they are not delayed. Of use with a delay.
+    pub reorder: f64,
+    /// Fate is drawn from it: the same seed and the same frames have the same fate.
+    pub seed: u64,
+}
+
+/// A port with impairments.
+pub struct Impaired {
+    port: Box<dyn Port>,
+    outgoing: Lane,
+    incoming: Lane,
+    timer: TimerFd,
+    ready: Epoll,
+    began: Instant,
+    /// What the timer is set to.
+    alarm: Option<Duration>,
+    buffer: Vec<u8>,
+}
+
+fn failed(call: &'static str) -> impl Fn(Errno) -> PortError {
+    move |error| PortError::Io { call, port: NAME.to_owned(), source: error.into() }
+}
+
+impl Impaired {
+    /// `port` behind a wire with `impairments`.
+    ///
+    /// # Errors
+    /// [`PortError::Io`] if the process has no descriptor left.
+    pub fn new(port: Box<dyn Port>, impairments: Impairments) -> Result<Self, PortError> {
+        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(failed("timerfd_create"))?;
+        let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("epoll_create1"))?;
+        let event = || EpollEvent::new(EpollFlags::EPOLLIN, 0);
+        ready.add(timer.as_fd(), event()).map_err(failed("epoll_ctl"))?;
+        if let Some(fd) = port.fd() {
+            ready.add(fd, event()).map_err(failed("epoll_ctl"))?;
+        }
+        Ok(Self {
+            port,
+            outgoing: Lane::new(impairments, impairments.seed),
+            // Another fate for the other direction.
+            incoming: Lane::new(impairments, !impairments.seed),
+            timer,
+            ready,
+            began: Instant::now(),
+            alarm: None,
+            buffer: vec![0; LONGEST],
+        })
+    }
+
+    /// Moves what is due, and sets the timer to what will be.
+    fn turn(&mut self) -> Result<(), PortError> {
+        let now = self.began.elapsed();
+        for _ in 0..BURST {
+            let Some(length) = self.port.receive(&mut [IoSliceMut::new(&mut self.buffer)])? else { break };
+            self.incoming.enter(&[IoSlice::new(&self.buffer[..length])], now);
+        }
+        while let Some(frame) = self.outgoing.leave(now) {
+            // What the port behind has no room for is lost there.
+            self.port.send(&[IoSlice::new(&frame)])?;
+            self.outgoing.spare(frame);
+        }
+        let next = self.outgoing.due().into_iter().chain(self.incoming.due()).min();
+        if next != self.alarm {
+            self.alarm = next;
+            // A time that has passed would disarm the timer if it were 0.
+            let at = next.map(|due| due.saturating_sub(now).max(Duration::from_nanos(1)));
+            match at {
+                Some(at) => {
+                    let expiration = Expiration::OneShot(TimeSpec::from_duration(at));
+                    self.timer
+                        .set(expiration, TimerSetTimeFlags::empty())
+                        .map_err(failed("timerfd_settime"))?;
+                }
+                None => self.timer.unset().map_err(failed("timerfd_settime"))?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Port for Impaired {
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+        let taken = self.outgoing.enter(parts, self.began.elapsed());
+        self.turn()?;
+        Ok(if taken { Sent::Taken } else { Sent::Dropped })
+    }
+
+    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+        self.turn()?;
+        let Some(frame) = self.incoming.leave(self.began.elapsed()) else { return Ok(None) };
+        let mut copied = 0;
+        for part in parts {
+            let count = part.len().min(frame.len() - copied);
+            part[..count].copy_from_slice(&frame[copied..copied + count]);
+            copied += count;
+        }
+        self.incoming.spare(frame);
+        Ok(Some(copied))
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.ready.0.as_fd())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+    use crate::port::memory::pair;
+
+    fn wait(port: &Impaired, milliseconds: u16) -> bool {
+        let mut fds = [PollFd::new(port.fd().unwrap(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::from(milliseconds)).unwrap() == 1
+    }
+
+    #[test]
+    fn a_delayed_frame_comes_when_the_descriptor_says_so_and_not_before() {
+        let (near, mut far) = pair(8).unwrap();
+        let delay = Duration::from_millis(30);
+        let mut port =
+            Impaired::new(Box::new(near), Impairments { delay, ..Impairments::default() }).unwrap();
+        let began = Instant::now();
+        far.send(&[IoSlice::new(b"hello")]).unwrap();
+        let mut room = [0; 8];
+        loop {
+            assert!(wait(&port, 5000), "the frame never came");
+            if let Some(length) = port.receive(&mut [IoSliceMut::new(&mut room)]).unwrap() {
+                assert_eq!(&room[..length], b"hello");
+                break;
+            }
+        }
+        assert!(began.elapsed() >= delay, "it came after {:?}", began.elapsed());
+        // Nothing is due any more: the descriptor is quiet.
+        assert_eq!(port.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), None);
+        assert!(!wait(&port, 0));
+    }
+
+    #[test]
+    fn a_delayed_frame_leaves_when_the_port_is_served() {
+        let (near, mut far) = pair(8).unwrap();
+        let delay = Duration::from_millis(20);
+        let mut port =
+            Impaired::new(Box::new(near), Impairments { delay, ..Impairments::default() }).unwrap();
+        assert_eq!(port.send(&[IoSlice::new(b"bye")]).unwrap(), Sent::Taken);
+        let mut room = [0; 8];
+        assert_eq!(far.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), None);
+        assert!(wait(&port, 5000), "nobody is told that it is due");
+        assert_eq!(port.receive(&mut [IoSliceMut::new(&mut [0; 8])]).unwrap(), None);
+        assert_eq!(far.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), Some(3));
+    }
+}
