@@ -141,18 +141,22 @@ fn a_plan_that_no_memory_holds_is_refused() {
 #[test]
 fn a_fleet_that_makes_it_too_large_is_told() {
     let text = GOOD.replace("lab: {count: 2, link: {rate: 10Gbit, mtu: 1500}}", "select: {}");
-    let campaign = parse(&text.replace("  gates:", "  blocks: 1000\n  gates:")).expect("is good for two hosts");
+    let campaign =
+        parse(&text.replace("  gates:", "  blocks: 1000\n  gates:")).expect("is good for two hosts");
     assert_eq!((campaign.trials(2), campaign.too_large(2)), (4000, None));
     let why = campaign.too_large(1000).expect("is too much for a thousand");
     assert!(why.starts_with("has 1998000000 trials on 1000 hosts"), "{why}");
-    let found = parse(&text.replace("select: {}", "select: {atLeast: 400}").replace("  gates:", "  blocks: 1000\n  gates:"));
+    let found = parse(
+        &text.replace("select: {}", "select: {atLeast: 400}").replace("  gates:", "  blocks: 1000\n  gates:"),
+    );
     assert!(found.expect_err("it would never run")[0].message.contains("on 400 hosts"));
 }
 
 #[test]
 fn a_document_with_a_hundred_thousand_mistakes_is_answered_at_once() {
     let many = "    - {name: A}\n".repeat(60_000);
-    let found = parse(&GOOD.replace("  workloads:\n", &format!("{many}  workloads:\n"))).expect_err("too many");
+    let found =
+        parse(&GOOD.replace("  workloads:\n", &format!("{many}  workloads:\n"))).expect_err("too many");
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].message.contains("has 60002 entries; at most 64 are taken"), "{found:?}");
     let some = "    - {name: A}\n".repeat(60);

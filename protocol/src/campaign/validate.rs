@@ -92,10 +92,8 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
     let at_least = select.as_ref().map(|select| select.at_least);
     let campaign =
         Campaign { name, select, lab, pairs: spec.pairs, arms, workloads, blocks, seed: spec.seed, gates };
-    if let Some(why) = [lab.map(|lab| lab.count), at_least]
-        .into_iter()
-        .flatten()
-        .find_map(|hosts| campaign.too_large(hosts))
+    if let Some(why) =
+        [lab.map(|lab| lab.count), at_least].into_iter().flatten().find_map(|hosts| campaign.too_large(hosts))
     {
         out.add(&[Field("spec")], why);
     }
