@@ -13,11 +13,11 @@
 //! and MTU are never touched. Names and aliases (`toll trial <id>`) carry the trial's id, so that whatever an agent left
 //! behind when it was killed is found by the next one.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
@@ -29,6 +29,7 @@ use toll_protocol::units::{AddressRange, InterfaceAddress, MacAddress};
 mod device;
 mod error;
 mod fitness;
+mod free;
 mod links;
 mod probe;
 mod routes;
@@ -36,13 +37,11 @@ mod routes;
 use device::Announcements;
 pub use error::NetworkError;
 use error::TIMEOUT;
+use free::FreeAddresses;
 use links::{Kind, Link};
 
 /// What the alias of everything made for a trial begins with.
 const ALIAS: &str = "toll trial ";
-/// Addresses that are remembered as free. More than any range of guests has in use; an orchestrator that makes them up
-/// gets no more memory than this.
-const MOST_PROBED: usize = 4096;
 
 /// Name of a trial's bridge.
 pub fn bridge_name(trial: TrialId) -> String {
@@ -109,7 +108,7 @@ struct Known {
     /// Where the orchestrator was last dialled.
     orchestrator: Option<IpAddr>,
     /// Addresses that nobody else was found to use.
-    free: HashSet<Ipv4Addr>,
+    free: FreeAddresses,
 }
 
 impl Network {
@@ -189,6 +188,11 @@ impl Network {
         self.known().orchestrator = Some(orchestrator);
     }
 
+    /// A trial with this address has failed: somebody who has it too may be why, so they are asked again.
+    pub fn doubt(&self, address: Ipv4Addr) {
+        self.known().free.forget(address);
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         // Nothing in here panics half-way through a change.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -198,8 +202,8 @@ impl Network {
     /// TCP will use it.
     ///
     /// # Errors
-    /// [`NetworkError`]; the NIC is unfit if it is down, has no address, one that is alone in its network, or another
-    /// MTU.
+    /// [`NetworkError`]; the NIC is unfit if it is down or without carrier, has no address, one that is alone in its
+    /// network, or another MTU.
     pub async fn native_address(&self, mtu: u16) -> Result<InterfaceAddress, NetworkError> {
         within(async {
             let nic = self.find_nic().await?;
@@ -225,8 +229,8 @@ impl Network {
     /// Makes the host ready for a virtual end, and says what port its VMM is to open.
     ///
     /// # Errors
-    /// [`NetworkError`]; the NIC is unfit if it is down, has a smaller MTU than the trial, or if the way to the wire
-    /// would cut the host off; the address is refused if somebody uses it. What was made before the error is left
+    /// [`NetworkError`]; the NIC is unfit if it is down or without carrier, has a smaller MTU than the trial, or if the
+    /// way to the wire would cut the host off; the address is refused if somebody uses it. What was made before the error is left
     /// to [`tear_down`](Self::tear_down).
     pub async fn set_up(&self, trial: TrialId, station: &Station) -> Result<VmmPort, NetworkError> {
         within(async {
@@ -304,12 +308,12 @@ impl Network {
         .await
     }
 
-    /// Removes everything of a trial and looks whether it is gone. Returns what is left, and why.
+    /// Removes everything of a trial and looks whether it is gone. Returns what is left, and why. What has such a name
+    /// and was not made for the trial stays, and is nothing of it.
     pub async fn tear_down(&self, trial: TrialId) -> Vec<String> {
-        let (bridge, tap) = (bridge_name(trial), tap_name(trial));
-        match self.remove(|link| link.name == bridge || link.name == tap).await {
+        match self.remove(|link| made_for(link) == Some(trial)).await {
             Ok((_, leftovers)) => leftovers,
-            Err(error) => vec![format!("{bridge}: {}", crate::chain(&error))],
+            Err(error) => vec![format!("{}: {}", bridge_name(trial), crate::chain(&error))],
         }
     }
 
@@ -352,7 +356,10 @@ impl Network {
 
     async fn find_nic(&self) -> Result<Link, NetworkError> {
         let nic = links::find(&self.handle, &self.nic).await?;
-        if nic.up { Ok(nic) } else { Err(self.unfit("is down: set it up")) }
+        match fitness::of_cable(&nic) {
+            Some(why) => Err(self.unfit(why)),
+            None => Ok(nic),
+        }
     }
 
     /// Refuses a NIC whose loss would cut the host off.
@@ -384,18 +391,14 @@ impl Network {
         if routes::is_own_address(&self.handle, address).await? {
             return Err(NetworkError::AddressInUse { address, user: "this host".to_owned() });
         }
-        if self.wire == Wire::Exclusive || self.known().free.contains(&address) {
+        if self.wire == Wire::Exclusive || self.known().free.contains(address, Instant::now()) {
             return Ok(());
         }
         let user = probe::user_of(nic.index, address).await;
         if let Some(user) = user.map_err(|source| NetworkError::Probe { address, source })? {
             return Err(NetworkError::AddressInUse { address, user: user.to_string() });
         }
-        let mut known = self.known();
-        if known.free.len() >= MOST_PROBED {
-            known.free.clear();
-        }
-        known.free.insert(address);
+        self.known().free.insert(address, Instant::now());
         Ok(())
     }
 
@@ -426,7 +429,7 @@ mod tests {
         let alias = alias.map(str::to_owned);
         let name = name.to_owned();
         let kind = Kind::Bridge { forward_delay: 0 };
-        Link { index: 1, name, alias, mtu: 1500, controller: None, up: true, kind }
+        Link { index: 1, name, alias, mtu: 1500, controller: None, up: true, carrier: true, kind }
     }
 
     #[test]

@@ -205,6 +205,9 @@ impl Runner {
             }
             Command::Conclude(Err(failure)) => {
                 tracing::warn!(%trial, reason = failure.reason, "failed");
+                if held.port.is_some() {
+                    self.host.network.doubt(self.end.address.address);
+                }
                 self.send(FromAgent::Failed { trial, failure }).await;
             }
             Command::SendTornDown { leftovers } => {

@@ -23,6 +23,9 @@ pub const TESTS: &[Test] = &[
     ("links::the_sweep_takes_ours_and_nothing_else", the_sweep_takes_ours_and_nothing_else),
     ("links::a_nic_that_the_host_needs_is_refused", a_nic_that_the_host_needs_is_refused),
     ("links::an_unfit_nic_is_refused", an_unfit_nic_is_refused),
+    ("links::a_nic_without_carrier_is_refused", a_nic_without_carrier_is_refused),
+    ("links::a_doubted_address_is_asked_for_again", a_doubted_address_is_asked_for_again),
+    ("links::a_link_of_another_with_the_trials_name_stays", a_link_of_another_stays),
     ("links::one_agent_for_a_host", one_agent_for_a_host),
 ];
 
@@ -246,6 +249,8 @@ fn an_unfit_nic_is_refused() -> Result<(), Failed> {
     host.with_netlink(async |handle| {
         let alone = LinkVeth::new("alone0", "alone1").up().build();
         handle.link().add(alone).execute().await.expect("a pair");
+        let far = index(&handle, "alone1").await.expect("the other end");
+        handle.link().set(LinkUnspec::new_with_index(far).up().build()).execute().await.expect("up");
         let index = index(&handle, "alone0").await.expect("its end");
         let address = Ipv4Addr::new(10, 78, 0, 1).into();
         handle.address().add(index, address, 32).execute().await.expect("an address");
@@ -261,6 +266,58 @@ fn an_unfit_nic_is_refused() -> Result<(), Failed> {
     });
     let (bridged, native) = host.run(async || why(open().await, 1500).await);
     assert!(bridged.contains("is down") && native.contains("is down"), "{bridged} {native}");
+    Ok(())
+}
+
+fn a_nic_without_carrier_is_refused() -> Result<(), Failed> {
+    let (host, wire) = host();
+    wire.with_netlink(async |handle| {
+        let index = index(&handle, "far0").await.expect("the other end");
+        handle.link().set(LinkUnspec::new_with_index(index).down().build()).execute().await.expect("down");
+    });
+    host.run(async || {
+        let network = open().await;
+        let native = network.native_address(1500).await.expect_err("no carrier").to_string();
+        let bridged = network.set_up(TRIAL, &station(1500)).await.expect_err("no carrier").to_string();
+        for why in [native, bridged] {
+            assert!(why.starts_with("network interface nic0 has no carrier: "), "{why}");
+        }
+    });
+    Ok(())
+}
+
+fn a_doubted_address_is_asked_for_again() -> Result<(), Failed> {
+    let (host, wire) = host();
+    host.bridge("br0");
+    host.enslave(NIC, "br0");
+    let config =
+        NetworkConfig { nic: Some("br0".to_owned()), wire: Some(Wire::Bridge), ..NetworkConfig::default() };
+    host.run(async || {
+        let network = Network::open(config).await.expect("the network opens");
+        let station = station(1500);
+        network.set_up(TRIAL, &station).await.expect("nobody has it");
+        wire.address("far0", station.address);
+        network.set_up(TRIAL, &station).await.expect("it was free a moment ago");
+        network.doubt(station.address);
+        let why = network.set_up(TRIAL, &station).await.expect_err("somebody has it now").to_string();
+        assert!(why.starts_with("address 10.77.0.101 is in use by "), "{why}");
+    });
+    Ok(())
+}
+
+fn a_link_of_another_stays() -> Result<(), Failed> {
+    let (host, _wire) = host();
+    host.bridge(&bridge_name(TRIAL));
+    host.with_netlink(async |handle| {
+        let name = tap_name(TRIAL);
+        handle.link().add(LinkVeth::new(&name, "other0").build()).execute().await.expect("a pair");
+        let index = index(&handle, &name).await.expect("its end");
+        let named = LinkUnspec::new_with_index(index).alias("a virtual machine").build();
+        handle.link().set(named).execute().await.expect("named");
+    });
+    let before = host.links();
+    host.run(async || assert_eq!(open().await.tear_down(TRIAL).await, Vec::<String>::new()));
+    assert_eq!(host.links(), before);
     Ok(())
 }
 
