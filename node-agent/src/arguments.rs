@@ -10,7 +10,7 @@ use toll_node_agent::labels::Label;
 use toll_protocol::facts::Wire;
 use toll_protocol::units::AddressRange;
 
-/// Dials the orchestrator and runs the ends of trials on this host until SIGTERM or SIGINT.
+/// Dials the orchestrator and runs the ends of trials on this host until SIGTERM, SIGINT or SIGHUP.
 #[derive(Debug, Parser)]
 #[command(
     name = "toll-agent",

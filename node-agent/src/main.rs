@@ -11,12 +11,11 @@ use anyhow::Context;
 use arguments::{Arguments, Command, Run};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use tokio::signal::unix::{SignalKind, signal};
 use toll_node_agent::agent::{self, AgentConfig};
 use toll_node_agent::identity::Identity;
 use toll_node_agent::metrics::Metrics;
 use toll_node_agent::network::NetworkConfig;
-use toll_node_agent::{Exit, facts, labels};
+use toll_node_agent::{Exit, facts, labels, stop};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -85,11 +84,7 @@ fn run(arguments: Run, labels: BTreeMap<String, String>) -> anyhow::Result<()> {
 
 async fn serve(config: AgentConfig) -> anyhow::Result<()> {
     // First of all, so that no signal finds the agent unprepared.
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be waited for")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be waited for")?;
-    let stop = async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    };
+    let stop = stop::requested().context("signals can't be waited for")?;
     Ok(agent::run(config, stop).await?)
 }
 
