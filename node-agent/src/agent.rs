@@ -32,6 +32,10 @@ use crate::outbox::Outbox;
 use crate::runner::{Host, Runner, refusal};
 use crate::trial::Event;
 
+mod farewell;
+
+use farewell::say_the_last;
+
 /// Trials that are known at a time; refused ones count until they are torn down.
 const MOST_TRIALS: usize = 64;
 /// How long all trials may take to end when the agent is told to stop.
@@ -231,9 +235,12 @@ impl Agent {
         }
         // Dropped tasks drop their children, which kills them; then the sweep takes their links.
         self.tasks.shutdown().await;
-        let (found, left) = self.host.network.sweep().await?;
-        if !found.is_empty() {
-            tracing::warn!(?found, ?left, "removed at the end");
+        let swept = self.host.network.sweep().await;
+        match &swept {
+            Ok((found, left)) if !found.is_empty() => tracing::warn!(?found, ?left, "removed at the end"),
+            Ok(_) => {}
+            // Returned below: the orchestrator is owed its farewell all the same.
+            Err(error) => tracing::error!("the host could not be looked over: {}", crate::chain(error)),
         }
         while let Ok(message) = from_trials.try_recv() {
             self.outbox.push(message);
@@ -241,7 +248,8 @@ impl Agent {
         if let Some(error) = link_ended {
             return Err(AgentError::LinkEnded(error));
         }
-        let said = tokio::time::timeout(FAREWELL_TIMEOUT, self.say_the_last(&mut from_link)).await;
+        let last = say_the_last(&mut self.outbox, &self.to_link, &mut from_link);
+        let said = tokio::time::timeout(FAREWELL_TIMEOUT, last).await;
         // The receiver is gone only if the task has ended, which the next lines see.
         let _ = stop_link.send(());
         drop(from_link);
@@ -255,21 +263,7 @@ impl Agent {
         if self.outbox.unacknowledged() > 0 {
             tracing::warn!(outcomes = self.outbox.unacknowledged(), "not acknowledged at the end");
         }
-        Ok(())
-    }
-
-    /// Hands what is still to be said to the link, as long as it takes it.
-    async fn say_the_last(&mut self, from_link: &mut mpsc::Receiver<LinkEvent>) {
-        while let Some(message) = self.outbox.pop() {
-            tokio::select! {
-                sent = self.to_link.send(message) => if sent.is_err() { break },
-                event = from_link.recv() => match event {
-                    // Whatever else the orchestrator wants comes too late.
-                    Some(LinkEvent::Message(_) | LinkEvent::Connected(_) | LinkEvent::HelloWanted(_)) => {}
-                    Some(LinkEvent::Lost(_) | LinkEvent::NotConnected(_)) | None => break,
-                },
-            }
-        }
+        Ok(swept.map(drop)?)
     }
 
     fn stop_trials(&self) -> tokio::time::Instant {
