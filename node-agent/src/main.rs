@@ -67,6 +67,8 @@ fn run(arguments: Run, labels: BTreeMap<String, String>) -> anyhow::Result<()> {
             nic: arguments.nic,
             wire: arguments.wire.map(Into::into),
             guest_addresses: arguments.guest_addresses,
+            http: arguments.http.map(|http| http.ip()),
+            nic_is_spare: arguments.nic_is_spare,
         },
         identity,
         programs: programs()?,

@@ -17,7 +17,6 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
@@ -26,6 +25,7 @@ use toll_protocol::facts::Wire;
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::{AddressRange, InterfaceAddress, MacAddress};
 
+mod checks;
 mod device;
 mod error;
 mod fitness;
@@ -87,6 +87,10 @@ pub struct NetworkConfig {
     pub wire: Option<Wire>,
     /// Addresses that virtual ends may have; else any that nobody uses.
     pub guest_addresses: Option<AddressRange>,
+    /// Where the agent answers probes, if at one address.
+    pub http: Option<IpAddr>,
+    /// The user's word that the NIC carries nothing but trials, for what routes can't tell.
+    pub nic_is_spare: bool,
 }
 
 /// The network of the agent's host, as far as it is the agent's business.
@@ -97,6 +101,7 @@ pub struct Network {
     nic: String,
     wire: Wire,
     guest_addresses: Option<AddressRange>,
+    nic_is_spare: bool,
     known: Mutex<Known>,
     /// Bound as long as the agent lives: see [`Network::open`].
     _lock: UnixListener,
@@ -135,6 +140,7 @@ impl Network {
             nic: config.nic.clone().unwrap_or_default(),
             wire: config.wire.unwrap_or(Wire::Macvtap),
             guest_addresses: config.guest_addresses,
+            nic_is_spare: config.nic_is_spare,
             known: Mutex::default(),
             _lock: lock,
         };
@@ -158,6 +164,9 @@ impl Network {
         self.wire = config.wire.unwrap_or(if nic.is_bridge() { Wire::Bridge } else { Wire::Macvtap });
         if let Some(why) = fitness::of_kind(nic, &all, self.wire) {
             return Err(self.unfit(why));
+        }
+        if let (Wire::Exclusive, Some(http)) = (self.wire, config.http) {
+            self.check_http(nic, http).await?;
         }
         if let Some(range) = config.guest_addresses {
             let address = routes::ipv4_address(&self.handle, nic).await?;
@@ -360,46 +369,6 @@ impl Network {
             Some(why) => Err(self.unfit(why)),
             None => Ok(nic),
         }
-    }
-
-    /// Refuses a NIC whose loss would cut the host off.
-    async fn check_dispensable(&self, nic: &Link) -> Result<(), NetworkError> {
-        if routes::has_default_route(&self.handle, nic).await? {
-            return Err(self.unfit(
-                "carries a default route: a bridge would cut the host off; name a NIC for tests alone, or use \
-                 --wire macvtap",
-            ));
-        }
-        let orchestrator = self.known().orchestrator;
-        if let Some(orchestrator) = orchestrator
-            && routes::is_way_to(&self.handle, nic, orchestrator).await?
-        {
-            return Err(self.unfit(format!(
-                "is the way to the orchestrator {orchestrator}: name a NIC for tests alone, or use --wire macvtap"
-            )));
-        }
-        Ok(())
-    }
-
-    /// Refuses an address that is not the guests' to use. A NIC of the agent's own is not asked on: whoever is on its
-    /// network is there for the trial.
-    async fn check_address(&self, nic: &Link, address: Ipv4Addr) -> Result<(), NetworkError> {
-        if let Some(range) = self.guest_addresses.filter(|range| !range.contains(address)) {
-            let why = format!("the trial asks for {address}, which is none of them");
-            return Err(NetworkError::GuestAddresses { range, nic: self.nic.clone(), why });
-        }
-        if routes::is_own_address(&self.handle, address).await? {
-            return Err(NetworkError::AddressInUse { address, user: "this host".to_owned() });
-        }
-        if self.wire == Wire::Exclusive || self.known().free.contains(address, Instant::now()) {
-            return Ok(());
-        }
-        let user = probe::user_of(nic.index, address).await;
-        if let Some(user) = user.map_err(|source| NetworkError::Probe { address, source })? {
-            return Err(NetworkError::AddressInUse { address, user: user.to_string() });
-        }
-        self.known().free.insert(address, Instant::now());
-        Ok(())
     }
 
     fn unfit(&self, why: impl Into<String>) -> NetworkError {

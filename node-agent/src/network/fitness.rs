@@ -76,6 +76,17 @@ pub(super) fn of_cable(nic: &Link) -> Option<String> {
     Some(why.to_owned())
 }
 
+/// What putting the NIC on a bridge would change of it for good: a bridge switches large receive offload off
+/// (net/bridge/br_if.c, `br_add_if`) and nothing switches it on again.
+pub(super) fn of_features(nic: &str, active: &[String]) -> Option<String> {
+    active.iter().any(|feature| feature == "rx-lro").then(|| {
+        format!(
+            "has large receive offload (rx-lro) on, which a bridge would switch off and not on again: switch it off \
+             yourself (`ethtool -K {nic} lro off`), or use --wire macvtap"
+        )
+    })
+}
+
 /// What keeps guests from having these addresses on the network of a NIC that has this one.
 pub(super) fn of_guests(range: AddressRange, nic: Option<InterfaceAddress>) -> Option<String> {
     let Some(nic) = nic else {
@@ -164,6 +175,14 @@ mod tests {
         assert!(slow.contains("for 30 s") && slow.ends_with(": switch the tree off"), "{slow}");
         let empty = of_state(&nic(BRIDGE), &[nic(BRIDGE)], Wire::Bridge, 1500);
         assert!(empty.is_some_and(|why| why.contains("has no port")));
+    }
+
+    #[test]
+    fn what_a_bridge_would_switch_off_for_good_is_refused_with_the_command() {
+        let features = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(of_features("nic0", &features(&["rx-gro", "rx-gro-hw", "rx-lro-x"])), None);
+        let why = of_features("nic0", &features(&["rx-gro", "rx-lro"])).expect("refused");
+        assert!(why.contains("`ethtool -K nic0 lro off`"), "{why}");
     }
 
     #[test]

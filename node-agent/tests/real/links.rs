@@ -22,6 +22,7 @@ pub const TESTS: &[Test] = &[
     ("links::a_port_is_attached", a_port_is_attached),
     ("links::the_sweep_takes_ours_and_nothing_else", the_sweep_takes_ours_and_nothing_else),
     ("links::a_nic_that_the_host_needs_is_refused", a_nic_that_the_host_needs_is_refused),
+    ("links::a_nic_that_may_be_needed_is_refused", a_nic_that_may_be_needed_is_refused),
     ("links::an_unfit_nic_is_refused", an_unfit_nic_is_refused),
     ("links::a_nic_without_carrier_is_refused", a_nic_without_carrier_is_refused),
     ("links::a_doubted_address_is_asked_for_again", a_doubted_address_is_asked_for_again),
@@ -112,7 +113,7 @@ fn host() -> (Namespace, Namespace) {
 
 async fn open_on(nic: &str) -> Result<Network, NetworkError> {
     let (nic, wire) = (Some(nic.to_owned()), Some(Wire::Exclusive));
-    Network::open(NetworkConfig { nic, wire, guest_addresses: None }).await
+    Network::open(NetworkConfig { nic, wire, ..NetworkConfig::default() }).await
 }
 
 async fn open() -> Network {
@@ -222,14 +223,87 @@ fn a_nic_that_the_host_needs_is_refused() -> Result<(), Failed> {
         "network interface nic0 is the way to the orchestrator 10.77.0.2: name a NIC for tests alone, or use --wire \
          macvtap"
     );
+    // The main table, one that rules lead to, and one whose number the route's header has no room for.
+    for table in [254, 7, 1_000] {
+        let gateway = Ipv4Addr::new(10, 77, 0, 2);
+        let route = || RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).table_id(table).build();
+        host.with_netlink(async |handle| {
+            handle.route().add(route()).execute().await.expect("a default route");
+        });
+        let why = host.run(async || {
+            open().await.set_up(TRIAL, &station(1500)).await.expect_err("the default route").to_string()
+        });
+        assert!(why.contains("carries a default route"), "{table}: {why}");
+        host.with_netlink(async |handle| {
+            handle.route().del(route()).execute().await.expect("removed");
+        });
+    }
+    for http in ["10.77.0.1", "fd00::1"] {
+        let http: IpAddr = http.parse()?;
+        host.with_netlink(async |handle| {
+            let index = index(&handle, NIC).await.expect("the NIC");
+            if http.is_ipv6() {
+                handle.address().add(index, http, 64).execute().await.expect("an address");
+            }
+        });
+        let config = NetworkConfig {
+            nic: Some(NIC.to_owned()),
+            wire: Some(Wire::Exclusive),
+            http: Some(http),
+            ..NetworkConfig::default()
+        };
+        let why = host.run(async || Network::open(config).await.expect_err("probes").to_string());
+        assert!(why.contains(&format!("nic0 has the address {http}, where probes")), "{why}");
+    }
+    assert_eq!(host.links(), before);
+    Ok(())
+}
+
+fn a_nic_that_may_be_needed_is_refused() -> Result<(), Failed> {
+    let ((host, _wire), router) = (host(), Namespace::new());
+    host.join("control", &router, "to-host");
+    host.address("control", Ipv4Addr::new(10, 99, 0, 2));
+    router.address("to-host", Ipv4Addr::new(10, 99, 0, 1));
+    host.set_up("lo");
     host.with_netlink(async |handle| {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(Ipv4Addr::new(10, 77, 0, 2)).build();
-        handle.route().add(route).execute().await.expect("a default route");
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(Ipv4Addr::new(10, 96, 0, 0), 16)
+            .gateway(Ipv4Addr::new(10, 99, 0, 1))
+            .build();
+        handle.route().add(route).execute().await.expect("a route");
     });
-    let why = host.run(async || {
-        open().await.set_up(TRIAL, &station(1500)).await.expect_err("the default route").to_string()
-    });
-    assert!(why.contains("carries a default route"), "{why}");
+    let before = host.links();
+    let set_up = |orchestrator: Ipv4Addr, nic_is_spare| {
+        host.run(async || {
+            let config = NetworkConfig {
+                nic: Some(NIC.to_owned()),
+                wire: Some(Wire::Exclusive),
+                nic_is_spare,
+                ..NetworkConfig::default()
+            };
+            let network = Network::open(config).await.expect("the network opens");
+            network.dialled(orchestrator.into());
+            let done = network.set_up(TRIAL, &station(1500)).await.map_err(|error| error.to_string());
+            assert_eq!(network.tear_down(TRIAL).await, Vec::<String>::new());
+            done.map(drop)
+        })
+    };
+    assert_eq!(set_up(Ipv4Addr::new(10, 99, 0, 1), false), Ok(()), "on the network of another NIC");
+    for (orchestrator, why) in [
+        // As a Service of Kubernetes has it.
+        (Ipv4Addr::new(10, 96, 0, 47), "10.96.0.47 is behind a gateway"),
+        // A forwarder of this host.
+        (Ipv4Addr::LOCALHOST, "127.0.0.1 is this host's own"),
+        (Ipv4Addr::new(10, 99, 0, 2), "10.99.0.2 is this host's own"),
+        (Ipv4Addr::new(192, 0, 2, 1), "192.0.2.1 has no route"),
+    ] {
+        let refused = set_up(orchestrator, false).expect_err("it can't be known");
+        assert!(refused.contains(why) && refused.contains("--nic-is-spare"), "{refused}");
+        assert_eq!(set_up(orchestrator, true), Ok(()), "{orchestrator}");
+    }
+    // What is known is refused whatever is said.
+    let refused = set_up(Ipv4Addr::new(10, 77, 0, 2), true).expect_err("the way");
+    assert!(refused.contains("is the way to the orchestrator"), "{refused}");
     assert_eq!(host.links(), before);
     Ok(())
 }
