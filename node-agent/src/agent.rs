@@ -27,14 +27,16 @@ use crate::http::{Http, HttpError};
 use crate::identity::Identity;
 use crate::link::{Link, LinkError, LinkEvent};
 use crate::metrics::Metrics;
-use crate::network::{Network, NetworkConfig, NetworkError};
+use crate::network::{self, Network, NetworkConfig, NetworkError};
 use crate::outbox::Outbox;
 use crate::runner::{Host, Runner, refusal};
 use crate::trial::Event;
 
 mod farewell;
+mod leftovers;
 
 use farewell::say_the_last;
+use leftovers::Leftovers;
 
 /// Trials that are known at a time; refused ones count until they are torn down.
 const MOST_TRIALS: usize = 64;
@@ -102,6 +104,11 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     if !found.is_empty() {
         tracing::warn!(?found, ?left, "a former agent left this behind");
     }
+    let mut leftovers = Leftovers::default();
+    // Names of links, and after them what the kernel said.
+    for trial in left.iter().filter_map(|name| network::trial_named(name)) {
+        leftovers.found(trial, &left);
+    }
     let health = Arc::new(Health::new(Instant::now()));
     let _http = listen(config.http, &health, config.metrics.registry().into()).await?;
     let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(AgentError::Spawner)?;
@@ -124,6 +131,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         tasks: JoinSet::new(),
         ids: HashMap::new(),
         outbox: Outbox::default(),
+        leftovers,
         to_link,
         to_agent,
     };
@@ -166,10 +174,12 @@ struct Agent {
     health: Arc<Health>,
     host: Arc<Host>,
     trials: HashMap<TrialId, Trial>,
-    tasks: JoinSet<TrialId>,
+    /// Each ends with what is left of its trial.
+    tasks: JoinSet<(TrialId, Vec<String>)>,
     /// Whose task is whose, also if it panics.
     ids: HashMap<Id, TrialId>,
     outbox: Outbox,
+    leftovers: Leftovers,
     to_link: mpsc::Sender<FromAgent>,
     to_agent: mpsc::Sender<FromAgent>,
 }
@@ -274,13 +284,14 @@ impl Agent {
         tokio::time::Instant::now() + STOP_TIMEOUT
     }
 
-    /// The first message of a connection: the host as it is now, and the trials that the orchestrator can still count
-    /// on.
+    /// The first message of a connection: the host as it is now, the trials that the orchestrator can still count on,
+    /// and those that it must know have left something.
     fn hello(&self) -> FromAgent {
         let mut facts = self.host.facts.clone();
         // Of all facts, those that somebody may have changed meanwhile and that trials depend on.
         facts.nic = facts::nic::facts(self.host.network.nic());
-        let held: BTreeSet<TrialId> = self.trials.keys().copied().chain(self.outbox.trials()).collect();
+        let known = self.trials.keys().copied().chain(self.outbox.trials());
+        let held: BTreeSet<TrialId> = known.chain(self.leftovers.trials()).collect();
         FromAgent::Hello {
             version: PROTOCOL_VERSION,
             name: self.name.clone(),
@@ -321,6 +332,8 @@ impl Agent {
             ToAgent::Teardown { trial } => {
                 if self.trials.contains_key(&trial) {
                     self.tell(trial, Event::Teardown);
+                } else if self.leftovers.contains(trial) {
+                    self.remove_again(trial);
                 } else {
                     tracing::info!(%trial, "Teardown of an unknown trial: there is nothing of it");
                     self.outbox.push(FromAgent::TornDown { trial, leftovers: Vec::new() });
@@ -368,12 +381,20 @@ impl Agent {
             outgoing: self.to_agent.clone(),
             released: Arc::clone(&released),
         };
-        let task = self.tasks.spawn(async move {
-            runner.run(first).await;
-            trial
-        });
+        let task = self.tasks.spawn(async move { (trial, runner.run(first).await) });
         self.ids.insert(task.id(), trial);
         self.trials.insert(trial, Trial { events, released });
+    }
+
+    /// Tries to remove what is left of a trial that is over, and says what is left then.
+    fn remove_again(&mut self, trial: TrialId) {
+        if !self.leftovers.begin(trial) {
+            // The answer to the first question is on its way.
+            return;
+        }
+        let host = Arc::clone(&self.host);
+        let task = self.tasks.spawn(async move { (trial, host.network.tear_down(trial).await) });
+        self.ids.insert(task.id(), trial);
     }
 
     /// Gives a trial an event. One whose queue is full does not keep the others waiting.
@@ -385,11 +406,15 @@ impl Agent {
         }
     }
 
-    async fn trial_ended(&mut self, ended: Result<(Id, TrialId), JoinError>) {
+    async fn trial_ended(&mut self, ended: Result<(Id, (TrialId, Vec<String>)), JoinError>) {
         match ended {
-            Ok((id, trial)) => {
+            Ok((id, (trial, left))) => {
                 self.ids.remove(&id);
                 self.trials.remove(&trial);
+                if self.leftovers.found(trial, &left) {
+                    tracing::info!(%trial, ?left, "tried again to remove what was left");
+                    self.outbox.push(FromAgent::TornDown { trial, leftovers: left });
+                }
             }
             Err(error) => {
                 let Some(trial) = self.ids.remove(&error.id()) else { return };
@@ -398,6 +423,7 @@ impl Agent {
                 let failure = Failure::new("the agent failed while it ran the trial");
                 self.outbox.push(FromAgent::Failed { trial, failure });
                 let leftovers = self.host.network.tear_down(trial).await;
+                self.leftovers.found(trial, &leftovers);
                 self.outbox.push(FromAgent::TornDown { trial, leftovers });
             }
         }

@@ -53,11 +53,20 @@ pub fn tap_name(trial: TrialId) -> String {
     format!("tt{trial}")
 }
 
+/// The trial that a link of this name would be of.
+pub(crate) fn trial_named(name: &str) -> Option<TrialId> {
+    id_in(name)?.parse().ok()
+}
+
+fn id_in(name: &str) -> Option<&str> {
+    name.strip_prefix("tb").or_else(|| name.strip_prefix("tt"))
+}
+
 /// The trial that a link was made for, if its name and its alias agree that it was made for one. The kernel takes
 /// an alias only once there is a link, so an agent may be killed in between: a bridge or macvtap of such a name that
 /// has no alias and has never been set up is ours too.
 fn made_for(link: &Link) -> Option<TrialId> {
-    let id = link.name.strip_prefix("tb").or_else(|| link.name.strip_prefix("tt"))?;
+    let id = id_in(&link.name)?;
     let agrees = match (&link.alias, link.kind) {
         (Some(alias), _) => alias.strip_prefix(ALIAS)? == id,
         (None, Kind::Bridge { .. }) => !link.up && link.name.starts_with("tb"),
@@ -420,6 +429,7 @@ mod tests {
         for name in [bridge_name(trial), tap_name(trial)] {
             // IFNAMSIZ is 16 with the final zero.
             assert!(name.len() <= 15, "{name}");
+            assert_eq!(trial_named(&name), Some(trial));
             assert_eq!(made_for(&link(&name, Some(&alias(trial)))), Some(trial));
         }
     }
@@ -435,5 +445,6 @@ mod tests {
         ] {
             assert_eq!(made_for(&link(name, alias)), None, "{name} {alias:?}");
         }
+        assert_eq!(trial_named("tb123456789abc could not be removed"), None);
     }
 }
