@@ -27,10 +27,16 @@ use crate::http::{Http, HttpError};
 use crate::identity::Identity;
 use crate::link::{Link, LinkError, LinkEvent};
 use crate::metrics::Metrics;
-use crate::network::{Network, NetworkConfig, NetworkError};
+use crate::network::{self, Network, NetworkConfig, NetworkError};
 use crate::outbox::Outbox;
 use crate::runner::{Host, Runner, refusal};
 use crate::trial::Event;
+
+mod farewell;
+mod leftovers;
+
+use farewell::say_the_last;
+use leftovers::Leftovers;
 
 /// Trials that are known at a time; refused ones count until they are torn down.
 const MOST_TRIALS: usize = 64;
@@ -98,10 +104,15 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     if !found.is_empty() {
         tracing::warn!(?found, ?left, "a former agent left this behind");
     }
+    let mut leftovers = Leftovers::default();
+    // Names of links, and after them what the kernel said.
+    for trial in left.iter().filter_map(|name| network::trial_named(name)) {
+        leftovers.found(trial, &left);
+    }
     let health = Arc::new(Health::new(Instant::now()));
     let _http = listen(config.http, &health, config.metrics.registry().into()).await?;
     let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(AgentError::Spawner)?;
-    let mut facts = facts::collect(Some(&nic), &config.programs);
+    let mut facts = facts::collect(Some(&nic), &config.programs, &spawner).await;
     facts.wire = Some(wire);
     facts.guest_addresses = network.guest_addresses();
     let link = Link::new(config.orchestrator, config.server_name, &config.identity)?;
@@ -120,6 +131,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         tasks: JoinSet::new(),
         ids: HashMap::new(),
         outbox: Outbox::default(),
+        leftovers,
         to_link,
         to_agent,
     };
@@ -162,10 +174,12 @@ struct Agent {
     health: Arc<Health>,
     host: Arc<Host>,
     trials: HashMap<TrialId, Trial>,
-    tasks: JoinSet<TrialId>,
+    /// Each ends with what is left of its trial.
+    tasks: JoinSet<(TrialId, Vec<String>)>,
     /// Whose task is whose, also if it panics.
     ids: HashMap<Id, TrialId>,
     outbox: Outbox,
+    leftovers: Leftovers,
     to_link: mpsc::Sender<FromAgent>,
     to_agent: mpsc::Sender<FromAgent>,
 }
@@ -231,9 +245,12 @@ impl Agent {
         }
         // Dropped tasks drop their children, which kills them; then the sweep takes their links.
         self.tasks.shutdown().await;
-        let (found, left) = self.host.network.sweep().await?;
-        if !found.is_empty() {
-            tracing::warn!(?found, ?left, "removed at the end");
+        let swept = self.host.network.sweep().await;
+        match &swept {
+            Ok((found, left)) if !found.is_empty() => tracing::warn!(?found, ?left, "removed at the end"),
+            Ok(_) => {}
+            // Returned below: the orchestrator is owed its farewell all the same.
+            Err(error) => tracing::error!("the host could not be looked over: {}", crate::chain(error)),
         }
         while let Ok(message) = from_trials.try_recv() {
             self.outbox.push(message);
@@ -241,7 +258,8 @@ impl Agent {
         if let Some(error) = link_ended {
             return Err(AgentError::LinkEnded(error));
         }
-        let said = tokio::time::timeout(FAREWELL_TIMEOUT, self.say_the_last(&mut from_link)).await;
+        let last = say_the_last(&mut self.outbox, &self.to_link, &mut from_link);
+        let said = tokio::time::timeout(FAREWELL_TIMEOUT, last).await;
         // The receiver is gone only if the task has ended, which the next lines see.
         let _ = stop_link.send(());
         drop(from_link);
@@ -255,21 +273,7 @@ impl Agent {
         if self.outbox.unacknowledged() > 0 {
             tracing::warn!(outcomes = self.outbox.unacknowledged(), "not acknowledged at the end");
         }
-        Ok(())
-    }
-
-    /// Hands what is still to be said to the link, as long as it takes it.
-    async fn say_the_last(&mut self, from_link: &mut mpsc::Receiver<LinkEvent>) {
-        while let Some(message) = self.outbox.pop() {
-            tokio::select! {
-                sent = self.to_link.send(message) => if sent.is_err() { break },
-                event = from_link.recv() => match event {
-                    // Whatever else the orchestrator wants comes too late.
-                    Some(LinkEvent::Message(_) | LinkEvent::Connected(_) | LinkEvent::HelloWanted(_)) => {}
-                    Some(LinkEvent::Lost(_) | LinkEvent::NotConnected(_)) | None => break,
-                },
-            }
-        }
+        Ok(swept.map(drop)?)
     }
 
     fn stop_trials(&self) -> tokio::time::Instant {
@@ -280,13 +284,14 @@ impl Agent {
         tokio::time::Instant::now() + STOP_TIMEOUT
     }
 
-    /// The first message of a connection: the host as it is now, and the trials that the orchestrator can still count
-    /// on.
+    /// The first message of a connection: the host as it is now, the trials that the orchestrator can still count on,
+    /// and those that it must know have left something.
     fn hello(&self) -> FromAgent {
         let mut facts = self.host.facts.clone();
         // Of all facts, those that somebody may have changed meanwhile and that trials depend on.
         facts.nic = facts::nic::facts(self.host.network.nic());
-        let held: BTreeSet<TrialId> = self.trials.keys().copied().chain(self.outbox.trials()).collect();
+        let known = self.trials.keys().copied().chain(self.outbox.trials());
+        let held: BTreeSet<TrialId> = known.chain(self.leftovers.trials()).collect();
         FromAgent::Hello {
             version: PROTOCOL_VERSION,
             name: self.name.clone(),
@@ -327,6 +332,8 @@ impl Agent {
             ToAgent::Teardown { trial } => {
                 if self.trials.contains_key(&trial) {
                     self.tell(trial, Event::Teardown);
+                } else if self.leftovers.contains(trial) {
+                    self.remove_again(trial);
                 } else {
                     tracing::info!(%trial, "Teardown of an unknown trial: there is nothing of it");
                     self.outbox.push(FromAgent::TornDown { trial, leftovers: Vec::new() });
@@ -374,12 +381,20 @@ impl Agent {
             outgoing: self.to_agent.clone(),
             released: Arc::clone(&released),
         };
-        let task = self.tasks.spawn(async move {
-            runner.run(first).await;
-            trial
-        });
+        let task = self.tasks.spawn(async move { (trial, runner.run(first).await) });
         self.ids.insert(task.id(), trial);
         self.trials.insert(trial, Trial { events, released });
+    }
+
+    /// Tries to remove what is left of a trial that is over, and says what is left then.
+    fn remove_again(&mut self, trial: TrialId) {
+        if !self.leftovers.begin(trial) {
+            // The answer to the first question is on its way.
+            return;
+        }
+        let host = Arc::clone(&self.host);
+        let task = self.tasks.spawn(async move { (trial, host.network.tear_down(trial).await) });
+        self.ids.insert(task.id(), trial);
     }
 
     /// Gives a trial an event. One whose queue is full does not keep the others waiting.
@@ -391,11 +406,15 @@ impl Agent {
         }
     }
 
-    async fn trial_ended(&mut self, ended: Result<(Id, TrialId), JoinError>) {
+    async fn trial_ended(&mut self, ended: Result<(Id, (TrialId, Vec<String>)), JoinError>) {
         match ended {
-            Ok((id, trial)) => {
+            Ok((id, (trial, left))) => {
                 self.ids.remove(&id);
                 self.trials.remove(&trial);
+                if self.leftovers.found(trial, &left) {
+                    tracing::info!(%trial, ?left, "tried again to remove what was left");
+                    self.outbox.push(FromAgent::TornDown { trial, leftovers: left });
+                }
             }
             Err(error) => {
                 let Some(trial) = self.ids.remove(&error.id()) else { return };
@@ -404,6 +423,7 @@ impl Agent {
                 let failure = Failure::new("the agent failed while it ran the trial");
                 self.outbox.push(FromAgent::Failed { trial, failure });
                 let leftovers = self.host.network.tear_down(trial).await;
+                self.leftovers.found(trial, &leftovers);
                 self.outbox.push(FromAgent::TornDown { trial, leftovers });
             }
         }

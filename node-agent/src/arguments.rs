@@ -10,7 +10,7 @@ use toll_node_agent::labels::Label;
 use toll_protocol::facts::Wire;
 use toll_protocol::units::AddressRange;
 
-/// Dials the orchestrator and runs the ends of trials on this host until SIGTERM or SIGINT.
+/// Dials the orchestrator and runs the ends of trials on this host until SIGTERM, SIGINT or SIGHUP.
 #[derive(Debug, Parser)]
 #[command(
     name = "toll-agent",
@@ -59,6 +59,10 @@ pub struct Run {
     /// How guests reach the wire [default: bridge if the NIC is one, else macvtap].
     #[arg(long, value_name = "KIND")]
     pub wire: Option<WireKind>,
+    /// The NIC carries nothing but trials: needed with --wire exclusive where that can't be seen, because the
+    /// orchestrator's address is this host's own or behind a gateway.
+    #[arg(long)]
+    pub nic_is_spare: bool,
     /// Addresses of the NIC's network that guests may have, and nobody else uses.
     #[arg(long, value_name = "FIRST-LAST", env = "TOLL_GUEST_ADDRESSES")]
     pub guest_addresses: Option<AddressRange>,

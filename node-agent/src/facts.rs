@@ -8,8 +8,9 @@ pub mod ethtool;
 pub mod nic;
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt};
@@ -18,15 +19,22 @@ use nix::unistd::Pid;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::trial::CONGESTION_CONTROLS;
 
+use crate::child::Spawner;
+
+/// How long a program that is asked for a fact may take.
+pub const PROGRAM_LIMIT: Duration = Duration::from_secs(5);
+
 /// The facts of this host as they are now, with those of the interface `nic` of this network namespace, if one is
-/// named and exists. Blocks for some milliseconds: it opens devices, runs `iperf3 --version`, and the `toll-vmm` of
-/// the folder `programs` to see whether guests can be created.
-pub fn collect(nic: Option<&str>, programs: &Path) -> HostFacts {
+/// named and exists. It opens devices, runs `iperf3 --version`, and the `toll-vmm` of the folder `programs` to see
+/// whether guests can be created.
+pub async fn collect(nic: Option<&str>, programs: &Path, spawner: &Spawner) -> HostFacts {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor = cpu::parse(&cpuinfo);
+    let vmm = programs.join("toll-vmm");
+    let (kvm, iperf3) = tokio::join!(device::kvm(&processor, &vmm, spawner), iperf3(spawner));
     HostFacts {
         kernel: kernel(),
-        kvm: device::kvm(&processor, &programs.join("toll-vmm")),
+        kvm,
         tun: device::tun(),
         cpu: processor.model,
         microcode: processor.microcode,
@@ -40,7 +48,7 @@ pub fn collect(nic: Option<&str>, programs: &Path) -> HostFacts {
         congestion_control: congestion_control(),
         toll_version: env!("CARGO_PKG_VERSION").to_owned(),
         build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
-        iperf3: iperf3(),
+        iperf3,
     }
 }
 
@@ -80,8 +88,15 @@ fn congestion_control() -> Option<String> {
 }
 
 /// The first line of `iperf3 --version`: `iperf 3.12 (cJSON 1.7.15)`.
-fn iperf3() -> Option<String> {
-    let output = Command::new("iperf3").arg("--version").stdin(Stdio::null()).output().ok()?;
+async fn iperf3(spawner: &Spawner) -> Option<String> {
+    let output = match spawner.output(Path::new("iperf3"), &["--version"], PROGRAM_LIMIT).await {
+        Ok(output) => output,
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(%error, "iperf3 can't be asked for its version: no trial will use it");
+            return None;
+        }
+    };
     let text = String::from_utf8(output.stdout).ok()?;
     text.lines().next().filter(|line| line.starts_with("iperf 3")).map(str::to_owned)
 }
@@ -99,9 +114,10 @@ mod tests {
         assert_eq!(memory("MemTotal: 5\n"), None);
     }
 
-    #[test]
-    fn this_host_has_facts_and_an_unknown_interface_has_none() {
-        let facts = collect(Some("no-such-nic"), Path::new("/no/such/folder"));
+    #[tokio::test]
+    async fn this_host_has_facts_and_an_unknown_interface_has_none() {
+        let spawner = Spawner::new(tokio::runtime::Handle::current()).expect("a spawner");
+        let facts = collect(Some("no-such-nic"), Path::new("/no/such/folder"), &spawner).await;
         assert!(facts.kernel.starts_with("Linux "), "{}", facts.kernel);
         assert!(!facts.cpus.is_empty());
         assert!(facts.memory.is_some_and(|bytes| bytes > 1 << 20));

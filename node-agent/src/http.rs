@@ -1,6 +1,8 @@
 //! The agent's HTTP listener, for probes and Prometheus: plain text, nothing that changes anything. Bounded, since it
-//! may be reached by anybody on the host's network: so many connections, for so long, so slow a request.
+//! may be reached by anybody on the host's network: so many connections, for so long, so slow a request. One more than that
+//! ends the oldest: whoever keeps connections open, the next probe is answered.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,11 +18,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use prometheus::{Registry, TEXT_FORMAT, TextEncoder};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 
 use crate::health::Health;
 
-/// Connections at a time; more wait in the kernel's queue.
+/// Connections at a time; one more takes the place of the oldest.
 const MOST_CONNECTIONS: usize = 32;
 /// How long the head of a request may take, and the time between two requests.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -76,21 +78,45 @@ impl Http {
     /// connections with it.
     pub async fn serve(self, health: Arc<Health>, registry: Arc<Registry>) -> Infallible {
         let router = router(Served { health, registry });
-        let mut connections = JoinSet::new();
+        let mut connections = Connections::default();
         loop {
             tokio::select! {
-                accepted = self.listener.accept(), if connections.len() < MOST_CONNECTIONS => match accepted {
-                    Ok((stream, _)) => drop(connections.spawn(converse(stream, router.clone()))),
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => connections.admit(converse(stream, router.clone())),
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
                         tokio::time::sleep_until(tokio::time::Instant::now() + ACCEPT_PAUSE).await;
                     }
                 },
-                Some(ended) = connections.join_next() => if let Err(error) = ended {
-                    tracing::error!(%error, "a connection's task ended badly");
+                Some(ended) = connections.tasks.join_next() => match ended {
+                    Err(error) if !error.is_cancelled() => {
+                        tracing::error!(%error, "a connection's task ended badly");
+                    }
+                    _ => {}
                 },
             }
         }
+    }
+}
+
+/// The connections that there are.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    oldest_first: VecDeque<AbortHandle>,
+}
+
+impl Connections {
+    /// Lets one more in. If there is no room, it is the oldest that goes: a probe asks at once, so it is never that.
+    fn admit(&mut self, conversation: impl Future<Output = ()> + Send + 'static) {
+        self.oldest_first.retain(|connection| !connection.is_finished());
+        if self.oldest_first.len() >= MOST_CONNECTIONS
+            && let Some(oldest) = self.oldest_first.pop_front()
+        {
+            tracing::debug!("the oldest connection makes room for another");
+            oldest.abort();
+        }
+        self.oldest_first.push_back(self.tasks.spawn(conversation));
     }
 }
 
@@ -190,17 +216,37 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_that_ask_nothing_do_not_keep_others_out_for_ever() {
+    async fn connections_that_ask_nothing_are_closed() {
         let address = served(Arc::new(Health::new(Instant::now()))).await;
-        let mut silent = Vec::new();
+        let mut silent = TcpStream::connect(address).await.expect("connected");
+        let closed = tokio::time::timeout(2 * HEADER_TIMEOUT, silent.read(&mut [0; 1])).await;
+        assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
+    }
+
+    /// Asks and leaves the connection open.
+    async fn ask_and_stay(stream: &mut TcpStream) {
+        stream.write_all(b"GET /livez HTTP/1.1\r\nHost: toll\r\n\r\n").await.expect("asked");
+        let mut answer = [0; 1024];
+        assert!(stream.read(&mut answer).await.is_ok_and(|length| length > 0), "answered");
+    }
+
+    #[tokio::test]
+    async fn a_probe_is_answered_at_once_however_many_connections_go_on_asking() {
+        let address = served(Arc::new(Health::new(Instant::now()))).await;
+        let mut busy = Vec::new();
         for _ in 0..MOST_CONNECTIONS {
-            silent.push(TcpStream::connect(address).await.expect("connected"));
+            let mut stream = TcpStream::connect(address).await.expect("connected");
+            ask_and_stay(&mut stream).await;
+            busy.push(stream);
         }
-        // Answered once the silent ones have had their time.
-        assert!(ask(address, "GET /livez").await.starts_with("HTTP/1.1 200"));
-        let mut byte = [0; 1];
-        let closed = silent[0].read(&mut byte).await;
-        assert!(matches!(closed, Ok(0) | Err(_)), "{closed:?}");
+        let answer = tokio::time::timeout(HEADER_TIMEOUT / 2, ask(address, "GET /livez")).await;
+        assert!(answer.is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")), "the probe waited");
+        // The oldest made room, and no other did.
+        let closed = tokio::time::timeout(HEADER_TIMEOUT / 2, busy[0].read(&mut [0; 1])).await;
+        assert!(matches!(closed, Ok(Ok(0) | Err(_))), "{closed:?}");
+        for stream in &mut busy[1..] {
+            ask_and_stay(stream).await;
+        }
     }
 
     #[tokio::test]

@@ -14,6 +14,7 @@ pub mod metrics;
 pub mod network;
 mod outbox;
 mod runner;
+pub mod stop;
 pub mod trial;
 
 /// How `toll-agent` ends. Clap ends it with 2 if its arguments are of no use.

@@ -11,12 +11,12 @@ use anyhow::Context;
 use arguments::{Arguments, Command, Run};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
-use tokio::signal::unix::{SignalKind, signal};
 use toll_node_agent::agent::{self, AgentConfig};
+use toll_node_agent::child::Spawner;
 use toll_node_agent::identity::Identity;
 use toll_node_agent::metrics::Metrics;
 use toll_node_agent::network::NetworkConfig;
-use toll_node_agent::{Exit, facts, labels};
+use toll_node_agent::{Exit, facts, labels, stop};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -68,28 +68,30 @@ fn run(arguments: Run, labels: BTreeMap<String, String>) -> anyhow::Result<()> {
             nic: arguments.nic,
             wire: arguments.wire.map(Into::into),
             guest_addresses: arguments.guest_addresses,
+            http: arguments.http.map(|http| http.ip()),
+            nic_is_spare: arguments.nic_is_spare,
         },
         identity,
         programs: programs()?,
         http: arguments.http,
         metrics: Metrics::new()?,
     };
-    // One thread is enough, and disturbs what is measured least.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let runtime = runtime.context("the runtime can't be started")?;
+    let runtime = runtime()?;
     let done = runtime.block_on(serve(config));
     // A look-up of a name that hangs does not keep the agent.
     runtime.shutdown_background();
     done
 }
 
+/// One thread is enough, and disturbs what is measured least.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.context("the runtime can't be started")
+}
+
 async fn serve(config: AgentConfig) -> anyhow::Result<()> {
     // First of all, so that no signal finds the agent unprepared.
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM can't be waited for")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT can't be waited for")?;
-    let stop = async move {
-        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    };
+    let stop = stop::requested().context("signals can't be waited for")?;
     Ok(agent::run(config, stop).await?)
 }
 
@@ -106,7 +108,9 @@ fn programs() -> anyhow::Result<PathBuf> {
 }
 
 fn show_facts(nic: Option<&str>) -> anyhow::Result<()> {
-    let facts = facts::collect(nic, &programs()?);
+    let runtime = runtime()?;
+    let spawner = Spawner::new(runtime.handle().clone()).context("processes can't be started")?;
+    let facts = runtime.block_on(facts::collect(nic, &programs()?, &spawner));
     if let (Some(name), None) = (nic, &facts.nic) {
         anyhow::bail!("there is no network interface {name}");
     }

@@ -13,7 +13,6 @@
 //! and MTU are never touched. Names and aliases (`toll trial <id>`) carry the trial's id, so that whatever an agent left
 //! behind when it was killed is found by the next one.
 
-use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
@@ -26,9 +25,11 @@ use toll_protocol::facts::Wire;
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::{AddressRange, InterfaceAddress, MacAddress};
 
+mod checks;
 mod device;
 mod error;
 mod fitness;
+mod free;
 mod links;
 mod probe;
 mod routes;
@@ -36,13 +37,11 @@ mod routes;
 use device::Announcements;
 pub use error::NetworkError;
 use error::TIMEOUT;
+use free::FreeAddresses;
 use links::{Kind, Link};
 
 /// What the alias of everything made for a trial begins with.
 const ALIAS: &str = "toll trial ";
-/// Addresses that are remembered as free. More than any range of guests has in use; an orchestrator that makes them up
-/// gets no more memory than this.
-const MOST_PROBED: usize = 4096;
 
 /// Name of a trial's bridge.
 pub fn bridge_name(trial: TrialId) -> String {
@@ -54,11 +53,20 @@ pub fn tap_name(trial: TrialId) -> String {
     format!("tt{trial}")
 }
 
+/// The trial that a link of this name would be of.
+pub(crate) fn trial_named(name: &str) -> Option<TrialId> {
+    id_in(name)?.parse().ok()
+}
+
+fn id_in(name: &str) -> Option<&str> {
+    name.strip_prefix("tb").or_else(|| name.strip_prefix("tt"))
+}
+
 /// The trial that a link was made for, if its name and its alias agree that it was made for one. The kernel takes
 /// an alias only once there is a link, so an agent may be killed in between: a bridge or macvtap of such a name that
 /// has no alias and has never been set up is ours too.
 fn made_for(link: &Link) -> Option<TrialId> {
-    let id = link.name.strip_prefix("tb").or_else(|| link.name.strip_prefix("tt"))?;
+    let id = id_in(&link.name)?;
     let agrees = match (&link.alias, link.kind) {
         (Some(alias), _) => alias.strip_prefix(ALIAS)? == id,
         (None, Kind::Bridge { .. }) => !link.up && link.name.starts_with("tb"),
@@ -88,6 +96,10 @@ pub struct NetworkConfig {
     pub wire: Option<Wire>,
     /// Addresses that virtual ends may have; else any that nobody uses.
     pub guest_addresses: Option<AddressRange>,
+    /// Where the agent answers probes, if at one address.
+    pub http: Option<IpAddr>,
+    /// The user's word that the NIC carries nothing but trials, for what routes can't tell.
+    pub nic_is_spare: bool,
 }
 
 /// The network of the agent's host, as far as it is the agent's business.
@@ -98,6 +110,7 @@ pub struct Network {
     nic: String,
     wire: Wire,
     guest_addresses: Option<AddressRange>,
+    nic_is_spare: bool,
     known: Mutex<Known>,
     /// Bound as long as the agent lives: see [`Network::open`].
     _lock: UnixListener,
@@ -109,7 +122,7 @@ struct Known {
     /// Where the orchestrator was last dialled.
     orchestrator: Option<IpAddr>,
     /// Addresses that nobody else was found to use.
-    free: HashSet<Ipv4Addr>,
+    free: FreeAddresses,
 }
 
 impl Network {
@@ -136,6 +149,7 @@ impl Network {
             nic: config.nic.clone().unwrap_or_default(),
             wire: config.wire.unwrap_or(Wire::Macvtap),
             guest_addresses: config.guest_addresses,
+            nic_is_spare: config.nic_is_spare,
             known: Mutex::default(),
             _lock: lock,
         };
@@ -159,6 +173,9 @@ impl Network {
         self.wire = config.wire.unwrap_or(if nic.is_bridge() { Wire::Bridge } else { Wire::Macvtap });
         if let Some(why) = fitness::of_kind(nic, &all, self.wire) {
             return Err(self.unfit(why));
+        }
+        if let (Wire::Exclusive, Some(http)) = (self.wire, config.http) {
+            self.check_http(nic, http).await?;
         }
         if let Some(range) = config.guest_addresses {
             let address = routes::ipv4_address(&self.handle, nic).await?;
@@ -189,6 +206,11 @@ impl Network {
         self.known().orchestrator = Some(orchestrator);
     }
 
+    /// A trial with this address has failed: somebody who has it too may be why, so they are asked again.
+    pub fn doubt(&self, address: Ipv4Addr) {
+        self.known().free.forget(address);
+    }
+
     fn known(&self) -> MutexGuard<'_, Known> {
         // Nothing in here panics half-way through a change.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
@@ -198,8 +220,8 @@ impl Network {
     /// TCP will use it.
     ///
     /// # Errors
-    /// [`NetworkError`]; the NIC is unfit if it is down, has no address, one that is alone in its network, or another
-    /// MTU.
+    /// [`NetworkError`]; the NIC is unfit if it is down or without carrier, has no address, one that is alone in its
+    /// network, or another MTU.
     pub async fn native_address(&self, mtu: u16) -> Result<InterfaceAddress, NetworkError> {
         within(async {
             let nic = self.find_nic().await?;
@@ -225,8 +247,8 @@ impl Network {
     /// Makes the host ready for a virtual end, and says what port its VMM is to open.
     ///
     /// # Errors
-    /// [`NetworkError`]; the NIC is unfit if it is down, has a smaller MTU than the trial, or if the way to the wire
-    /// would cut the host off; the address is refused if somebody uses it. What was made before the error is left
+    /// [`NetworkError`]; the NIC is unfit if it is down or without carrier, has a smaller MTU than the trial, or if the
+    /// way to the wire would cut the host off; the address is refused if somebody uses it. What was made before the error is left
     /// to [`tear_down`](Self::tear_down).
     pub async fn set_up(&self, trial: TrialId, station: &Station) -> Result<VmmPort, NetworkError> {
         within(async {
@@ -304,12 +326,12 @@ impl Network {
         .await
     }
 
-    /// Removes everything of a trial and looks whether it is gone. Returns what is left, and why.
+    /// Removes everything of a trial and looks whether it is gone. Returns what is left, and why. What has such a name
+    /// and was not made for the trial stays, and is nothing of it.
     pub async fn tear_down(&self, trial: TrialId) -> Vec<String> {
-        let (bridge, tap) = (bridge_name(trial), tap_name(trial));
-        match self.remove(|link| link.name == bridge || link.name == tap).await {
+        match self.remove(|link| made_for(link) == Some(trial)).await {
             Ok((_, leftovers)) => leftovers,
-            Err(error) => vec![format!("{bridge}: {}", crate::chain(&error))],
+            Err(error) => vec![format!("{}: {}", bridge_name(trial), crate::chain(&error))],
         }
     }
 
@@ -352,51 +374,10 @@ impl Network {
 
     async fn find_nic(&self) -> Result<Link, NetworkError> {
         let nic = links::find(&self.handle, &self.nic).await?;
-        if nic.up { Ok(nic) } else { Err(self.unfit("is down: set it up")) }
-    }
-
-    /// Refuses a NIC whose loss would cut the host off.
-    async fn check_dispensable(&self, nic: &Link) -> Result<(), NetworkError> {
-        if routes::has_default_route(&self.handle, nic).await? {
-            return Err(self.unfit(
-                "carries a default route: a bridge would cut the host off; name a NIC for tests alone, or use \
-                 --wire macvtap",
-            ));
+        match fitness::of_cable(&nic) {
+            Some(why) => Err(self.unfit(why)),
+            None => Ok(nic),
         }
-        let orchestrator = self.known().orchestrator;
-        if let Some(orchestrator) = orchestrator
-            && routes::is_way_to(&self.handle, nic, orchestrator).await?
-        {
-            return Err(self.unfit(format!(
-                "is the way to the orchestrator {orchestrator}: name a NIC for tests alone, or use --wire macvtap"
-            )));
-        }
-        Ok(())
-    }
-
-    /// Refuses an address that is not the guests' to use. A NIC of the agent's own is not asked on: whoever is on its
-    /// network is there for the trial.
-    async fn check_address(&self, nic: &Link, address: Ipv4Addr) -> Result<(), NetworkError> {
-        if let Some(range) = self.guest_addresses.filter(|range| !range.contains(address)) {
-            let why = format!("the trial asks for {address}, which is none of them");
-            return Err(NetworkError::GuestAddresses { range, nic: self.nic.clone(), why });
-        }
-        if routes::is_own_address(&self.handle, address).await? {
-            return Err(NetworkError::AddressInUse { address, user: "this host".to_owned() });
-        }
-        if self.wire == Wire::Exclusive || self.known().free.contains(&address) {
-            return Ok(());
-        }
-        let user = probe::user_of(nic.index, address).await;
-        if let Some(user) = user.map_err(|source| NetworkError::Probe { address, source })? {
-            return Err(NetworkError::AddressInUse { address, user: user.to_string() });
-        }
-        let mut known = self.known();
-        if known.free.len() >= MOST_PROBED {
-            known.free.clear();
-        }
-        known.free.insert(address);
-        Ok(())
     }
 
     fn unfit(&self, why: impl Into<String>) -> NetworkError {
@@ -426,7 +407,7 @@ mod tests {
         let alias = alias.map(str::to_owned);
         let name = name.to_owned();
         let kind = Kind::Bridge { forward_delay: 0 };
-        Link { index: 1, name, alias, mtu: 1500, controller: None, up: true, kind }
+        Link { index: 1, name, alias, mtu: 1500, controller: None, up: true, carrier: true, kind }
     }
 
     #[test]
@@ -448,6 +429,7 @@ mod tests {
         for name in [bridge_name(trial), tap_name(trial)] {
             // IFNAMSIZ is 16 with the final zero.
             assert!(name.len() <= 15, "{name}");
+            assert_eq!(trial_named(&name), Some(trial));
             assert_eq!(made_for(&link(&name, Some(&alias(trial)))), Some(trial));
         }
     }
@@ -463,5 +445,6 @@ mod tests {
         ] {
             assert_eq!(made_for(&link(name, alias)), None, "{name} {alias:?}");
         }
+        assert_eq!(trial_named("tb123456789abc could not be removed"), None);
     }
 }

@@ -88,9 +88,10 @@ struct Held {
 
 impl Runner {
     /// Lives the trial from `first` to its end, which is `TornDown`. If the agent has dropped the other end of
-    /// `events`, the trial shuts down.
-    pub(crate) async fn run(mut self, first: Event) {
+    /// `events`, the trial shuts down. Returns what is left of it on the host, as `TornDown` says.
+    pub(crate) async fn run(mut self, first: Event) -> Vec<String> {
         let (mut state, mut held) = (State::New, Held::default());
+        let mut left = Vec::new();
         held.answers.push_back(first);
         let mut watch = self.host.metrics.trial(&self.end.kind, self.end.job.direction);
         while state != State::TornDown {
@@ -109,9 +110,13 @@ impl Runner {
             }
             for command in commands {
                 watch.sees(&command);
+                if let Command::SendTornDown { leftovers } = &command {
+                    left.clone_from(leftovers);
+                }
                 self.obey(command, &mut held).await;
             }
         }
+        left
     }
 
     async fn next_event(&mut self, held: &mut Held) -> Event {
@@ -205,6 +210,9 @@ impl Runner {
             }
             Command::Conclude(Err(failure)) => {
                 tracing::warn!(%trial, reason = failure.reason, "failed");
+                if held.port.is_some() {
+                    self.host.network.doubt(self.end.address.address);
+                }
                 self.send(FromAgent::Failed { trial, failure }).await;
             }
             Command::SendTornDown { leftovers } => {

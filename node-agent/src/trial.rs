@@ -35,7 +35,7 @@ pub const PREPARE_DEADLINE: Duration = Duration::from_secs(10);
 pub const START_DEADLINE: Duration = Duration::from_secs(60);
 /// What an end that has a deadline of its own may be late with saying so.
 pub const RUN_GRACE: Duration = Duration::from_secs(2);
-/// From the last message of a child to its exit.
+/// From the last message of a child to its exit, and from its being killed to its end.
 pub const EXIT_GRACE: Duration = Duration::from_secs(1);
 
 /// Where a trial is.
@@ -108,7 +108,8 @@ impl State {
 pub enum ChildState {
     /// It has said its last message and is about to exit.
     Exiting,
-    /// It has been killed, and has not been reaped.
+    /// It has been killed, and has not been reaped. One that sleeps in the kernel without end stays here, and the
+    /// host with it: its port is still there.
     Killed,
     /// It has been reaped, or there has never been one.
     Gone,
@@ -310,14 +311,19 @@ fn give_up(child: bool, failure: Failure, teardown: bool) -> (State, Vec<Command
 
 /// Begins to release the host: a living child is killed first.
 fn release(child: bool, failure: Option<Failure>, teardown: bool) -> (State, Vec<Command>) {
-    let mut commands = vec![Command::SetDeadline(None)];
     if child {
-        commands.push(Command::KillChild);
-        return (State::Releasing { child: ChildState::Killed, failure, teardown }, commands);
+        return kill(failure, teardown);
     }
+    let mut commands = vec![Command::SetDeadline(None)];
     commands.extend(failure.map(|failure| Command::Conclude(Err(failure))));
     commands.push(Command::RemoveNetwork);
     (State::Releasing { child: ChildState::Gone, failure: None, teardown }, commands)
+}
+
+/// Kills the child, and looks at what has become of it a little later.
+fn kill(failure: Option<Failure>, teardown: bool) -> (State, Vec<Command>) {
+    let state = State::Releasing { child: ChildState::Killed, failure, teardown };
+    (state, vec![Command::SetDeadline(Some(EXIT_GRACE)), Command::KillChild])
 }
 
 /// A step on the way from the outcome to a clean host.
@@ -327,16 +333,20 @@ fn releasing(
     teardown: bool,
     event: Event,
 ) -> (State, Vec<Command>) {
-    let kill = |failure, teardown| {
-        let state = State::Releasing { child: ChildState::Killed, failure, teardown };
-        (state, vec![Command::SetDeadline(None), Command::KillChild])
-    };
     match (child, event) {
         (ChildState::Exiting | ChildState::Killed, Event::ChildEnded(ended)) => {
             let told = failure.map(|failure| with_last_words(failure, ended));
             release(false, told, teardown)
         }
         (ChildState::Exiting, Event::DeadlinePassed) => kill(failure, teardown),
+        // The failure is told without the child's last words. The host is not free before the child ends, if ever.
+        (ChildState::Killed, Event::DeadlinePassed) => {
+            let told = failure.map_or(Command::Ignore("the end's process could not be killed"), |failure| {
+                let reason = format!("{}; its process could not be killed", failure.reason);
+                Command::Conclude(Err(Failure { reason, ..failure }))
+            });
+            (State::Releasing { child, failure: None, teardown }, vec![told])
+        }
         (ChildState::Exiting, Event::Teardown | Event::Shutdown) => kill(failure, true),
         (ChildState::Gone, Event::NetworkRemoved { leftovers }) => {
             if teardown {

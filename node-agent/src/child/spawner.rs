@@ -7,12 +7,13 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
-use rustix::process::{Signal, getpid, getppid, set_parent_process_death_signal};
+use rustix::process::{Pid, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal};
 use tokio::sync::oneshot;
 
 /// A process to start, and where to answer.
@@ -61,11 +62,42 @@ impl Spawner {
             .arg(theirs.as_raw_fd().to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .process_group(0);
+            .stderr(Stdio::piped());
+        Ok((self.start(command, Some(theirs)).await?, ours))
+    }
+
+    /// Runs a program that is to answer at once, and returns what it said. One that takes longer than `limit` is killed
+    /// with its process group.
+    ///
+    /// # Errors
+    /// The system's, and [`io::ErrorKind::TimedOut`].
+    pub async fn output(&self, program: &Path, arguments: &[&str], limit: Duration) -> io::Result<Output> {
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = self.start(command, None).await?;
+        let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        // Its end and that of its pipes, which whatever it has started may hold.
+        let output = child.wait_with_output();
+        tokio::pin!(output);
+        match tokio::time::timeout(limit, &mut output).await {
+            Ok(output) => output,
+            Err(_) => {
+                // Its number is its own: the leader has not been reaped, or others of the group are still there.
+                if let Some(group) = group {
+                    let _ = kill_process_group(group, Signal::KILL);
+                }
+                let seconds = limit.as_secs();
+                Err(io::Error::new(io::ErrorKind::TimedOut, format!("it did not end within {seconds} s")))
+            }
+        }
+    }
+
+    /// Starts a process in a group of its own, which dies with the agent and gets `keep` of all its descriptors.
+    async fn start(&self, mut command: Command, keep: Option<OwnedFd>) -> io::Result<tokio::process::Child> {
+        command.process_group(0);
         let agent = getpid();
         // SAFETY: between fork and exec the closure makes system calls only, which are async-signal-safe
-        // (signal-safety(7)): it neither allocates nor takes a lock. `theirs` lives in the closure.
+        // (signal-safety(7)): it neither allocates nor takes a lock. `keep` lives in the closure.
         unsafe {
             command.pre_exec(move || {
                 set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -74,7 +106,9 @@ impl Spawner {
                     return Err(Errno::SRCH.into());
                 }
                 close_all_on_exec()?;
-                fcntl_setfd(&theirs, FdFlags::empty())?;
+                if let Some(keep) = &keep {
+                    fcntl_setfd(keep, FdFlags::empty())?;
+                }
                 Ok(())
             });
         }
@@ -82,7 +116,7 @@ impl Spawner {
         let gone = || io::Error::other("the thread that starts processes has ended");
         let requests = self.requests.as_ref().ok_or_else(gone)?;
         requests.send(Request { command, answer }).map_err(|_| gone())?;
-        Ok((child.await.map_err(|_| gone())??, ours))
+        child.await.map_err(|_| gone())?
     }
 }
 

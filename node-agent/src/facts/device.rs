@@ -5,17 +5,17 @@
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::process::{Command, Stdio};
 
 use toll_protocol::facts::{KvmFact, KvmKind};
 
-use crate::facts::advice;
+use crate::child::Spawner;
 use crate::facts::cpu::Processor;
+use crate::facts::{PROGRAM_LIMIT, advice};
 
 /// Whether `/dev/kvm` opens and `vmm` can create a guest with it, and which KVM must be behind it.
-pub fn kvm(processor: &Processor, vmm: &Path) -> KvmFact {
+pub async fn kvm(processor: &Processor, vmm: &Path, spawner: &Spawner) -> KvmFact {
     match open("/dev/kvm") {
-        Ok(()) => match probe(vmm) {
+        Ok(()) => match probe(vmm, spawner).await {
             Ok(()) => KvmFact::Usable(kind(processor)),
             Err(reason) => KvmFact::Unusable { reason },
         },
@@ -24,10 +24,11 @@ pub fn kvm(processor: &Processor, vmm: &Path) -> KvmFact {
 }
 
 /// Lets `vmm` create a guest, or says why it can't.
-fn probe(vmm: &Path) -> Result<(), String> {
-    let output = Command::new(vmm).arg("probe").stdin(Stdio::null()).output().map_err(|error| {
+async fn probe(vmm: &Path, spawner: &Spawner) -> Result<(), String> {
+    let output = spawner.output(vmm, &["probe"], PROGRAM_LIMIT).await.map_err(|error| {
         let path = vmm.display();
         match error.kind() {
+            ErrorKind::TimedOut => format!("/dev/kvm opens, but {path} probe does not answer: {error}"),
             ErrorKind::NotFound => format!("{path} is missing: install all of Toll's programs in one folder"),
             _ => format!("{path} can't be run: {error}"),
         }
@@ -72,12 +73,14 @@ mod tests {
         assert_eq!(kind(&processor(false, false)), KvmKind::PageTable);
     }
 
-    #[test]
-    fn a_vmm_that_can_create_no_guest_makes_kvm_unusable_with_its_words() {
-        assert_eq!(probe(Path::new("/bin/true")), Ok(()));
-        let failed = probe(Path::new("/bin/false")).expect_err("false fails");
+    #[tokio::test]
+    async fn a_vmm_that_can_create_no_guest_makes_kvm_unusable_with_its_words() {
+        let spawner = Spawner::new(tokio::runtime::Handle::current()).expect("a spawner");
+        let probe = async |program: &str| super::probe(Path::new(program), &spawner).await;
+        assert_eq!(probe("/bin/true").await, Ok(()));
+        let failed = probe("/bin/false").await.expect_err("false fails");
         assert!(failed.contains("exit status: 1") && failed.contains("it said nothing"), "{failed}");
-        let missing = probe(Path::new("/no/such/toll-vmm")).expect_err("not there");
+        let missing = probe("/no/such/toll-vmm").await.expect_err("not there");
         assert!(missing.contains("/no/such/toll-vmm is missing"), "{missing}");
     }
 

@@ -48,23 +48,43 @@ pub(super) fn of_kind(nic: &Link, all: &[Link], wire: Wire) -> Option<String> {
 
 /// What keeps the NIC from carrying a trial of this MTU now.
 pub(super) fn of_state(nic: &Link, all: &[Link], wire: Wire, mtu: u16) -> Option<String> {
-    if !nic.up {
-        return Some("is down: set it up".to_owned());
+    if nic.up && wire == Wire::Bridge && all.iter().all(|link| link.controller != Some(nic.index)) {
+        return Some("has no port, so it leads nowhere: put a NIC on it".to_owned());
+    }
+    if let Some(why) = of_cable(nic) {
+        return Some(why);
     }
     if nic.mtu < u32::from(mtu) {
         return Some(format!("has an MTU of {} bytes and the trial asks for {mtu}", nic.mtu));
     }
     match (wire, nic.kind) {
-        (Wire::Bridge, _) if all.iter().all(|link| link.controller != Some(nic.index)) => {
-            Some("has no port, so it leads nowhere: put a NIC on it".to_owned())
-        }
         (Wire::Bridge, Kind::Bridge { forward_delay }) if forward_delay > 0 => Some(format!(
-            "runs a spanning tree, and a new port of it carries nothing for {} s: switch the tree \
-             off, or set the forward delay to 0",
+            "runs a spanning tree, and a new port of it carries nothing for {} s: switch the tree off",
             f64::from(forward_delay) / 50.0
         )),
         _ => None,
     }
+}
+
+/// What keeps any frame from the wire.
+pub(super) fn of_cable(nic: &Link) -> Option<String> {
+    let why = match (nic.up, nic.carrier) {
+        (true, true) => return None,
+        (true, false) => "has no carrier: plug its cable in, or set the other end up",
+        (false, _) => "is down: set it up",
+    };
+    Some(why.to_owned())
+}
+
+/// What putting the NIC on a bridge would change of it for good: a bridge switches large receive offload off
+/// (net/bridge/br_if.c, `br_add_if`) and nothing switches it on again.
+pub(super) fn of_features(nic: &str, active: &[String]) -> Option<String> {
+    active.iter().any(|feature| feature == "rx-lro").then(|| {
+        format!(
+            "has large receive offload (rx-lro) on, which a bridge would switch off and not on again: switch it off \
+             yourself (`ethtool -K {nic} lro off`), or use --wire macvtap"
+        )
+    })
 }
 
 /// What keeps guests from having these addresses on the network of a NIC that has this one.
@@ -100,7 +120,8 @@ mod tests {
     use super::*;
 
     fn nic(kind: Kind) -> Link {
-        Link { index: 2, name: "nic0".to_owned(), alias: None, mtu: 1500, controller: None, up: true, kind }
+        let name = "nic0".to_owned();
+        Link { index: 2, name, alias: None, mtu: 1500, controller: None, up: true, carrier: true, kind }
     }
 
     const BRIDGE: Kind = Kind::Bridge { forward_delay: 0 };
@@ -141,11 +162,27 @@ mod tests {
         assert_eq!(why(&nic(BRIDGE), Wire::Bridge, 1500), "");
         let down = Link { up: false, ..nic(Kind::Other) };
         assert_eq!(why(&down, Wire::Macvtap, 1500), "is down: set it up");
+        for (kind, wire) in
+            [(Kind::Other, Wire::Macvtap), (Kind::Other, Wire::Exclusive), (BRIDGE, Wire::Bridge)]
+        {
+            let unplugged = Link { carrier: false, ..nic(kind) };
+            assert!(why(&unplugged, wire, 1500).starts_with("has no carrier: "), "{wire}");
+        }
         assert!(why(&nic(BRIDGE), Wire::Bridge, 9000).contains("1500"));
         let slow = nic(Kind::Bridge { forward_delay: 1500 });
-        assert!(why(&slow, Wire::Bridge, 1500).contains("for 30 s"));
+        // The bridge's forward delay can't be set to 0 while it runs a spanning tree (net/bridge/br_stp.c).
+        let slow = why(&slow, Wire::Bridge, 1500);
+        assert!(slow.contains("for 30 s") && slow.ends_with(": switch the tree off"), "{slow}");
         let empty = of_state(&nic(BRIDGE), &[nic(BRIDGE)], Wire::Bridge, 1500);
         assert!(empty.is_some_and(|why| why.contains("has no port")));
+    }
+
+    #[test]
+    fn what_a_bridge_would_switch_off_for_good_is_refused_with_the_command() {
+        let features = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(of_features("nic0", &features(&["rx-gro", "rx-gro-hw", "rx-lro-x"])), None);
+        let why = of_features("nic0", &features(&["rx-gro", "rx-lro"])).expect("refused");
+        assert!(why.contains("`ethtool -K nic0 lro off`"), "{why}");
     }
 
     #[test]

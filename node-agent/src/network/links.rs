@@ -43,6 +43,8 @@ pub(super) struct Link {
     /// Index of the bridge (or other controller) that it is a port of.
     pub(super) controller: Option<u32>,
     pub(super) up: bool,
+    /// Whether the other end of the cable (of a bridge: of one of its ports) is there.
+    pub(super) carrier: bool,
     pub(super) kind: Kind,
 }
 
@@ -62,6 +64,7 @@ impl From<LinkMessage> for Link {
             mtu: 0,
             controller: None,
             up: message.header.flags.contains(LinkFlags::Up),
+            carrier: message.header.flags.contains(LinkFlags::LowerUp),
             kind: if loopback { Kind::Loopback } else { Kind::Other },
         };
         for attribute in message.attributes {

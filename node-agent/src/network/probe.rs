@@ -3,7 +3,7 @@
 //!
 //! A probe asks who has the address, from no address, so that no cache takes anything from it. The RFC waits
 //! seconds for hosts that come up; here a host that is up has [`PATIENCE`] to answer, because every prepared trial
-//! would have to wait. What is found free is not asked for again.
+//! would have to wait. What is found free is not asked for again for a while ([`super::free`]).
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -342,3 +342,28 @@ fn leftovers_are_tried_again_on_teardown() {
     assert_eq!(state, State::TornDown);
     assert!(commands.contains(&Command::SendTornDown { leftovers: Vec::new() }));
 }
+
+#[test]
+fn a_failure_is_told_though_the_child_can_not_be_killed() {
+    for state in states().into_iter().skip(1).take(4) {
+        let (killed, commands) = transition(state.clone(), Event::DeadlinePassed);
+        assert_eq!(commands, [Command::SetDeadline(Some(EXIT_GRACE)), Command::KillChild], "{state:?}");
+        let (stuck, commands) = transition(killed, Event::DeadlinePassed);
+        let [Command::Conclude(Err(told))] = &commands[..] else { panic!("{state:?}: {commands:?}") };
+        assert!(told.reason.ends_with("; its process could not be killed"), "{}", told.reason);
+        // The host is still held, and what happens later is told no second time.
+        assert!(matches!(stuck, State::Releasing { child: ChildState::Killed, .. }), "{stuck:?}");
+        let (stuck, commands) = transition(stuck, Event::Teardown);
+        assert_eq!(commands, []);
+        let (gone, commands) = transition(stuck, Event::ChildEnded(failure()));
+        assert_eq!(commands, [Command::SetDeadline(None), Command::RemoveNetwork]);
+        let (over, _) = transition(gone, Event::NetworkRemoved { leftovers: Vec::new() });
+        assert_eq!(over, State::TornDown);
+    }
+    // One that had said its result and does not exit: there is nothing to tell.
+    let done = State::Releasing { child: ChildState::Exiting, failure: None, teardown: false };
+    let (killed, commands) = transition(done, Event::DeadlinePassed);
+    assert_eq!(commands, [Command::SetDeadline(Some(EXIT_GRACE)), Command::KillChild]);
+    let (_, commands) = transition(killed, Event::DeadlinePassed);
+    assert!(matches!(commands[..], [Command::Ignore(_)]), "{commands:?}");
+}

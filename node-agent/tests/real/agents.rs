@@ -2,6 +2,7 @@
 
 use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,8 +12,11 @@ use std::time::Duration;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{NetlinkAddr, getsockname};
 use nix::unistd::Pid;
-use rustix::process::set_parent_process_death_signal;
+use rustix::process::{
+    PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open, set_parent_process_death_signal,
+};
 
 use crate::namespace::Namespace;
 use crate::orchestrator::{Authority, SERVER_NAME};
@@ -96,8 +100,13 @@ impl Agent {
     }
 
     /// Tells it to stop, and returns how it ended.
-    pub async fn terminate(mut self) -> ExitStatus {
-        kill(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGTERM).expect("the agent is there");
+    pub async fn terminate(self) -> ExitStatus {
+        self.end_by(Signal::SIGTERM).await
+    }
+
+    /// Sends it a signal that it is to end by, and returns how it ended.
+    pub async fn end_by(mut self, signal: Signal) -> ExitStatus {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).expect("the agent is there");
         let mut look = tokio::time::interval(Duration::from_millis(10));
         let ended = tokio::time::timeout(Duration::from_secs(15), async {
             loop {
@@ -108,6 +117,28 @@ impl Agent {
             }
         });
         ended.await.expect("the agent ends in time")
+    }
+
+    /// Keeps every answer of the kernel from its netlink socket, as one that hangs would, until it is dropped.
+    pub fn mute_netlink(&self) -> Muted {
+        let pid = rustix::process::Pid::from_raw(self.0.id().cast_signed()).expect("not 0");
+        let process = pidfd_open(pid, PidfdFlags::empty()).expect("the agent is there");
+        let numbers = std::fs::read_dir(format!("/proc/{}/fd", self.0.id())).expect("the agent is there");
+        let number = |entry: std::fs::DirEntry| entry.file_name().to_str()?.parse().ok();
+        let sockets: Vec<OwnedFd> = numbers
+            .flatten()
+            .filter_map(number)
+            .filter_map(|number: i32| pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok())
+            .filter(|descriptor| getsockname::<NetlinkAddr>(descriptor.as_raw_fd()).is_ok())
+            .collect();
+        assert!(!sockets.is_empty(), "an agent has a netlink socket");
+        // Classic BPF that takes no byte of anything: return 0.
+        let mut nothing = libc::sock_filter { code: 0x06, jt: 0, jf: 0, k: 0 };
+        let program = libc::sock_fprog { len: 1, filter: &raw mut nothing };
+        for socket in &sockets {
+            set(socket, libc::SO_ATTACH_FILTER, &program);
+        }
+        Muted(sockets)
     }
 
     /// Ids of its children whose program has this name.
@@ -132,6 +163,25 @@ impl Drop for Agent {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Netlink sockets of an agent that hears nothing.
+pub struct Muted(Vec<OwnedFd>);
+
+impl Drop for Muted {
+    fn drop(&mut self) {
+        for socket in &self.0 {
+            set(socket, libc::SO_DETACH_FILTER, &0);
+        }
+    }
+}
+
+fn set<T>(socket: &OwnedFd, option: libc::c_int, value: &T) {
+    let length = libc::socklen_t::try_from(size_of::<T>()).expect("a few bytes");
+    let (descriptor, value) = (socket.as_raw_fd(), (&raw const *value).cast());
+    // SAFETY: setsockopt(2) reads `length` bytes of `value`, and what a filter's program leads to, which lives too.
+    let status = unsafe { libc::setsockopt(descriptor, libc::SOL_SOCKET, option, value, length) };
+    assert_eq!(status, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Where agents find the orchestrator.

@@ -22,7 +22,11 @@ pub const TESTS: &[Test] = &[
     ("links::a_port_is_attached", a_port_is_attached),
     ("links::the_sweep_takes_ours_and_nothing_else", the_sweep_takes_ours_and_nothing_else),
     ("links::a_nic_that_the_host_needs_is_refused", a_nic_that_the_host_needs_is_refused),
+    ("links::a_nic_that_may_be_needed_is_refused", a_nic_that_may_be_needed_is_refused),
     ("links::an_unfit_nic_is_refused", an_unfit_nic_is_refused),
+    ("links::a_nic_without_carrier_is_refused", a_nic_without_carrier_is_refused),
+    ("links::a_doubted_address_is_asked_for_again", a_doubted_address_is_asked_for_again),
+    ("links::a_link_of_another_with_the_trials_name_stays", a_link_of_another_stays),
     ("links::one_agent_for_a_host", one_agent_for_a_host),
 ];
 
@@ -109,7 +113,7 @@ fn host() -> (Namespace, Namespace) {
 
 async fn open_on(nic: &str) -> Result<Network, NetworkError> {
     let (nic, wire) = (Some(nic.to_owned()), Some(Wire::Exclusive));
-    Network::open(NetworkConfig { nic, wire, guest_addresses: None }).await
+    Network::open(NetworkConfig { nic, wire, ..NetworkConfig::default() }).await
 }
 
 async fn open() -> Network {
@@ -219,14 +223,87 @@ fn a_nic_that_the_host_needs_is_refused() -> Result<(), Failed> {
         "network interface nic0 is the way to the orchestrator 10.77.0.2: name a NIC for tests alone, or use --wire \
          macvtap"
     );
+    // The main table, one that rules lead to, and one whose number the route's header has no room for.
+    for table in [254, 7, 1_000] {
+        let gateway = Ipv4Addr::new(10, 77, 0, 2);
+        let route = || RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).table_id(table).build();
+        host.with_netlink(async |handle| {
+            handle.route().add(route()).execute().await.expect("a default route");
+        });
+        let why = host.run(async || {
+            open().await.set_up(TRIAL, &station(1500)).await.expect_err("the default route").to_string()
+        });
+        assert!(why.contains("carries a default route"), "{table}: {why}");
+        host.with_netlink(async |handle| {
+            handle.route().del(route()).execute().await.expect("removed");
+        });
+    }
+    for http in ["10.77.0.1", "fd00::1"] {
+        let http: IpAddr = http.parse()?;
+        host.with_netlink(async |handle| {
+            let index = index(&handle, NIC).await.expect("the NIC");
+            if http.is_ipv6() {
+                handle.address().add(index, http, 64).execute().await.expect("an address");
+            }
+        });
+        let config = NetworkConfig {
+            nic: Some(NIC.to_owned()),
+            wire: Some(Wire::Exclusive),
+            http: Some(http),
+            ..NetworkConfig::default()
+        };
+        let why = host.run(async || Network::open(config).await.expect_err("probes").to_string());
+        assert!(why.contains(&format!("nic0 has the address {http}, where probes")), "{why}");
+    }
+    assert_eq!(host.links(), before);
+    Ok(())
+}
+
+fn a_nic_that_may_be_needed_is_refused() -> Result<(), Failed> {
+    let ((host, _wire), router) = (host(), Namespace::new());
+    host.join("control", &router, "to-host");
+    host.address("control", Ipv4Addr::new(10, 99, 0, 2));
+    router.address("to-host", Ipv4Addr::new(10, 99, 0, 1));
+    host.set_up("lo");
     host.with_netlink(async |handle| {
-        let route = RouteMessageBuilder::<Ipv4Addr>::new().gateway(Ipv4Addr::new(10, 77, 0, 2)).build();
-        handle.route().add(route).execute().await.expect("a default route");
+        let route = RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(Ipv4Addr::new(10, 96, 0, 0), 16)
+            .gateway(Ipv4Addr::new(10, 99, 0, 1))
+            .build();
+        handle.route().add(route).execute().await.expect("a route");
     });
-    let why = host.run(async || {
-        open().await.set_up(TRIAL, &station(1500)).await.expect_err("the default route").to_string()
-    });
-    assert!(why.contains("carries a default route"), "{why}");
+    let before = host.links();
+    let set_up = |orchestrator: Ipv4Addr, nic_is_spare| {
+        host.run(async || {
+            let config = NetworkConfig {
+                nic: Some(NIC.to_owned()),
+                wire: Some(Wire::Exclusive),
+                nic_is_spare,
+                ..NetworkConfig::default()
+            };
+            let network = Network::open(config).await.expect("the network opens");
+            network.dialled(orchestrator.into());
+            let done = network.set_up(TRIAL, &station(1500)).await.map_err(|error| error.to_string());
+            assert_eq!(network.tear_down(TRIAL).await, Vec::<String>::new());
+            done.map(drop)
+        })
+    };
+    assert_eq!(set_up(Ipv4Addr::new(10, 99, 0, 1), false), Ok(()), "on the network of another NIC");
+    for (orchestrator, why) in [
+        // As a Service of Kubernetes has it.
+        (Ipv4Addr::new(10, 96, 0, 47), "10.96.0.47 is behind a gateway"),
+        // A forwarder of this host.
+        (Ipv4Addr::LOCALHOST, "127.0.0.1 is this host's own"),
+        (Ipv4Addr::new(10, 99, 0, 2), "10.99.0.2 is this host's own"),
+        (Ipv4Addr::new(192, 0, 2, 1), "192.0.2.1 has no route"),
+    ] {
+        let refused = set_up(orchestrator, false).expect_err("it can't be known");
+        assert!(refused.contains(why) && refused.contains("--nic-is-spare"), "{refused}");
+        assert_eq!(set_up(orchestrator, true), Ok(()), "{orchestrator}");
+    }
+    // What is known is refused whatever is said.
+    let refused = set_up(Ipv4Addr::new(10, 77, 0, 2), true).expect_err("the way");
+    assert!(refused.contains("is the way to the orchestrator"), "{refused}");
     assert_eq!(host.links(), before);
     Ok(())
 }
@@ -246,6 +323,8 @@ fn an_unfit_nic_is_refused() -> Result<(), Failed> {
     host.with_netlink(async |handle| {
         let alone = LinkVeth::new("alone0", "alone1").up().build();
         handle.link().add(alone).execute().await.expect("a pair");
+        let far = index(&handle, "alone1").await.expect("the other end");
+        handle.link().set(LinkUnspec::new_with_index(far).up().build()).execute().await.expect("up");
         let index = index(&handle, "alone0").await.expect("its end");
         let address = Ipv4Addr::new(10, 78, 0, 1).into();
         handle.address().add(index, address, 32).execute().await.expect("an address");
@@ -261,6 +340,58 @@ fn an_unfit_nic_is_refused() -> Result<(), Failed> {
     });
     let (bridged, native) = host.run(async || why(open().await, 1500).await);
     assert!(bridged.contains("is down") && native.contains("is down"), "{bridged} {native}");
+    Ok(())
+}
+
+fn a_nic_without_carrier_is_refused() -> Result<(), Failed> {
+    let (host, wire) = host();
+    wire.with_netlink(async |handle| {
+        let index = index(&handle, "far0").await.expect("the other end");
+        handle.link().set(LinkUnspec::new_with_index(index).down().build()).execute().await.expect("down");
+    });
+    host.run(async || {
+        let network = open().await;
+        let native = network.native_address(1500).await.expect_err("no carrier").to_string();
+        let bridged = network.set_up(TRIAL, &station(1500)).await.expect_err("no carrier").to_string();
+        for why in [native, bridged] {
+            assert!(why.starts_with("network interface nic0 has no carrier: "), "{why}");
+        }
+    });
+    Ok(())
+}
+
+fn a_doubted_address_is_asked_for_again() -> Result<(), Failed> {
+    let (host, wire) = host();
+    host.bridge("br0");
+    host.enslave(NIC, "br0");
+    let config =
+        NetworkConfig { nic: Some("br0".to_owned()), wire: Some(Wire::Bridge), ..NetworkConfig::default() };
+    host.run(async || {
+        let network = Network::open(config).await.expect("the network opens");
+        let station = station(1500);
+        network.set_up(TRIAL, &station).await.expect("nobody has it");
+        wire.address("far0", station.address);
+        network.set_up(TRIAL, &station).await.expect("it was free a moment ago");
+        network.doubt(station.address);
+        let why = network.set_up(TRIAL, &station).await.expect_err("somebody has it now").to_string();
+        assert!(why.starts_with("address 10.77.0.101 is in use by "), "{why}");
+    });
+    Ok(())
+}
+
+fn a_link_of_another_stays() -> Result<(), Failed> {
+    let (host, _wire) = host();
+    host.bridge(&bridge_name(TRIAL));
+    host.with_netlink(async |handle| {
+        let name = tap_name(TRIAL);
+        handle.link().add(LinkVeth::new(&name, "other0").build()).execute().await.expect("a pair");
+        let index = index(&handle, &name).await.expect("its end");
+        let named = LinkUnspec::new_with_index(index).alias("a virtual machine").build();
+        handle.link().set(named).execute().await.expect("named");
+    });
+    let before = host.links();
+    host.run(async || assert_eq!(open().await.tear_down(TRIAL).await, Vec::<String>::new()));
+    assert_eq!(host.links(), before);
     Ok(())
 }
 

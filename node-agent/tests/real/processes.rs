@@ -22,11 +22,14 @@ pub const TESTS: &[Test] = &[
     ("processes::bytes_that_are_no_message_are_a_failure", bytes_that_are_no_message_are_a_failure),
     ("processes::a_child_takes_its_own_children_along", a_child_takes_its_own_children_along),
     ("processes::a_dropped_child_is_killed", a_dropped_child_is_killed),
+    ("processes::a_program_that_is_asked_gets_no_descriptor", a_program_that_is_asked_gets_no_descriptor),
+    ("processes::a_program_that_does_not_answer_is_killed", a_program_that_does_not_answer_is_killed),
+    ("processes::an_iperf3_that_hangs_keeps_no_agent", an_iperf3_that_hangs_keeps_no_agent),
     ("processes::a_program_that_is_not_there_is_named", a_program_that_is_not_there_is_named),
 ];
 
 /// What this program plays when it is started by such a name.
-const ROLES: [&str; 5] = ["agent", "deaf", "exits", "babbles", "parent"];
+const ROLES: [&str; 8] = ["agent", "deaf", "exits", "babbles", "parent", "hangs", "lists", "iperf3"];
 const LIMIT: Duration = Duration::from_secs(10);
 
 /// Plays the child, if that is what this process was started for.
@@ -45,7 +48,21 @@ pub fn play() -> Option<ExitCode> {
                 drop(incoming.recv().await);
             });
         }
-        "deaf" => wait_for_ever(),
+        // The second as a program that is asked for a fact.
+        "deaf" | "iperf3" => wait_for_ever(),
+        // Leaves its number for whoever looks whether it is dead.
+        "hangs" => {
+            let file = std::env::args_os().nth(1).expect("a file");
+            std::fs::write(file, std::process::id().to_string()).expect("written");
+            wait_for_ever()
+        }
+        "lists" => {
+            let numbers = std::fs::read_dir("/proc/self/fd").expect("own descriptors");
+            let open = numbers.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
+            let own = format!("/proc/{}/fd", std::process::id());
+            open.filter(|target| *target != PathBuf::from(&own))
+                .for_each(|target| println!("{}", target.display()));
+        }
         "exits" => {
             eprintln!("cannot go on\nreason: none");
             return Some(ExitCode::from(3));
@@ -198,6 +215,47 @@ fn a_dropped_child_is_killed() -> Result<(), Failed> {
         assert!(matches!(ended, Some(ChildReport::Ended(_))), "{ended:?}");
         assert!(!is_alive(id));
     });
+    Ok(())
+}
+
+fn a_program_that_is_asked_gets_no_descriptor() -> Result<(), Failed> {
+    let secret = tempfile::NamedTempFile::new()?;
+    // As a lab hands the agent its key: a descriptor that an exec does not close.
+    rustix::io::fcntl_setfd(&secret, rustix::io::FdFlags::empty())?;
+    let output = runtime().block_on(async {
+        let (spawner, roles) = (spawner(), roles());
+        spawner.output(&roles.path().join("lists"), &[], LIMIT).await
+    })?;
+    let text = String::from_utf8(output.stdout)?;
+    assert!(output.status.success());
+    assert_eq!(text.lines().count(), 3, "standard streams alone: {text}");
+    assert!(!text.contains(&*secret.path().to_string_lossy()), "{text}");
+    Ok(())
+}
+
+fn a_program_that_does_not_answer_is_killed() -> Result<(), Failed> {
+    runtime().block_on(async {
+        let (spawner, roles) = (spawner(), roles());
+        let file = roles.path().join("number");
+        let arguments = [file.to_str().expect("UTF-8")];
+        // Long enough for it to begin.
+        let error = spawner.output(&roles.path().join("hangs"), &arguments, Duration::from_secs(1)).await;
+        assert_eq!(error.expect_err("killed").kind(), std::io::ErrorKind::TimedOut);
+        let process = std::fs::read_to_string(file).expect("it has begun");
+        dead(process.parse().expect("a number")).await;
+    });
+    Ok(())
+}
+
+fn an_iperf3_that_hangs_keeps_no_agent() -> Result<(), Failed> {
+    let roles = roles();
+    let facts = runtime().block_on(async {
+        let mut command = tokio::process::Command::new(crate::agents::AGENT);
+        command.arg("facts").env("PATH", roles.path()).kill_on_drop(true);
+        tokio::time::timeout(LIMIT, command.output()).await.expect("in time").expect("the agent runs")
+    });
+    let facts: toll_protocol::facts::HostFacts = serde_json::from_slice(&facts.stdout)?;
+    assert_eq!(facts.iperf3, None);
     Ok(())
 }
 

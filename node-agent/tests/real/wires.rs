@@ -196,9 +196,16 @@ fn a_killed_vmm_leaves_no_macvtap() -> Result<(), Failed> {
         assert_eq!(pair.a.1.tear_down(TRIAL).await, Vec::<String>::new());
         assert_eq!(fleet.a.state(), before);
         assert_eq!(pair.b.1.tear_down(TRIAL).await, Vec::<String>::new());
+        // A trial that failed may have met another user of its address: the network is asked again.
+        let office = fleet.office.as_ref().expect("a shared wire has one");
+        office.address("eth0", Ipv4Addr::new(10, 77, 0, 101));
+        pair.a.1.prepare(TRIAL, virtual_end(Direction::Send, Open::Connect, 101, LONG)).await;
+        let failure = pair.a.1.ready(TRIAL).await.expect_err("the office has it");
+        assert!(failure.reason.starts_with("address 10.77.0.101 is in use by "), "{}", failure.reason);
+        assert_eq!(pair.a.1.tear_down(TRIAL).await, Vec::<String>::new());
         // The next one gets the number that has become free, and is measured.
         let receiver = native(Direction::Receive, Open::Listen, DURATION);
-        let sender = virtual_end(Direction::Send, Open::Connect, 101, DURATION);
+        let sender = virtual_end(Direction::Send, Open::Connect, 102, DURATION);
         measured(pair.run(TrialId::new(0x0d0f), sender, receiver).await);
     });
     Ok(())
