@@ -76,8 +76,14 @@ enum Cost {
 
 /// The end of a campaign that was struck: it adds up, a blow costs no more than it may, nothing is left.
 fn ends(fleet: &Fleet, id: &str, met: &[String], cost: Cost) -> Result<()> {
-    let (_, status) = fleet.result(id, Duration::from_secs(180))?;
+    let (result, status) = fleet.result(id, Duration::from_secs(180))?;
     let counts = status.counts.context("counts")?;
+    let reasons: Vec<String> = result
+        .cells
+        .iter()
+        .flat_map(|cell| cell.runs.iter().map(move |run| (cell, run)))
+        .filter_map(|(cell, run)| Some(format!("{:?} {:?}: {}", cell.key, run.status, run.reason.as_ref()?)))
+        .collect();
     let early = met.iter().filter(|state| !MEASURED.contains(&state.as_str())).count();
     let (unmeasured, lost) = match cost {
         Cost::Nothing => (0, 0),
@@ -87,7 +93,7 @@ fn ends(fleet: &Fleet, id: &str, met: &[String], cost: Cost) -> Result<()> {
     let missing = (counts.planned - counts.measured) as usize;
     ensure!(
         missing <= unmeasured && counts.lost as usize <= lost && counts.skipped == 0,
-        "blows at {met:?} cost {counts:?}"
+        "blows at {met:?} cost {counts:?}: {reasons:#?}"
     );
     fleet.nothing_left()
 }
