@@ -5,7 +5,8 @@
 //!  runner -- Watch: state, samples, outcome of a trial ---+--> registry --> GET /metrics
 //! ```
 //! Counters of traffic, exits and CPU cover the measured intervals of trials that were measured, and nothing else:
-//! they grow when a trial ends. Divide by `toll_agent_measured_seconds_total` for rates while measuring.
+//! they grow when a trial ends. Divide by `toll_agent_measured_seconds_total` for rates while measuring, and CPU seconds
+//! by `toll_agent_cpu_measured_seconds_total`: not every end can tell its CPU time.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -50,6 +51,7 @@ pub struct Metrics {
     exits: IntCounterVec,
     handling: CounterVec,
     cpu: CounterVec,
+    cpu_measured: CounterVec,
     connected: Gauge,
     reconnects: IntCounter,
     causes: Arc<Mutex<BTreeSet<String>>>,
@@ -78,7 +80,7 @@ impl Builder {
 
 impl Metrics {
     /// Metrics with a registry of their own. Counters whose labels are known beforehand begin with 0, so that no
-    /// rate misses the first trial.
+    /// rate misses the first trial; those of CPU time don't, since 0 would be a figure for what may never be measured.
     ///
     /// # Errors
     /// When two families have one name, or a name is none: a test registers them all.
@@ -100,6 +102,7 @@ impl Metrics {
             exits: build.add(&f::EXITS, IntCounterVec::new)?,
             handling: build.add(&f::EXIT_HANDLING_SECONDS, CounterVec::new)?,
             cpu: build.add(&f::CPU_SECONDS, CounterVec::new)?,
+            cpu_measured: build.add(&f::CPU_MEASURED_SECONDS, CounterVec::new)?,
             connected: build.add(&f::CONNECTED, |opts, _| Gauge::with_opts(opts))?,
             reconnects: build.add(&f::RECONNECTS, |opts, _| IntCounter::with_opts(opts))?,
             registry: build.registry,
@@ -132,10 +135,6 @@ impl Metrics {
                         counter.with_label_values(&labels);
                     }
                 }
-            }
-            let parts = if end == "native" { &["host"][..] } else { &["guest", "vmm", "host"] };
-            for part in parts {
-                self.cpu.with_label_values(&[end, &adapter, part]);
             }
         }
     }
@@ -196,7 +195,9 @@ impl Metrics {
         let cpu = report.cpu;
         for (part, time) in [("guest", cpu.guest), ("vmm", cpu.vmm), ("host", cpu.host)] {
             if let Some(time) = time {
-                self.cpu.with_label_values(&[*end, adapter.as_str(), part]).inc_by(time.seconds());
+                let labels = [*end, adapter.as_str(), part];
+                self.cpu.with_label_values(&labels).inc_by(time.seconds());
+                self.cpu_measured.with_label_values(&labels).inc_by(report.interval.seconds());
             }
         }
     }

@@ -18,6 +18,11 @@ const PAYLOAD: Label = Label { name: "direction", values: "`transmit` (this end 
 const GUEST_SIDE: Label = Label { name: "direction", values: "`transmit` (sent by the guest), `receive`" };
 const CAUSE: Label =
     Label { name: "cause", values: "as in `result.json`: `pio-write rap`, `wait`; at most 64, then `other`" };
+const PART: Label = Label {
+    name: "part",
+    values: "`guest` (guest code and KVM), `vmm` (device models), `host` (I/O: system calls of the port, or the whole \
+             traffic thread of a native end)",
+};
 
 /// Trials that exist.
 pub const TRIALS: Family = Family {
@@ -55,7 +60,7 @@ pub const MEASURED_SECONDS: Family = Family {
     kind: Kind::Counter,
     labels: &[END, ADAPTER, PAYLOAD],
     help: "Seconds of measured intervals. Grows when a trial has been measured; what every other counter of \
-           traffic, exits and CPU here covers.",
+           traffic and exits here covers.",
 };
 /// Payload.
 pub const PAYLOAD_BYTES: Family = Family {
@@ -104,17 +109,17 @@ pub const EXIT_HANDLING_SECONDS: Family = Family {
 pub const CPU_SECONDS: Family = Family {
     name: "toll_agent_cpu_seconds_total",
     kind: Kind::Counter,
-    labels: &[
-        END,
-        ADAPTER,
-        Label {
-            name: "part",
-            values: "`guest` (guest code and KVM), `vmm` (device models), `host` (I/O: system calls of the port, or \
-                     the whole traffic thread of a native end)",
-        },
-    ],
-    help: "CPU seconds of the threads that carry an end's traffic, in measured intervals. A part that could not be \
-           measured is not counted.",
+    labels: &[END, ADAPTER, PART],
+    help: "CPU seconds of the threads that carry an end's traffic, in measured intervals. A part has no series before it \
+           has been measured.",
+};
+/// The denominator of CPU time.
+pub const CPU_MEASURED_SECONDS: Family = Family {
+    name: "toll_agent_cpu_measured_seconds_total",
+    kind: Kind::Counter,
+    labels: &[END, ADAPTER, PART],
+    help: "Seconds of the measured intervals in which CPU time of this part was measured: what the CPU seconds cover. \
+           Ends that iperf3 runs measure none.",
 };
 /// The connection.
 pub const CONNECTED: Family = Family {

@@ -96,7 +96,25 @@ fn exits_and_cpu_are_added_in_seconds_and_what_is_not_known_is_not() {
         let labels = format!(r#"{{adapter="pcnet",end="guest",part="{part}"}}"#);
         value(&metrics, &format!("toll_agent_cpu_seconds_total{labels}"))
     };
-    assert_eq!((cpu("vmm"), cpu("host"), cpu("guest")), (Some(0.5), Some(1.0), Some(0.0)));
+    assert_eq!((cpu("vmm"), cpu("host"), cpu("guest")), (Some(0.5), Some(1.0), None));
+}
+
+#[test]
+fn cpu_time_that_was_not_measured_is_neither_0_nor_divided_by() {
+    let metrics = Metrics::new().expect("registers");
+    let of = |name: &str| {
+        let labels = r#"{adapter="host-nic",end="native",part="host"}"#;
+        value(&metrics, &format!("toll_agent_{name}_total{labels}"))
+    };
+    // As iperf3 reports: bytes, and nothing of CPUs.
+    let unknown = EndReport { cpu: CpuSplit::default(), ..report(1_000, None, &[]) };
+    measured(&metrics, &NATIVE, Direction::Send, &unknown);
+    assert_eq!((of("cpu_seconds"), of("cpu_measured_seconds")), (None, None));
+    measured(&metrics, &NATIVE, Direction::Send, &report(1_000, None, &[]));
+    measured(&metrics, &NATIVE, Direction::Send, &unknown);
+    assert_eq!((of("cpu_seconds"), of("cpu_measured_seconds")), (Some(0.5), Some(2.0)));
+    let all = r#"toll_agent_measured_seconds_total{adapter="host-nic",direction="transmit",end="native"}"#;
+    assert_eq!(value(&metrics, all), Some(6.0));
 }
 
 #[test]
