@@ -265,7 +265,7 @@ impl Watch {
             }
         }
         self.state = now;
-        if *state != State::Running {
+        if !matches!(state, State::Running { .. }) {
             self.forget_goodput();
         }
     }
@@ -336,7 +336,7 @@ const fn name(state: &State) -> Option<&'static str> {
         State::SettingUp { .. } => Some("setting-up"),
         State::Starting { .. } | State::Attaching { .. } => Some("starting"),
         State::Ready { .. } => Some("ready"),
-        State::Running => Some("running"),
+        State::Running { .. } => Some("running"),
         State::Releasing { .. } => Some("releasing"),
         State::Released { .. } => Some("released"),
     }

@@ -16,9 +16,10 @@
 //!    | Refuse                       v                        Teardown
 //!    +--------------------------> Released ------------------------------------> TornDown
 //! ```
-//! `Ready` answers `Prepare` that is said again, and a new connection, by saying `Ready` again; whatever else is said
-//! twice changes nothing. `Releasing` goes straight to `TornDown` if the orchestrator has asked for it meanwhile. The host is released
-//! as soon as the end has spoken its last word, whether or not the orchestrator can be reached.
+//! `Ready` answers `Prepare` that is said again, and a new connection, by saying `Ready` again; `Running` answers a new
+//! connection so; whatever else is said twice changes nothing. `Releasing` goes straight to `TornDown` if the orchestrator
+//! has asked for it meanwhile. The host is released as soon as the end has spoken its last word, whether or not the
+//! orchestrator can be reached.
 
 use std::net::SocketAddrV4;
 use std::time::Duration;
@@ -67,7 +68,10 @@ pub enum State {
         ready: EndReady,
     },
     /// Traffic flows.
-    Running,
+    Running {
+        /// Where the other end finds it.
+        ready: EndReady,
+    },
     /// The outcome is known; what the host holds is given back.
     Releasing {
         /// What has become of the child.
@@ -95,7 +99,7 @@ impl State {
             Self::Starting { .. } => "Starting",
             Self::Attaching { .. } => "Attaching",
             Self::Ready { .. } => "Ready",
-            Self::Running => "Running",
+            Self::Running { .. } => "Running",
             Self::Releasing { .. } => "Releasing",
             Self::Released { .. } => "Released",
             Self::TornDown => "TornDown",
@@ -229,16 +233,26 @@ pub fn transition(state: State, event: Event) -> (State, Vec<Command>) {
         (State::Ready { run, ready }, Event::Reconnected | Event::Prepare { .. }) => {
             (State::Ready { run, ready }, vec![C::SendReady(ready)])
         }
-        (State::Ready { run, .. }, Event::Start { peer }) => {
-            (State::Running, vec![C::SetDeadline(Some(run.saturating_add(RUN_GRACE))), C::TellStart { peer }])
+        (State::Ready { run, ready }, Event::Start { peer }) => (
+            State::Running { ready },
+            vec![C::SetDeadline(Some(run.saturating_add(RUN_GRACE))), C::TellStart { peer }],
+        ),
+        (State::Running { ready }, Event::Sample(sample)) => {
+            (State::Running { ready }, vec![C::SendSample(sample)])
         }
-        (State::Running, Event::Sample(sample)) => (State::Running, vec![C::SendSample(sample)]),
-        (State::Running, Event::Done(report)) => (
+        // An orchestrator that was killed when it had started this end, and not the other, has to start that: its
+        // successor can't without knowing where this one is.
+        (State::Running { ready }, Event::Reconnected) => {
+            (State::Running { ready }, vec![C::SendReady(ready)])
+        }
+        (State::Running { .. }, Event::Done(report)) => (
             State::Releasing { child: ChildState::Exiting, failure: None, teardown: false },
             vec![C::SetDeadline(Some(EXIT_GRACE)), C::Conclude(Ok(report))],
         ),
         // Said again: the first has been obeyed.
-        (State::Running, Event::Start { .. }) => (State::Running, vec![C::Ignore("the end runs already")]),
+        (State::Running { ready }, Event::Start { .. }) => {
+            (State::Running { ready }, vec![C::Ignore("the end runs already")])
+        }
 
         (State::Releasing { child, failure, teardown }, event) => releasing(child, failure, teardown, event),
 
@@ -263,7 +277,9 @@ pub fn transition(state: State, event: Event) -> (State, Vec<Command>) {
 const fn has_child(state: &State) -> Option<bool> {
     match state {
         State::SettingUp { .. } => Some(false),
-        State::Starting { .. } | State::Attaching { .. } | State::Ready { .. } | State::Running => Some(true),
+        State::Starting { .. } | State::Attaching { .. } | State::Ready { .. } | State::Running { .. } => {
+            Some(true)
+        }
         State::New | State::Releasing { .. } | State::Released { .. } | State::TornDown => None,
     }
 }
@@ -299,7 +315,7 @@ fn interrupted(state: State, event: Event, child: bool) -> (State, Vec<Command>)
 fn overdue(state: &State) -> String {
     match state {
         State::Ready { .. } => format!("no Start came within {} s of Ready", START_DEADLINE.as_secs()),
-        State::Running => "the end did not finish by its deadline and was stopped".to_owned(),
+        State::Running { .. } => "the end did not finish by its deadline and was stopped".to_owned(),
         _ => format!("the end was not ready within {} s", PREPARE_DEADLINE.as_secs()),
     }
 }

@@ -100,7 +100,7 @@ fn ends(fleet: &Fleet, id: &str, met: &[String], cost: Cost) -> Result<()> {
 
 /// So many trials that each state can be met.
 fn trials(arms: &[&str], blocks: u32) -> String {
-    fleet_campaign(arms, blocks, "100ms", "pairs: ring")
+    fleet_campaign(arms, blocks, "300ms", "pairs: ring")
 }
 
 fn kill_agent() -> Result<()> {

@@ -137,6 +137,11 @@ fn a_child_that_invents_causes_gets_a_bound_of_series() {
     assert_eq!(first, Some(6.0));
 }
 
+fn running() -> State {
+    let address = std::net::SocketAddrV4::new([10, 0, 0, 1].into(), 5201);
+    State::Running { ready: toll_protocol::trial::EndReady { address } }
+}
+
 fn sample(milliseconds: u64, bytes: u64) -> Command {
     Command::SendSample(Sample { at: Span::from_millis(milliseconds), bytes })
 }
@@ -159,7 +164,7 @@ fn goodput_is_that_of_the_last_second_and_absent_when_nothing_runs() {
     let mut watch = metrics.trial(&NATIVE, Direction::Send);
     watch.enters(&State::SettingUp { run: Duration::ZERO });
     assert_eq!(trials(&metrics, "setting-up"), Some(1.0));
-    watch.enters(&State::Running);
+    watch.enters(&running());
     assert_eq!((trials(&metrics, "setting-up"), trials(&metrics, "running")), (Some(0.0), Some(1.0)));
     assert_eq!(value(&metrics, GOODPUT), None, "nothing is measured yet");
     watch.sees(&sample(100, 50));
@@ -185,7 +190,7 @@ fn goodput_is_that_of_the_last_second_and_absent_when_nothing_runs() {
 fn a_trial_whose_task_dies_leaves_no_gauge_behind() {
     let metrics = Metrics::new().expect("registers");
     let mut watch = metrics.trial(&NATIVE, Direction::Send);
-    watch.enters(&State::Running);
+    watch.enters(&running());
     watch.sees(&sample(100, 50));
     drop(watch);
     assert_eq!((value(&metrics, GOODPUT), trials(&metrics, "running")), (None, Some(0.0)));
@@ -214,7 +219,7 @@ fn the_first_connection_is_no_reconnection() {
 fn every_family_is_written_with_the_type_and_help_that_it_documents() {
     let metrics = Metrics::new().expect("registers");
     let mut watch = metrics.trial(&NATIVE, Direction::Send);
-    watch.enters(&State::Running);
+    watch.enters(&running());
     watch.sees(&sample(100, 50));
     measured(&metrics, &GUEST, Direction::Send, &report(1, None, &[("wait", 1, 1)]));
     let written: BTreeMap<String, (String, String)> = metrics

@@ -237,11 +237,18 @@ fn states() -> Vec<State> {
         State::Starting { run },
         State::Attaching { run },
         State::Ready { run, ready },
-        State::Running,
+        State::Running { ready },
         releasing(ChildState::Exiting),
         releasing(ChildState::Killed),
         releasing(ChildState::Gone),
     ]
+}
+
+#[test]
+fn an_end_that_runs_tells_a_new_orchestrator_where_it_is() {
+    let ready = EndReady { address: address() };
+    let (state, commands) = transition(State::Running { ready }, Event::Reconnected);
+    assert_eq!((state, commands), (State::Running { ready }, vec![Command::SendReady(ready)]));
 }
 
 #[test]
@@ -296,9 +303,10 @@ fn what_is_said_again_after_the_outcome_is_harmless() {
         let again =
             [Event::Prepare { run: Duration::ZERO }, Event::Start { peer: address() }, Event::Reconnected];
         for event in again {
+            let asked = matches!((&state, &event), (State::Running { .. }, Event::Reconnected));
             let (next, commands) = transition(state.clone(), event);
             assert_eq!(next, state);
-            assert!(matches!(commands[..], [Command::Ignore(_)]), "{state:?}");
+            assert!(matches!(commands[..], [Command::Ignore(_)]) || asked, "{state:?}");
         }
     }
     let (gone, commands) = transition(State::TornDown, Event::Teardown);

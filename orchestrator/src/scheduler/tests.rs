@@ -96,7 +96,8 @@ struct Faults {
 #[derive(Debug, Clone)]
 enum Held {
     Ready(FromAgent),
-    Running,
+    /// With what it said when it was ready, which it says again.
+    Running(FromAgent),
     Over(FromAgent),
 }
 
@@ -213,7 +214,7 @@ impl Simulation {
                 Happening::Reconnect(name) => self.reconnects(&name),
                 Happening::Done(name, trial, result) => {
                     let agent = self.agents.get_mut(&name).expect("an agent");
-                    if !matches!(agent.held.get(&trial), Some(Held::Running)) {
+                    if !matches!(agent.held.get(&trial), Some(Held::Running(_))) {
                         continue;
                     }
                     agent.held.insert(trial, Held::Over(result.clone()));
@@ -242,9 +243,8 @@ impl Simulation {
         let said: Vec<FromAgent> = agent
             .held
             .values()
-            .filter_map(|held| match held {
-                Held::Ready(message) | Held::Over(message) => Some(message.clone()),
-                Held::Running => None,
+            .map(|held| match held {
+                Held::Ready(message) | Held::Running(message) | Held::Over(message) => message.clone(),
             })
             .collect();
         for message in said {
@@ -389,8 +389,9 @@ impl Simulation {
                 }
             }
             ToAgent::Start { trial, .. } => match agent.held.get(trial) {
-                Some(Held::Ready(_)) => {
-                    agent.held.insert(*trial, Held::Running);
+                Some(Held::Ready(message)) => {
+                    let running = Held::Running(message.clone());
+                    agent.held.insert(*trial, running);
                     let result = FromAgent::Result { trial: *trial, report: report() };
                     self.happens(delay, Happening::Done(host.into(), *trial, result));
                 }

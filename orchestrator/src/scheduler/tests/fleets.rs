@@ -83,6 +83,34 @@ fn a_killed_orchestrator_takes_the_running_trials_up_again() {
     }
 }
 
+/// `kill -9` between Start for one end and Start for the other.
+#[test]
+fn a_trial_of_which_one_end_was_started_is_started_whole() {
+    let mut fleet = fleet(2, 1, 1, NO_FAULTS);
+    let first = fleet.first_trial();
+    let ready = |fleet: &Simulation| {
+        fleet.agents.values().filter(|agent| matches!(agent.held.get(&first), Some(Held::Ready(_)))).count()
+    };
+    while ready(&fleet) < 2 {
+        fleet.run_until(fleet.clock + 500);
+    }
+    // The listener alone has heard it.
+    let address = std::net::SocketAddrV4::new([10, 77, 0, 100].into(), 5201);
+    fleet.agent("host-1", &ToAgent::Start { trial: first, peer: address });
+    fleet.restarts(POLICY);
+    // They are back before the listener gives up.
+    for happening in fleet.events.iter_mut().flatten() {
+        if matches!(happening, Happening::Reconnect(_)) {
+            *happening = Happening::Event(Event::Tick);
+        }
+    }
+    for (host, delay) in [("host-0", 100), ("host-1", 200)] {
+        fleet.happens(delay, Happening::Reconnect(host.into()));
+    }
+    fleet.run();
+    assert_eq!(fleet.outcomes(is_measured), fleet.plan().trials.len());
+}
+
 #[test]
 fn two_campaigns_share_the_fleet_and_no_host() {
     let mut fleet = fleet(4, 8, 1, NO_FAULTS);
