@@ -60,7 +60,7 @@ pub fn play() -> Option<ExitCode> {
             let numbers = std::fs::read_dir("/proc/self/fd").expect("own descriptors");
             let open = numbers.flatten().filter_map(|entry| std::fs::read_link(entry.path()).ok());
             let own = format!("/proc/{}/fd", std::process::id());
-            open.filter(|target| *target != PathBuf::from(&own))
+            open.filter(|target| target.as_path() != std::path::Path::new(&own))
                 .for_each(|target| println!("{}", target.display()));
         }
         "exits" => {
