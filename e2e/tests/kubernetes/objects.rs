@@ -11,6 +11,7 @@ pub fn tests() -> Vec<(&'static str, Body)> {
 }
 
 fn refused(cluster: &Cluster) -> Result<()> {
+    let before = objects(cluster)?;
     let good = fleet_campaign(&[NATIVE], 1, "200ms", "pairs: all");
     let with_arm = |arm: &str| fleet_campaign(&[NATIVE, arm], 1, "200ms", "pairs: all");
     let cases = [
@@ -39,6 +40,11 @@ fn refused(cluster: &Cluster) -> Result<()> {
         ensure!(!output.status.success(), "it was taken, and should be refused with {words}: {document}");
         ensure!(said.contains(words), "`{words}` is not in {said}");
     }
-    ensure!(cluster.get(&["campaigns"])?["items"].as_array().is_some_and(Vec::is_empty));
+    ensure!(objects(cluster)? == before, "something was taken");
     Ok(())
+}
+
+/// Campaigns of all namespaces.
+fn objects(cluster: &Cluster) -> Result<String> {
+    cluster.kubectl(&["get", "campaigns", "-A", "-o", "name"])
 }
