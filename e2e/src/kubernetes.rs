@@ -29,9 +29,14 @@ pub const AGENTS: &str = "app.kubernetes.io/name=toll-agent";
 /// How long anything that is waited for may take.
 pub const LIMIT: Duration = Duration::from_secs(90);
 
+/// The kubeconfig of a cluster that others made, if the tests are to run on that.
+fn another() -> Option<PathBuf> {
+    std::env::var_os(KUBECONFIG).map(|config| Path::new(ROOT).join(config))
+}
+
 /// What a machine lacks to run a cluster.
 pub fn no_kubernetes() -> Option<&'static str> {
-    if std::env::var_os(KUBECONFIG).is_some() {
+    if another().is_some() {
         return None;
     }
     if !nix::unistd::geteuid().is_root() {
@@ -76,7 +81,7 @@ impl Cluster {
         let given = std::env::var_os(OVERLAY);
         let overlay = given.map_or_else(example, |overlay| Path::new(ROOT).join(overlay).into());
         let mut cluster = Self { state: None, overlay, _made: None };
-        if std::env::var_os(KUBECONFIG).is_none() {
+        if another().is_none() {
             let image = image()?;
             cluster.state = Some(tempfile::tempdir()?);
             // From here on its end takes down what has come up.
@@ -121,7 +126,7 @@ impl Cluster {
     /// # Errors
     /// When it can't be run.
     pub fn try_kubectl(&self, arguments: &[&str], input: Option<&str>) -> Result<Output> {
-        let mut command = match (&self.state, std::env::var_os(KUBECONFIG)) {
+        let mut command = match (&self.state, another()) {
             (None, Some(config)) => {
                 let mut command = Command::new("kubectl");
                 command.arg("--kubeconfig").arg(config);
@@ -347,7 +352,7 @@ struct Desk {
 impl Desk {
     fn new(cluster: &Cluster) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let kubectl = match (&cluster.state, std::env::var_os(KUBECONFIG)) {
+        let kubectl = match (&cluster.state, another()) {
             (None, Some(config)) => format!("kubectl --kubeconfig '{}'", config.display()),
             (state, _) => {
                 let state = state.as_ref().context("there is no cluster")?.path().display();
