@@ -34,6 +34,11 @@ fn another() -> Option<PathBuf> {
     std::env::var_os(KUBECONFIG).map(|config| Path::new(ROOT).join(config))
 }
 
+/// Why the nodes' own networks and processes are out of reach, if they are.
+pub fn anothers_cluster() -> Option<&'static str> {
+    another().map(|_| "nodes of another's cluster")
+}
+
 /// What a machine lacks to run a cluster.
 pub fn no_kubernetes() -> Option<&'static str> {
     if another().is_some() {
@@ -269,6 +274,16 @@ impl Cluster {
         let service = "/api/v1/namespaces/toll/services/toll-orchestrator:http/proxy";
         let text = self.kubectl(&["get", "--raw", &format!("{service}/api/v1/campaigns/{id}/result")])?;
         Ok(serde_json::from_str(&text)?)
+    }
+
+    /// The network namespace of a node of our own cluster, by its file.
+    ///
+    /// # Errors
+    /// When the cluster is another's.
+    pub fn network_of_a_node(&self) -> Result<PathBuf> {
+        let state = self.state.as_ref().context("the cluster is another's")?;
+        let tag = std::fs::read_to_string(state.path().join("tag"))?;
+        Ok(format!("/var/run/netns/toll-{}-node1", tag.trim()).into())
     }
 
     /// Nodes that may get trials: not cordoned, and with an agent.

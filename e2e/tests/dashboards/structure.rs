@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
 use toll_e2e::dashboards::{self, list};
-use toll_e2e::prometheus::{lacking, promtool};
+use toll_e2e::prometheus::{lacking, promtool, with_targets};
 use toll_e2e::suite::test;
 use toll_protocol::metrics::Kind;
 
@@ -167,16 +167,8 @@ fn of_a_cluster(directory: &Path) -> Result<()> {
         return Err(error);
     }
     let text = std::fs::read_to_string(directory.join(FILE))?;
-    let (mut without, mut inside) = (String::new(), false);
-    for line in text.lines() {
-        let known = line.trim() == "kubernetes_sd_configs:";
-        inside = known || inside && line.starts_with("      ");
-        if known {
-            without.push_str("    static_configs: [{targets: ['127.0.0.1:1']}]\n");
-        } else if !inside {
-            without.push_str(&format!("{}\n", line.replace("rules/", "../rules/")));
-        }
-    }
+    let without = with_targets(&text, |_| "static_configs: [{targets: ['127.0.0.1:1']}]".to_owned())
+        .replace("rules/", "../rules/");
     let copy = tempfile::tempdir_in(directory)?;
     std::fs::write(copy.path().join(FILE), &without)?;
     promtool(copy.path(), &["check", "config", FILE], "").map(drop).with_context(|| without)
