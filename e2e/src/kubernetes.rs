@@ -1,5 +1,5 @@
 //! A real Kubernetes: two nodes on this machine (`e2e/kubernetes/cluster`), or the cluster that
-//! `TOLL_E2E_KUBECONFIG` leads to, on whose nodes the image must be.
+//! `TOLL_E2E_KUBECONFIG` leads to, which has two or more nodes for trials, the image, and no Toll yet.
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write as _;
@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use toll_protocol::result::CampaignResult;
 
+use crate::dashboards::list;
 use crate::machine::wait_for;
 use crate::{programs, readme};
 
@@ -22,12 +22,26 @@ const KUBECONFIG: &str = "TOLL_E2E_KUBECONFIG";
 const OVERLAY: &str = "TOLL_E2E_OVERLAY";
 /// The overlay that README.md applies.
 const EXAMPLE: &str = "manifests/deploy/overlays/two-nodes";
+/// The pods of the orchestrator and of the agents.
+pub const ORCHESTRATOR: &str = "app.kubernetes.io/name=toll-orchestrator";
+/// See [`ORCHESTRATOR`].
+pub const AGENTS: &str = "app.kubernetes.io/name=toll-agent";
 /// How long anything that is waited for may take.
 pub const LIMIT: Duration = Duration::from_secs(90);
 
+/// The kubeconfig of a cluster that others made, if the tests are to run on that.
+fn another() -> Option<PathBuf> {
+    std::env::var_os(KUBECONFIG).map(|config| Path::new(ROOT).join(config))
+}
+
+/// Why the nodes' own networks and processes are out of reach, if they are.
+pub fn anothers_cluster() -> Option<&'static str> {
+    another().map(|_| "nodes of another's cluster")
+}
+
 /// What a machine lacks to run a cluster.
 pub fn no_kubernetes() -> Option<&'static str> {
-    if std::env::var_os(KUBECONFIG).is_some() {
+    if another().is_some() {
         return None;
     }
     if !nix::unistd::geteuid().is_root() {
@@ -72,7 +86,7 @@ impl Cluster {
         let given = std::env::var_os(OVERLAY);
         let overlay = given.map_or_else(example, |overlay| Path::new(ROOT).join(overlay).into());
         let mut cluster = Self { state: None, overlay, _made: None };
-        if std::env::var_os(KUBECONFIG).is_none() {
+        if another().is_none() {
             let image = image()?;
             cluster.state = Some(tempfile::tempdir()?);
             // From here on its end takes down what has come up.
@@ -82,7 +96,14 @@ impl Cluster {
             cluster._made = Some(made);
         }
         cluster.deploy()?;
+        let hosts = cluster.hosts()?;
+        ensure!(hosts.len() >= 2, "trials take two nodes, and can be on {hosts:?} alone");
         Ok(cluster)
+    }
+
+    /// Whether it is our own, whose nodes and processes tests may look at.
+    pub fn is_our_own(&self) -> bool {
+        self.state.is_some()
     }
 
     /// Our own script, with this cluster's files.
@@ -110,7 +131,7 @@ impl Cluster {
     /// # Errors
     /// When it can't be run.
     pub fn try_kubectl(&self, arguments: &[&str], input: Option<&str>) -> Result<Output> {
-        let mut command = match (&self.state, std::env::var_os(KUBECONFIG)) {
+        let mut command = match (&self.state, another()) {
             (None, Some(config)) => {
                 let mut command = Command::new("kubectl");
                 command.arg("--kubeconfig").arg(config);
@@ -138,6 +159,32 @@ impl Cluster {
             desk.run(&command.replace(EXAMPLE, self.overlay()?))?;
         }
         self.rolled_out()
+    }
+
+    /// Deploys what [`Self::run_as_told`] has removed, into the namespace that it left.
+    ///
+    /// # Errors
+    /// When it does not get ready.
+    pub fn deploy_again(&self) -> Result<()> {
+        self.kubectl(&["apply", "-k", self.overlay()?])?;
+        self.rolled_out()
+    }
+
+    /// Runs the commands below a heading of manifests/deploy/README.md that contain `part`, for the campaign `test` of
+    /// the default namespace.
+    ///
+    /// # Errors
+    /// When there is none, or one fails.
+    pub fn run_as_told(&self, heading: &str, part: &str) -> Result<()> {
+        let commands = readme::deploy_commands(heading)?;
+        let told: Vec<&String> = commands.iter().filter(|command| command.contains(part)).collect();
+        ensure!(!told.is_empty(), "{heading} tells no {part}");
+        let desk = Desk::new(self)?;
+        for command in told {
+            let command = command.replace(EXAMPLE, self.overlay()?);
+            desk.run(&command.replace("NAMESPACE", "default").replace("NAME", "test"))?;
+        }
+        Ok(())
     }
 
     /// Runs the commands of README.md that are about campaigns, on `campaign` instead of the quickstart.
@@ -187,14 +234,6 @@ impl Cluster {
         Ok(())
     }
 
-    /// Removes Toll from the cluster.
-    ///
-    /// # Errors
-    /// When it can't be removed.
-    pub fn undeploy(&self) -> Result<()> {
-        self.kubectl(&["delete", "-k", self.overlay()?, "--timeout=90s"]).map(drop)
-    }
-
     /// Applies a document.
     ///
     /// # Errors
@@ -227,37 +266,91 @@ impl Cluster {
         .with_context(|| format!("{:#}", last["status"]))
     }
 
-    /// The result of a campaign, by the HTTP API of the orchestrator.
+    /// The document of a campaign's result, by the HTTP API of the orchestrator.
     ///
     /// # Errors
     /// When there is none.
-    pub fn result(&self, id: &str) -> Result<CampaignResult> {
+    pub fn result(&self, id: &str) -> Result<Value> {
         let service = "/api/v1/namespaces/toll/services/toll-orchestrator:http/proxy";
         let text = self.kubectl(&["get", "--raw", &format!("{service}/api/v1/campaigns/{id}/result")])?;
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// What a node of our own cluster has of Toll: interfaces of trials.
+    /// The network namespace of a node of our own cluster, by its file.
+    ///
+    /// # Errors
+    /// When the cluster is another's.
+    pub fn network_of_a_node(&self) -> Result<PathBuf> {
+        let state = self.state.as_ref().context("the cluster is another's")?;
+        let tag = std::fs::read_to_string(state.path().join("tag"))?;
+        Ok(format!("/var/run/netns/toll-{}-node1", tag.trim()).into())
+    }
+
+    /// Nodes that may get trials: not cordoned, and with an agent.
+    ///
+    /// # Errors
+    /// When the cluster does not answer.
+    pub fn hosts(&self) -> Result<Vec<String>> {
+        let agents = self.get(&["pods", "-n", "toll", "-l", AGENTS])?;
+        let nodes = self.get(&["nodes"])?;
+        let named = |node: &Value| list(&agents, "/items").iter().any(|pod| pod["spec"]["nodeName"] == *node);
+        let free = |node: &&Value| node["spec"]["unschedulable"] != true && named(&node["metadata"]["name"]);
+        let hosts = list(&nodes, "/items").iter().filter(free);
+        Ok(hosts.filter_map(|node| Some(node["metadata"]["name"].as_str()?.to_owned())).collect())
+    }
+
+    /// Ends every process `program` in the pods of `selector` with SIGKILL. The processes of a cluster that others made
+    /// are out of reach: its pods are deleted by force, which is a SIGTERM.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn kill(&self, program: &str, selector: &str) -> Result<()> {
+        if self.is_our_own() { self.script(["kill", program]).map(drop) } else { self.delete_pods(selector) }
+    }
+
+    /// Deletes pods without waiting for their end.
+    ///
+    /// # Errors
+    /// When they can't be deleted.
+    pub fn delete_pods(&self, selector: &str) -> Result<()> {
+        self.kubectl(&["-n", "toll", "delete", "pod", "-l", selector, "--force", "--grace-period=0"])
+            .map(drop)
+    }
+
+    /// Processes of our own cluster's pods by program, and interfaces of trials on its nodes. Of a cluster that others
+    /// made nothing is known.
+    ///
+    /// # Errors
+    /// When they can't be looked for.
+    pub fn on_the_nodes(&self, programs: &[&str]) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        if self.is_our_own() {
+            for program in programs {
+                let processes = String::from_utf8(self.script(["pids", program])?.stdout)?;
+                found.extend(processes.lines().map(|pid| format!("{program} {pid}")));
+            }
+            for node in ["node1", "node2"] {
+                let links = self.script(["enter", node, "ip", "-o", "link"])?;
+                let links = String::from_utf8(links.stdout)?;
+                found.extend(links.lines().filter(|line| line.contains("toll trial")).map(str::to_owned));
+            }
+        }
+        Ok(found)
+    }
+
+    /// What trials have left on the nodes: their processes and interfaces.
     ///
     /// # Errors
     /// When it can't be looked for.
     pub fn leftovers(&self) -> Result<Vec<String>> {
-        let mut left = Vec::new();
-        if self.state.is_some() {
-            for node in ["node1", "node2"] {
-                let links = self.script(["enter", node, "ip", "-o", "link"])?;
-                let links = String::from_utf8(links.stdout)?;
-                left.extend(links.lines().filter(|line| line.contains("toll trial")).map(str::to_owned));
-            }
-        }
-        Ok(left)
+        self.on_the_nodes(&["toll-vmm", "toll-endpoint"])
     }
 
     /// What may say why something did not happen.
     pub fn story(&self) -> String {
         let ask = |arguments: &[&str]| self.kubectl(arguments).unwrap_or_else(|error| format!("{error:#}"));
         [
-            ask(&["get", "pods", "-A", "-o", "wide"]),
+            ask(&["-n", "toll", "get", "pods", "-o", "wide"]),
             ask(&["get", "campaigns", "-A"]),
             ask(&["-n", "toll", "logs", "deployment/toll-orchestrator", "--tail=30"]),
             ask(&["-n", "toll", "logs", "daemonset/toll-agent", "--tail=30"]),
@@ -274,7 +367,7 @@ struct Desk {
 impl Desk {
     fn new(cluster: &Cluster) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let kubectl = match (&cluster.state, std::env::var_os(KUBECONFIG)) {
+        let kubectl = match (&cluster.state, another()) {
             (None, Some(config)) => format!("kubectl --kubeconfig '{}'", config.display()),
             (state, _) => {
                 let state = state.as_ref().context("there is no cluster")?.path().display();
@@ -294,8 +387,9 @@ impl Desk {
     fn run(&self, line: &str) -> Result<Output> {
         let programs = readme::path_with(&programs::directory()?);
         let path = format!("{}:{programs}", self.directory.path().join("bin").display());
-        let mut shell = Command::new("sh");
-        shell.args(["-ec", line]).current_dir(self.directory.path()).env("PATH", path);
+        // A deletion waits for finalizers, for ever if nobody takes them off.
+        let mut shell = Command::new("timeout");
+        shell.args(["120", "sh", "-ec", line]).current_dir(self.directory.path()).env("PATH", path);
         run(&mut shell, None).with_context(|| line.to_owned())
     }
 }

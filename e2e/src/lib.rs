@@ -12,4 +12,5 @@ pub mod moments;
 pub mod programs;
 pub mod prometheus;
 pub mod readme;
+pub mod refused;
 pub mod suite;

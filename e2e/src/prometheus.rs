@@ -47,6 +47,24 @@ pub fn promtool(directory: &Path, arguments: &[&str], input: &str) -> Result<Str
     Ok(printed)
 }
 
+/// A configuration with what `targets` gives for a job in place of the discovery of Kubernetes, which Debian's
+/// Prometheus is built without: one line, such as `static_configs: []`.
+pub fn with_targets(config: &str, targets: impl Fn(&str) -> String) -> String {
+    let (mut out, mut job, mut inside) = (String::new(), "", false);
+    for line in config.lines() {
+        job = line.trim().strip_prefix("- job_name: ").unwrap_or(job);
+        let begins = line.trim() == "kubernetes_sd_configs:";
+        // What is deeper than the key belongs to it.
+        inside = begins || inside && line.starts_with("      ");
+        if begins {
+            out.push_str(&format!("    {}\n", targets(job)));
+        } else if !inside {
+            out.push_str(&format!("{line}\n"));
+        }
+    }
+    out
+}
+
 /// The answer to a GET from inside a network namespace, named by its file (`/proc/PID/ns/net`).
 ///
 /// # Errors

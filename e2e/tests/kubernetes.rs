@@ -4,14 +4,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use libtest_mimic::Arguments;
-use toll_e2e::kubernetes::{Cluster, no_kubernetes};
+use toll_e2e::kubernetes::{Cluster, anothers_cluster, no_kubernetes};
 use toll_e2e::machine::{no_kvm, no_tun};
+use toll_e2e::prometheus;
 use toll_e2e::suite::conditional;
 
 #[path = "kubernetes/campaigns.rs"]
 mod campaigns;
 #[path = "kubernetes/faults.rs"]
 mod faults;
+#[path = "kubernetes/metrics.rs"]
+mod metrics;
 #[path = "kubernetes/objects.rs"]
 mod objects;
 
@@ -25,12 +28,21 @@ fn main() {
     arguments.test_threads = Some(1);
     let shared = Shared::default();
     let lacking: Vec<&str> = [no_kubernetes(), no_kvm(), no_tun()].into_iter().flatten().collect();
-    let bodies = [objects::tests(), campaigns::tests(), faults::tests()].concat();
+    // The network of its nodes is entered.
+    let entering: Vec<&str> =
+        lacking.iter().copied().chain(prometheus::lacking()).chain(anothers_cluster()).collect();
+    let bodies = [
+        (objects::tests(), &lacking),
+        (metrics::tests(), &entering),
+        (campaigns::tests(), &lacking),
+        (faults::tests(), &lacking),
+    ];
     let tests = bodies
         .into_iter()
-        .map(|(name, body)| {
+        .flat_map(|(bodies, lacking)| bodies.into_iter().map(move |body| (body, lacking)))
+        .map(|((name, body), lacking)| {
             let shared = shared.clone();
-            conditional(name, &lacking, move || on_cluster(&shared, body))
+            conditional(name, lacking, move || on_cluster(&shared, body))
         })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, tests);

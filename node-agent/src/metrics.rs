@@ -137,6 +137,14 @@ impl Metrics {
                 }
             }
         }
+        for (adapter, causes) in families::CAUSES {
+            let adapter = adapter.to_string();
+            let named = causes.iter().map(|cause| self.bounded(cause));
+            for cause in named.chain([OTHER_CAUSE]) {
+                self.exits.with_label_values(&[adapter.as_str(), cause]);
+                self.handling.with_label_values(&[adapter.as_str(), cause]);
+            }
+        }
     }
 
     /// What `/metrics` is made from.

@@ -62,6 +62,7 @@ fn observed(fleet: &Fleet, agents: &[(String, String)]) -> Result<()> {
         ensure!(run.status == RunStatus::Measured, "{:?} {:?}", run.status, run.reason);
     }
     counters_are_the_result(&prometheus, &result)?;
+    exits_are_the_result(&prometheus, &result)?;
     a_senders_bytes_are_transmit(&prometheus, &result)?;
     cells_are_the_result(&prometheus, &result)?;
     let failed = r#"ALERTS{alertname="TollGateFailed", alertstate="firing"}"#;
@@ -139,6 +140,33 @@ fn counters_are_the_result(prometheus: &Prometheus, result: &CampaignResult) -> 
             Ok(found.iter().any(|(_, value)| *value == count as f64).then_some(()))
         });
         scraped.with_context(|| format!("it is {:?}", prometheus.instant(&labels).ok()))?;
+    }
+    Ok(())
+}
+
+/// Exits by cause, as the increase of their counters, which misses what a series is born with: the names of causes
+/// that an agent begins with are those of its guests.
+fn exits_are_the_result(prometheus: &Prometheus, result: &CampaignResult) -> Result<()> {
+    let mut expected: BTreeMap<(String, String), u64> = BTreeMap::new();
+    for cell in &result.cells {
+        let kind = &result.arms.iter().find(|arm| arm.name == cell.key.arm).context("the arm")?.kind;
+        let EndKind::Guest { adapter, .. } = kind else { continue };
+        let reports = cell.runs.iter().flat_map(|run| [&run.a, &run.b]).flatten();
+        for (cause, stat) in reports.filter_map(|end| end.exits.as_ref()).flat_map(|exits| &exits.by_cause) {
+            *expected.entry((adapter.to_string(), cause.clone())).or_default() += stat.count;
+        }
+    }
+    ensure!(expected.len() > 6, "{expected:?}");
+    for ((adapter, cause), count) in expected {
+        let series = format!(r#"toll_agent_exits_total{{adapter="{adapter}", cause="{cause}"}}"#);
+        let born = prometheus.instant(&format!("min(min_over_time({series}[1h]))"))?;
+        ensure!(born.first().is_some_and(|(_, least)| *least == 0.0), "{series} began with {born:?}");
+        let sum = format!("sum({series})");
+        let scraped = wait_for(&format!("{sum} of {count}"), Duration::from_secs(15), || {
+            let found = prometheus.instant(&sum)?;
+            Ok(found.first().is_some_and(|(_, value)| *value == count as f64).then_some(()))
+        });
+        scraped.with_context(|| format!("it is {:?}", prometheus.instant(&sum).ok()))?;
     }
     Ok(())
 }

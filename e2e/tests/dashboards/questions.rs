@@ -74,11 +74,14 @@ impl Question {
     }
 }
 
-/// Questions of every dashboard, with `campaign` chosen and, where all can be, all values of the other variables.
+/// Questions of every dashboard, with `campaign` and the workload of test campaigns chosen and, where all can be, all
+/// values of the other variables.
 fn of_dashboards(campaign: &str) -> Result<Vec<Question>> {
     let mut questions = Vec::new();
     for dashboard in dashboards::read()? {
-        let mut variables = BTreeMap::from([("campaign".to_owned(), campaign.to_owned())]);
+        let chosen = [("campaign", campaign), ("workload", "bulk")];
+        let mut variables: BTreeMap<_, _> =
+            chosen.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
         for variable in dashboard.variables()? {
             let place = format!("{}: variable {}", dashboard.file, variable.name);
             let ask = Ask::Label { label: variable.label, selector: variable.selector };

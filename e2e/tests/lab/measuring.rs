@@ -1,5 +1,7 @@
 //! What a campaign in a lab measures, and what it leaves behind: results, and nothing else.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -7,6 +9,7 @@ use libtest_mimic::Trial;
 use toll_e2e::campaigns::{NATIVE, PCNET, SAME_STACK, VIRTIO, campaign};
 use toll_e2e::machine::{interfaces, no_kvm, no_tun, processes};
 use toll_e2e::programs::{self, expect};
+use toll_e2e::readme;
 use toll_e2e::suite::test;
 use toll_protocol::result::{CellResult, Peer};
 use toll_protocol::trial::Direction;
@@ -14,6 +17,7 @@ use toll_protocol::trial::Direction;
 pub fn tests() -> Vec<Trial> {
     vec![
         test("every_arm_is_measured_both_ways", &[no_kvm(), no_tun()], every_arm),
+        test("the_first_command_of_the_readme", &[no_kvm(), no_tun()], first_command),
         test("the_machines_own_network_never_sees_a_lab", &[no_kvm(), no_tun()], network_untouched),
         test("two_runs_at_once_dont_disturb_each_other", &[no_tun()], two_at_once),
         test("format_json_prints_the_result_alone", &[], json_alone),
@@ -25,6 +29,29 @@ pub fn tests() -> Vec<Trial> {
 /// The cells of an arm.
 fn cells<'r>(cells: &'r [CellResult], arm: &str) -> Vec<&'r CellResult> {
     cells.iter().filter(|cell| cell.key.arm == arm).collect()
+}
+
+/// What a user does first: the line of README.md, with the programs of the test for those of a release, and the
+/// quickstart shortened.
+fn first_command() -> Result<()> {
+    let line = readme::commands("# Toll")?.concat();
+    let (build, run) = line.split_once(" && ").context("README.md builds first and then runs")?;
+    ensure!(build == "cargo build --release", "{line}");
+    let built = run.strip_prefix("target/release/").with_context(|| line.clone())?;
+    let (directory, programs) = (tempfile::tempdir()?, programs::directory()?);
+    let file = Path::new("manifests/campaigns/quickstart.yaml");
+    let quickstart = include_str!("../../../manifests/campaigns/quickstart.yaml");
+    let short = quickstart.replace("duration: 1s", "duration: 200ms").replace("blocks: 5", "blocks: 1");
+    std::fs::create_dir_all(directory.path().join("manifests/campaigns"))?;
+    std::fs::write(directory.path().join(file), short)?;
+    let mut shell = Command::new("sh");
+    let output = shell.arg("-ec").arg(programs.join(built)).current_dir(directory.path()).output()?;
+    expect(&output, 0)?;
+    let told = String::from_utf8(output.stdout)?;
+    ensure!(told.contains("10 of 10 runs measured."), "{told}");
+    let report = told.lines().find_map(|line| line.strip_prefix("Report: ")).context("no report is named")?;
+    ensure!(directory.path().join(report).is_file(), "{report} is not there");
+    Ok(())
 }
 
 fn every_arm() -> Result<()> {

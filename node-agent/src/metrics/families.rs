@@ -1,6 +1,7 @@
 //! Every family of the agent's metrics: name, labels, help.
 
 use toll_protocol::metrics::{Family, Kind, Label};
+use toll_protocol::trial::Adapter;
 
 /// Values of `state` of [`TRIALS`].
 pub const STATES: [&str; 6] = ["setting-up", "starting", "ready", "running", "releasing", "released"];
@@ -8,6 +9,25 @@ pub const STATES: [&str; 6] = ["setting-up", "starting", "ready", "running", "re
 pub const OUTCOMES: [&str; 3] = ["measured", "failed", "abandoned"];
 /// `adapter` of a native end, which has no virtual one.
 pub const HOST_NIC: &str = "host-nic";
+
+/// Causes of exits that a guest of Toll's own has in a measured interval, by its adapter: their counters begin with 0.
+pub const CAUSES: [(Adapter, &[&str]); 2] = [
+    (
+        Adapter::Pcnet,
+        &["phase", "pio-read rap", "pio-read rdp", "pio-write rap", "pio-write rdp", "signal", "wait"],
+    ),
+    (
+        Adapter::VirtioNet,
+        &[
+            "mmio-read interrupt-status",
+            "mmio-write interrupt-ack",
+            "mmio-write queue-notify",
+            "phase",
+            "signal",
+            "wait",
+        ],
+    ),
+];
 
 const END: Label = Label { name: "end", values: "`native`, `same-stack`, `guest`" };
 const VIRTUAL_END: Label = Label { name: "end", values: "`same-stack`, `guest`" };

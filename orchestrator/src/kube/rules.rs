@@ -84,7 +84,11 @@ fn clean(value: &mut Value) {
                 map.remove("additionalProperties");
             }
             match map.get("format").and_then(Value::as_str) {
-                Some("uint32" | "uint64") => {
+                Some("uint32") => {
+                    map.insert("format".into(), "int64".into());
+                    map.entry("maximum").or_insert(u32::MAX.into());
+                }
+                Some("uint64") => {
                     map.insert("format".into(), "int64".into());
                 }
                 Some("double") => {

@@ -183,7 +183,7 @@ fn peers(peers: Option<&[schema::Peer]>, path: &[Step], out: &mut Findings) -> V
     if peers.is_empty() {
         out.add(path, "is empty: write `[native]`, `[same-arm]` or both");
     }
-    distinct(peers, path, out, |peer| format!("{peer:?}"));
+    distinct(peers, path, out, |written| format!("`{}`", peer(*written)));
     peers.iter().copied().map(peer).collect()
 }
 

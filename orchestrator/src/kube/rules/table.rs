@@ -34,6 +34,16 @@ macro_rules! baseline_toll {
          g.cells.arm == self.arms.filter(a, has(a.native))[0].name"
     };
 }
+/// What no multiple of 100 ms is, for all that CEL can't see in a duration, which it cuts to whole milliseconds: a
+/// figure below the third decimal of a second or minute, below the fifth of an hour, or any below a millisecond.
+macro_rules! crumbs {
+    () => {
+        concat!(
+            r"r'(\.[0-9]*[1-9][0-9]* *(ns|us|ms)|[1-9][0-9]{0,5}(\.[0-9]*)? *ns|[1-9][0-9]{0,2}(\.[0-9]*)? *us",
+            r"|\.[0-9]{3}[0-9]*[1-9][0-9]* *[sm]|\.[0-9]{5}[0-9]*[1-9][0-9]* *h) *$'"
+        )
+    };
+}
 /// Whether an interval of a workload is one that iperf3 can't report.
 macro_rules! odd {
     ($field:literal) => {
@@ -44,9 +54,13 @@ macro_rules! odd {
             $field,
             ".matches(",
             span!(),
-            ") && duration(w.stream.",
+            ") && (duration(w.stream.",
             $field,
-            ".replace(' ', '')).getMilliseconds() % 100 != 0)"
+            ".replace(' ', '')).getMilliseconds() % 100 != 0 || w.stream.",
+            $field,
+            ".matches(",
+            crumbs!(),
+            ")))"
         )
     };
 }
@@ -94,7 +108,9 @@ pub(in super::super) const RULES: &[Rule] = &[
         at: &[""],
         rule: "self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$')",
         message: "metadata.name: write 1 to 63 of a-z, 0-9 and -, not - at an end",
-        expression: None,
+        expression: Some(
+            "'metadata.name: `' + self.metadata.name + '` is no name: write 1 to 63 of a-z, 0-9 and -, not - at an end'",
+        ),
         field: None,
     },
     Rule {
@@ -135,9 +151,10 @@ pub(in super::super) const RULES: &[Rule] = &[
     Rule {
         at: &["spec.hosts.lab.link.rate", "spec.gates[].goodput.atLeast"],
         rule: concat!("self.matches(", rate!(), ")"),
-        message: "is no link rate: write a number and its unit, such as `100Mbit` or `10Gbit`",
+        message: "is no link rate in bits per second: write a number and its unit, such as `100Mbit` or `10Gbit`",
         expression: Some(
-            "'`' + self + '` is no link rate: write a number and its unit, such as `100Mbit` or `10Gbit`'",
+            "'`' + self + '` is no link rate in bits per second: write a number and its unit, such as `100Mbit` or \
+             `10Gbit`'",
         ),
         field: None,
     },
@@ -325,7 +342,8 @@ pub(in super::super) const RULES: &[Rule] = &[
     },
     Rule {
         at: &["spec.gates[].toll.atMost"],
-        rule: r"self.matches(r'^ *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *% *$')",
+        // An exponent beyond two digits is beyond what a figure can be, or as good as.
+        rule: r"self.matches(r'^ *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE](-[0-9]+|\+?0*[0-9]{1,2}))? *% *$')",
         message: "is no percentage: write a number and its unit, such as `10%`",
         expression: Some("'`' + self + '` is no percentage: write a number and its unit, such as `10%`'"),
         field: None,

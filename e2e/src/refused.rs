@@ -1,0 +1,269 @@
+//! Campaigns that are refused: for each CEL rule of the `Campaign` object at least one, which `toll validate` refuses
+//! too, in the same words.
+
+/// A campaign that a cluster takes.
+pub const GOOD: &str = "\
+apiVersion: toll.dev/v1alpha1
+kind: Campaign
+metadata: {name: refused}
+spec:
+  hosts: {select: {}}
+  blocks: 1
+  arms:
+    - {name: native, native: {}}
+    - {name: virtio, guest: {os: payload, adapter: {virtioNet: {}}}}
+  workloads:
+    - {name: bulk, stream: {warmUp: 100ms, duration: 1.1s}}
+";
+
+/// A campaign that is refused: [`GOOD`] with a fault.
+pub struct Refused {
+    /// What stands in `GOOD`.
+    from: &'static str,
+    /// The fault that replaces it.
+    to: &'static str,
+    /// What both the validator and the API server say.
+    pub words: &'static str,
+    /// A part of the rule's message without the values that it may name; nothing if the shape alone refuses.
+    pub rule: &'static str,
+}
+
+impl Refused {
+    /// The whole document.
+    pub fn document(&self) -> String {
+        GOOD.replacen(self.from, self.to, 1)
+    }
+}
+
+/// A fault, and the words for it.
+const fn one(from: &'static str, to: &'static str, words: &'static str) -> Refused {
+    Refused { from, to, words, rule: words }
+}
+
+/// A fault whose words name a value.
+const fn naming(from: &'static str, to: &'static str, words: &'static str, rule: &'static str) -> Refused {
+    Refused { from, to, words, rule }
+}
+
+const SELECT: &str = "{select: {}}";
+const NATIVE: &str = "native: {}}";
+const VIRTIO: &str = "adapter: {virtioNet: {}}";
+const NAME: &str = "name: virtio, ";
+const STREAM: &str = "stream: {warmUp: 100ms, duration: 1.1s}";
+const BLOCKS: &str = "blocks: 1";
+const NO_NAME: &str = "is no name: write 1 to 63 of a-z, 0-9 and -, not - at an end";
+const NO_RATE: &str =
+    "is no link rate in bits per second: write a number and its unit, such as `100Mbit` or `10Gbit`";
+const NO_SPAN: &str = "is no duration: write a number and its unit, such as `500ms` or `2s`";
+const NO_SHARE: &str = "is no percentage: write a number and its unit, such as `10%`";
+const IPERF3: &str = "100ms, as an arm with iperf3 needs";
+const ADAPTER: &str = "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`";
+const PORT: &str =
+    "must be exactly one port: `{tap: {}}` or `{macvtap: {}}`; leave it out for what the host's agent offers";
+
+/// All of them, in the order of the rules.
+pub const CASES: &[Refused] = &[
+    naming(
+        "name: refused",
+        "name: re.fused",
+        "metadata.name: `re.fused` is no name: write 1 to 63 of a-z, 0-9 and -, not - at an end",
+        "metadata.name: write 1 to 63 of",
+    ),
+    naming(SELECT, "{}", "names no hosts", "names no hosts of a fleet"),
+    one(SELECT, "{select: {atLeast: 1}}", "is out of range: write 2 to 1000"),
+    one(SELECT, "{select: {}, lab: {count: 17}}", "a lab has 2 to 16 hosts"),
+    one(SELECT, "{select: {}, lab: {count: 2, link: {mtu: 100}}}", "is out of range: write 576 to 9000"),
+    one(SELECT, "{select: {}, lab: {count: 2, link: {rate: fast}}}", NO_RATE),
+    one(BLOCKS, "gates: [{cells: {arm: virtio}, goodput: {atLeast: much}}]", NO_RATE),
+    one(
+        SELECT,
+        "{select: {}, lab: {count: 2, link: {rate: 999kbit}}}",
+        "is below 1Mbit, the slowest link a lab makes",
+    ),
+    one(
+        "\n    - {name: native, native: {}}\n    - {name: virtio, guest: {os: payload, adapter: {virtioNet: {}}}}",
+        " []",
+        "is empty: a campaign needs at least one arm",
+    ),
+    naming(
+        NAME,
+        "name: native, ",
+        "give each a name of its own",
+        "two arms have one name: give each a name of its own",
+    ),
+    one(
+        "\n    - {name: bulk, stream: {warmUp: 100ms, duration: 1.1s}}",
+        " []",
+        "is empty: a campaign needs at least one workload",
+    ),
+    naming(
+        "{name: bulk, ",
+        "{name: bulk, stream: {}}\n    - {name: bulk, ",
+        "give each a name of its own",
+        "two workloads have one name: give each a name of its own",
+    ),
+    one(NAME, "name: Virtio, ", NO_NAME),
+    one("name: bulk", "name: bulk-", NO_NAME),
+    naming(
+        "{name: virtio, guest",
+        "{name: none}\n    - {name: virtio, guest",
+        "arm `none` is nothing yet: write `native: {}`, `sameStack: {adapter: {virtioNet: {}}}` or `guest: {os: \
+         payload, adapter: {virtioNet: {}}}`",
+        "an arm is nothing yet: write `native: {}`",
+    ),
+    naming(
+        NAME,
+        "name: virtio, native: {}, ",
+        "arm `virtio` is several things: keep one of native, sameStack, guest",
+        "an arm is several things: keep one of native, sameStack, guest",
+    ),
+    one(NATIVE, "native: {}, peers: [native]}", "a native arm has native peers only: leave `peers` out"),
+    one(VIRTIO, "adapter: {}", ADAPTER),
+    one(VIRTIO, "adapter: {pcnet: {}, virtioNet: {}}", ADAPTER),
+    one("guest: {os: payload, adapter: {virtioNet: {}}}", "sameStack: {adapter: {}}", ADAPTER),
+    one(VIRTIO, "adapter: {virtioNet: {}}, port: {}", PORT),
+    one(VIRTIO, "adapter: {virtioNet: {}}, port: {tap: {}, macvtap: {}}", PORT),
+    one(BLOCKS, "peers: []", "is empty: write `[native]`, `[same-arm]` or both"),
+    naming(BLOCKS, "peers: [same-arm, same-arm]", "`same-arm` is listed twice", "a peer is listed twice"),
+    naming(
+        "{name: bulk, ",
+        "{name: none}\n    - {name: bulk, ",
+        "workload `none` is nothing yet: write `stream: {}`",
+        "a workload is nothing yet: write `stream: {}`",
+    ),
+    one(STREAM, "stream: {directions: []}", "is empty: write `[send, receive]` or one of them"),
+    naming(
+        STREAM,
+        "stream: {directions: [send, send]}",
+        "`send` is listed twice",
+        "a direction is listed twice",
+    ),
+    one(
+        STREAM,
+        "stream: {writeSize: big}",
+        "is no size: write a number and its unit, such as `64KiB` or `1500B`",
+    ),
+    one(STREAM, "stream: {writeSize: 2MiB}", "is out of range: write 1B to 1MiB"),
+    one(STREAM, "stream: {writeSize: 0B}", "is out of range: write 1B to 1MiB"),
+    one(STREAM, "stream: {duration: soon}", NO_SPAN),
+    one(STREAM, "stream: {warmUp: long}", NO_SPAN),
+    one(STREAM, "stream: {warmUp: 11m}", "is over 10m"),
+    one(STREAM, "stream: {duration: 2h}", "is out of range: write 100ms to 1h"),
+    one(STREAM, "stream: {duration: 99ms}", "is out of range: write 100ms to 1h"),
+    one(BLOCKS, "blocks: 0", "is out of range: write 1 to 1000"),
+    one(BLOCKS, "gates: [{toll: {atMost: much%}}]", NO_SHARE),
+    // Beyond what a figure can be.
+    one(BLOCKS, "gates: [{toll: {atMost: 1e999%}}]", NO_SHARE),
+    one(
+        BLOCKS,
+        "gates: [{toll: {atMost: 10%}, goodput: {atLeast: 1Gbit}}]",
+        "must be exactly one condition: `toll: {atMost: 10%}` or `goodput: {atLeast: 1Gbit}`",
+    ),
+    naming(
+        BLOCKS,
+        "gates: [{cells: {arm: other}, toll: {atMost: 10%}}]",
+        "there is no arm",
+        "there is no arm that a gate names",
+    ),
+    naming(
+        BLOCKS,
+        "gates: [{cells: {workload: other}, toll: {atMost: 10%}}]",
+        "there is no workload",
+        "there is no workload that a gate names",
+    ),
+    naming(
+        BLOCKS,
+        "gates: [{cells: {arm: native}, toll: {atMost: 10%}}]",
+        "is the baseline that tolls are relative to: name another arm",
+        "is the baseline that tolls are relative to: name another arm",
+    ),
+    one(
+        "{name: native, native: {}}\n    - {name: virtio, guest: {os: payload, adapter: {virtioNet: {}}}}\n  workloads:",
+        "{name: virtio, guest: {os: payload, adapter: {virtioNet: {}}}}\n  gates: [{toll: {atMost: 10%}}]\n  workloads:",
+        "a toll is relative to native: add an arm `native: {}`",
+    ),
+    naming(
+        "{select: {}}\n  blocks: 1\n  arms:\n",
+        "{select: {}, lab: {count: 2, link: {mtu: 9000}}}\n  arms:\n    - {name: pcnet, guest: {os: payload, \
+         adapter: {pcnet: {}}}}\n",
+        "carries frames of at most 1500 bytes; the lab's MTU is",
+        "pcnet carries frames of at most 1500 bytes",
+    ),
+    one(
+        "native: {}}\n    - {name: virtio, guest: {os: payload, adapter: {virtioNet: {}}}}\n  workloads:\n    - \
+         {name: bulk, stream: {warmUp: 100ms, duration: 1.1s}}",
+        "native: {program: iperf3}}\n  workloads:\n    - {name: bulk, stream: {duration: 250ms}}",
+        IPERF3,
+    ),
+    one(
+        "native: {}}\n    - {name: virtio, guest: {os: payload, adapter: {virtioNet: {}}}}\n  workloads:\n    - \
+         {name: bulk, stream: {warmUp: 100ms, duration: 1.1s}}",
+        "native: {program: iperf3}}\n  workloads:\n    - {name: bulk, stream: {warmUp: 100.5ms}}",
+        IPERF3,
+    ),
+    one(
+        "{select: {}}\n  blocks: 1",
+        "{select: {}, lab: {count: 16}}\n  blocks: 1000",
+        "fewer blocks, arms or hosts",
+    ),
+];
+
+/// What the shape refuses without a rule, in words of its own for each of the two: the fault alone is common.
+pub const BY_SHAPE: &[Refused] = &[
+    naming(VIRTIO, "adapter: {rtl8139: {}}", "rtl8139", ""),
+    naming(VIRTIO, "adapter: {virtioNet: {}}, pin: {vcpu: 5000000000}", "5000000000", ""),
+    naming(VIRTIO, "adapter: {virtioNet: {}}, pin: {vcpu: -1}", "-1", ""),
+    naming("os: payload", "os: linux", "linux", ""),
+    naming(BLOCKS, "pairs: none", "none", ""),
+    naming(BLOCKS, "peers: [other]", "other", ""),
+    naming(STREAM, "stream: {duration: 200}", "duration", ""),
+];
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use toll_protocol::campaign::parse;
+
+    use super::*;
+
+    #[test]
+    fn the_validator_refuses_every_case_in_its_words_and_nothing_else() {
+        parse(GOOD).expect("is good");
+        for case in CASES.iter().chain(BY_SHAPE) {
+            let document = case.document();
+            assert_ne!(document, GOOD, "the document has no {:?}", case.from);
+            let found = parse(&document).expect_err(&document);
+            let told = found.iter().any(|problem| problem.message.contains(case.words));
+            assert!(told, "`{}` is not in {found:#?}\n{document}", case.words);
+        }
+    }
+
+    /// Messages of all rules below a schema, without those that compare an object with what it was.
+    fn messages(schema: &Value, found: &mut Vec<String>) {
+        let rules = schema["x-kubernetes-validations"].as_array().into_iter().flatten();
+        let here = rules.filter(|rule| rule["rule"].as_str().is_some_and(|text| !text.contains("oldSelf")));
+        found.extend(here.filter_map(|rule| Some(rule["message"].as_str()?.to_owned())));
+        let children = schema.as_object().into_iter().flat_map(|fields| fields.values());
+        let lists = schema.as_array().into_iter().flatten();
+        children.chain(lists).for_each(|child| messages(child, found));
+    }
+
+    #[test]
+    fn every_rule_of_the_object_has_a_case() {
+        let definition = toll_orchestrator::kube::crd::definition().expect("a definition");
+        let mut rules = Vec::new();
+        messages(&serde_json::to_value(&definition).expect("is JSON"), &mut rules);
+        assert!(rules.len() > 40, "{rules:#?}");
+        for message in &rules {
+            let cases = CASES.iter().filter(|case| message.contains(case.rule)).count();
+            assert!(cases > 0, "no case for: {message}");
+        }
+        for case in CASES {
+            let mut named: Vec<&String> =
+                rules.iter().filter(|message| message.contains(case.rule)).collect();
+            named.sort();
+            named.dedup();
+            assert_eq!(named.len(), 1, "{}", case.rule);
+        }
+    }
+}
