@@ -308,11 +308,7 @@ impl RegisterFile {
             }
             58 => self.write_style(value),
             100 | 124 => self.csr[index] = value,
-            112 | 114 => {
-                if self.csr[4] & csr4::EN124 != 0 {
-                    self.count_up(index);
-                }
-            }
+            112 | 114 if self.csr[4] & csr4::EN124 != 0 => self.count_up(index),
             _ if !self.configurable() => {}
             1 | 16 => self.csr[1] = value,
             2 | 17 => self.csr[2] = value,

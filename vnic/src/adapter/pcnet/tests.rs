@@ -4,6 +4,7 @@ mod attacks;
 mod bench;
 mod frames;
 mod registers;
+mod transcript;
 
 use std::io::IoSlice;
 
