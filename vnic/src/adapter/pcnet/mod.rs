@@ -26,6 +26,8 @@
 //! have no effect. A frame longer than 1518 bytes without FCS raises BABL and is not sent.
 
 mod bits;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod receive;
 mod registers;
 mod rings;

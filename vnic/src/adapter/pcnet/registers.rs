@@ -136,6 +136,12 @@ impl RegisterFile {
         self.csr[15] = mode;
     }
 
+    /// Software style, as CSR58 and BCR20 have it.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) const fn csr58(&self) -> u16 {
+        self.csr[58]
+    }
+
     pub(crate) const fn link(&self) -> bool {
         self.link
     }

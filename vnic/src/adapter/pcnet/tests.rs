@@ -10,7 +10,7 @@ use std::io::IoSlice;
 
 use bench::*;
 
-use super::bits::{csr5, csr15};
+use super::bits::{csr3, csr4, csr5, csr15};
 use super::rings::{status, transmit_error};
 use super::*;
 

@@ -349,6 +349,7 @@ impl std::fmt::Debug for Hex {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "most of what is compared is made for it")]
 fn same<T: PartialEq + std::fmt::Debug>(found: T, expected: T) -> Result<(), String> {
     if found == expected { Ok(()) } else { Err(format!("found {found:?}, not {expected:?}")) }
 }
