@@ -322,6 +322,30 @@ fn a_ring_of_65536_frames_is_sent_in_bounded_steps() {
 }
 
 #[test]
+fn the_logical_filter_is_hashed_as_pcnet32_hashes_it() {
+    // ether_crc_le, bit by bit; its upper six bits are a word of CSR8 to CSR11 and a bit in it.
+    let hash = |address: [u8; 6]| {
+        let crc = address.iter().fold(u32::MAX, |crc, byte| {
+            (0..8)
+                .fold(crc ^ u32::from(*byte), |crc, _| crc >> 1 ^ if crc & 1 != 0 { 0xedb8_8320 } else { 0 })
+        });
+        (crc >> 26) as u16
+    };
+    for last in 0..64 {
+        let address = [0x33, 0x33, 0, 0, 1, last];
+        let (word, bit) = (hash(address) >> 4, hash(address) & 0xf);
+        let mut bench = Bench::new();
+        bench.open(0, 2, 2);
+        bench.set_csr(5, csr5::SPND);
+        bench.set_csr(8 + word, 1 << bit);
+        bench.set_csr(5, 0);
+        bench.descriptor(RX_RING, 0, BUFFERS, 1544, status::OWN);
+        assert!(bench.arrives(&frame(address, 60)), "{address:x?}");
+        assert_eq!(bench.status(RX_RING, 0) & 0x70, status::LAFM);
+    }
+}
+
+#[test]
 fn a_flood_of_frames_for_others_does_not_hold_the_chip() {
     let mut bench = Bench::new();
     bench.open(0, 2, 2);
