@@ -123,8 +123,8 @@ fn interrupts_come_through_the_gate() -> Result<(), Failed> {
 }
 
 fn a_frame_of_the_pcnet_driver_costs_12_exits_and_one_interrupt() -> Result<(), Failed> {
-    // The driver of a trial, its handler behind the gate. The program checks that each frame's TINT has been handled before
-    // its next instruction.
+    // The driver of a trial, its handler behind the gate. The program checks that each frame's TINT has been handled
+    // before its next instruction.
     let (report, handled) = report(Adapter::Pcnet, 15)?;
     check(handled == 1000, &handled)?;
     let exits = report.exits.as_ref().ok_or("a guest has exits")?;

@@ -75,9 +75,9 @@ fn transfers(case: &Transfer) -> Result<(), Failed> {
     check(parts.sum::<u64>() == thread.total.0 && thread.total.0 > 0, report)
 }
 
-/// Interrupts of the traffic program come through the gate, each to one run of the driver's handler: what the handler and
-/// the sender access adds up. With S frames sent, H runs and A acknowledgements: RDP is written S+A+H and read A+H times,
-/// RAP is read H times and written S+2A+3H.
+/// Interrupts of the traffic program come through the gate, each to one run of the driver's handler: what the handler
+/// and the sender access adds up. With S frames sent, H runs and A acknowledgements: RDP is written S+A+H and read A+H
+/// times, RAP is read H times and written S+2A+3H.
 fn handlers_account_for_every_access(report: &EndReport) -> Result<(), Failed> {
     let exits = report.exits.as_ref().ok_or("a guest has exits")?;
     let frames = report.frames.ok_or("a virtual adapter counts frames")?;

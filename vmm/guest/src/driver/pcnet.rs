@@ -4,10 +4,9 @@
 //!  frame sent:  descriptor OWN -> RAP=0 -> RDP=TDMD|IENA                                   2 accesses
 //!  interrupt:   RAP? -> [RAP=0 RDP? RAP=0 RDP=ack RAP=0 RDP?] -> RAP=0 RDP=0x7940 -> RAP=  10 accesses
 //! ```
-//! That is the paper's 12 I/O instructions a frame: 7 of RAP and 5 of RDP. In a guest the handler is entered through the
-//! IDT, in the program's own privilege level (`payload/src/gate.rs`). The interrupt handler touches
-//! registers only and hands the causes on; rings are walked by the program (the kernel's driver walks them in
-//! the handler, which costs no access).
+//! That is the paper's 12 I/O instructions a frame: 7 of RAP and 5 of RDP. In a guest the handler is entered through
+//! the IDT, in the program's own privilege level (`payload/src/gate.rs`). It touches registers only and hands the
+//! causes on; rings are walked by the program (the kernel's driver walks them in the handler, which costs no access).
 //!
 //! Registers are used 16 bits wide (WIO), structures 32 bits (software style 2), with 16 transmit and 32 receive
 //! descriptors: the driver's defaults.

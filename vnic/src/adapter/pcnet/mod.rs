@@ -13,17 +13,18 @@
 //!
 //! It is the straightforward model on purpose: every access is answered at once, a transmit demand sends every
 //! frame of the ring before the write returns, each with one system call, and each raises TINT. Nothing is held back,
-//! combined or answered from elsewhere. The demand itself is kept apart from the write that makes it ([`Pcnet::demand`]),
+//! combined or answered from elsewhere. The demand itself is kept apart from the write that makes it (`demand`),
 //! and the model never asks for the time but to measure what a port takes.
 //!
-//! The work of one access is bounded, whatever a guest writes: [`MOST_FRAMES`] frames each way, and one walk round each
+//! The work of one access is bounded, whatever a guest writes: 512 frames each way, and one walk round each
 //! ring (65536 descriptors at most). What is left of a demand is met by the next [`Adapter::service`].
 //!
 //! # What is not modelled
 //! No collision or deferral happens (but by FCOLL), so MORE, ONE, DEF, LCOL and CSR114 stay 0. There is no EEPROM (BCR19),
 //! no MII (BCR32 to BCR34 are of later chips), no bus timing (CSR80, CSR82, CSR100, BCR18 hold what is written) and no poll
 //! timer (CSR46 and CSR47 hold what is written): [`Adapter::service`] is the poll. LAPPEN, EADI, RCVALGN and magic packets
-//! have no effect. A frame longer than 1518 bytes without FCS raises BABL and is not sent.
+//! have no effect. A frame longer than 1518 bytes without FCS raises BABL and is not sent. External loop-back is that of
+//! a plug in the socket: nothing reaches the wire.
 
 mod bits;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -81,7 +81,7 @@ impl<'m> Room<'m> {
 impl Pcnet {
     /// Fills the receive ring from the port; whether the guest has something to look at.
     ///
-    /// Its work is bounded: at most [`MOST_FRAMES`] frames, those that the filter discards among them. What is left waits
+    /// Its work is bounded: at most `MOST_FRAMES` frames, those that the filter discards among them. What is left waits
     /// in the port, whose descriptor stays readable.
     pub(super) fn receive(&mut self) -> Result<bool, AdapterError> {
         let mut news = false;

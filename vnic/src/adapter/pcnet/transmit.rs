@@ -48,7 +48,7 @@ enum Outcome {
 impl Pcnet {
     /// Sends what the transmit ring holds; whether there may be more.
     ///
-    /// Its work is bounded, whatever a guest writes: at most [`MOST_FRAMES`] frames and one way round the ring, so that
+    /// Its work is bounded, whatever a guest writes: at most `MOST_FRAMES` frames and one way round the ring, so that
     /// not even a loop-back frame that lands in the ring keeps it going.
     pub(super) fn transmit(&mut self) -> Result<bool, AdapterError> {
         let mut walked = 0;

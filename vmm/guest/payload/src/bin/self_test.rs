@@ -135,8 +135,8 @@ fn dive(depth: u64) -> u64 {
     core::hint::black_box(dive(core::hint::black_box(depth + 1)) + depth)
 }
 
-/// Sends frames by the driver that trials have, without a stack: each is to interrupt once, through the gate, before the
-/// program's next instruction.
+/// Sends frames by the driver that trials have, without a stack: each is to interrupt once, through the gate, before
+/// the program's next instruction.
 fn frames(
     boot: &'static BootInfo,
     status: &'static Status,
