@@ -122,6 +122,21 @@ fn interrupts_come_through_the_gate() -> Result<(), Failed> {
     check(report.frames.is_some_and(|frames| frames.interrupts >= 1000), &report.frames)
 }
 
+fn a_frame_of_the_pcnet_driver_costs_12_exits_and_one_interrupt() -> Result<(), Failed> {
+    // The driver of a trial, its handler behind the gate. The program checks that each frame's TINT has been handled
+    // before its next instruction.
+    let (report, handled) = report(Adapter::Pcnet, 15)?;
+    check(handled == 1000, &handled)?;
+    let exits = report.exits.as_ref().ok_or("a guest has exits")?;
+    let count = |cause: &str| exits.by_cause.get(cause).map_or(0, |stat| stat.count);
+    check(count("pio-write rap") + count("pio-read rap") == 7 * 1000, exits)?;
+    check(count("pio-write rdp") + count("pio-read rdp") == 5 * 1000, exits)?;
+    // The exit of MEASURE itself is one more.
+    check(exits.total() == 12 * 1000 + 1, exits)?;
+    check(exits.kvm_userspace == Some(exits.total()), exits)?;
+    check(report.frames.is_some_and(|frames| frames.interrupts == 1000), &report.frames)
+}
+
 fn a_guest_that_hangs_is_stopped() -> Result<(), Failed> {
     let runner = boot(Adapter::Pcnet, 3);
     let event = runner.next_event(Instant::now() + PATIENCE);
@@ -199,6 +214,10 @@ fn main() -> ExitCode {
             register_accesses_exit_one_by_one(Adapter::VirtioNet, "mmio-read magic-value")
         }),
         test("interrupts_come_through_the_gate", interrupts_come_through_the_gate),
+        test(
+            "a_frame_of_the_pcnet_driver_costs_12_exits_and_one_interrupt",
+            a_frame_of_the_pcnet_driver_costs_12_exits_and_one_interrupt,
+        ),
         test("a_guest_that_hangs_is_stopped", a_guest_that_hangs_is_stopped),
         test("a_guest_asleep_is_stopped", a_guest_asleep_is_stopped),
         test(

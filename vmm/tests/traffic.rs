@@ -15,7 +15,7 @@ use support::{
     PATIENCE, Transfer, Vmm, bring_up, disturbed_transfer, enter_namespace, expect, failure, transfer,
 };
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
-use toll_protocol::report::Flag;
+use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::trial::{Adapter, Direction, Open};
 use toll_protocol::units::{Bytes, Span};
 
@@ -65,11 +65,31 @@ fn transfers(case: &Transfer) -> Result<(), Failed> {
     if let Some(exits) = &report.exits {
         check(exits.total() > 0 && exits.kvm_userspace == Some(exits.total()), exits)?;
         check(!report.flags.contains(&Flag::ExitCountMismatch), &report.flags)?;
+        if case.adapter == Adapter::Pcnet {
+            handlers_account_for_every_access(report)?;
+        }
     }
     let name = if guest { "vcpu0" } else { "payload" };
     let thread = report.threads.iter().find(|thread| thread.name == name).ok_or("the thread is reported")?;
     let parts = [report.cpu.guest, report.cpu.vmm, report.cpu.host].into_iter().flatten().map(|span| span.0);
     check(parts.sum::<u64>() == thread.total.0 && thread.total.0 > 0, report)
+}
+
+/// Interrupts of the traffic program come through the gate, each to one run of the driver's handler: what the handler
+/// and the sender access adds up. With S frames sent, H runs and A acknowledgements: RDP is written S+A+H and read A+H
+/// times, RAP is read H times and written S+2A+3H.
+fn handlers_account_for_every_access(report: &EndReport) -> Result<(), Failed> {
+    let exits = report.exits.as_ref().ok_or("a guest has exits")?;
+    let frames = report.frames.ok_or("a virtual adapter counts frames")?;
+    let count = |cause: &str| exits.by_cause.get(cause).map_or(0, |stat| stat.count);
+    let (rap_writes, runs) = (count("pio-write rap"), count("pio-read rap"));
+    let (rdp_writes, rdp_reads) = (count("pio-write rdp"), count("pio-read rdp"));
+    let sent = frames.transmit_frames + frames.transmit_drops;
+    check(rdp_writes - rdp_reads == sent, &(exits, frames))?;
+    let acknowledged = rdp_reads - runs;
+    check(rap_writes == sent + 2 * acknowledged + 3 * runs, &(exits, frames))?;
+    // One may be on its way at either end of the interval.
+    check(runs.abs_diff(frames.interrupts) <= 1 && runs > 0, &(exits, frames))
 }
 
 fn a_bad_configuration_is_refused() -> Result<(), Failed> {

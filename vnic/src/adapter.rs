@@ -45,7 +45,8 @@ pub trait Adapter: Send {
     /// [`AdapterError`] if the access makes the adapter touch a malformed ring, or its port fails.
     fn read(&mut self, offset: u64, data: &mut [u8]) -> Result<(), AdapterError>;
 
-    /// The guest writes registers at `offset`. What the write starts (a transmission) is done on return.
+    /// The guest writes registers at `offset`. What the write starts (a transmission) is done on return, as far as the
+    /// model's bound on the work of one access goes; the rest is done by [`service`](Adapter::service).
     ///
     /// # Errors
     /// As for [`read`](Adapter::read).

@@ -4,7 +4,7 @@
 use std::io::{IoSlice, IoSliceMut};
 
 use arrayvec::ArrayVec;
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 use crate::GuestMemory;
 
@@ -117,6 +117,38 @@ pub(crate) fn head<const N: usize>(parts: &[IoSliceMut<'_>]) -> [u8; N] {
     bytes
 }
 
+/// The 32-bit words that hold any of `length` bytes at `address`.
+fn words(address: u64, length: usize) -> impl Iterator<Item = GuestAddress> {
+    (address & !3..address + length as u64).step_by(4).map(GuestAddress)
+}
+
+/// Appends the guest's `length` bytes at `address` to `bytes`, as an adapter reads them that reverses the bytes of each
+/// 32-bit word on its way.
+pub(crate) fn copy_swapped(
+    bytes: &mut Vec<u8>,
+    memory: &GuestMemory,
+    address: u64,
+    length: usize,
+) -> Result<(), Refused> {
+    let start = bytes.len() + (address & 3) as usize;
+    for word in words(address, length) {
+        let word: u32 = memory.read_obj(word).map_err(|_| Refused::Outside)?;
+        bytes.extend_from_slice(&word.swap_bytes().to_ne_bytes());
+    }
+    bytes.drain(start - (address & 3) as usize..start);
+    bytes.truncate(start - (address & 3) as usize + length);
+    Ok(())
+}
+
+/// Reverses the bytes of each 32-bit word that holds any of the guest's `length` bytes at `address`.
+pub(crate) fn swap(memory: &GuestMemory, address: u64, length: usize) -> Result<(), Refused> {
+    for at in words(address, length) {
+        let word: u32 = memory.read_obj(at).map_err(|_| Refused::Outside)?;
+        memory.write_obj(word.swap_bytes(), at).map_err(|_| Refused::Outside)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -146,6 +178,22 @@ mod tests {
             assert_eq!(push_mut(&mut parts, &memory, address, length), Err(Refused::Overlap), "{address:#x}");
         }
         assert_eq!(push_mut(&mut parts, &memory, 0x300, 1), Ok(()));
+    }
+
+    #[test]
+    fn words_are_reversed_in_place_and_on_the_way() {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        memory.write_slice(&[1, 2, 3, 4, 5, 6, 7, 8], GuestAddress(0)).unwrap();
+        let mut bytes = vec![9];
+        copy_swapped(&mut bytes, &memory, 1, 5).unwrap();
+        assert_eq!(bytes, [9, 3, 2, 1, 8, 7]);
+        swap(&memory, 0, 6).unwrap();
+        let mut whole = [0; 8];
+        memory.read_slice(&mut whole, GuestAddress(0)).unwrap();
+        assert_eq!(whole, [4, 3, 2, 1, 8, 7, 6, 5]);
+        assert_eq!(copy_swapped(&mut bytes, &memory, 0xffe, 3), Err(Refused::Outside));
+        assert_eq!(swap(&memory, 0xffe, 3), Err(Refused::Outside));
+        assert_eq!(swap(&memory, 0xffd, 3), Ok(()), "the last word ends with memory");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //! and an interrupt line. A port is the host side: where its frames go. Neither knows KVM.
 
 pub mod adapter;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod gather;
 pub mod port;
 

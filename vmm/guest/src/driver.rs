@@ -49,7 +49,7 @@ impl fmt::Display for DriverError {
 impl core::error::Error for DriverError {}
 
 /// What the TCP stack needs of an adapter.
-pub(crate) trait Driver {
+pub trait Driver {
     /// Whether a frame can be queued. May ask the adapter to make room.
     fn can_transmit(&mut self, registers: &mut impl Registers) -> bool;
 

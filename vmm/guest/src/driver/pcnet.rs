@@ -4,9 +4,9 @@
 //!  frame sent:  descriptor OWN -> RAP=0 -> RDP=TDMD|IENA                                   2 accesses
 //!  interrupt:   RAP? -> [RAP=0 RDP? RAP=0 RDP=ack RAP=0 RDP?] -> RAP=0 RDP=0x7940 -> RAP=  10 accesses
 //! ```
-//! That is the paper's 12 I/O instructions a frame: 7 of RAP and 5 of RDP. The interrupt handler touches
-//! registers only and hands the causes on; rings are walked by the program (the kernel's driver walks them in
-//! the handler, which costs no access).
+//! That is the paper's 12 I/O instructions a frame: 7 of RAP and 5 of RDP. In a guest the handler is entered through
+//! the IDT, in the program's own privilege level (`payload/src/gate.rs`). It touches registers only and hands the
+//! causes on; rings are walked by the program (the kernel's driver walks them in the handler, which costs no access).
 //!
 //! Registers are used 16 bits wide (WIO), structures 32 bits (software style 2), with 16 transmit and 32 receive
 //! descriptors: the driver's defaults.
@@ -105,7 +105,7 @@ pub fn handle_interrupt(registers: &mut impl Registers) -> u32 {
 
 /// The driver's rings and where it is in them.
 #[derive(Debug)]
-pub(crate) struct PcnetDriver {
+pub struct PcnetDriver {
     receive_ring: Dma,
     transmit_ring: Dma,
     receive_buffers: Dma,
@@ -126,7 +126,10 @@ impl PcnetDriver {
     }
 
     /// `pcnet32_probe1` and `pcnet32_open`: finds the chip, hands it rings, starts it.
-    pub(crate) fn open(platform: &mut impl Platform, mac: [u8; 6]) -> Result<Self, DriverError> {
+    ///
+    /// # Errors
+    /// [`DriverError`] if there is another chip, or none.
+    pub fn open(platform: &mut impl Platform, mac: [u8; 6]) -> Result<Self, DriverError> {
         probe(platform, mac)?;
         let mut memory = Dma::allocate(platform, Self::memory(), ALIGN);
         if memory.address() + Self::memory() as u64 > 1 << 32 {
@@ -153,12 +156,13 @@ impl PcnetDriver {
             driver.transmit_ring.write32(index * DESCRIPTOR, buffer as u32);
         }
 
-        // Software style 2; autoselection of the port; GPSI off.
+        // As `pcnet32_open` does it: reset; software style 2; autoselection of the port; half duplex; GPSI off.
+        platform.read_register(RESET, 2);
         write_bcr(platform, 20, 2);
         let port = read_bcr(platform, 2) & !2;
         write_bcr(platform, 2, port | 2);
         let duplex = read_bcr(platform, 9) & !3;
-        write_bcr(platform, 9, duplex | 1);
+        write_bcr(platform, 9, duplex);
         let test = read_csr(platform, 124) & !0x10;
         write_csr(platform, 124, test);
 

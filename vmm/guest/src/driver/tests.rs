@@ -57,6 +57,77 @@ fn pcnet_takes_12_accesses_a_frame_sent_7_of_rap_and_5_of_rdp() {
 }
 
 #[test]
+fn pcnet_accesses_of_a_frame_are_those_of_the_2001_driver_in_its_order() {
+    use Access::{Read, Write};
+    const RDP: u64 = 0x10;
+    const RAP: u64 = 0x12;
+    let (mut platform, _wire) = bench(PCNET);
+    let mut driver = PcnetDriver::open(&mut platform, [0x52, 0x54, 0, 0, 0, 1]).unwrap();
+    platform.transcript = Some(Vec::new());
+    send(&mut driver, &mut platform, 1000, 1);
+    let running = 0x0033;
+    let (interrupt, tint, enabled) = (0x0080, 0x0200, 0x0040);
+    assert_eq!(
+        platform.transcript.unwrap(),
+        [
+            // pcnet32_start_xmit: TDMD, IENA.
+            (Write, RAP, 0),
+            (Write, RDP, 0x0048),
+            // pcnet32_interrupt: which register was selected, causes, acknowledgement without IENA.
+            (Read, RAP, 0),
+            (Write, RAP, 0),
+            (Read, RDP, running | enabled | interrupt | tint),
+            (Write, RAP, 0),
+            (Write, RDP, (running | enabled | interrupt | tint) & !0x004f),
+            // Again, until there is none.
+            (Write, RAP, 0),
+            (Read, RDP, running),
+            // The other causes, and IENA.
+            (Write, RAP, 0),
+            (Write, RDP, 0x7940),
+            (Write, RAP, 0),
+        ]
+    );
+}
+
+#[test]
+fn pcnet_opens_as_the_2001_driver_does() {
+    let (mut platform, _wire) = bench(PCNET);
+    platform.transcript = Some(Vec::new());
+    PcnetDriver::open(&mut platform, [0x52, 0x54, 0, 0, 0, 1]).unwrap();
+    let transcript = platform.transcript.take().unwrap();
+    // What is written to which CSR or BCR, and when it is reset.
+    let (mut selected, mut done) = (0, Vec::new());
+    for (access, offset, value) in transcript {
+        match (access, offset) {
+            (Access::Write, 0x12) => selected = value,
+            (Access::Write, 0x10) => done.push(("csr", selected, value)),
+            (Access::Write, 0x16) => done.push(("bcr", selected, value)),
+            (Access::Read, 0x14) => done.push(("reset", 0, 0)),
+            _ => {}
+        }
+    }
+    let block = done.iter().find(|(what, index, _)| (*what, *index) == ("csr", 1)).unwrap().2;
+    let high = done.iter().find(|(what, index, _)| (*what, *index) == ("csr", 2)).unwrap().2;
+    let expected = [
+        ("reset", 0, 0),
+        ("reset", 0, 0),
+        ("bcr", 20, 2),
+        ("bcr", 2, 2),
+        ("bcr", 9, 0),
+        ("csr", 124, 0),
+        ("csr", 1, block),
+        ("csr", 2, high),
+        ("csr", 4, 0x0915),
+        ("csr", 0, 1),
+        ("csr", 0, 0x0042),
+    ];
+    // IDON is the first interrupt, and it comes right after IENA.
+    assert_eq!(done[..expected.len()], expected);
+    assert_eq!(done[expected.len()..].last(), Some(&("csr", 0, 0x7940)));
+}
+
+#[test]
 fn pcnet_an_interrupt_without_cause_takes_6_accesses_and_restores_rap() {
     let (mut platform, _wire) = bench(PCNET);
     let _driver = PcnetDriver::open(&mut platform, [0x52, 0x54, 0, 0, 0, 1]).unwrap();

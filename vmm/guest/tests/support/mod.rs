@@ -160,6 +160,8 @@ pub struct HostPlatform {
     phases: Vec<u32>,
     waits: u64,
     pub accesses: BTreeMap<(Access, u64), u64>,
+    /// Each access with the value read or written, once somebody listens.
+    pub transcript: Option<Vec<(Access, u64, u32)>>,
 }
 
 impl HostPlatform {
@@ -186,11 +188,15 @@ impl HostPlatform {
             phases: Vec::new(),
             waits: 0,
             accesses: BTreeMap::new(),
+            transcript: None,
         }
     }
 
-    fn count(&mut self, access: Access, offset: u64) {
+    fn count(&mut self, access: Access, offset: u64, value: u32) {
         *self.accesses.entry((access, offset)).or_default() += 1;
+        if let Some(transcript) = &mut self.transcript {
+            transcript.push((access, offset, value));
+        }
     }
 
     fn deliver_interrupts(&mut self) {
@@ -205,15 +211,16 @@ impl HostPlatform {
 
 impl Registers for HostPlatform {
     fn read_register(&mut self, offset: u64, width: u8) -> u32 {
-        self.count(Access::Read, offset);
         let mut data = [0; 4];
         self.adapter.read(offset, &mut data[..usize::from(width)]).unwrap();
+        let value = u32::from_le_bytes(data);
+        self.count(Access::Read, offset, value);
         self.deliver_interrupts();
-        u32::from_le_bytes(data)
+        value
     }
 
     fn write_register(&mut self, offset: u64, width: u8, value: u32) {
-        self.count(Access::Write, offset);
+        self.count(Access::Write, offset, value);
         self.adapter.write(offset, &value.to_le_bytes()[..usize::from(width)]).unwrap();
         self.deliver_interrupts();
     }

@@ -12,18 +12,34 @@
 //! ```
 //!
 //! It is the straightforward model on purpose: every access is answered at once, a transmit demand sends every
-//! frame of the ring before the write returns, each with one system call, and each raises TINT. While the guest
-//! has no receive descriptor to give, frames wait in the port's own queue, where the wire's end is; MISS is for
-//! loop-back frames, which have no queue. Nothing is held back, combined or answered from elsewhere.
+//! frame of the ring before the write returns, each with one system call, and each raises TINT. Nothing is held back,
+//! combined or answered from elsewhere. The demand itself is kept apart from the write that makes it (`demand`),
+//! and the model never asks for the time but to measure what a port takes.
+//!
+//! The work of one access is bounded, whatever a guest writes: 512 frames each way, and one walk round each
+//! ring (65536 descriptors at most). What is left of a demand is met by the next [`Adapter::service`].
+//!
+//! # What is not modelled
+//! No collision or deferral happens (but by FCOLL), so MORE, ONE, DEF, LCOL and CSR114 stay 0. There is no EEPROM (BCR19),
+//! no MII (BCR32 to BCR34 are of later chips), no bus timing (CSR80, CSR82, CSR100, BCR18 hold what is written) and no poll
+//! timer (CSR46 and CSR47 hold what is written): [`Adapter::service`] is the poll. LAPPEN, EADI, RCVALGN and magic packets
+//! have no effect. A frame longer than 1518 bytes without FCS raises BABL and is not sent. External loop-back is that of
+//! a plug in the socket: nothing reaches the wire.
 
-mod frames;
+mod bits;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
+mod receive;
 mod registers;
 mod rings;
 #[cfg(test)]
 mod tests;
+mod transmit;
 
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use toll_protocol::report::FrameCounters;
 use toll_protocol::units::MacAddress;
@@ -31,31 +47,58 @@ use vm_memory::{Bytes, GuestAddress};
 
 use crate::GuestMemory;
 use crate::adapter::{Adapter, AdapterError, Window};
-use crate::port::Port;
-use registers::{Orders, RegisterFile, csr0, csr4};
-use rings::{Ring, Style};
+use crate::gather::{self, PartsMut};
+use crate::port::{Port, PortError, Sent};
+use bits::{csr0, csr4};
+use registers::{Orders, RegisterFile};
+use rings::{Descriptor, Outside, Ring, Style};
 
 /// Bytes of the I/O window (BAR0).
 const WINDOW: u16 = 0x20;
 /// Descriptors of a ring set up by the init block, at most.
 const MAX_INIT_RING: u32 = 512;
+/// Frames that one access or poll moves each way, at most: the largest ring that an init block makes, full of them.
+const MOST_FRAMES: u32 = MAX_INIT_RING;
+
+/// Ethernet header: what a frame has at least.
+const HEADER: usize = 14;
+/// Shortest frame without FCS (IEEE 802.3, 4.2.3.3); shorter ones are padded.
+const MINIMUM: usize = 60;
+/// Longest frame without FCS, with an IEEE 802.1Q tag. A longer one is a babble.
+const MAXIMUM: usize = 1518;
+/// Frame check sequence.
+const FCS: usize = 4;
+
+/// What becomes of a frame that has come while the guest has no receive descriptor to give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NoDescriptor {
+    /// It waits in the port, where a host keeps frames for any program that is busy. The wire is as long as the port's
+    /// queue, and what overflows that is lost before the chip knows of it.
+    #[default]
+    Wait,
+    /// It is lost, as on the chip, whose FIFO holds no second frame: MISS, and CSR112 counts it.
+    Miss,
+}
 
 /// The chip.
 #[derive(Debug)]
 pub struct Pcnet {
     registers: RegisterFile,
     bus: Bus,
+    /// The transmit ring is to be looked at: set by a transmit demand, cleared by the look that found its end.
+    demand: bool,
+    no_descriptor: NoDescriptor,
     /// Level of the interrupt line after the last access, to count its rises.
     line: bool,
 }
 
 /// What the chip is connected to, apart from the registers so that rings and frames can be borrowed at once.
 struct Bus {
-    memory: GuestMemory,
+    memory: Arc<GuestMemory>,
     port: Box<dyn Port>,
     counters: FrameCounters,
     port_time: Duration,
-    /// A loop-back frame on its way from the transmitter to the receiver; empty otherwise.
+    /// A loop-back frame with its FCS, on its way from the transmitter to the receiver; empty otherwise.
     looped: Vec<u8>,
     /// Where the end of a frame goes that is longer than the guest's buffers.
     overflow: Box<[u8; 2048]>,
@@ -64,6 +107,38 @@ struct Bus {
 impl std::fmt::Debug for Bus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Bus").field("counters", &self.counters).finish_non_exhaustive()
+    }
+}
+
+impl Bus {
+    /// Sends one frame by the port, on the port's account.
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+        let began = Instant::now();
+        let sent = self.port.send(parts);
+        self.port_time += began.elapsed();
+        sent
+    }
+
+    /// Receives one frame of the port into `parts`, on the port's account: its length, which is that of `parts` or more
+    /// if it did not fit, and its first `N` bytes.
+    fn receive<const N: usize>(
+        &mut self,
+        parts: &mut PartsMut<'_>,
+    ) -> Result<Option<(usize, [u8; N])>, PortError> {
+        let Self { port, overflow, port_time, .. } = self;
+        let mut pieces = PartsMut::new();
+        for part in parts.iter_mut() {
+            // As many as there were.
+            pieces.push(IoSliceMut::new(part));
+        }
+        // The last piece tells a frame that fits from one that was cut off.
+        if pieces.try_push(IoSliceMut::new(&mut overflow[..])).is_err() {
+            return Ok(None);
+        }
+        let began = Instant::now();
+        let length = port.receive(&mut pieces);
+        *port_time += began.elapsed();
+        Ok(length?.map(|length| (length, gather::head(&pieces))))
     }
 }
 
@@ -83,18 +158,41 @@ fn bad(what: &'static str, detail: String) -> AdapterError {
     AdapterError::Guest { adapter: "pcnet", what, detail }
 }
 
+fn bad_ring(what: &'static str) -> impl Fn(Outside) -> AdapterError {
+    move |Outside { at }| bad(what, format!("{at:#x} is outside of guest memory"))
+}
+
+fn bad_buffer(what: &'static str, descriptor: &Descriptor) -> AdapterError {
+    let Descriptor { at, base, length, .. } = descriptor;
+    bad(what, format!("at {at:#x}: its {length} bytes at {base:#x} are outside of guest memory"))
+}
+
 impl Pcnet {
     /// A chip after H_RESET, with `mac` in its APROM.
     pub fn new(memory: GuestMemory, port: Box<dyn Port>, mac: MacAddress) -> Self {
         let bus = Bus {
-            memory,
+            memory: Arc::new(memory),
             port,
             counters: FrameCounters::default(),
             port_time: Duration::ZERO,
             looped: Vec::new(),
             overflow: Box::new([0; 2048]),
         };
-        Self { registers: RegisterFile::new(mac), bus, line: false }
+        let no_descriptor = NoDescriptor::default();
+        Self { registers: RegisterFile::new(mac), bus, demand: false, no_descriptor, line: false }
+    }
+
+    /// The same chip, which does so with a frame that finds no descriptor.
+    #[must_use]
+    pub fn with_no_descriptor(mut self, policy: NoDescriptor) -> Self {
+        self.no_descriptor = policy;
+        self
+    }
+
+    /// Plugs the cable in or out: BCR4 LEDOUT (0x80C0 when the link is up, 0x00C0 when not). Without a link a frame is lost
+    /// with LCAR and CERR, and nothing is received. The link is up after H_RESET.
+    pub fn set_link(&mut self, up: bool) {
+        self.registers.set_link(up);
     }
 
     const fn register(&self, offset: u64) -> Register {
@@ -125,8 +223,16 @@ impl Pcnet {
         if orders.start {
             self.registers.start();
         }
-        if orders.transmit {
-            self.transmit()?;
+        // The chip polls its transmit ring as soon as it runs.
+        let polls = orders.start && self.registers.csr4() & csr4::DPOLL == 0;
+        self.demand |= orders.transmit || polls;
+        self.meet_demand()
+    }
+
+    /// Transmits if there is a demand. Whatever holds frames back stands between the write that makes a demand and this.
+    fn meet_demand(&mut self) -> Result<(), AdapterError> {
+        if std::mem::take(&mut self.demand) {
+            self.demand = self.transmit()?;
         }
         Ok(())
     }
@@ -150,7 +256,7 @@ impl Pcnet {
         let (receive, transmit) = (word(rings_at), word(rings_at + 4));
         let ring = |address: u32, encoded: u32| Ring {
             // The chip takes the low bits of a ring's address as 0.
-            base: address & if layout.style == Style::Lance16 { !0x7 } else { !0xf },
+            base: address & !(layout.style.size() - 1),
             length: (1 << encoded.min(9)).min(MAX_INIT_RING),
             index: 0,
         };
@@ -158,9 +264,11 @@ impl Pcnet {
             let lance = |word: u32| ring(layout.high_address | word & 0x00ff_ffff, word >> 29);
             self.registers.receive = lance(receive);
             self.registers.transmit = lance(transmit);
+            self.registers.set_encoded_lengths((receive >> 29) as u8, (transmit >> 29) as u8);
         } else {
             self.registers.receive = ring(receive, u32::from(block[2] >> 4));
             self.registers.transmit = ring(transmit, u32::from(block[3] >> 4));
+            self.registers.set_encoded_lengths(block[2] >> 4, block[3] >> 4);
         }
         self.registers.set_mode(u16::from_le_bytes([block[0], block[1]]));
         let mut address = [0; 6];
@@ -258,15 +366,18 @@ impl Adapter for Pcnet {
 
     fn service(&mut self) -> Result<bool, AdapterError> {
         // Without DPOLL the chip looks at its transmit ring by itself.
-        let polled = if self.registers.csr4() & csr4::DPOLL == 0 { self.transmit() } else { Ok(()) };
-        let result = polled.and_then(|()| self.receive());
-        self.concluded(result).map(|delivered| delivered || self.line)
+        self.demand |= self.registers.csr4() & csr4::DPOLL == 0;
+        let result = self.meet_demand().and_then(|()| self.receive());
+        // With frames left in the ring the guest is not to sleep before the next poll.
+        self.concluded(result).map(|news| news || self.line || self.demand)
     }
 
     fn can_receive(&self) -> bool {
         let ring = &self.registers.receive;
+        // Frames that are lost anyway have to be taken off the port, too.
+        let loses = !self.registers.link() || self.no_descriptor == NoDescriptor::Miss;
         self.running(csr0::RXON)
-            && matches!(ring.owned(0, self.registers.layout(), &self.bus.memory), Ok(Some(_)))
+            && (loses || matches!(ring.owned(0, self.registers.layout(), &self.bus.memory), Ok(Some(_))))
     }
 
     fn interrupt(&self) -> bool {

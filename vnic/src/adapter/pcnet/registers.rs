@@ -11,73 +11,8 @@
 
 use toll_protocol::units::MacAddress;
 
+use super::bits::{bcr, csr0, csr3, csr4, csr5, csr15};
 use super::rings::{Layout, Ring, Style};
-
-/// CSR0, controller status.
-pub(crate) mod csr0 {
-    pub(crate) const INIT: u16 = 1 << 0;
-    pub(crate) const STRT: u16 = 1 << 1;
-    pub(crate) const STOP: u16 = 1 << 2;
-    pub(crate) const TDMD: u16 = 1 << 3;
-    pub(crate) const TXON: u16 = 1 << 4;
-    pub(crate) const RXON: u16 = 1 << 5;
-    pub(crate) const IENA: u16 = 1 << 6;
-    pub(crate) const INTR: u16 = 1 << 7;
-    pub(crate) const IDON: u16 = 1 << 8;
-    pub(crate) const TINT: u16 = 1 << 9;
-    pub(crate) const RINT: u16 = 1 << 10;
-    pub(crate) const MERR: u16 = 1 << 11;
-    pub(crate) const MISS: u16 = 1 << 12;
-    pub(crate) const CERR: u16 = 1 << 13;
-    pub(crate) const BABL: u16 = 1 << 14;
-    pub(crate) const ERR: u16 = 1 << 15;
-    /// Cleared by writing 1.
-    pub(crate) const WRITE_1_TO_CLEAR: u16 = 0x7f00;
-    /// Bits that raise the interrupt line unless CSR3 masks them.
-    pub(crate) const INTERRUPTS: u16 = 0x5f00;
-}
-
-/// CSR4, test and features control: status bits, each with its mask one below it, and switches.
-pub(crate) mod csr4 {
-    pub(crate) const STATUS: u16 = 0x026a;
-    pub(crate) const MASKS: u16 = 0x0115;
-    pub(crate) const UINT: u16 = 1 << 6;
-    pub(crate) const UINTCMD: u16 = 1 << 7;
-    pub(crate) const MFCO: u16 = 1 << 9;
-    pub(crate) const ASTRP_RCV: u16 = 1 << 10;
-    pub(crate) const APAD_XMT: u16 = 1 << 11;
-    pub(crate) const DPOLL: u16 = 1 << 12;
-}
-
-/// CSR5, extended control and interrupt.
-pub(crate) mod csr5 {
-    pub(crate) const SPND: u16 = 1 << 0;
-    /// Status bits, each with its enable bit one below it: MPINT, EXDINT, SINT.
-    pub(crate) const STATUS: u16 = 0x0890;
-    pub(crate) const ENABLES: u16 = 0x0448;
-    pub(crate) const LTINTEN: u16 = 1 << 14;
-    pub(crate) const TOKINTD: u16 = 1 << 15;
-}
-
-/// CSR15, mode.
-pub(crate) mod csr15 {
-    pub(crate) const DRX: u16 = 1 << 0;
-    pub(crate) const DTX: u16 = 1 << 1;
-    pub(crate) const LOOP: u16 = 1 << 2;
-    pub(crate) const DXMTFCS: u16 = 1 << 3;
-    pub(crate) const DRCVPA: u16 = 1 << 13;
-    pub(crate) const DRCVBC: u16 = 1 << 14;
-    pub(crate) const PROM: u16 = 1 << 15;
-}
-
-/// BCR18, burst and bus control: DWIO.
-const BCR18_DWIO: u16 = 1 << 7;
-/// BCR2, miscellaneous configuration: the APROM may be written.
-const BCR2_APROMWE: u16 = 1 << 8;
-/// BCR4 to BCR7, bit 15: the LED is on.
-const LEDOUT: u16 = 1 << 15;
-/// BCR4 to BCR7, bit 6: the LED shows the link's state.
-const LNKSTE: u16 = 1 << 6;
 
 /// What the chip has to do after a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,6 +32,8 @@ pub(crate) struct RegisterFile {
     bcr: [u16; 32],
     rap: u8,
     aprom: [u8; 16],
+    /// The link is up: BCR4 LEDOUT.
+    link: bool,
     /// Receive ring: CSR24/25, CSR72, CSR76.
     pub(crate) receive: Ring,
     /// Transmit ring: CSR30/31, CSR74, CSR78.
@@ -128,40 +65,43 @@ impl RegisterFile {
         ] {
             bcr[index] = value;
         }
-        let mut file =
-            Self { csr: [0; 128], bcr, rap: 0, aprom, receive: Ring::RESET, transmit: Ring::RESET };
+        let mut csr = [0; 128];
+        csr[58] = bcr[20];
+        for (index, value) in [(88, 0x1003), (89, 0x0262)] {
+            csr[index] = value;
+        }
+        let (receive, transmit) = (Ring::RESET, Ring::RESET);
+        let mut file = Self { csr, bcr, rap: 0, aprom, link: true, receive, transmit };
         file.soft_reset();
         file
     }
 
-    /// S_RESET, by a read of the RESET register. BCRs keep what they hold, DWIO among it.
+    /// S_RESET, by a read of the RESET register. The init block's address, the rings, LADRF, the software style and all
+    /// BCRs, DWIO among them, keep what they hold: `pcnet32` gives INIT after a reset without writing them again.
     pub(crate) fn soft_reset(&mut self) {
-        let mode = self.csr[15] & 0x21c4;
-        let style = self.csr[58];
-        self.csr = [0; 128];
         self.rap = 0;
         self.csr[0] = csr0::STOP;
-        self.csr[4] = csr4::MASKS;
+        self.csr[15] &= csr15::KEPT;
+        for index in [3, 5, 46, 47, 82, 112, 114, 124] {
+            self.csr[index] = 0;
+        }
+        for (index, value) in [(4, csr4::MASKS), (80, 0x1410), (100, 0x0200)] {
+            self.csr[index] = value;
+        }
+        // The address goes from the APROM into PADR, as drivers expect that compare the two.
         for (word, bytes) in self.csr[12..15].iter_mut().zip(self.aprom.chunks_exact(2)) {
             *word = u16::from_le_bytes([bytes[0], bytes[1]]);
         }
-        self.csr[15] = mode;
-        self.csr[58] = if style == 0 { self.bcr[20] } else { style };
-        for (index, value) in [(80, 0x1410), (88, 0x1003), (89, 0x0262), (100, 0x0200), (103, 0x0105)] {
-            self.csr[index] = value;
-        }
-        self.receive = Ring::RESET;
-        self.transmit = Ring::RESET;
     }
 
     /// Whether registers are 32 bits wide.
     pub(crate) const fn dwio(&self) -> bool {
-        self.bcr[18] & BCR18_DWIO != 0
+        self.bcr[18] & bcr::DWIO != 0
     }
 
     /// Enters DWIO; only H_RESET leaves it.
     pub(crate) const fn enter_dwio(&mut self) {
-        self.bcr[18] |= BCR18_DWIO;
+        self.bcr[18] |= bcr::DWIO;
     }
 
     pub(crate) const fn csr0(&self) -> u16 {
@@ -174,6 +114,10 @@ impl RegisterFile {
 
     pub(crate) const fn transmitter_off(&mut self) {
         self.csr[0] &= !csr0::TXON;
+    }
+
+    pub(crate) const fn csr3(&self) -> u16 {
+        self.csr[3]
     }
 
     pub(crate) const fn csr4(&self) -> u16 {
@@ -190,6 +134,25 @@ impl RegisterFile {
 
     pub(crate) fn set_mode(&mut self, mode: u16) {
         self.csr[15] = mode;
+    }
+
+    /// Software style, as CSR58 and BCR20 have it.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) const fn csr58(&self) -> u16 {
+        self.csr[58]
+    }
+
+    pub(crate) const fn link(&self) -> bool {
+        self.link
+    }
+
+    pub(crate) const fn set_link(&mut self, up: bool) {
+        self.link = up;
+    }
+
+    /// Sets a status bit of CSR4.
+    pub(crate) const fn raise_csr4(&mut self, bits: u16) {
+        self.csr[4] |= bits;
     }
 
     /// Address of the init block, from CSR1 and CSR2.
@@ -221,6 +184,11 @@ impl RegisterFile {
         }
     }
 
+    /// CSR6: the ring lengths as the init block encodes them.
+    pub(crate) fn set_encoded_lengths(&mut self, receive: u8, transmit: u8) {
+        self.csr[6] = u16::from(transmit & 0xf) << 12 | u16::from(receive & 0xf) << 8;
+    }
+
     /// Logical address filter: CSR8-11.
     pub(crate) fn logical_filter(&self) -> u64 {
         self.csr[8..12].iter().rev().fold(0, |filter, word| filter << 16 | u64::from(*word))
@@ -234,11 +202,16 @@ impl RegisterFile {
 
     /// Counts a frame that found no buffer: CSR112, and MFCO when it wraps.
     pub(crate) fn count_missed(&mut self) {
-        self.csr[112] = self.csr[112].wrapping_add(1);
-        if self.csr[112] == 0 {
-            self.csr[4] |= csr4::MFCO;
-        }
+        self.count_up(112);
         self.raise(csr0::MISS);
+    }
+
+    /// Counts CSR112 (missed frames, MFCO) or CSR114 (collisions, RCVCCO) one up.
+    const fn count_up(&mut self, index: usize) {
+        self.csr[index] = self.csr[index].wrapping_add(1);
+        if self.csr[index] == 0 {
+            self.csr[4] |= if index == 112 { csr4::MFCO } else { csr4::RCVCCO };
+        }
     }
 
     /// Whether some source of interrupts is active and not masked: INTR.
@@ -276,7 +249,7 @@ impl RegisterFile {
     }
 
     pub(crate) fn write_aprom(&mut self, offset: usize, value: u8) {
-        if self.bcr[2] & BCR2_APROMWE != 0 {
+        if self.bcr[2] & bcr::APROMWE != 0 {
             self.aprom[offset & 0xf] = value;
         }
     }
@@ -284,6 +257,9 @@ impl RegisterFile {
     /// RDP: the CSR that RAP selects.
     pub(crate) fn read_csr(&self) -> u16 {
         let counter = |ring: &Ring| (ring.length - ring.index).wrapping_neg() as u16;
+        // Pairs of registers that hold an address: the even one its lower half.
+        let half = |address: u32| (address >> if self.rap & 1 == 0 { 0 } else { 16 }) as u16;
+        let descriptor = |ring: &Ring, ahead| half(ring.address(ahead, self.layout().style) as u32);
         match self.rap {
             0 => {
                 let mut value = self.csr[0];
@@ -297,10 +273,12 @@ impl RegisterFile {
             }
             16 => self.csr[1],
             17 => self.csr[2],
-            24 => self.receive.base as u16,
-            25 => (self.receive.base >> 16) as u16,
-            30 => self.transmit.base as u16,
-            31 => (self.transmit.base >> 16) as u16,
+            24 | 25 => half(self.receive.base),
+            26 | 27 => descriptor(&self.receive, 1),
+            28 | 29 => descriptor(&self.receive, 0),
+            30 | 31 => half(self.transmit.base),
+            32 | 33 => descriptor(&self.transmit, 1),
+            34 | 35 => descriptor(&self.transmit, 0),
             72 => counter(&self.receive),
             74 => counter(&self.transmit),
             76 => self.receive.length.wrapping_neg() as u16,
@@ -318,7 +296,7 @@ impl RegisterFile {
         let index = usize::from(self.rap);
         match self.rap {
             0 => return self.write_csr0(value),
-            3 | 46..=49 | 100 | 122 | 124 => self.csr[index] = value,
+            3 => self.csr[3] = value & csr3::WRITABLE,
             4 => {
                 let status = self.csr[4] & (csr4::STATUS | csr4::UINT);
                 let mut status = status & !(value & (csr4::STATUS | csr4::UINT));
@@ -328,19 +306,25 @@ impl RegisterFile {
                 self.csr[4] = value & !(csr4::STATUS | csr4::UINT | csr4::UINTCMD) | status;
             }
             5 => {
+                let resumes = self.suspended() && value & csr5::SPND == 0;
                 let status = self.csr[5] & csr5::STATUS & !(value & csr5::STATUS);
-                self.csr[5] = value & !csr5::STATUS | status;
+                self.csr[5] = value & csr5::WRITABLE | status;
+                // A demand made while suspended is met then.
+                return Orders { transmit: resumes, ..Orders::default() };
             }
             58 => self.write_style(value),
-            112 => {}
+            100 | 124 => self.csr[index] = value,
+            112 | 114 if self.csr[4] & csr4::EN124 != 0 => self.count_up(index),
             _ if !self.configurable() => {}
             1 | 16 => self.csr[1] = value,
             2 | 17 => self.csr[2] = value,
-            8..=15 => self.csr[index] = value,
+            8..=15 | 46 | 47 | 80 | 82 => self.csr[index] = value,
             24 => self.receive.base = low(self.receive.base),
             25 => self.receive.base = high(self.receive.base),
             30 => self.transmit.base = low(self.transmit.base),
             31 => self.transmit.base = high(self.transmit.base),
+            72 => self.receive.go_to(length),
+            74 => self.transmit.go_to(length),
             76 => self.receive = Ring { length, index: 0, ..self.receive },
             78 => self.transmit = Ring { length, index: 0, ..self.transmit },
             _ => {}
@@ -378,11 +362,13 @@ impl RegisterFile {
         }
     }
 
-    /// STOP: CSR0 is as after reset; rings and addresses keep what they hold.
+    /// STOP: CSR0 is as after reset, causes and counters are cleared; rings and addresses keep what they hold.
     pub(crate) const fn stop(&mut self) {
         self.csr[0] = csr0::STOP;
         self.csr[4] &= !(csr4::STATUS | csr4::UINT);
-        self.csr[5] &= !csr5::SPND;
+        self.csr[5] &= !(csr5::STATUS | csr5::SPND);
+        self.csr[112] = 0;
+        self.csr[114] = 0;
     }
 
     fn write_style(&mut self, value: u16) {
@@ -390,32 +376,36 @@ impl RegisterFile {
             return;
         }
         // SSIZE32 (bit 8) and CSRPCNET (bit 9) follow from the style.
-        let value = match value & 0xff {
+        let style = match value & 0xff {
             style @ 1 => 0x0100 | style,
             style @ (2 | 3) => 0x0300 | style,
             _ => 0x0200,
         };
-        self.bcr[20] = value;
-        self.csr[58] = value;
+        self.bcr[20] = style | value & bcr::APERREN;
+        self.csr[58] = self.bcr[20];
     }
 
-    /// BDP: the BCR that RAP selects. Those that the chip has not read as 0.
+    /// BDP: the BCR that RAP selects. Those that the chip has not read as 0: it has no MII, so no BCR32 to BCR34.
     pub(crate) fn read_bcr(&self) -> u16 {
         let Some(&value) = self.bcr.get(usize::from(self.rap)) else { return 0 };
         match self.rap {
-            // The link is always up: LEDOUT follows LNKSTE.
-            4..=7 => value & !LEDOUT | if value & LNKSTE != 0 { LEDOUT } else { 0 },
+            4..=7 if self.link && value & bcr::LNKSTE != 0 => value | bcr::LEDOUT,
             _ => value,
         }
     }
 
-    /// BDP: the BCR that RAP selects.
+    /// BDP: the BCR that RAP selects. Reserved bits and BCRs that the chip has not take no write.
     pub(crate) fn write_bcr(&mut self, value: u16) {
+        let index = usize::from(self.rap);
         match self.rap {
+            2 => self.bcr[2] = value & bcr::MC_WRITABLE,
+            4..=7 => self.bcr[index] = value & bcr::LED_WRITABLE,
+            9 => self.bcr[9] = value & bcr::FDC_WRITABLE,
+            16 | 17 | 21 | 22 => self.bcr[index] = value,
+            // DWIO is the chip's own: set by a 32-bit write to RDP, cleared by H_RESET.
+            18 => self.bcr[18] = value & !bcr::DWIO | self.bcr[18] & bcr::DWIO,
+            19 => self.bcr[19] = value & bcr::EECAS_WRITABLE,
             20 => self.write_style(value),
-            // DWIO can be set, not cleared.
-            18 => self.bcr[18] = value | self.bcr[18] & BCR18_DWIO,
-            index @ (2 | 4..=7 | 9 | 16 | 17 | 19 | 21 | 22) => self.bcr[usize::from(index)] = value,
             _ => {}
         }
     }

@@ -21,8 +21,10 @@ pub(crate) mod status {
     pub(crate) const ERR: u16 = 1 << 14;
     /// Transmit: append an FCS although CSR15 has DXMTFCS.
     pub(crate) const ADD_FCS: u16 = 1 << 13;
-    /// Transmit: interrupt for this frame, when CSR5 has LTINTEN.
+    /// Transmit, as the driver writes it: interrupt for this frame, when CSR5 has LTINTEN.
     pub(crate) const LTINT: u16 = 1 << 12;
+    /// Transmit, as the chip writes them: MORE, ONE and DEF. Nothing collides or defers here.
+    pub(crate) const COLLISIONS: u16 = 0x1c00;
     pub(crate) const FRAM: u16 = 1 << 13;
     pub(crate) const OFLO: u16 = 1 << 12;
     pub(crate) const CRC: u16 = 1 << 11;
@@ -40,6 +42,8 @@ pub(crate) mod status {
 pub(crate) mod transmit_error {
     pub(crate) const BUFF: u32 = 1 << 31;
     pub(crate) const UFLO: u32 = 1 << 30;
+    pub(crate) const LCAR: u32 = 1 << 27;
+    pub(crate) const RTRY: u32 = 1 << 26;
 }
 
 /// Software style: BCR20, bits 7:0.
@@ -54,7 +58,8 @@ pub(crate) enum Style {
 }
 
 impl Style {
-    const fn size(self) -> u32 {
+    /// Bytes of a descriptor.
+    pub(crate) const fn size(self) -> u32 {
         match self {
             Self::Lance16 => 8,
             Self::Pcnet32 | Self::Pcnet32Swapped => 16,
@@ -127,9 +132,7 @@ impl Ring {
         layout: Layout,
         memory: &GuestMemory,
     ) -> Result<Option<Descriptor>, Outside> {
-        // Lengths are at most 65536, so neither the sum nor the product can overflow.
-        let position = (self.index + ahead) % self.length;
-        let at = u64::from(self.base) + u64::from(position * layout.style.size());
+        let at = self.address(ahead, layout.style);
         let outside = |_| Outside { at };
         let field = |offset: u64| GuestAddress(at + offset);
         // OWN is read first: the rest of a descriptor is valid only once the driver has given it away.
@@ -156,9 +159,21 @@ impl Ring {
         Ok(Some(Descriptor { at, base, length, status }))
     }
 
+    /// Address of the descriptor `ahead` of the current one. The chip takes the low bits of a ring's address as 0.
+    pub(crate) const fn address(&self, ahead: u32, style: Style) -> u64 {
+        // Lengths are at most 65536 and a walk is at most one length long, so neither sum nor product can overflow.
+        let position = (self.index + ahead) % self.length;
+        (self.base & !(style.size() - 1)) as u64 + (position * style.size()) as u64
+    }
+
     /// Moves on by `count` descriptors.
-    pub(crate) fn advance(&mut self, count: u32) {
+    pub(crate) const fn advance(&mut self, count: u32) {
         self.index = (self.index + count) % self.length;
+    }
+
+    /// Goes to the descriptor that has `left` descriptors, itself among them, to the end of the ring (CSR72/74).
+    pub(crate) const fn go_to(&mut self, left: u32) {
+        self.index = self.length.saturating_sub(left) % self.length;
     }
 }
 

@@ -2,12 +2,15 @@
 
 mod attacks;
 mod bench;
+mod frames;
+mod registers;
+mod transcript;
 
 use std::io::IoSlice;
 
 use bench::*;
 
-use super::registers::{csr5, csr15};
+use super::bits::{csr3, csr4, csr5, csr15};
 use super::rings::{status, transmit_error};
 use super::*;
 
@@ -313,7 +316,12 @@ fn the_filter_takes_own_broadcast_logical_and_with_prom_any() {
     assert_eq!(takes(0, 0, MAC.0), Some(status::PAM));
     assert_eq!(takes(csr15::DRCVPA, 0, MAC.0), None);
     assert_eq!(takes(0, 0, BROADCAST), Some(status::BAM));
-    assert_eq!(takes(csr15::DRCVBC, u64::MAX, BROADCAST), None);
+    assert_eq!(takes(csr15::DRCVBC, 0, BROADCAST), None);
+    // "LAFM will be set on the reception of a Broadcast frame": data sheet, RMD1, with DRCVBC.
+    let all_ones = !crc32fast::hash(&BROADCAST) >> 26;
+    assert_eq!(takes(csr15::DRCVBC, 1 << all_ones, BROADCAST), Some(status::LAFM));
+    assert_eq!(takes(csr15::DRCVBC, !(1 << all_ones), BROADCAST), None);
+    assert_eq!(takes(csr15::DRCVBC | csr15::PROM, 0, BROADCAST), Some(0));
     assert_eq!(takes(0, 0, multicast), None);
     assert_eq!(takes(0, 1 << hash, multicast), Some(status::LAFM));
     assert_eq!(takes(0, !(1 << hash), multicast), None);

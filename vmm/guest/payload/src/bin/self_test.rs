@@ -5,6 +5,8 @@
 
 use core::sync::atomic::Ordering;
 
+use toll_guest::driver::Driver as _;
+use toll_guest::driver::pcnet::{self, PcnetDriver};
 use toll_guest::platform::{Platform, Registers};
 use toll_guest_abi::{BootInfo, Command, Status, adapter, phase};
 use toll_payload::platform::GuestPlatform;
@@ -29,6 +31,7 @@ mod case {
     pub const HOSTILE_PHASE: u64 = 12;
     pub const HOSTILE_MESSAGE: u64 = 13;
     pub const STACK_OVERFLOW: u64 = 14;
+    pub const FRAMES: u64 = 15;
 }
 
 fn main(
@@ -44,6 +47,7 @@ fn main(
             }
             Ok(())
         })?,
+        case::FRAMES => frames(boot, status, &mut platform)?,
         case::INTERRUPTS => measured(status, &mut platform, |platform| interrupts(boot, status, platform))?,
         case::SPIN => {
             doorbell::phase(phase::READY);
@@ -129,6 +133,32 @@ fn measured(
 #[expect(unconditional_recursion, reason = "the case ends in the page below the stack")]
 fn dive(depth: u64) -> u64 {
     core::hint::black_box(dive(core::hint::black_box(depth + 1)) + depth)
+}
+
+/// Sends frames by the driver that trials have, without a stack: each is to interrupt once, through the gate, before
+/// the program's next instruction.
+fn frames(
+    boot: &'static BootInfo,
+    status: &'static Status,
+    platform: &mut GuestPlatform,
+) -> Result<(), &'static str> {
+    const TINT: u32 = 1 << 9;
+    gate::install(boot, |mut registers| pcnet::handle_interrupt(&mut registers));
+    let mut driver = PcnetDriver::open(platform, boot.mac).map_err(|_| "the adapter does not come up")?;
+    platform.take_interrupt();
+    measured(status, platform, |platform| {
+        for _ in 0..1000 {
+            if !driver.can_transmit(platform) {
+                return Err("a frame sent is still the adapter's");
+            }
+            driver.transmit(platform, 60, |frame| frame.fill(0xff));
+            if platform.take_interrupt() & TINT == 0 {
+                return Err("no interrupt came");
+            }
+            status.bytes.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(())
+    })
 }
 
 /// Provokes pcnet's initialisation-done interrupt (CSR0 IDON with IENA) time after time, and checks that each is

@@ -2,6 +2,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 
+use super::super::rings::status;
 use super::super::*;
 use crate::port::memory::{MemoryPort, pair};
 
@@ -18,13 +19,21 @@ pub(super) struct Bench {
     pub(super) chip: Pcnet,
     pub(super) memory: GuestMemory,
     pub(super) wire: MemoryPort,
+    /// Registers are accessed 32 bits wide.
+    pub(super) dwio: bool,
 }
 
 impl Bench {
     pub(super) fn new() -> Self {
+        Self::with(|chip| chip)
+    }
+
+    /// A bench whose chip is not the usual one.
+    pub(super) fn with(change: impl FnOnce(Pcnet) -> Pcnet) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
         let (port, wire) = pair(64).unwrap();
-        Self { chip: Pcnet::new(memory.clone(), Box::new(port), MAC), memory, wire }
+        let chip = change(Pcnet::new(memory.clone(), Box::new(port), MAC));
+        Self { chip, memory, wire, dwio: false }
     }
 
     pub(super) fn read16(&mut self, offset: u64) -> u16 {
@@ -37,24 +46,54 @@ impl Bench {
         self.chip.write(offset, &value.to_le_bytes()).unwrap();
     }
 
+    /// Reads a register by its offset in WIO, as the mode has it.
+    fn read(&mut self, offset: u64) -> u16 {
+        if !self.dwio {
+            return self.read16(offset);
+        }
+        let mut data = [0; 4];
+        self.chip.read(0x10 + 2 * (offset - 0x10), &mut data).unwrap();
+        u32::from_le_bytes(data) as u16
+    }
+
+    fn write(&mut self, offset: u64, value: u16) {
+        if self.dwio {
+            self.chip.write(0x10 + 2 * (offset - 0x10), &u32::from(value).to_le_bytes()).unwrap();
+        } else {
+            self.write16(offset, value);
+        }
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.read(0x14);
+    }
+
+    pub(super) fn rap(&mut self) -> u16 {
+        self.read(0x12)
+    }
+
+    pub(super) fn write_rap(&mut self, value: u16) {
+        self.write(0x12, value);
+    }
+
     pub(super) fn csr(&mut self, index: u16) -> u16 {
-        self.write16(0x12, index);
-        self.read16(0x10)
+        self.write(0x12, index);
+        self.read(0x10)
     }
 
     pub(super) fn set_csr(&mut self, index: u16, value: u16) {
-        self.write16(0x12, index);
-        self.write16(0x10, value);
+        self.write(0x12, index);
+        self.write(0x10, value);
     }
 
     pub(super) fn bcr(&mut self, index: u16) -> u16 {
-        self.write16(0x12, index);
-        self.read16(0x16)
+        self.write(0x12, index);
+        self.read(0x16)
     }
 
     pub(super) fn set_bcr(&mut self, index: u16, value: u16) {
-        self.write16(0x12, index);
-        self.write16(0x16, value);
+        self.write(0x12, index);
+        self.write(0x16, value);
     }
 
     pub(super) fn put32(&self, at: u64, value: u32) {
@@ -88,6 +127,14 @@ impl Bench {
         self.put32(ring + 16 * index, base as u32);
         self.put32(ring + 16 * index + 4, u32::from(status) << 16 | u32::from(length.wrapping_neg()));
         self.put32(ring + 16 * index + 8, 0);
+    }
+
+    /// A broadcast frame of `length` bytes in transmit descriptor `index`, alone; the frame.
+    pub(super) fn queue(&self, index: u64, length: usize) -> Vec<u8> {
+        let queued = frame(BROADCAST, length);
+        self.put(BUFFERS, &queued);
+        self.descriptor(TX_RING, index, BUFFERS, length as u16, status::OWN | status::STP | status::ENP);
+        queued
     }
 
     pub(super) fn status(&self, ring: u64, index: u64) -> u16 {
