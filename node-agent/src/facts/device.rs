@@ -5,12 +5,17 @@
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::time::Duration;
 
 use toll_protocol::facts::{KvmFact, KvmKind};
 
 use crate::child::Spawner;
+use crate::facts::advice;
 use crate::facts::cpu::Processor;
-use crate::facts::{PROGRAM_LIMIT, advice};
+
+/// How long the creation of a guest may take. It takes milliseconds, and seconds on a host that is overloaded when it
+/// boots; what is found here holds as long as the agent runs.
+const PROBE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Whether `/dev/kvm` opens and `vmm` can create a guest with it, and which KVM must be behind it.
 pub async fn kvm(processor: &Processor, vmm: &Path, spawner: &Spawner) -> KvmFact {
@@ -25,7 +30,7 @@ pub async fn kvm(processor: &Processor, vmm: &Path, spawner: &Spawner) -> KvmFac
 
 /// Lets `vmm` create a guest, or says why it can't.
 async fn probe(vmm: &Path, spawner: &Spawner) -> Result<(), String> {
-    let output = spawner.output(vmm, &["probe"], PROGRAM_LIMIT).await.map_err(|error| {
+    let output = spawner.output(vmm, &["probe"], PROBE_LIMIT).await.map_err(|error| {
         let path = vmm.display();
         match error.kind() {
             ErrorKind::TimedOut => format!("/dev/kvm opens, but {path} probe does not answer: {error}"),
