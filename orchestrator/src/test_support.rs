@@ -56,7 +56,7 @@ fn behaviours() -> Vec<Behaviour> {
         },
         Behaviour {
             name: "same-stack",
-            kind: EndKind::SameStack { adapter: Adapter::VirtioNet, port: Port::Tap },
+            kind: EndKind::SameStack { adapter: Adapter::VirtioNet(Default::default()), port: Port::Tap },
             baseline: false,
             goodput: [2.61e9, 2.95e9],
             cpu: [Some(0.22), Some(0.14), Some(0.61)],
@@ -78,7 +78,7 @@ fn behaviours() -> Vec<Behaviour> {
         },
         Behaviour {
             name: "virtio",
-            kind: guest(Adapter::VirtioNet),
+            kind: guest(Adapter::VirtioNet(Default::default())),
             baseline: false,
             goodput: [1.43e9, 1.72e9],
             cpu: [Some(0.37), Some(0.12), Some(0.49)],

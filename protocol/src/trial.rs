@@ -128,15 +128,59 @@ pub enum Adapter {
     /// AMD Am79C970A: every register access of the driver exits.
     Pcnet,
     /// virtio 1.2 network device over MMIO: rings in shared memory.
-    VirtioNet,
+    VirtioNet(VirtioNetSwitches),
 }
 
+/// The adapter's name, without its switches: a metric label.
 impl fmt::Display for Adapter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Pcnet => "pcnet",
-            Self::VirtioNet => "virtio-net",
+            Self::VirtioNet(_) => "virtio-net",
         })
+    }
+}
+
+impl Adapter {
+    /// Names of the switches that are on, as a campaign writes them.
+    pub fn switches(&self) -> Vec<&'static str> {
+        match self {
+            Self::Pcnet => Vec::new(),
+            Self::VirtioNet(switches) => switches.names(),
+        }
+    }
+}
+
+/// Optimisations of `virtio-net`; clauses are those of virtio 1.2. All off: frames whole, checksums in software.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VirtioNetSwitches {
+    /// TCP checksums are left to the host, both ways: VIRTIO_NET_F_CSUM and VIRTIO_NET_F_GUEST_CSUM (5.1.3).
+    pub checksum_offload: bool,
+    /// TCP segments of up to 64 KiB cross the adapter, both ways: VIRTIO_NET_F_HOST_TSO4, _HOST_TSO6, _GUEST_TSO4 and
+    /// _GUEST_TSO6. Needs `checksum_offload` (5.1.3.1).
+    pub tso: bool,
+    /// A received frame may lie in several buffers: VIRTIO_NET_F_MRG_RXBUF (5.1.6.3.1).
+    pub mergeable_buffers: bool,
+    /// Each side says from which buffer on it wants to be notified: VIRTIO_F_EVENT_IDX (2.7.7.2, 2.7.10).
+    pub event_index: bool,
+}
+
+impl VirtioNetSwitches {
+    /// Whether frames cross the port with a `virtio_net_hdr` before them.
+    pub const fn offloads(self) -> bool {
+        self.checksum_offload || self.tso
+    }
+
+    fn names(self) -> Vec<&'static str> {
+        let Self { checksum_offload, tso, mergeable_buffers, event_index } = self;
+        let all = [
+            (checksum_offload, "checksumOffload"),
+            (tso, "tso"),
+            (mergeable_buffers, "mergeableBuffers"),
+            (event_index, "eventIndex"),
+        ];
+        all.into_iter().filter_map(|(on, name)| on.then_some(name)).collect()
     }
 }
 

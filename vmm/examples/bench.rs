@@ -25,7 +25,7 @@ fn main() -> Result<(), String> {
     );
     let mut number = 0;
     for engine in [Engine::Kvm, Engine::HostProcess] {
-        for adapter in [Adapter::Pcnet, Adapter::VirtioNet] {
+        for adapter in [Adapter::Pcnet, Adapter::VirtioNet(Default::default())] {
             for direction in [Direction::Send, Direction::Receive] {
                 number += 1;
                 let case = Transfer {

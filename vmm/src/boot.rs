@@ -37,7 +37,7 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
         version: VERSION,
         adapter: match config.adapter {
             Adapter::Pcnet => adapter::PCNET,
-            Adapter::VirtioNet => adapter::VIRTIO_NET,
+            Adapter::VirtioNet(_) => adapter::VIRTIO_NET,
         },
         adapter_base,
         tsc_hz,

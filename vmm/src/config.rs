@@ -44,6 +44,9 @@ pub enum ConfigError {
     /// The port's name is no interface name.
     #[error("`{0}` is no name of an interface: 1 to 15 printable characters without `/`, `%`, `:` and space")]
     PortName(String),
+    /// A switch that this program can't set.
+    #[error("the adapter's switches {0} are not there yet: leave them off")]
+    Switches(String),
     /// The MAC address is a group address or zero.
     #[error("{0} is no MAC address of one adapter")]
     Mac(MacAddress),
@@ -144,7 +147,11 @@ impl TryFrom<VmmConfig> for EndConfig {
         }
         match adapter {
             Adapter::Pcnet => range("the MTU of a pcnet adapter", mtu, MTU_MIN, PCNET_MTU_MAX)?,
-            Adapter::VirtioNet => range("the MTU", mtu, MTU_MIN, MTU_MAX)?,
+            Adapter::VirtioNet(_) => range("the MTU", mtu, MTU_MIN, MTU_MAX)?,
+        }
+        let switches = adapter.switches();
+        if !switches.is_empty() {
+            return Err(ConfigError::Switches(switches.join(", ")));
         }
         if !is_interface_name(port.name()) {
             return Err(ConfigError::PortName(port.name().to_owned()));
@@ -237,7 +244,9 @@ mod tests {
         assert!(refused(|c| c.memory = Bytes(5 << 20)).contains("multiple of 2MiB"));
         assert!(refused(|c| c.mtu = 575).contains("576"));
         assert!(refused(|c| c.mtu = 1501).contains("1500"));
-        assert!(refused(|c| (c.adapter, c.mtu) = (Adapter::VirtioNet, 9001)).contains("9000"));
+        assert!(
+            refused(|c| (c.adapter, c.mtu) = (Adapter::VirtioNet(Default::default()), 9001)).contains("9000")
+        );
         assert!(refused(|c| c.job.duration = Span(0)).contains("must not be 0"));
         assert!(refused(|c| c.deadline = Span::from_millis(2500)).contains("deadline"));
     }

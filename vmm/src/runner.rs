@@ -99,7 +99,9 @@ pub fn start(config: &EndConfig, program: Program, port: Box<dyn Port>) -> Resul
     let pages = SharedPages::new(&memory)?;
     let (adapter, looks_at_port): (Box<dyn Adapter>, bool) = match config.adapter {
         trial::Adapter::Pcnet => (Box::new(Pcnet::new(memory, port, config.mac)), true),
-        trial::Adapter::VirtioNet => (Box::new(VirtioNet::new(memory, port, config.mac, config.mtu)?), false),
+        trial::Adapter::VirtioNet(switches) => {
+            (Box::new(VirtioNet::new(memory, port, config.mac, config.mtu, switches)?), false)
+        }
     };
     let (link, reporter, events) = link().map_err(failed("eventfd"))?;
     let stage = Stage {

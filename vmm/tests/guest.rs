@@ -78,7 +78,7 @@ fn check(condition: bool, what: &dyn std::fmt::Debug) -> Result<(), Failed> {
 
 fn a_guest_boots_to_ready() -> Result<(), Failed> {
     let began = Instant::now();
-    let runner = boot(Adapter::VirtioNet, 10);
+    let runner = boot(Adapter::VirtioNet(Default::default()), 10);
     let event = runner.next_event(began + PATIENCE);
     check(matches!(event, Some(Event::Phase(phase::READY, _))), &event)?;
     // It waits for Command::start without a timeout: only the kick can wake it.
@@ -211,7 +211,7 @@ fn main() -> ExitCode {
             register_accesses_exit_one_by_one(Adapter::Pcnet, "pio-read rap")
         }),
         test("virtio_register_reads_exit", || {
-            register_accesses_exit_one_by_one(Adapter::VirtioNet, "mmio-read magic-value")
+            register_accesses_exit_one_by_one(Adapter::VirtioNet(Default::default()), "mmio-read magic-value")
         }),
         test("interrupts_come_through_the_gate", interrupts_come_through_the_gate),
         test(

@@ -24,7 +24,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_toll-vmm");
 fn case(number: u8) -> Transfer {
     Transfer {
         engine: Engine::Kvm,
-        adapter: Adapter::VirtioNet,
+        adapter: Adapter::VirtioNet(Default::default()),
         direction: Direction::Send,
         open: Open::Connect,
         write_size: 65_536,
@@ -238,7 +238,7 @@ fn main() -> ExitCode {
     };
     let mut number = 0;
     for (engine, needs) in [(Engine::Kvm, &both), (Engine::HostProcess, &tun)] {
-        for adapter in [Adapter::Pcnet, Adapter::VirtioNet] {
+        for adapter in [Adapter::Pcnet, Adapter::VirtioNet(Default::default())] {
             for direction in [Direction::Send, Direction::Receive] {
                 for open in [Open::Connect, Open::Listen] {
                     number += 1;

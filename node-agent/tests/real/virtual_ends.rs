@@ -36,7 +36,7 @@ fn virtual_end(kind: EndKind) -> EndSpec {
 
 fn a_same_stack_trial_against_native() -> Result<(), Failed> {
     Fleet::new().with_both(async |pair| {
-        let kind = EndKind::SameStack { adapter: Adapter::VirtioNet, port: Port::Tap };
+        let kind = EndKind::SameStack { adapter: Adapter::VirtioNet(Default::default()), port: Port::Tap };
         measure(pair, TrialId::new(0x0b01), kind).await;
     });
     Ok(())
@@ -45,7 +45,7 @@ fn a_same_stack_trial_against_native() -> Result<(), Failed> {
 fn a_guest_trial_against_native() -> Result<(), Failed> {
     let without_kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err();
     Fleet::new().with_both(async |pair| {
-        for adapter in [Adapter::Pcnet, Adapter::VirtioNet] {
+        for adapter in [Adapter::Pcnet, Adapter::VirtioNet(Default::default())] {
             let trial = TrialId::new(0x0b02);
             let kind = EndKind::Guest { adapter, port: Port::Tap };
             if without_kvm {

@@ -57,7 +57,7 @@ pub fn lacking() -> Option<String> {
 
 /// A virtual end: a guest if this machine can run one, else a same-stack process, over whatever port the wire gives.
 fn virtual_end(direction: Direction, open: Open, last: u8, duration: Span) -> EndSpec {
-    let (adapter, port) = (Adapter::VirtioNet, Port::Host);
+    let (adapter, port) = (Adapter::VirtioNet(Default::default()), Port::Host);
     let kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     EndSpec {
         kind: if kvm { EndKind::Guest { adapter, port } } else { EndKind::SameStack { adapter, port } },
@@ -282,7 +282,7 @@ fn what_the_wire_has_not_is_refused() -> Result<(), Failed> {
     Fleet::shared(Wire::Macvtap).with_one(async |fleet, server, agent, mut peer| {
         let end = virtual_end(Direction::Receive, Open::Listen, 101, DURATION);
         let (mut n, mut reasons) = (0, Vec::new());
-        let tap = EndKind::SameStack { adapter: Adapter::VirtioNet, port: Port::Tap };
+        let tap = EndKind::SameStack { adapter: Adapter::VirtioNet(Default::default()), port: Port::Tap };
         let at = |last| InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, last), prefix: 24 };
         // The office moves to an address of the guests'.
         let office = fleet.office.as_ref().expect("a shared wire has one");

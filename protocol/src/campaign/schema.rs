@@ -219,10 +219,19 @@ pub struct Adapter {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Pcnet {}
 
-/// Switches of `virtioNet`.
+/// Switches of `virtioNet`, all off unless set.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct VirtioNet {}
+pub struct VirtioNet {
+    /// TCP checksums are left to the host, both ways. Default false.
+    pub checksum_offload: Option<bool>,
+    /// TCP segments of up to 64KiB cross the adapter, both ways; needs `checksumOffload`. Default false.
+    pub tso: Option<bool>,
+    /// A received frame may lie in several of the guest's buffers. Default false.
+    pub mergeable_buffers: Option<bool>,
+    /// Guest and adapter say from which buffer on they want to be notified. Default false.
+    pub event_index: Option<bool>,
+}
 
 /// A port: at most one field; without one it is what the host's agent offers.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

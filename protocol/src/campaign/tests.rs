@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::trial::{Adapter, VirtioNetSwitches};
 
 const GOOD: &str = "\
 apiVersion: toll.dev/v1alpha1
@@ -55,6 +56,35 @@ fn an_adapter_that_does_not_exist_is_refused_where_it_stands() {
             "line 9, column 38: spec.arms[1].guest.adapter: unknown field `rtl8139`, expected `pcnet` or `virtioNet`"
         ]
     );
+}
+
+#[test]
+fn the_switches_of_virtio_net_are_off_unless_set() {
+    let adapter = |written: &str| {
+        let text = GOOD.replace("adapter: {pcnet: {}}", &format!("adapter: {{virtioNet: {{{written}}}}}"));
+        match parse(&text).expect(written).arms[1].kind.clone() {
+            EndKind::Guest { adapter, .. } => adapter,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(adapter(""), Adapter::VirtioNet(VirtioNetSwitches::default()));
+    let all = adapter("checksumOffload: true, tso: true, mergeableBuffers: true, eventIndex: true");
+    assert_eq!(all.switches(), ["checksumOffload", "tso", "mergeableBuffers", "eventIndex"]);
+    assert_eq!(all.to_string(), "virtio-net", "a metric label has no switches in it");
+    assert_eq!(adapter("checksumOffload: true, tso: false").switches(), ["checksumOffload"]);
+}
+
+#[test]
+fn virtio_1_2_s5_1_3_1_segmentation_without_checksums_is_refused_where_it_stands() {
+    assert_eq!(
+        problems("pcnet: {}}", "virtioNet: {tso: true}}"),
+        [
+            "line 9, column 55: spec.arms[1].guest.adapter.virtioNet.tso: needs the checksum offload (virtio 1.2, \
+             5.1.3.1): write `checksumOffload: true, tso: true`"
+        ]
+    );
+    let off = problems("pcnet: {}}", "virtioNet: {tso: true, checksumOffload: false}}");
+    assert!(off[0].contains("write `checksumOffload: true"), "{off:?}");
 }
 
 #[test]

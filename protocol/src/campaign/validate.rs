@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::schema::{self, Document};
 use super::{Arm, Campaign, Lab, Select, Step, Workload};
 use crate::result::{Gate, GateCondition, GateSelector, Peer};
-use crate::trial::{Adapter, Direction, EndKind, NativeProgram, Port};
+use crate::trial::{Adapter, Direction, EndKind, NativeProgram, Port, VirtioNetSwitches};
 use crate::units::{BitRate, Bytes, Span};
 
 const API_VERSION: &str = "toll.dev/v1alpha1";
@@ -297,12 +297,30 @@ fn adapter(
             }
             Some(Adapter::Pcnet)
         }
-        (None, Some(_)) => Some(Adapter::VirtioNet),
+        (None, Some(written)) => Some(virtio_net(written, &below(&path, &[Field("virtioNet")]), out)),
         _ => {
             out.add(&path, "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`");
             None
         }
     }
+}
+
+fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) -> Adapter {
+    let on = |switch: Option<bool>| switch.unwrap_or(false);
+    let switches = VirtioNetSwitches {
+        checksum_offload: on(written.checksum_offload),
+        tso: on(written.tso),
+        mergeable_buffers: on(written.mergeable_buffers),
+        event_index: on(written.event_index),
+    };
+    // virtio 1.2, 5.1.3.1: VIRTIO_NET_F_HOST_TSO4 requires VIRTIO_NET_F_CSUM.
+    if switches.tso && !switches.checksum_offload {
+        out.add(
+            &below(path, &[Field("tso")]),
+            "needs the checksum offload (virtio 1.2, 5.1.3.1): write `checksumOffload: true, tso: true`",
+        );
+    }
+    Adapter::VirtioNet(switches)
 }
 
 fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {

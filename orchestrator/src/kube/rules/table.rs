@@ -66,6 +66,8 @@ macro_rules! odd {
 }
 
 const ADAPTERS: &[&str] = &["spec.arms[].guest.adapter", "spec.arms[].sameStack.adapter"];
+const VIRTIO_NETS: &[&str] =
+    &["spec.arms[].guest.adapter.virtioNet", "spec.arms[].sameStack.adapter.virtioNet"];
 const PORTS: &[&str] = &["spec.arms[].guest.port", "spec.arms[].sameStack.port"];
 const PEERS: &[&str] = &["spec.peers", "spec.arms[].peers"];
 
@@ -237,6 +239,13 @@ pub(in super::super) const RULES: &[Rule] = &[
         message: "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`",
         expression: None,
         field: None,
+    },
+    Rule {
+        at: VIRTIO_NETS,
+        rule: "!(has(self.tso) && self.tso) || (has(self.checksumOffload) && self.checksumOffload)",
+        message: "needs the checksum offload (virtio 1.2, 5.1.3.1): write `checksumOffload: true, tso: true`",
+        expression: None,
+        field: Some(".tso"),
     },
     Rule {
         at: PORTS,

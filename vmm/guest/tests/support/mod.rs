@@ -16,6 +16,7 @@ use toll_guest::platform::{DmaRegion, Platform, Registers};
 use toll_guest::program::{self, ProgramError, pattern};
 use toll_guest_abi::{BootInfo, Command, MAGIC, Status, VERSION, adapter, direction, open};
 use toll_protocol::report::FrameCounters;
+use toll_protocol::trial::VirtioNetSwitches;
 use toll_protocol::units::MacAddress;
 use toll_vnic::GuestMemory;
 use toll_vnic::adapter::Adapter;
@@ -172,7 +173,10 @@ impl HostPlatform {
         let adapter: Box<dyn Adapter> = if end.adapter == PCNET {
             Box::new(Pcnet::new(memory.clone(), port, end.mac()))
         } else {
-            Box::new(VirtioNet::new(memory.clone(), port, end.mac(), end.mtu as u16).unwrap())
+            Box::new(
+                VirtioNet::new(memory.clone(), port, end.mac(), end.mtu as u16, VirtioNetSwitches::default())
+                    .unwrap(),
+            )
         };
         Self {
             adapter,
