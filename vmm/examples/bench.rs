@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use support::{Transfer, enter_namespace, transfer};
 use toll_protocol::child::Engine;
-use toll_protocol::trial::{Adapter, Direction, Open};
+use toll_protocol::trial::{Adapter, Direction, Open, PcnetSwitches, SendCombining};
 
 fn main() -> Result<(), String> {
     let mut arguments = std::env::args().skip(1);
@@ -24,8 +24,27 @@ fn main() -> Result<(), String> {
         "end", "Gb/s", "exits/fr", "frames/s", "us/exit", "CPU s/GB guest/vmm/host", "first ms"
     );
     let mut number = 0;
+    let off = PcnetSwitches::OFF;
+    let combining = |threshold| Some(SendCombining { threshold, ..SendCombining::default() });
     for engine in [Engine::Kvm, Engine::HostProcess] {
-        for adapter in [Adapter::Pcnet, Adapter::VirtioNet(Default::default())] {
+        let in_kernel = PcnetSwitches { io_in_kernel: engine == Engine::Kvm, ..off };
+        for adapter in [
+            Adapter::Pcnet(off),
+            // In the order of the paper, and a larger threshold.
+            Adapter::Pcnet(in_kernel),
+            Adapter::Pcnet(PcnetSwitches { send_combining: combining(3), ..in_kernel }),
+            Adapter::Pcnet(PcnetSwitches {
+                send_combining: combining(3),
+                irq_notification: true,
+                ..in_kernel
+            }),
+            Adapter::Pcnet(PcnetSwitches {
+                send_combining: combining(12),
+                irq_notification: true,
+                ..in_kernel
+            }),
+            Adapter::VirtioNet(Default::default()),
+        ] {
             for direction in [Direction::Send, Direction::Receive] {
                 number += 1;
                 let case = Transfer {
@@ -54,7 +73,7 @@ fn main() -> Result<(), String> {
                     .map(|part| part.map_or("-".into(), |part| format!("{:.2}", part.seconds() / gigabytes)));
                 println!(
                     "{:<34} {:>7.3} {:>9.2} {:>9.0} {:>8.1} {:>22} {:>8.2}  {:?}",
-                    format!("{engine:?} {adapter} {direction}s"),
+                    format!("{engine:?} {adapter} {direction}s {}", adapter.switches().join(" ")),
                     gigabytes * 8.0 / interval,
                     exits.map_or(0.0, |exits| exits.total() as f64 / carried),
                     carried / interval,
@@ -68,7 +87,7 @@ fn main() -> Result<(), String> {
                         let each = stat.handling.seconds() * 1e6 / stat.count as f64;
                         println!("    {cause:<28} {:>9} {each:>8.2} us", stat.count);
                     }
-                    println!("    {frames:?}");
+                    println!("    {frames:?} {:?}", report.spared);
                 }
             }
         }

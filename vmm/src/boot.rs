@@ -36,7 +36,7 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
         magic: MAGIC,
         version: VERSION,
         adapter: match config.adapter {
-            Adapter::Pcnet => adapter::PCNET,
+            Adapter::Pcnet(_) => adapter::PCNET,
             Adapter::VirtioNet(_) => adapter::VIRTIO_NET,
         },
         adapter_base,

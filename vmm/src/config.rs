@@ -146,11 +146,11 @@ impl TryFrom<VmmConfig> for EndConfig {
             return Err(ConfigError::MemoryMultiple(memory));
         }
         match adapter {
-            Adapter::Pcnet => range("the MTU of a pcnet adapter", mtu, MTU_MIN, PCNET_MTU_MAX)?,
+            Adapter::Pcnet(_) => range("the MTU of a pcnet adapter", mtu, MTU_MIN, PCNET_MTU_MAX)?,
             Adapter::VirtioNet(_) => range("the MTU", mtu, MTU_MIN, MTU_MAX)?,
         }
         let switches = adapter.switches();
-        if !switches.is_empty() {
+        if matches!(adapter, Adapter::VirtioNet(_)) && !switches.is_empty() {
             return Err(ConfigError::Switches(switches.join(", ")));
         }
         if !is_interface_name(port.name()) {
@@ -202,7 +202,7 @@ mod tests {
         VmmConfig {
             trial: TrialId::new(1),
             engine: Engine::Kvm,
-            adapter: Adapter::Pcnet,
+            adapter: Adapter::Pcnet(Default::default()),
             port: VmmPort::Tap { name: "toll0".into() },
             mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
             address: "10.77.0.2/24".parse().expect("an address"),

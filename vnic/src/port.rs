@@ -1,6 +1,7 @@
 //! The host side of an adapter: where its frames go and come from. One trait, so that loss, shaping and capture
 //! can wrap any port.
 
+pub mod arrivals;
 pub mod capture;
 mod descriptor;
 pub mod impaired;

@@ -214,10 +214,29 @@ pub struct Adapter {
     pub virtio_net: Option<VirtioNet>,
 }
 
-/// Switches of `pcnet`.
+/// Switches of `pcnet`, all off unless set: the three optimisations of the 2001 paper.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Pcnet {}
+pub struct Pcnet {
+    /// Accesses that need nothing of the host don't leave the kernel; for guests. Default false.
+    pub io_in_kernel: Option<bool>,
+    /// While the guest exits often, frames that it sends wait for each other; `{}` for the paper's way. Default: no.
+    pub send_combining: Option<SendCombining>,
+    /// Whether frames have come is seen in shared memory instead of by a system call. Default false.
+    pub irq_notification: Option<bool>,
+}
+
+/// How sends are combined.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SendCombining {
+    /// Frames that may wait: with the last of so many all are sent, 1 to 512. Default 3.
+    pub threshold: Option<u32>,
+    /// Exits a second from which on frames wait, 0 to 1000000. Default 1000.
+    pub rate: Option<u32>,
+    /// The longest time that a frame waits, 100us to 1s. Default 10ms.
+    pub tick: Option<Span>,
+}
 
 /// Switches of `virtioNet`, all off unless set.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
