@@ -44,9 +44,9 @@ pub enum ConfigError {
     /// The port's name is no interface name.
     #[error("`{0}` is no name of an interface: 1 to 15 printable characters without `/`, `%`, `:` and space")]
     PortName(String),
-    /// A switch that this program can't set.
-    #[error("the adapter's switches {0} are not there yet: leave them off")]
-    Switches(String),
+    /// Segmentation without checksums.
+    #[error("the adapter's switch tso needs checksumOffload (virtio 1.2, 5.1.3.1)")]
+    Segmentation,
     /// The MAC address is a group address or zero.
     #[error("{0} is no MAC address of one adapter")]
     Mac(MacAddress),
@@ -149,9 +149,8 @@ impl TryFrom<VmmConfig> for EndConfig {
             Adapter::Pcnet(_) => range("the MTU of a pcnet adapter", mtu, MTU_MIN, PCNET_MTU_MAX)?,
             Adapter::VirtioNet(_) => range("the MTU", mtu, MTU_MIN, MTU_MAX)?,
         }
-        let switches = adapter.switches();
-        if matches!(adapter, Adapter::VirtioNet(_)) && !switches.is_empty() {
-            return Err(ConfigError::Switches(switches.join(", ")));
+        if matches!(&adapter, Adapter::VirtioNet(switches) if switches.tso && !switches.checksum_offload) {
+            return Err(ConfigError::Segmentation);
         }
         if !is_interface_name(port.name()) {
             return Err(ConfigError::PortName(port.name().to_owned()));

@@ -16,7 +16,7 @@ use support::{
 };
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
 use toll_protocol::report::{EndReport, Flag};
-use toll_protocol::trial::{Adapter, Direction, Open, PcnetSwitches, SendCombining};
+use toll_protocol::trial::{Adapter, Direction, Open, PcnetSwitches, SendCombining, VirtioNetSwitches};
 use toll_protocol::units::{Bytes, Span};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_toll-vmm");
@@ -138,6 +138,30 @@ fn optimisations(engine: Engine, direction: Direction, number: u8) -> Result<(),
         check(if switches.irq_notification { looked } else { spared.looks == 0 }, &(switches, spared))?;
     }
     Ok(())
+}
+
+/// All combinations of switches that virtio 1.2, 5.1.3.1 allows, but for none.
+fn combinations() -> impl Iterator<Item = VirtioNetSwitches> {
+    let all = (1..16).map(|bits| VirtioNetSwitches {
+        checksum_offload: bits & 1 != 0,
+        tso: bits & 2 != 0,
+        mergeable_buffers: bits & 4 != 0,
+        event_index: bits & 8 != 0,
+    });
+    all.filter(|switches| switches.checksum_offload || !switches.tso)
+}
+
+/// A transfer of which the kernel looks at every byte that it receives.
+fn offloads(case: &Transfer, switches: VirtioNetSwitches) -> Result<(), Failed> {
+    let report = transfer(PROGRAM, case)?.report;
+    let frames = report.frames.ok_or("a virtual adapter counts frames")?;
+    check(frames.guest_errors == 0 && frames.interrupts == 0 && report.bytes > 100_000, &report)?;
+    let (bytes, count) = match case.direction {
+        Direction::Send => (frames.transmit_bytes, frames.transmit_frames),
+        Direction::Receive => (frames.receive_bytes, frames.receive_frames),
+    };
+    // With segmentation frames are longer than the path's, without it they are not.
+    check((bytes / count.max(1) > 1514) == switches.tso, &frames)
 }
 
 fn a_bad_configuration_is_refused() -> Result<(), Failed> {
@@ -284,7 +308,7 @@ fn main() -> ExitCode {
             Err(reason) => Trial::test(format!("{name} (left out: {reason})"), run).with_ignored_flag(true),
         });
     };
-    let mut number = 0;
+    let mut number = 0_u8;
     for (engine, needs) in [(Engine::Kvm, &both), (Engine::HostProcess, &tun)] {
         for adapter in [Adapter::Pcnet(Default::default()), Adapter::VirtioNet(Default::default())] {
             for direction in [Direction::Send, Direction::Receive] {
@@ -305,6 +329,17 @@ fn main() -> ExitCode {
             test(needs, name, Box::new(move || optimisations(engine, direction, number)));
         }
         let kind = if engine == Engine::Kvm { "guest" } else { "same_stack" };
+        for switches in combinations() {
+            for direction in [Direction::Send, Direction::Receive] {
+                number += 1;
+                let adapter = Adapter::VirtioNet(switches);
+                let on = adapter.switches().join("_");
+                let (warm_up, duration) = (Duration::from_millis(50), Duration::from_millis(150));
+                let case = Transfer { engine, adapter, direction, warm_up, duration, ..case(number) };
+                let name = format!("{kind}_{direction}s_with_{on}");
+                test(needs, name, Box::new(move || offloads(&case, switches)));
+            }
+        }
         let name = format!("nobody_connects_to_a_{kind}_before_the_deadline");
         test(needs, name, Box::new(move || nobody_connects_before_the_deadline(engine)));
     }

@@ -8,9 +8,12 @@ use toll_vnic::port::memory::{MemoryPort, pair};
 
 use super::Driver;
 use super::pcnet::{PcnetDriver, handle_interrupt};
-use super::virtio_net::{MAX_QUEUE_SIZE, VirtioNetDriver};
+use super::virtio_net::{MAX_QUEUE_SIZE, Setup, VirtioNetDriver};
 use crate::platform::Platform;
 use crate::support::{Access, End, HostPlatform, PCNET, VIRTIO_NET};
+
+/// Everything off.
+const SETUP: Setup = Setup { mtu: 1500, switches: 0, sends: true };
 
 fn bench(adapter: u32) -> (HostPlatform, MemoryPort) {
     let (port, wire) = pair(1024).unwrap();
@@ -168,7 +171,7 @@ fn pcnet_refuses_another_address_than_the_aprom_has() {
 #[test]
 fn virtio_net_sends_without_an_access_until_the_ring_is_full() {
     let (mut platform, mut wire) = bench(VIRTIO_NET);
-    let mut driver = VirtioNetDriver::open(&mut platform, 1514).unwrap();
+    let mut driver = VirtioNetDriver::open(&mut platform, SETUP).unwrap();
     platform.accesses.clear();
     for round in 0..MAX_QUEUE_SIZE {
         send(&mut driver, &mut platform, 1514, round as u8);
@@ -189,7 +192,7 @@ fn virtio_net_sends_without_an_access_until_the_ring_is_full() {
 #[test]
 fn virtio_net_receives_and_gives_every_buffer_back() {
     let (mut platform, mut wire) = bench(VIRTIO_NET);
-    let mut driver = VirtioNetDriver::open(&mut platform, 1514).unwrap();
+    let mut driver = VirtioNetDriver::open(&mut platform, SETUP).unwrap();
     for round in 0..1000_u32 {
         let frame = vec![round as u8; 60 + round as usize];
         wire.send(&[IoSlice::new(&frame)]).unwrap();
