@@ -41,7 +41,11 @@ pub(super) fn pieces(
     mut take: impl FnMut(u64, usize) -> Result<(), Refused>,
 ) -> Result<usize, AdapterError> {
     let (mut total, mut last) = (0_usize, None);
-    for descriptor in chain.clone() {
+    for (index, descriptor) in chain.clone().enumerate() {
+        // Empty ones count too: the work for a frame is bounded.
+        if index == gather::MAX_PARTS {
+            return Err(refused(what, Refused::TooManyParts, &descriptor));
+        }
         if descriptor.is_write_only() != writable {
             return Err(bad(what, "a buffer is for the other direction".to_owned()));
         }

@@ -74,8 +74,12 @@ impl Bench {
     }
 
     fn set_up(&mut self, queue: usize) {
+        self.set_up_of(queue, SIZE);
+    }
+
+    fn set_up_of(&mut self, queue: usize, size: u16) {
         self.write(0x30, queue as u32);
-        self.write(0x38, SIZE.into());
+        self.write(0x38, size.into());
         for (register, address) in [0x80, 0x90, 0xa0].into_iter().zip(areas(queue)) {
             self.write(register, address as u32);
             self.write(register + 4, 0);
@@ -355,6 +359,24 @@ fn a_malformed_chain_fails_the_guest() {
     let mut bench = Bench::live();
     bench.memory.write_obj(SIZE + 1, GuestAddress(areas(1)[1] + 2)).unwrap();
     bench.fails("available ring index");
+}
+
+#[test]
+fn empty_buffers_do_not_make_a_chain_of_any_length() {
+    for queue in [0, 1] {
+        let mut bench = Bench::reset();
+        bench.negotiate(0);
+        (0..2).for_each(|queue| bench.set_up_of(queue, 128));
+        bench.write(0x70, 15);
+        let flags = if queue == 0 { WRITE | NEXT } else { NEXT };
+        for index in 0..100 {
+            bench.describe(queue, index, BUFFERS, 0, flags, index + 1);
+        }
+        bench.describe(queue, 100, BUFFERS, 2000, flags & !NEXT, 0);
+        bench.give(queue, 0);
+        bench.arrives(&frame(60));
+        bench.fails("over 64 descriptors");
+    }
 }
 
 /// One step of a hostile guest.
