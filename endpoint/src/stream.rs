@@ -349,6 +349,7 @@ fn end_report(measured: Measured, direction: Direction, contention: [Contention;
         cpu: CpuSplit { guest: None, vmm: None, host: traffic.map(Into::into) },
         exits: None,
         frames: None,
+        spared: None,
         start_to_first_frame: None,
         flags,
     }

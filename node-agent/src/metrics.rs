@@ -121,9 +121,10 @@ impl Metrics {
         for outcome in families::OUTCOMES {
             self.ended.with_label_values(&[outcome]);
         }
-        let virtual_ends = ["same-stack", "guest"]
-            .into_iter()
-            .flat_map(|end| [Adapter::Pcnet, Adapter::VirtioNet].map(|adapter| (end, adapter.to_string())));
+        let virtual_ends = ["same-stack", "guest"].into_iter().flat_map(|end| {
+            [Adapter::Pcnet(Default::default()), Adapter::VirtioNet(Default::default())]
+                .map(|adapter| (end, adapter.to_string()))
+        });
         let ends = virtual_ends.chain([("native", families::HOST_NIC.to_owned())]);
         for (end, adapter) in ends {
             for direction in ["transmit", "receive"] {

@@ -375,8 +375,8 @@ mod tests {
 
     #[test]
     fn an_end_is_refused_for_what_it_needs_and_for_nothing_else() {
-        let guest = EndKind::Guest { adapter: Adapter::Pcnet, port: Port::Tap };
-        let same_stack = EndKind::SameStack { adapter: Adapter::Pcnet, port: Port::Tap };
+        let guest = EndKind::Guest { adapter: Adapter::Pcnet(Default::default()), port: Port::Tap };
+        let same_stack = EndKind::SameStack { adapter: Adapter::Pcnet(Default::default()), port: Port::Tap };
         let native = EndKind::Native { program: NativeProgram::Endpoint };
         let iperf3 = EndKind::Native { program: NativeProgram::Iperf3 };
         let why = |facts: &HostFacts, kind: &EndKind| {
@@ -397,7 +397,7 @@ mod tests {
     fn a_port_is_given_where_the_wire_has_it_and_refused_with_the_reason_elsewhere() {
         let why = |wire, tun, port| {
             let facts = HostFacts { wire, ..facts(KvmFact::Usable(KvmKind::Vmx), tun) };
-            let kind = EndKind::Guest { adapter: Adapter::Pcnet, port };
+            let kind = EndKind::Guest { adapter: Adapter::Pcnet(Default::default()), port };
             refusal(&facts, &end(kind)).map(|failure| failure.reason).unwrap_or_default()
         };
         assert_eq!(why(Some(Wire::Macvtap), Err("no device".to_owned()), Port::Host), "");

@@ -4,7 +4,7 @@
 
 use toll_protocol::report::Flag;
 use toll_protocol::result::{ArmSummary, CampaignResult, CellResult, Peer, RunStatus, Verdict};
-use toll_protocol::trial::{Direction, EndKind, NativeProgram};
+use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram};
 
 pub mod html;
 pub mod plot;
@@ -47,9 +47,15 @@ pub fn describe(kind: &EndKind) -> String {
     match kind {
         EndKind::Native { program: NativeProgram::Endpoint } => "kernel TCP, no virtualisation".to_owned(),
         EndKind::Native { program: NativeProgram::Iperf3 } => "iperf3, no virtualisation".to_owned(),
-        EndKind::SameStack { adapter, .. } => format!("same stack as a host process, {adapter}"),
-        EndKind::Guest { adapter, .. } => format!("KVM guest, {adapter}"),
+        EndKind::SameStack { adapter, .. } => format!("same stack as a host process, {}", described(adapter)),
+        EndKind::Guest { adapter, .. } => format!("KVM guest, {}", described(adapter)),
     }
+}
+
+/// An adapter with the switches that are on: `virtio-net (checksumOffload, tso)`.
+fn described(adapter: &Adapter) -> String {
+    let switches = adapter.switches();
+    if switches.is_empty() { adapter.to_string() } else { format!("{adapter} ({})", switches.join(", ")) }
 }
 
 /// The arm of a cell.

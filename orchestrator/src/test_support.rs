@@ -56,7 +56,7 @@ fn behaviours() -> Vec<Behaviour> {
         },
         Behaviour {
             name: "same-stack",
-            kind: EndKind::SameStack { adapter: Adapter::VirtioNet, port: Port::Tap },
+            kind: EndKind::SameStack { adapter: Adapter::VirtioNet(Default::default()), port: Port::Tap },
             baseline: false,
             goodput: [2.61e9, 2.95e9],
             cpu: [Some(0.22), Some(0.14), Some(0.61)],
@@ -64,7 +64,7 @@ fn behaviours() -> Vec<Behaviour> {
         },
         Behaviour {
             name: "pcnet",
-            kind: guest(Adapter::Pcnet),
+            kind: guest(Adapter::Pcnet(Default::default())),
             baseline: false,
             goodput: [71e6, 64e6],
             cpu: [Some(0.69), Some(0.19), Some(0.09)],
@@ -78,7 +78,7 @@ fn behaviours() -> Vec<Behaviour> {
         },
         Behaviour {
             name: "virtio",
-            kind: guest(Adapter::VirtioNet),
+            kind: guest(Adapter::VirtioNet(Default::default())),
             baseline: false,
             goodput: [1.43e9, 1.72e9],
             cpu: [Some(0.37), Some(0.12), Some(0.49)],
@@ -255,6 +255,7 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
         cpu: CpuSplit { guest, vmm, host },
         exits: is_guest.then_some(ExitReport { by_cause, kvm_userspace: Some(total), kvm_all: None }),
         frames: (!matches!(behaviour.kind, EndKind::Native { .. })).then_some(frames),
+        spared: None,
         start_to_first_frame: is_guest.then(|| Span::from_millis(3)),
         flags: if is_guest { vec![Flag::CpuBound] } else { Vec::new() },
     }

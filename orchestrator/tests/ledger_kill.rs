@@ -153,6 +153,7 @@ fn measured(planned: &PlannedTrial) -> TrialRecord {
         cpu: CpuSplit::default(),
         exits: None,
         frames: None,
+        spared: None,
         start_to_first_frame: None,
         flags: vec![Flag::Steal],
     };

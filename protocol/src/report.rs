@@ -128,6 +128,30 @@ impl FrameCounters {
     }
 }
 
+/// What optimisations of an adapter spared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Spared {
+    /// Accesses of the guest that did not leave the kernel.
+    pub exits: u64,
+    /// Transmissions that sent 1, 2, 3, 4 to 7, 8 to 15, 16 and more frames together.
+    pub combined: [u64; 6],
+    /// Looks at the port that needed no system call.
+    pub looks: u64,
+}
+
+impl Spared {
+    /// What was spared since `earlier`, a former reading.
+    pub fn since(&self, earlier: &Self) -> Self {
+        let mut combined = self.combined;
+        combined.iter_mut().zip(earlier.combined).for_each(|(now, before)| *now = now.saturating_sub(before));
+        Self {
+            exits: self.exits.saturating_sub(earlier.exits),
+            combined,
+            looks: self.looks.saturating_sub(earlier.looks),
+        }
+    }
+}
+
 /// What one end measured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndReport {
@@ -145,6 +169,8 @@ pub struct EndReport {
     pub exits: Option<ExitReport>,
     /// Frames of a virtual adapter.
     pub frames: Option<FrameCounters>,
+    /// What the adapter's optimisations spared; nothing for an end without any.
+    pub spared: Option<Spared>,
     /// From the creation of the guest to the first frame that its driver sent.
     pub start_to_first_frame: Option<Span>,
     /// Reasons for care.

@@ -125,18 +125,110 @@ pub struct StreamJob {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Adapter {
-    /// AMD Am79C970A: every register access of the driver exits.
-    Pcnet,
+    /// AMD Am79C970A: registers and rings of 2001.
+    Pcnet(PcnetSwitches),
     /// virtio 1.2 network device over MMIO: rings in shared memory.
-    VirtioNet,
+    VirtioNet(VirtioNetSwitches),
 }
 
+/// The adapter's name, without its switches: a metric label.
 impl fmt::Display for Adapter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Pcnet => "pcnet",
-            Self::VirtioNet => "virtio-net",
+            Self::Pcnet(_) => "pcnet",
+            Self::VirtioNet(_) => "virtio-net",
         })
+    }
+}
+
+impl Adapter {
+    /// Names of the switches that are on, as a campaign writes them.
+    pub fn switches(&self) -> Vec<&'static str> {
+        match self {
+            Self::Pcnet(switches) => switches.names(),
+            Self::VirtioNet(switches) => switches.names(),
+        }
+    }
+}
+
+/// The three optimisations of the 2001 paper (Sugerman, Venkitachalam, Lim, USENIX 2001). All off: every register access of
+/// the driver exits, and does at once what it asks for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PcnetSwitches {
+    /// Accesses that need nothing of the host don't leave the kernel: writes of the address register are collected there
+    /// (KVM_CAP_COALESCED_PIO), and done in their order before anything that can observe them.
+    pub io_in_kernel: bool,
+    /// While the guest exits often, frames that it sends wait for each other in its ring.
+    pub send_combining: Option<SendCombining>,
+    /// Whether frames have come is seen in memory shared with the kernel, instead of by a system call after each access.
+    pub irq_notification: bool,
+}
+
+/// How sends are combined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SendCombining {
+    /// Frames that may wait: with the last of so many all are sent.
+    pub threshold: u32,
+    /// Exits a second from which on frames wait.
+    pub rate: u32,
+    /// Period of the counter of exits, and the longest time that a frame waits.
+    pub tick: Span,
+}
+
+impl Default for SendCombining {
+    /// The threshold and the host's clock tick (100 Hz) of the paper; a rate that any guest has which sends.
+    fn default() -> Self {
+        Self { threshold: 3, rate: 1000, tick: Span::from_millis(10) }
+    }
+}
+
+impl PcnetSwitches {
+    /// All off.
+    pub const OFF: Self = Self { io_in_kernel: false, send_combining: None, irq_notification: false };
+
+    fn names(self) -> Vec<&'static str> {
+        let Self { io_in_kernel, send_combining, irq_notification } = self;
+        let all = [
+            (io_in_kernel, "ioInKernel"),
+            (send_combining.is_some(), "sendCombining"),
+            (irq_notification, "irqNotification"),
+        ];
+        all.into_iter().filter_map(|(on, name)| on.then_some(name)).collect()
+    }
+}
+
+/// Optimisations of `virtio-net`; clauses are those of virtio 1.2. All off: frames whole, checksums in software.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VirtioNetSwitches {
+    /// TCP checksums are left to the host, both ways: VIRTIO_NET_F_CSUM and VIRTIO_NET_F_GUEST_CSUM (5.1.3).
+    pub checksum_offload: bool,
+    /// TCP segments of up to 64 KiB cross the adapter, both ways: VIRTIO_NET_F_HOST_TSO4, _HOST_TSO6, _GUEST_TSO4 and
+    /// _GUEST_TSO6. Needs `checksum_offload` (5.1.3.1).
+    pub tso: bool,
+    /// A received frame may lie in several buffers: VIRTIO_NET_F_MRG_RXBUF (5.1.6.3.1).
+    pub mergeable_buffers: bool,
+    /// Each side says from which buffer on it wants to be notified: VIRTIO_F_EVENT_IDX (2.7.7.2, 2.7.10).
+    pub event_index: bool,
+}
+
+impl VirtioNetSwitches {
+    /// Whether frames cross the port with a `virtio_net_hdr` before them.
+    pub const fn offloads(self) -> bool {
+        self.checksum_offload || self.tso
+    }
+
+    fn names(self) -> Vec<&'static str> {
+        let Self { checksum_offload, tso, mergeable_buffers, event_index } = self;
+        let all = [
+            (checksum_offload, "checksumOffload"),
+            (tso, "tso"),
+            (mergeable_buffers, "mergeableBuffers"),
+            (event_index, "eventIndex"),
+        ];
+        all.into_iter().filter_map(|(on, name)| on.then_some(name)).collect()
     }
 }
 

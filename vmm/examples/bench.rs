@@ -8,7 +8,31 @@ use std::time::Duration;
 
 use support::{Transfer, enter_namespace, transfer};
 use toll_protocol::child::Engine;
-use toll_protocol::trial::{Adapter, Direction, Open};
+use toll_protocol::trial::{Adapter, Direction, Open, PcnetSwitches, SendCombining, VirtioNetSwitches};
+
+/// pcnet in the order of the paper, then with a larger threshold, and virtio-net with one switch more each time.
+fn adapters(engine: Engine) -> Vec<Adapter> {
+    let combining = |threshold| Some(SendCombining { threshold, ..SendCombining::default() });
+    let plain = PcnetSwitches::OFF;
+    let in_kernel = PcnetSwitches { io_in_kernel: engine == Engine::Kvm, ..plain };
+    let combined = PcnetSwitches { send_combining: combining(3), ..in_kernel };
+    let notified = PcnetSwitches { irq_notification: true, ..combined };
+    let longer = PcnetSwitches { send_combining: combining(12), ..notified };
+    let off = VirtioNetSwitches::default();
+    let checksum = VirtioNetSwitches { checksum_offload: true, ..off };
+    let tso = VirtioNetSwitches { tso: true, ..checksum };
+    let mergeable = VirtioNetSwitches { mergeable_buffers: true, ..tso };
+    let events = VirtioNetSwitches { event_index: true, ..mergeable };
+    let virtio = [off, checksum, tso, mergeable, events].map(Adapter::VirtioNet);
+    [plain, in_kernel, combined, notified, longer].map(Adapter::Pcnet).into_iter().chain(virtio).collect()
+}
+
+fn described(adapter: &Adapter) -> String {
+    match adapter.switches().last() {
+        Some(last) => format!("{adapter} ..{last}"),
+        None => adapter.to_string(),
+    }
+}
 
 fn main() -> Result<(), String> {
     let mut arguments = std::env::args().skip(1);
@@ -20,12 +44,12 @@ fn main() -> Result<(), String> {
     let program = arguments.next().map(Into::into).or(beside).ok_or("where is toll-vmm?")?;
     enter_namespace()?;
     println!(
-        "{:<34} {:>7} {:>9} {:>9} {:>8} {:>22} {:>8}",
+        "{:<46} {:>7} {:>9} {:>9} {:>8} {:>22} {:>8}",
         "end", "Gb/s", "exits/fr", "frames/s", "us/exit", "CPU s/GB guest/vmm/host", "first ms"
     );
     let mut number = 0;
     for engine in [Engine::Kvm, Engine::HostProcess] {
-        for adapter in [Adapter::Pcnet, Adapter::VirtioNet] {
+        for adapter in adapters(engine) {
             for direction in [Direction::Send, Direction::Receive] {
                 number += 1;
                 let case = Transfer {
@@ -38,7 +62,7 @@ fn main() -> Result<(), String> {
                     duration: Duration::from_secs_f64(seconds),
                     mtu: 1500,
                     cpu: Some(0),
-                    memory: 16 << 20,
+                    memory: 64 << 20,
                     number,
                 };
                 let report = transfer(&program.to_string_lossy(), &case)?.report;
@@ -53,8 +77,8 @@ fn main() -> Result<(), String> {
                 let cpu = [report.cpu.guest, report.cpu.vmm, report.cpu.host]
                     .map(|part| part.map_or("-".into(), |part| format!("{:.2}", part.seconds() / gigabytes)));
                 println!(
-                    "{:<34} {:>7.3} {:>9.2} {:>9.0} {:>8.1} {:>22} {:>8.2}  {:?}",
-                    format!("{engine:?} {adapter} {direction}s"),
+                    "{:<46} {:>7.3} {:>9.2} {:>9.0} {:>8.1} {:>22} {:>8.2}  {:?}",
+                    format!("{engine:?} {} {direction}s", described(&adapter)),
                     gigabytes * 8.0 / interval,
                     exits.map_or(0.0, |exits| exits.total() as f64 / carried),
                     carried / interval,
@@ -68,7 +92,7 @@ fn main() -> Result<(), String> {
                         let each = stat.handling.seconds() * 1e6 / stat.count as f64;
                         println!("    {cause:<28} {:>9} {each:>8.2} us", stat.count);
                     }
-                    println!("    {frames:?}");
+                    println!("    {frames:?} {:?}", report.spared);
                 }
             }
         }

@@ -15,9 +15,9 @@ use toll_vnic::port::memory;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Cases of guest/payload/src/bin/self_test.rs.
     for (name, adapter, case) in [
-        ("pcnet RAP reads (PIO)", Adapter::Pcnet, 11),
-        ("virtio-mmio MagicValue reads (MMIO)", Adapter::VirtioNet, 11),
-        ("INIT and its interrupt through the gate", Adapter::Pcnet, 2),
+        ("pcnet RAP reads (PIO)", Adapter::Pcnet(Default::default()), 11),
+        ("virtio-mmio MagicValue reads (MMIO)", Adapter::VirtioNet(Default::default()), 11),
+        ("INIT and its interrupt through the gate", Adapter::Pcnet(Default::default()), 2),
     ] {
         let job = StreamJob {
             direction: Direction::Send,

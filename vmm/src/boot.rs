@@ -2,8 +2,8 @@
 
 use std::hash::{BuildHasher, Hasher};
 
-use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, direction, open};
-use toll_protocol::trial::{Adapter, Direction, Open};
+use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, direction, open, virtio_net};
+use toll_protocol::trial::{Adapter, Direction, Open, VirtioNetSwitches};
 
 use crate::config::{EndConfig, LISTEN_PORT};
 use crate::image;
@@ -36,8 +36,8 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
         magic: MAGIC,
         version: VERSION,
         adapter: match config.adapter {
-            Adapter::Pcnet => adapter::PCNET,
-            Adapter::VirtioNet => adapter::VIRTIO_NET,
+            Adapter::Pcnet(_) => adapter::PCNET,
+            Adapter::VirtioNet(_) => adapter::VIRTIO_NET,
         },
         adapter_base,
         tsc_hz,
@@ -64,5 +64,18 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
             Program::Traffic => std::collections::hash_map::RandomState::new().build_hasher().finish(),
             Program::SelfTest(case) => *case,
         },
+        switches: switches(&config.adapter),
     }
+}
+
+fn switches(adapter: &Adapter) -> u64 {
+    let Adapter::VirtioNet(switches) = adapter else { return 0 };
+    let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index } = *switches;
+    let bits = [
+        (checksum_offload, virtio_net::CHECKSUM_OFFLOAD),
+        (tso, virtio_net::TSO),
+        (mergeable_buffers, virtio_net::MERGEABLE_BUFFERS),
+        (event_index, virtio_net::EVENT_INDEX),
+    ];
+    bits.into_iter().filter(|(on, _)| *on).fold(0, |bits, (_, bit)| bits | bit)
 }

@@ -1,7 +1,7 @@
 //! Decodes the guest's port and memory accesses: which region, and which offset in it.
 
 use toll_guest_abi::doorbell;
-use toll_vnic::adapter::Window;
+use toll_vnic::adapter::{Adapter, Window};
 
 use crate::layout::{MMIO, PIO};
 
@@ -75,6 +75,19 @@ impl Bus {
             let end = offset.checked_add(length as u64)?;
             (region.space == space && end <= region.length).then_some((region.device, offset))
         })
+    }
+
+    /// Ports whose writes may be done later, and the width of such writes in bytes.
+    pub fn posted(&self, adapter: &dyn Adapter) -> Vec<(u16, u32)> {
+        let region = self.regions.iter().find(|region| region.device == Device::Adapter);
+        let Some(region) = region.filter(|region| region.space == Space::Pio) else { return Vec::new() };
+        let offsets = (0..region.length).flat_map(|offset| [1, 2, 4].map(|width| (offset, width)));
+        offsets
+            .filter(|(offset, width)| adapter.posted(*offset, *width))
+            .filter_map(|(offset, width)| {
+                Some((u16::try_from(region.start + offset).ok()?, u32::try_from(width).ok()?))
+            })
+            .collect()
     }
 
     /// Where the adapter's registers begin.

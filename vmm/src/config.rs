@@ -44,6 +44,9 @@ pub enum ConfigError {
     /// The port's name is no interface name.
     #[error("`{0}` is no name of an interface: 1 to 15 printable characters without `/`, `%`, `:` and space")]
     PortName(String),
+    /// Segmentation without checksums.
+    #[error("the adapter's switch tso needs checksumOffload (virtio 1.2, 5.1.3.1)")]
+    Segmentation,
     /// The MAC address is a group address or zero.
     #[error("{0} is no MAC address of one adapter")]
     Mac(MacAddress),
@@ -143,8 +146,11 @@ impl TryFrom<VmmConfig> for EndConfig {
             return Err(ConfigError::MemoryMultiple(memory));
         }
         match adapter {
-            Adapter::Pcnet => range("the MTU of a pcnet adapter", mtu, MTU_MIN, PCNET_MTU_MAX)?,
-            Adapter::VirtioNet => range("the MTU", mtu, MTU_MIN, MTU_MAX)?,
+            Adapter::Pcnet(_) => range("the MTU of a pcnet adapter", mtu, MTU_MIN, PCNET_MTU_MAX)?,
+            Adapter::VirtioNet(_) => range("the MTU", mtu, MTU_MIN, MTU_MAX)?,
+        }
+        if matches!(&adapter, Adapter::VirtioNet(switches) if switches.tso && !switches.checksum_offload) {
+            return Err(ConfigError::Segmentation);
         }
         if !is_interface_name(port.name()) {
             return Err(ConfigError::PortName(port.name().to_owned()));
@@ -195,7 +201,7 @@ mod tests {
         VmmConfig {
             trial: TrialId::new(1),
             engine: Engine::Kvm,
-            adapter: Adapter::Pcnet,
+            adapter: Adapter::Pcnet(Default::default()),
             port: VmmPort::Tap { name: "toll0".into() },
             mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
             address: "10.77.0.2/24".parse().expect("an address"),
@@ -237,7 +243,9 @@ mod tests {
         assert!(refused(|c| c.memory = Bytes(5 << 20)).contains("multiple of 2MiB"));
         assert!(refused(|c| c.mtu = 575).contains("576"));
         assert!(refused(|c| c.mtu = 1501).contains("1500"));
-        assert!(refused(|c| (c.adapter, c.mtu) = (Adapter::VirtioNet, 9001)).contains("9000"));
+        assert!(
+            refused(|c| (c.adapter, c.mtu) = (Adapter::VirtioNet(Default::default()), 9001)).contains("9000")
+        );
         assert!(refused(|c| c.job.duration = Span(0)).contains("must not be 0"));
         assert!(refused(|c| c.deadline = Span::from_millis(2500)).contains("deadline"));
     }

@@ -21,12 +21,12 @@ use toll_guest_abi::phase;
 use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
-use toll_protocol::trial::{Direction, EndReady};
+use toll_protocol::trial::{Adapter, Direction, EndReady};
 use toll_protocol::units::Span;
 use toll_protocol::validity::{self, CpuTimes};
 use toll_vnic::port::macvtap::{Device, Macvtap};
 use toll_vnic::port::tap::Tap;
-use toll_vnic::port::{Port, PortError};
+use toll_vnic::port::{Framing, Port, PortError};
 
 use crate::boot::Program;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
@@ -172,12 +172,7 @@ impl Control {
             ChildCommand::Configure(config) => EndConfig::try_from(config)?,
             other => return Err(out_of_turn(&other, "Configure")),
         };
-        let port: Box<dyn Port> = match &config.port {
-            VmmPort::Tap { name } => Box::new(Tap::create(name)?),
-            VmmPort::Macvtap { name, major, minor } => {
-                Box::new(Macvtap::open(name, Device { major: *major, minor: *minor })?)
-            }
-        };
+        let port = open_port(&config)?;
         self.send(&ChildEvent::PortOpened)?;
         match self.command("PortAttached")? {
             ChildCommand::PortAttached => {}
@@ -331,6 +326,20 @@ impl Control {
             sent => Ok(sent?),
         }
     }
+}
+
+/// The host side of the adapter, with headers if the adapter's offloads need them.
+fn open_port(config: &EndConfig) -> Result<Box<dyn Port>, PortError> {
+    let framing = match &config.adapter {
+        Adapter::VirtioNet(switches) if switches.offloads() => Framing::VirtioNetHeader,
+        _ => Framing::Bare,
+    };
+    Ok(match &config.port {
+        VmmPort::Tap { name } => Box::new(Tap::create(name, framing)?),
+        VmmPort::Macvtap { name, major, minor } => {
+            Box::new(Macvtap::open(name, Device { major: *major, minor: *minor }, framing)?)
+        }
+    })
 }
 
 /// Stops a program that is late.

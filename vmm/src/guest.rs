@@ -16,7 +16,7 @@ use crate::clock::{Timebase, ticks};
 use crate::config::EndConfig;
 use crate::exits::{Cause, Exits};
 use crate::image::{self, ImageError};
-use crate::kvm::{Exit, KvmCounts, KvmError, Vcpu, Vm};
+use crate::kvm::{Exit, KvmCounts, KvmError, Postbox, Vcpu, Vm};
 use crate::layout::INTERRUPT_VECTOR;
 use crate::machine::{EngineView, Machine, MachineError, Parts};
 use crate::memory::MemoryError;
@@ -63,6 +63,8 @@ pub enum GuestError {
 /// What is known of a guest at any time.
 struct Guest {
     vcpu: Vcpu,
+    /// Writes that did not exit.
+    postbox: Option<Postbox>,
     bus: Bus,
     machine: Machine,
     exits: Exits,
@@ -85,17 +87,22 @@ pub fn run(config: &EndConfig, program: &Program, stage: Stage) -> Result<Box<Re
 impl Guest {
     fn create(config: &EndConfig, program: &Program, stage: Stage) -> Result<Self, GuestError> {
         let started = Timebase::now();
-        let Stage { adapter, looks_at_port, pages, reporter, control_cpu } = stage;
+        let Stage { adapter, looks_at_port, switches, pages, reporter, control_cpu } = stage;
         let vm = Vm::new(pages.memory().clone())?;
         let entry = image::load(program.image(), pages.memory(), config.memory)?;
         let vcpu = vm.vcpu(&entry)?;
         let bus = Bus::new(adapter.window());
+        let postbox = if switches.io_in_kernel {
+            Some(vm.postbox(&vcpu, bus.posted(&*adapter).into_iter())?)
+        } else {
+            None
+        };
         pages.write_boot_info(&boot_info(config, program, bus.adapter_base(), vcpu.tsc_hz()?))?;
         reporter.link().set_vcpu(vcpu.kicker());
         let created = vm.created();
         let memory = config.memory;
-        let parts = Parts { adapter, looks_at_port, pages, reporter, control_cpu, memory, created };
-        Ok(Self { vcpu, bus, machine: Machine::new(parts), exits: Exits::default(), started })
+        let parts = Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, memory, created };
+        Ok(Self { vcpu, postbox, bus, machine: Machine::new(parts)?, exits: Exits::default(), started })
     }
 
     fn run(&mut self) -> Result<Box<Recording>, GuestError> {
@@ -114,6 +121,19 @@ impl Guest {
             let exit = self.vcpu.run()?;
             let now = ticks();
             let running = now.saturating_sub(entered);
+            // They came before whatever this exit is.
+            if let Some(postbox) = &mut self.postbox {
+                while let Some(posted) = postbox.take()? {
+                    let (port, data) = (u64::from(posted.port), posted.data());
+                    match self.bus.decode(Space::Pio, port, data.len()) {
+                        Some((Device::Adapter, offset)) => self.machine.posted(offset, data)?,
+                        _ => {
+                            let (space, length) = (Space::Pio, data.len());
+                            return Err(GuestError::NoDevice { space, address: port, length });
+                        }
+                    }
+                }
+            }
             let mut access =
                 Access { bus: &self.bus, machine: &mut self.machine, exits: &mut self.exits, now, running };
             let asleep = access.machine.asleep_ticks();
@@ -122,7 +142,10 @@ impl Guest {
                 Exit::PioRead(port, data) => access.read(Space::Pio, u64::from(port), data)?,
                 Exit::MmioWrite(address, data) => access.write(Space::Mmio, address, data)?,
                 Exit::MmioRead(address, data) => access.read(Space::Mmio, address, data)?,
-                Exit::Signal => access.count(Cause::Signal),
+                Exit::Signal => {
+                    access.machine.interrupted()?;
+                    access.count(Cause::Signal)
+                }
                 Exit::Fault { what } => {
                     access.count(Cause::Fault);
                     let (rip, cr2) =

@@ -12,6 +12,7 @@
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("toll-vmm runs x86-64 guests on Linux");
 
+mod alarm;
 pub mod boot;
 pub mod bus;
 pub mod clock;

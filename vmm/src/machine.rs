@@ -15,8 +15,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use toll_guest_abi::phase;
+use toll_protocol::report::Spared;
+use toll_protocol::trial::PcnetSwitches;
+use toll_vnic::adapter::pcnet::combining::{Combining, Settings};
 use toll_vnic::adapter::{Adapter, AdapterError};
+use toll_vnic::port::arrivals::Arrivals;
 
+use crate::alarm::Alarm;
 use crate::clock::{CpuClock, Timebase, ticks};
 use crate::contention::RunDelay;
 use crate::exits::Exits;
@@ -54,6 +59,9 @@ pub enum MachineError {
         /// Its last words.
         words: String,
     },
+    /// The program's thread can't be given a clock tick.
+    #[error("no clock tick can be had for the program's thread")]
+    Alarm(#[source] io::Error),
     /// Waiting failed.
     #[error("waiting for the port failed")]
     Poll(#[source] io::Error),
@@ -77,6 +85,11 @@ pub struct EngineView<'a> {
 pub struct Machine {
     adapter: Box<dyn Adapter>,
     looks_at_port: bool,
+    combining: Option<Held>,
+    arrivals: Option<Arrivals>,
+    /// Accesses that did not leave the kernel.
+    posted: u64,
+    optimised: bool,
     pages: SharedPages,
     reporter: Reporter,
     cpu: Option<CpuClock>,
@@ -92,12 +105,22 @@ pub struct Machine {
     first_frame: Option<Instant>,
 }
 
+/// Sends that are held back.
+struct Held {
+    combining: Combining,
+    alarm: Alarm,
+    /// Demands that the combining knows of.
+    demands: u64,
+}
+
 /// What a machine is made of.
 pub struct Parts {
     /// The chip.
     pub adapter: Box<dyn Adapter>,
     /// Whether it looks at its port after each access: see [`Machine::after_access`].
     pub looks_at_port: bool,
+    /// Optimisations of a pcnet.
+    pub switches: PcnetSwitches,
     /// The shared pages.
     pub pages: SharedPages,
     /// Where events go.
@@ -112,9 +135,27 @@ pub struct Parts {
 
 impl Machine {
     /// A machine for a program that the calling thread runs.
-    pub fn new(parts: Parts) -> Self {
-        let Parts { adapter, looks_at_port, pages, reporter, control_cpu, memory, created } = parts;
-        Self {
+    ///
+    /// # Errors
+    /// [`MachineError::Adapter`] or [`MachineError::Alarm`] if the host lacks what an optimisation takes.
+    pub fn new(parts: Parts) -> Result<Self, MachineError> {
+        let Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, memory, created } = parts;
+        let now = created.elapsed();
+        let held = |combining: toll_protocol::trial::SendCombining| {
+            let tick = combining.tick.duration();
+            let settings = Settings { threshold: combining.threshold, rate: combining.rate, tick };
+            // Twice a tick, so that nothing waits for longer than one.
+            let alarm = Alarm::of_this_thread(crate::runner::STOP_SIGNAL, tick / 2);
+            let alarm = alarm.map_err(|errno| MachineError::Alarm(errno.into()))?;
+            Ok::<_, MachineError>(Held { combining: Combining::new(settings, now), alarm, demands: 0 })
+        };
+        let watched = adapter.port_fd().filter(|_| switches.irq_notification);
+        let arrivals = watched.map(Arrivals::of).transpose().map_err(AdapterError::Port)?;
+        Ok(Self {
+            combining: switches.send_combining.map(held).transpose()?,
+            arrivals,
+            posted: 0,
+            optimised: switches != PcnetSwitches::OFF,
             adapter,
             looks_at_port,
             pages,
@@ -129,7 +170,7 @@ impl Machine {
             looked: 0,
             created,
             first_frame: None,
-        }
+        })
     }
 
     /// The adapter.
@@ -180,11 +221,98 @@ impl Machine {
             let now = ticks();
             if now.wrapping_sub(self.looked) >= LOOK_TICKS {
                 self.looked = now;
-                self.adapter.service()?;
+                if self.look()? {
+                    // The host was interrupted: what waits goes along.
+                    self.transmit()?;
+                }
             }
         }
+        self.combine()?;
         self.note_first_frame();
         Ok(())
+    }
+
+    /// Takes what the port has, unless shared memory says that it has nothing. Whether something came.
+    fn look(&mut self) -> Result<bool, MachineError> {
+        let Some(arrivals) = &mut self.arrivals else { return Ok(self.adapter.look()?) };
+        if !arrivals.pending().map_err(AdapterError::Port)? {
+            return Ok(false);
+        }
+        let came = self.adapter.look()?;
+        if self.adapter.can_receive() {
+            // There was room for more, and nothing more.
+            arrivals.emptied();
+        }
+        Ok(came)
+    }
+
+    /// After an exit: sends what is held back, if it is time.
+    fn combine(&mut self) -> Result<(), MachineError> {
+        let Some(Held { combining, alarm, demands }) = &mut self.combining else { return Ok(()) };
+        let now = self.created.elapsed();
+        combining.exited(now);
+        let held_back = self.adapter.held_back();
+        let mut due = false;
+        while *demands < held_back {
+            *demands += 1;
+            due |= combining.demanded(now);
+        }
+        if due {
+            return self.transmit();
+        }
+        let waits = combining.due().is_some();
+        alarm.tick(waits).map_err(|errno| MachineError::Alarm(errno.into()))
+    }
+
+    /// The clock has ticked, or whoever else interrupted the program: sends what has waited for long.
+    ///
+    /// # Errors
+    /// [`MachineError::Adapter`].
+    pub fn interrupted(&mut self) -> Result<(), MachineError> {
+        let Some(Held { combining, alarm, .. }) = &mut self.combining else { return Ok(()) };
+        match combining.due() {
+            // The next tick would be too late for what has waited for half of one.
+            Some(due) if due <= self.created.elapsed() + alarm.period() => {
+                combining.overdue();
+                self.transmit()
+            }
+            Some(_) => Ok(()),
+            None => alarm.tick(false).map_err(|errno| MachineError::Alarm(errno.into())),
+        }
+    }
+
+    /// Sends what is held back.
+    fn transmit(&mut self) -> Result<(), MachineError> {
+        let before = self.adapter.counters();
+        self.adapter.transmit()?;
+        self.was_sent(before.transmit_frames + before.transmit_drops);
+        Ok(())
+    }
+
+    /// What was held back has been sent; `before` are the frames until then.
+    fn was_sent(&mut self, before: u64) {
+        if let Some(Held { combining, .. }) = &mut self.combining {
+            let counters = self.adapter.counters();
+            let sent = (counters.transmit_frames + counters.transmit_drops).saturating_sub(before);
+            combining.sent(u32::try_from(sent).unwrap_or(u32::MAX));
+        }
+    }
+
+    /// The program has written the adapter's registers, and KVM has kept it until now.
+    ///
+    /// # Errors
+    /// [`MachineError::Adapter`].
+    pub fn posted(&mut self, offset: u64, data: &[u8]) -> Result<(), MachineError> {
+        self.posted += 1;
+        Ok(self.adapter.write(offset, data)?)
+    }
+
+    fn spared(&self) -> Option<Spared> {
+        self.optimised.then(|| Spared {
+            exits: self.posted,
+            combined: self.combining.as_ref().map_or([0; 6], |held| held.combining.combined().0),
+            looks: self.arrivals.as_ref().map_or(0, Arrivals::skipped),
+        })
     }
 
     fn note_first_frame(&mut self) {
@@ -199,7 +327,10 @@ impl Machine {
     }
 
     fn has_work(&mut self) -> Result<bool, MachineError> {
+        let before = self.adapter.counters();
         let work = self.adapter.service()?;
+        // An idle guest waits for nothing.
+        self.was_sent(before.transmit_frames + before.transmit_drops);
         self.note_first_frame();
         Ok(work
             || self.adapter.interrupt()
@@ -313,6 +444,7 @@ impl Machine {
             port_nanoseconds: self.adapter.port_nanoseconds(),
             retransmits: self.pages.status().retransmits.load(Ordering::Relaxed),
             frames: self.adapter.counters(),
+            spared: self.spared(),
             exits: view.exits.as_ref().map(|(exits, counts)| ((*exits).clone(), *counts)),
         }
     }

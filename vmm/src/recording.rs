@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use toll_protocol::report::{CpuSplit, EndReport, ExitReport, Flag, FrameCounters, Sample, ThreadCpu};
+use toll_protocol::report::{
+    CpuSplit, EndReport, ExitReport, Flag, FrameCounters, Sample, Spared, ThreadCpu,
+};
 use toll_protocol::units::Span;
 use toll_protocol::validity;
 
@@ -36,6 +38,8 @@ pub struct Snapshot {
     pub retransmits: u32,
     /// Frames.
     pub frames: FrameCounters,
+    /// What optimisations spared; `None` without any.
+    pub spared: Option<Spared>,
     /// Exits of a guest, and KVM's own counts.
     pub exits: Option<(Exits, KvmCounts)>,
 }
@@ -151,6 +155,7 @@ impl Recording {
             cpu: cpu.map(|cpu| self.split(cpu, ns_per_tick)).unwrap_or_default(),
             exits,
             frames: Some(frames),
+            spared: end.spared.zip(start.spared).map(|(end, start)| end.since(&start)),
             start_to_first_frame: self
                 .first_frame
                 .map(|first| first.saturating_duration_since(self.created).into()),
@@ -209,6 +214,7 @@ mod tests {
             port_nanoseconds: 0,
             retransmits: 0,
             frames: FrameCounters::default(),
+            spared: None,
             exits: None,
         }
     }

@@ -17,7 +17,7 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 use nix::unistd::Pid;
 use toll_protocol::child::Engine;
 use toll_protocol::report::Failure;
-use toll_protocol::trial;
+use toll_protocol::trial::{self, PcnetSwitches};
 use toll_vnic::adapter::pcnet::Pcnet;
 use toll_vnic::adapter::virtio_net::VirtioNet;
 use toll_vnic::adapter::{Adapter, AdapterError};
@@ -32,7 +32,7 @@ use crate::recording::Recording;
 use crate::{guest, same_stack};
 
 /// Makes `KVM_RUN` and `ppoll` return; its handler does nothing.
-const STOP_SIGNAL: Signal = Signal::SIGUSR1;
+pub(crate) const STOP_SIGNAL: Signal = Signal::SIGUSR1;
 /// How often a thread that was asked to stop is asked again. One signal may come between the thread's look at
 /// `stop` and its system call.
 const STOP_AGAIN: Duration = Duration::from_millis(10);
@@ -72,6 +72,8 @@ pub struct Stage {
     pub adapter: Box<dyn Adapter>,
     /// Whether it looks at its port after each access.
     pub looks_at_port: bool,
+    /// Optimisations of a pcnet; off for others.
+    pub switches: PcnetSwitches,
     /// Shared pages and, through them, memory.
     pub pages: SharedPages,
     /// Where events go.
@@ -97,14 +99,22 @@ pub fn start(config: &EndConfig, program: Program, port: Box<dyn Port>) -> Resul
     install_signal_handler().map_err(failed("sigaction"))?;
     let memory = allocate(config.memory)?;
     let pages = SharedPages::new(&memory)?;
-    let (adapter, looks_at_port): (Box<dyn Adapter>, bool) = match config.adapter {
-        trial::Adapter::Pcnet => (Box::new(Pcnet::new(memory, port, config.mac)), true),
-        trial::Adapter::VirtioNet => (Box::new(VirtioNet::new(memory, port, config.mac, config.mtu)?), false),
+    let (adapter, switches): (Box<dyn Adapter>, Option<PcnetSwitches>) = match config.adapter {
+        trial::Adapter::Pcnet(switches) => {
+            let chip = Pcnet::new(memory, port, config.mac);
+            let chip = if switches.send_combining.is_some() { chip.holding_back() } else { chip };
+            (Box::new(chip), Some(switches))
+        }
+        trial::Adapter::VirtioNet(switches) => {
+            (Box::new(VirtioNet::new(memory, port, config.mac, config.mtu, switches)?), None)
+        }
     };
+    let (looks_at_port, switches) = (switches.is_some(), switches.unwrap_or_default());
     let (link, reporter, events) = link().map_err(failed("eventfd"))?;
     let stage = Stage {
         adapter,
         looks_at_port,
+        switches,
         pages: pages.clone(),
         reporter,
         control_cpu: CpuClock::of_this_thread(),

@@ -63,7 +63,7 @@ fn run_program(
     if *program != Program::Traffic {
         return Err(SameStackError::NotTraffic);
     }
-    let Stage { adapter, looks_at_port, pages, reporter, control_cpu } = stage;
+    let Stage { adapter, looks_at_port, switches, pages, reporter, control_cpu } = stage;
     let interrupts = matches!(adapter.window(), Window::Pio(_));
     // The program's registers begin at offset 0 here, and its clock is not the time stamp counter.
     let boot = boot_info(config, program, 0, 0);
@@ -74,12 +74,13 @@ fn run_program(
         machine: Machine::new(Parts {
             adapter,
             looks_at_port,
+            switches,
             pages,
             reporter,
             control_cpu,
             memory,
             created,
-        }),
+        })?,
         interrupts,
         arena_next: boot.arena_base,
         arena_end: boot.arena_base + boot.arena_length,

@@ -69,7 +69,7 @@ fn report(adapter: Adapter, case: u64) -> Result<(EndReport, u64), Failed> {
 }
 
 fn failure(case: u64) -> Failure {
-    ended(&boot(Adapter::Pcnet, case)).expect_err("the guest fails")
+    ended(&boot(Adapter::Pcnet(Default::default()), case)).expect_err("the guest fails")
 }
 
 fn check(condition: bool, what: &dyn std::fmt::Debug) -> Result<(), Failed> {
@@ -78,7 +78,7 @@ fn check(condition: bool, what: &dyn std::fmt::Debug) -> Result<(), Failed> {
 
 fn a_guest_boots_to_ready() -> Result<(), Failed> {
     let began = Instant::now();
-    let runner = boot(Adapter::VirtioNet, 10);
+    let runner = boot(Adapter::VirtioNet(Default::default()), 10);
     let event = runner.next_event(began + PATIENCE);
     check(matches!(event, Some(Event::Phase(phase::READY, _))), &event)?;
     // It waits for Command::start without a timeout: only the kick can wake it.
@@ -90,7 +90,7 @@ fn a_guest_boots_to_ready() -> Result<(), Failed> {
 }
 
 fn every_exit_is_counted_and_kvm_agrees() -> Result<(), Failed> {
-    let (report, _) = report(Adapter::Pcnet, 1)?;
+    let (report, _) = report(Adapter::Pcnet(Default::default()), 1)?;
     let exits = report.exits.as_ref().ok_or("a guest has exits")?;
     // The exit of MEASURE itself is counted before its snapshot, that of MEASURED too.
     check(
@@ -115,7 +115,7 @@ fn register_accesses_exit_one_by_one(adapter: Adapter, cause: &str) -> Result<()
 
 fn interrupts_come_through_the_gate() -> Result<(), Failed> {
     // The program itself checks that each INIT's IDON interrupt has been handled before its next instruction.
-    let (report, handled) = report(Adapter::Pcnet, 2)?;
+    let (report, handled) = report(Adapter::Pcnet(Default::default()), 2)?;
     check(handled == 1000, &handled)?;
     let exits = report.exits.as_ref().ok_or("a guest has exits")?;
     check(exits.kvm_userspace == Some(exits.total()), exits)?;
@@ -125,7 +125,7 @@ fn interrupts_come_through_the_gate() -> Result<(), Failed> {
 fn a_frame_of_the_pcnet_driver_costs_12_exits_and_one_interrupt() -> Result<(), Failed> {
     // The driver of a trial, its handler behind the gate. The program checks that each frame's TINT has been handled
     // before its next instruction.
-    let (report, handled) = report(Adapter::Pcnet, 15)?;
+    let (report, handled) = report(Adapter::Pcnet(Default::default()), 15)?;
     check(handled == 1000, &handled)?;
     let exits = report.exits.as_ref().ok_or("a guest has exits")?;
     let count = |cause: &str| exits.by_cause.get(cause).map_or(0, |stat| stat.count);
@@ -138,7 +138,7 @@ fn a_frame_of_the_pcnet_driver_costs_12_exits_and_one_interrupt() -> Result<(), 
 }
 
 fn a_guest_that_hangs_is_stopped() -> Result<(), Failed> {
-    let runner = boot(Adapter::Pcnet, 3);
+    let runner = boot(Adapter::Pcnet(Default::default()), 3);
     let event = runner.next_event(Instant::now() + PATIENCE);
     check(matches!(event, Some(Event::Phase(phase::READY, _))), &event)?;
     let asked = Instant::now();
@@ -149,7 +149,7 @@ fn a_guest_that_hangs_is_stopped() -> Result<(), Failed> {
 }
 
 fn a_guest_asleep_is_stopped() -> Result<(), Failed> {
-    let runner = boot(Adapter::Pcnet, 10);
+    let runner = boot(Adapter::Pcnet(Default::default()), 10);
     let event = runner.next_event(Instant::now() + PATIENCE);
     check(matches!(event, Some(Event::Phase(phase::READY, _))), &event)?;
     let failure = runner.stop(PATIENCE).ok_or("it was not stopped")?.expect_err("it failed");
@@ -184,7 +184,8 @@ fn a_panic_leaves_its_words() -> Result<(), Failed> {
 }
 
 fn hostile_counters_are_not_believed() -> Result<(), Failed> {
-    let recording = ended(&boot(Adapter::Pcnet, 8)).map_err(|failure| format!("{failure:#?}"))?;
+    let recording =
+        ended(&boot(Adapter::Pcnet(Default::default()), 8)).map_err(|failure| format!("{failure:#?}"))?;
     let error = recording.report(Vec::new()).expect_err("refused");
     check(error.to_string().contains("bytes of payload"), &error)
 }
@@ -208,10 +209,10 @@ fn main() -> ExitCode {
         test("a_guest_boots_to_ready_and_is_kicked", a_guest_boots_to_ready),
         test("every_exit_is_counted_and_kvm_agrees", every_exit_is_counted_and_kvm_agrees),
         test("pcnet_register_reads_exit", || {
-            register_accesses_exit_one_by_one(Adapter::Pcnet, "pio-read rap")
+            register_accesses_exit_one_by_one(Adapter::Pcnet(Default::default()), "pio-read rap")
         }),
         test("virtio_register_reads_exit", || {
-            register_accesses_exit_one_by_one(Adapter::VirtioNet, "mmio-read magic-value")
+            register_accesses_exit_one_by_one(Adapter::VirtioNet(Default::default()), "mmio-read magic-value")
         }),
         test("interrupts_come_through_the_gate", interrupts_come_through_the_gate),
         test(

@@ -16,7 +16,7 @@ use support::{
 };
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
 use toll_protocol::report::{EndReport, Flag};
-use toll_protocol::trial::{Adapter, Direction, Open};
+use toll_protocol::trial::{Adapter, Direction, Open, PcnetSwitches, SendCombining, VirtioNetSwitches};
 use toll_protocol::units::{Bytes, Span};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_toll-vmm");
@@ -24,7 +24,7 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_toll-vmm");
 fn case(number: u8) -> Transfer {
     Transfer {
         engine: Engine::Kvm,
-        adapter: Adapter::VirtioNet,
+        adapter: Adapter::VirtioNet(Default::default()),
         direction: Direction::Send,
         open: Open::Connect,
         write_size: 65_536,
@@ -65,7 +65,7 @@ fn transfers(case: &Transfer) -> Result<(), Failed> {
     if let Some(exits) = &report.exits {
         check(exits.total() > 0 && exits.kvm_userspace == Some(exits.total()), exits)?;
         check(!report.flags.contains(&Flag::ExitCountMismatch), &report.flags)?;
-        if case.adapter == Adapter::Pcnet {
+        if matches!(case.adapter, Adapter::Pcnet(_)) {
             handlers_account_for_every_access(report)?;
         }
     }
@@ -90,6 +90,78 @@ fn handlers_account_for_every_access(report: &EndReport) -> Result<(), Failed> {
     check(rap_writes == sent + 2 * acknowledged + 3 * runs, &(exits, frames))?;
     // One may be on its way at either end of the interval.
     check(runs.abs_diff(frames.interrupts) <= 1 && runs > 0, &(exits, frames))
+}
+
+/// The paper's optimisations one by one and together: the stream is the same, and the counters say what each spared.
+fn optimisations(engine: Engine, direction: Direction, number: u8) -> Result<(), Failed> {
+    let combining = SendCombining { tick: Span::from_millis(1), ..SendCombining::default() };
+    let off = PcnetSwitches::OFF;
+    let all = PcnetSwitches {
+        io_in_kernel: engine == Engine::Kvm,
+        send_combining: Some(combining),
+        irq_notification: true,
+    };
+    for switches in [
+        PcnetSwitches { io_in_kernel: all.io_in_kernel, ..off },
+        PcnetSwitches { send_combining: all.send_combining, ..off },
+        PcnetSwitches { irq_notification: true, ..off },
+        all,
+    ] {
+        let case = Transfer { engine, adapter: Adapter::Pcnet(switches), direction, ..case(number) };
+        if switches == off {
+            continue;
+        }
+        let done = transfer(PROGRAM, &case)?;
+        let report = &done.report;
+        check(report.bytes > 0 && report.bytes <= done.kernel_bytes, report)?;
+        let spared = report.spared.ok_or("what was spared is reported")?;
+        let frames = report.frames.ok_or("a virtual adapter counts frames")?;
+        check(frames.guest_errors == 0, &frames)?;
+        if let Some(exits) = &report.exits {
+            check(exits.kvm_userspace == Some(exits.total()), exits)?;
+            let by = |cause: &str| exits.by_cause.get(cause).map_or(0, |stat| stat.count);
+            if switches.io_in_kernel {
+                check(by("pio-write rap") == 0 && spared.exits > by("pio-write rdp"), &(exits, spared))?;
+            } else {
+                check(by("pio-write rap") > by("pio-write rdp") && spared.exits == 0, &(exits, spared))?;
+            }
+        }
+        let transmissions: u64 = spared.combined.iter().sum();
+        let together: u64 = spared.combined[1..].iter().sum();
+        if switches.send_combining.is_none() {
+            check(transmissions == 0, &spared)?;
+        } else if direction == Direction::Send {
+            check(together > 0 && transmissions < frames.transmit_frames, &(spared, frames))?;
+        }
+        // A receiver's port is hardly ever empty when it looks.
+        let looked = spared.looks > 0 || direction == Direction::Receive;
+        check(if switches.irq_notification { looked } else { spared.looks == 0 }, &(switches, spared))?;
+    }
+    Ok(())
+}
+
+/// All combinations of switches that virtio 1.2, 5.1.3.1 allows, but for none.
+fn combinations() -> impl Iterator<Item = VirtioNetSwitches> {
+    let all = (1..16).map(|bits| VirtioNetSwitches {
+        checksum_offload: bits & 1 != 0,
+        tso: bits & 2 != 0,
+        mergeable_buffers: bits & 4 != 0,
+        event_index: bits & 8 != 0,
+    });
+    all.filter(|switches| switches.checksum_offload || !switches.tso)
+}
+
+/// A transfer of which the kernel looks at every byte that it receives.
+fn offloads(case: &Transfer, switches: VirtioNetSwitches) -> Result<(), Failed> {
+    let report = transfer(PROGRAM, case)?.report;
+    let frames = report.frames.ok_or("a virtual adapter counts frames")?;
+    check(frames.guest_errors == 0 && frames.interrupts == 0 && report.bytes > 100_000, &report)?;
+    let (bytes, count) = match case.direction {
+        Direction::Send => (frames.transmit_bytes, frames.transmit_frames),
+        Direction::Receive => (frames.receive_bytes, frames.receive_frames),
+    };
+    // With segmentation frames are longer than the path's, without it they are not.
+    check((bytes / count.max(1) > 1514) == switches.tso, &frames)
 }
 
 fn a_bad_configuration_is_refused() -> Result<(), Failed> {
@@ -236,9 +308,9 @@ fn main() -> ExitCode {
             Err(reason) => Trial::test(format!("{name} (left out: {reason})"), run).with_ignored_flag(true),
         });
     };
-    let mut number = 0;
+    let mut number = 0_u8;
     for (engine, needs) in [(Engine::Kvm, &both), (Engine::HostProcess, &tun)] {
-        for adapter in [Adapter::Pcnet, Adapter::VirtioNet] {
+        for adapter in [Adapter::Pcnet(Default::default()), Adapter::VirtioNet(Default::default())] {
             for direction in [Direction::Send, Direction::Receive] {
                 for open in [Open::Connect, Open::Listen] {
                     number += 1;
@@ -250,7 +322,24 @@ fn main() -> ExitCode {
                 }
             }
         }
+        for direction in [Direction::Send, Direction::Receive] {
+            number += 1;
+            let kind = if engine == Engine::Kvm { "guest" } else { "same_stack" };
+            let name = format!("{kind}_pcnet_{direction}s_with_each_optimisation");
+            test(needs, name, Box::new(move || optimisations(engine, direction, number)));
+        }
         let kind = if engine == Engine::Kvm { "guest" } else { "same_stack" };
+        for switches in combinations() {
+            for direction in [Direction::Send, Direction::Receive] {
+                number += 1;
+                let adapter = Adapter::VirtioNet(switches);
+                let on = adapter.switches().join("_");
+                let (warm_up, duration) = (Duration::from_millis(50), Duration::from_millis(150));
+                let case = Transfer { engine, adapter, direction, warm_up, duration, ..case(number) };
+                let name = format!("{kind}_{direction}s_with_{on}");
+                test(needs, name, Box::new(move || offloads(&case, switches)));
+            }
+        }
         let name = format!("nobody_connects_to_a_{kind}_before_the_deadline");
         test(needs, name, Box::new(move || nobody_connects_before_the_deadline(engine)));
     }

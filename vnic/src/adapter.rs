@@ -59,6 +59,33 @@ pub trait Adapter: Send {
     /// As for [`read`](Adapter::read).
     fn service(&mut self) -> Result<bool, AdapterError>;
 
+    /// How often the guest has asked for a transmission that is held back for [`transmit`](Adapter::transmit).
+    fn held_back(&self) -> u64 {
+        0
+    }
+
+    /// Takes what the port has for the guest, and leaves held back what is. Whether something came.
+    ///
+    /// # Errors
+    /// As for [`read`](Adapter::read).
+    fn look(&mut self) -> Result<bool, AdapterError> {
+        self.service()
+    }
+
+    /// Transmits what waits.
+    ///
+    /// # Errors
+    /// As for [`read`](Adapter::read).
+    fn transmit(&mut self) -> Result<(), AdapterError> {
+        Ok(())
+    }
+
+    /// Whether a write of `width` bytes at `offset` may be done later, if it is done in its order before any other
+    /// access, and before [`service`](Adapter::service): a register that is memory, which nothing but the guest sees.
+    fn posted(&self, _offset: u64, _width: usize) -> bool {
+        false
+    }
+
     /// Whether the guest has buffers for more frames: only then is waiting for the port of use.
     fn can_receive(&self) -> bool;
 

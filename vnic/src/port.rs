@@ -1,12 +1,14 @@
 //! The host side of an adapter: where its frames go and come from. One trait, so that loss, shaping and capture
 //! can wrap any port.
 
+pub mod arrivals;
 pub mod capture;
 mod descriptor;
 pub mod impaired;
 pub mod macvtap;
 pub mod memory;
 pub mod tap;
+mod tun;
 
 use std::os::fd::BorrowedFd;
 
@@ -33,6 +35,36 @@ pub enum PortError {
         /// The system's word.
         source: std::io::Error,
     },
+    /// The kernel finds the header before a frame malformed: the guest's fault, and the port goes on.
+    #[error("{port} refuses the virtio_net_hdr before a frame")]
+    Refused {
+        /// Its kind and name.
+        port: String,
+    },
+    /// The adapter's offloads need a header before each frame, and the port has none.
+    #[error("the adapter's offloads need a port whose frames have a virtio_net_hdr")]
+    NoHeaders,
+}
+
+/// What stands before a frame on its way through a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// Nothing.
+    Bare,
+    /// `struct virtio_net_hdr` of 12 bytes (virtio 1.2, 5.1.6), little-endian, in either direction: a frame may be
+    /// without its checksum, or be a TCP segment to be cut up. The port leaves `num_buffers` of a received one alone.
+    VirtioNetHeader,
+}
+
+/// Which frames an adapter takes from a port with headers before they are finished.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// Without their TCP or UDP checksum.
+    pub checksum: bool,
+    /// TCP over IPv4, to be segmented. Needs `checksum`.
+    pub tso4: bool,
+    /// TCP over IPv6, to be segmented. Needs `checksum`.
+    pub tso6: bool,
 }
 
 /// What became of a frame handed to a port.
@@ -49,7 +81,7 @@ pub trait Port: Send {
     /// Sends one frame, gathered from `parts`.
     ///
     /// # Errors
-    /// [`PortError::Io`].
+    /// [`PortError::Io`]; [`PortError::Refused`] if the frame's header doesn't fit it.
     fn send(&mut self, parts: &[std::io::IoSlice<'_>]) -> Result<Sent, PortError>;
 
     /// Receives one frame, scattered over `parts`; its length, or `None` if there is none. A frame longer than
@@ -58,6 +90,19 @@ pub trait Port: Send {
     /// # Errors
     /// [`PortError::Io`].
     fn receive(&mut self, parts: &mut [std::io::IoSliceMut<'_>]) -> Result<Option<usize>, PortError>;
+
+    /// What stands before a frame. A wrapper of a port says what that port says.
+    fn framing(&self) -> Framing {
+        Framing::Bare
+    }
+
+    /// Says which frames may come unfinished: none, until this is called. Without meaning to a port without headers.
+    ///
+    /// # Errors
+    /// [`PortError::Io`].
+    fn set_offloads(&mut self, _offloads: Offloads) -> Result<(), PortError> {
+        Ok(())
+    }
 
     /// Descriptor that becomes readable when a frame has come.
     fn fd(&self) -> Option<BorrowedFd<'_>>;

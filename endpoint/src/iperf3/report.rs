@@ -134,6 +134,7 @@ pub fn parse(
         cpu: CpuSplit::default(),
         exits: None,
         frames: None,
+        spared: None,
         start_to_first_frame: None,
         flags,
     })

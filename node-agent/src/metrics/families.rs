@@ -1,7 +1,7 @@
 //! Every family of the agent's metrics: name, labels, help.
 
 use toll_protocol::metrics::{Family, Kind, Label};
-use toll_protocol::trial::Adapter;
+use toll_protocol::trial::{Adapter, PcnetSwitches};
 
 /// Values of `state` of [`TRIALS`].
 pub const STATES: [&str; 6] = ["setting-up", "starting", "ready", "running", "releasing", "released"];
@@ -13,7 +13,7 @@ pub const HOST_NIC: &str = "host-nic";
 /// Causes of exits that a guest of Toll's own has in a measured interval, by its adapter: their counters begin with 0.
 pub const CAUSES: [(Adapter, &[&str]); 2] = [
     (
-        Adapter::Pcnet,
+        Adapter::Pcnet(PcnetSwitches::OFF),
         &["phase", "pio-read rap", "pio-read rdp", "pio-write rap", "pio-write rdp", "signal", "wait"],
     ),
     (

@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use prometheus::TextEncoder;
 use toll_protocol::report::{CpuSplit, ExitReport, ExitStat, Failure, FrameCounters};
-use toll_protocol::trial::{NativeProgram, Port};
+use toll_protocol::trial::{NativeProgram, PcnetSwitches, Port};
 use toll_protocol::units::Span;
 
 use super::*;
 
-const GUEST: EndKind = EndKind::Guest { adapter: Adapter::Pcnet, port: Port::Tap };
+const GUEST: EndKind = EndKind::Guest { adapter: Adapter::Pcnet(PcnetSwitches::OFF), port: Port::Tap };
 const NATIVE: EndKind = EndKind::Native { program: NativeProgram::Endpoint };
 
 fn text(metrics: &Metrics) -> String {
@@ -44,6 +44,7 @@ fn report(bytes: u64, frames: Option<FrameCounters>, exits: &[(&str, u64, u64)])
         cpu: CpuSplit { guest: None, vmm: Some(Span::from_millis(250)), host: Some(Span::from_millis(500)) },
         exits,
         frames,
+        spared: None,
         start_to_first_frame: None,
         flags: Vec::new(),
     }

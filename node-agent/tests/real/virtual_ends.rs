@@ -36,7 +36,7 @@ fn virtual_end(kind: EndKind) -> EndSpec {
 
 fn a_same_stack_trial_against_native() -> Result<(), Failed> {
     Fleet::new().with_both(async |pair| {
-        let kind = EndKind::SameStack { adapter: Adapter::VirtioNet, port: Port::Tap };
+        let kind = EndKind::SameStack { adapter: Adapter::VirtioNet(Default::default()), port: Port::Tap };
         measure(pair, TrialId::new(0x0b01), kind).await;
     });
     Ok(())
@@ -45,7 +45,7 @@ fn a_same_stack_trial_against_native() -> Result<(), Failed> {
 fn a_guest_trial_against_native() -> Result<(), Failed> {
     let without_kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err();
     Fleet::new().with_both(async |pair| {
-        for adapter in [Adapter::Pcnet, Adapter::VirtioNet] {
+        for adapter in [Adapter::Pcnet(Default::default()), Adapter::VirtioNet(Default::default())] {
             let trial = TrialId::new(0x0b02);
             let kind = EndKind::Guest { adapter, port: Port::Tap };
             if without_kvm {
@@ -83,7 +83,7 @@ fn a_guest_is_refused_without_kvm() -> Result<(), Failed> {
         let server = Server::listen(&fleet.authority, 0);
         let agent = fleet.start_a_without_kvm(server.port);
         let mut peer = server.accept().await;
-        let kind = EndKind::Guest { adapter: Adapter::Pcnet, port: Port::Tap };
+        let kind = EndKind::Guest { adapter: Adapter::Pcnet(Default::default()), port: Port::Tap };
         refuse(&mut peer, TrialId::new(0x0b03), kind).await;
         assert!(agent.terminate().await.success());
         server.close();
@@ -93,7 +93,7 @@ fn a_guest_is_refused_without_kvm() -> Result<(), Failed> {
 
 fn what_a_killed_agent_left_is_removed() -> Result<(), Failed> {
     Fleet::new().with_one(async |fleet, server, mut agent, mut peer| {
-        let kind = EndKind::SameStack { adapter: Adapter::Pcnet, port: Port::Tap };
+        let kind = EndKind::SameStack { adapter: Adapter::Pcnet(Default::default()), port: Port::Tap };
         let trial = TrialId::new(0x0c00);
         peer.prepare(trial, virtual_end(kind)).await;
         peer.ready(trial).await.expect("ready");

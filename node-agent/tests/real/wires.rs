@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use toll_protocol::facts::Wire;
 use toll_protocol::message::{FromAgent, ToAgent};
-use toll_protocol::trial::{Adapter, Direction, EndKind, EndSpec, Open, Port, TrialId};
+use toll_protocol::trial::{Adapter, Direction, EndKind, EndSpec, Open, Port, TrialId, VirtioNetSwitches};
 use toll_protocol::units::{InterfaceAddress, MacAddress, Span};
 
 use crate::Test;
@@ -57,7 +57,7 @@ pub fn lacking() -> Option<String> {
 
 /// A virtual end: a guest if this machine can run one, else a same-stack process, over whatever port the wire gives.
 fn virtual_end(direction: Direction, open: Open, last: u8, duration: Span) -> EndSpec {
-    let (adapter, port) = (Adapter::VirtioNet, Port::Host);
+    let (adapter, port) = (Adapter::VirtioNet(Default::default()), Port::Host);
     let kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     EndSpec {
         kind: if kvm { EndKind::Guest { adapter, port } } else { EndKind::SameStack { adapter, port } },
@@ -65,6 +65,19 @@ fn virtual_end(direction: Direction, open: Open, last: u8, duration: Span) -> En
         mac: MacAddress([0x52, 0x54, 0, 0, 0, last]),
         ..native(direction, open, duration)
     }
+}
+
+/// The same end with every switch of its adapter on: frames cross the port unfinished.
+fn with_offloads(end: EndSpec) -> EndSpec {
+    let switches =
+        VirtioNetSwitches { checksum_offload: true, tso: true, mergeable_buffers: true, event_index: true };
+    let adapter = Adapter::VirtioNet(switches);
+    let kind = match end.kind {
+        EndKind::Guest { port, .. } => EndKind::Guest { adapter, port },
+        EndKind::SameStack { port, .. } => EndKind::SameStack { adapter, port },
+        native @ EndKind::Native { .. } => native,
+    };
+    EndSpec { kind, ..end }
 }
 
 /// Traffic of the host's own, which goes on while `work` runs: an office that sends and gets back what it sent. Returns
@@ -146,6 +159,11 @@ fn leave_the_host_alone(wire: Wire) {
                 (guest(receive, listen, 101), guest(send, connect, 102)),
                 (plain(send, connect), guest(receive, listen, 102)),
                 (plain(send, connect), plain(receive, listen)),
+                (with_offloads(guest(send, connect, 101)), plain(receive, listen)),
+                (with_offloads(guest(receive, listen, 101)), plain(send, connect)),
+                (with_offloads(guest(send, connect, 101)), with_offloads(guest(receive, listen, 102))),
+                // What one leaves unfinished the kernel finishes for the other.
+                (with_offloads(guest(send, connect, 101)), guest(receive, listen, 102)),
             ];
             for (n, (a, b)) in trials.into_iter().enumerate() {
                 measured(pair.run(TrialId::new(0x0d00 + n as u64), a, b).await);
@@ -282,7 +300,7 @@ fn what_the_wire_has_not_is_refused() -> Result<(), Failed> {
     Fleet::shared(Wire::Macvtap).with_one(async |fleet, server, agent, mut peer| {
         let end = virtual_end(Direction::Receive, Open::Listen, 101, DURATION);
         let (mut n, mut reasons) = (0, Vec::new());
-        let tap = EndKind::SameStack { adapter: Adapter::VirtioNet, port: Port::Tap };
+        let tap = EndKind::SameStack { adapter: Adapter::VirtioNet(Default::default()), port: Port::Tap };
         let at = |last| InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, last), prefix: 24 };
         // The office moves to an address of the guests'.
         let office = fleet.office.as_ref().expect("a shared wire has one");

@@ -53,7 +53,7 @@ fn virtual_obstacle(end: &EndSpec, adapter: &Adapter, port: Port, facts: &HostFa
                 .into(),
         );
     }
-    if *adapter == Adapter::Pcnet && end.mtu > PCNET_MTU {
+    if matches!(adapter, Adapter::Pcnet(_)) && end.mtu > PCNET_MTU {
         return Some(format!(
             "pcnet carries packets of at most {PCNET_MTU} bytes; the path's MTU is {}",
             end.mtu

@@ -58,6 +58,7 @@ fn report() -> Box<EndReport> {
         cpu: CpuSplit::default(),
         exits: None,
         frames: None,
+        spared: None,
         start_to_first_frame: None,
         flags: Vec::new(),
     })

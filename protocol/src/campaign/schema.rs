@@ -214,15 +214,43 @@ pub struct Adapter {
     pub virtio_net: Option<VirtioNet>,
 }
 
-/// Switches of `pcnet`.
+/// Switches of `pcnet`, all off unless set: the three optimisations of the 2001 paper.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Pcnet {}
+pub struct Pcnet {
+    /// Accesses that need nothing of the host don't leave the kernel; for guests. Default false.
+    pub io_in_kernel: Option<bool>,
+    /// While the guest exits often, frames that it sends wait for each other; `{}` for the paper's way. Default: no.
+    pub send_combining: Option<SendCombining>,
+    /// Whether frames have come is seen in shared memory instead of by a system call. Default false.
+    pub irq_notification: Option<bool>,
+}
 
-/// Switches of `virtioNet`.
+/// How sends are combined.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct VirtioNet {}
+pub struct SendCombining {
+    /// Frames that may wait: with the last of so many all are sent, 1 to 512. Default 3.
+    pub threshold: Option<u32>,
+    /// Exits a second from which on frames wait, 0 to 1000000. Default 1000.
+    pub rate: Option<u32>,
+    /// The longest time that a frame waits, 100us to 1s. Default 10ms.
+    pub tick: Option<Span>,
+}
+
+/// Switches of `virtioNet`, all off unless set.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct VirtioNet {
+    /// TCP checksums are left to the host, both ways. Default false.
+    pub checksum_offload: Option<bool>,
+    /// TCP segments of up to 64KiB cross the adapter, both ways; needs `checksumOffload`. Default false.
+    pub tso: Option<bool>,
+    /// A received frame may lie in several of the guest's buffers. Default false.
+    pub mergeable_buffers: Option<bool>,
+    /// Guest and adapter say from which buffer on they want to be notified. Default false.
+    pub event_index: Option<bool>,
+}
 
 /// A port: at most one field; without one it is what the host's agent offers.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

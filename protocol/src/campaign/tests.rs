@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::trial::{Adapter, PcnetSwitches, SendCombining, VirtioNetSwitches};
 
 const GOOD: &str = "\
 apiVersion: toll.dev/v1alpha1
@@ -55,6 +56,70 @@ fn an_adapter_that_does_not_exist_is_refused_where_it_stands() {
             "line 9, column 38: spec.arms[1].guest.adapter: unknown field `rtl8139`, expected `pcnet` or `virtioNet`"
         ]
     );
+}
+
+#[test]
+fn the_switches_of_virtio_net_are_off_unless_set() {
+    let adapter = |written: &str| {
+        let text = GOOD.replace("adapter: {pcnet: {}}", &format!("adapter: {{virtioNet: {{{written}}}}}"));
+        match parse(&text).expect(written).arms[1].kind.clone() {
+            EndKind::Guest { adapter, .. } => adapter,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(adapter(""), Adapter::VirtioNet(VirtioNetSwitches::default()));
+    let all = adapter("checksumOffload: true, tso: true, mergeableBuffers: true, eventIndex: true");
+    assert_eq!(all.switches(), ["checksumOffload", "tso", "mergeableBuffers", "eventIndex"]);
+    assert_eq!(all.to_string(), "virtio-net", "a metric label has no switches in it");
+    assert_eq!(adapter("checksumOffload: true, tso: false").switches(), ["checksumOffload"]);
+}
+
+#[test]
+fn the_switches_of_pcnet_are_the_papers_and_off_unless_set() {
+    let adapter = |written: &str| {
+        let text = GOOD.replace("adapter: {pcnet: {}}", &format!("adapter: {{pcnet: {{{written}}}}}"));
+        match parse(&text).expect(written).arms[1].kind.clone() {
+            EndKind::Guest { adapter: Adapter::Pcnet(switches), .. } => switches,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(adapter(""), PcnetSwitches::OFF);
+    let all = adapter("ioInKernel: true, sendCombining: {}, irqNotification: true");
+    assert_eq!(all.send_combining, Some(SendCombining::default()));
+    assert_eq!(Adapter::Pcnet(all).switches(), ["ioInKernel", "sendCombining", "irqNotification"]);
+    let own = adapter("sendCombining: {threshold: 12, rate: 5000, tick: 1ms}").send_combining;
+    assert_eq!(own, Some(SendCombining { threshold: 12, rate: 5000, tick: Span::from_millis(1) }));
+}
+
+#[test]
+fn a_switch_out_of_its_range_is_refused_where_it_stands() {
+    let combining =
+        |written: &str| problems("pcnet: {}}", &format!("pcnet: {{sendCombining: {{{written}}}}}}}"));
+    assert!(
+        combining("threshold: 0")[0].ends_with("sendCombining.threshold: 0 is out of range: write 1 to 512")
+    );
+    assert!(combining("rate: 2000000")[0].ends_with("write 0 to 1000000"));
+    assert!(
+        combining("tick: 10us")[0].ends_with("sendCombining.tick: 10us is out of range: write 100us to 1s")
+    );
+    let same = problems(
+        "guest: {os: payload, adapter: {pcnet: {}}}",
+        "sameStack: {adapter: {pcnet: {ioInKernel: true}}}",
+    );
+    assert!(same[0].contains("has no exits that the kernel could spare"), "{same:?}");
+}
+
+#[test]
+fn virtio_1_2_s5_1_3_1_segmentation_without_checksums_is_refused_where_it_stands() {
+    assert_eq!(
+        problems("pcnet: {}}", "virtioNet: {tso: true}}"),
+        [
+            "line 9, column 55: spec.arms[1].guest.adapter.virtioNet.tso: needs the checksum offload (virtio 1.2, \
+             5.1.3.1): write `checksumOffload: true, tso: true`"
+        ]
+    );
+    let off = problems("pcnet: {}}", "virtioNet: {tso: true, checksumOffload: false}}");
+    assert!(off[0].contains("write `checksumOffload: true"), "{off:?}");
 }
 
 #[test]

@@ -1,19 +1,21 @@
 //! What the values of a campaign must be. Every finding is collected, so that a user mends a file in one go.
 
+mod adapters;
+
 use std::collections::BTreeSet;
+
+use adapters::adapter;
 
 use super::schema::{self, Document};
 use super::{Arm, Campaign, Lab, Select, Step, Workload};
 use crate::result::{Gate, GateCondition, GateSelector, Peer};
-use crate::trial::{Adapter, Direction, EndKind, NativeProgram, Port};
+use crate::trial::{Adapter, Direction, EndKind, NativeProgram, PcnetSwitches, Port};
 use crate::units::{BitRate, Bytes, Span};
 
 const API_VERSION: &str = "toll.dev/v1alpha1";
 const KIND: &str = "Campaign";
 /// IPv4 requires 576 of every host (RFC 791); virtual adapters here take frames up to 9000.
 const MTU: std::ops::RangeInclusive<u32> = 576..=9000;
-/// pcnet is an Ethernet chip: frames of 1518 bytes with FCS (IEEE 802.3).
-const PCNET_MTU: u32 = 1500;
 const HOSTS: std::ops::RangeInclusive<u32> = 2..=16;
 /// A fleet's hosts in one campaign.
 const SELECTED: std::ops::RangeInclusive<u32> = 2..=1000;
@@ -247,6 +249,10 @@ fn arm(
         (None, Some(same), None) => {
             let path = below(path, &[Field("sameStack")]);
             let adapter = adapter(&same.adapter, &path, mtu, out)?;
+            if matches!(adapter, Adapter::Pcnet(PcnetSwitches { io_in_kernel: true, .. })) {
+                let path = below(&path, &[Field("adapter"), Field("pcnet"), Field("ioInKernel")]);
+                out.add(&path, "a same-stack end has no exits that the kernel could spare: leave it out");
+            }
             let port = port(same.port.as_ref(), &path, out)?;
             (EndKind::SameStack { adapter, port }, same.pin.as_ref().map(|pin| pin.vcpu))
         }
@@ -280,29 +286,6 @@ fn arm(
         (None, false) => peers_of_all.to_vec(),
     };
     Some(Arm { name: written.name.clone(), kind, cpu, peers })
-}
-
-fn adapter(
-    written: &schema::Adapter,
-    path: &[Step],
-    mtu: Option<u32>,
-    out: &mut Findings,
-) -> Option<Adapter> {
-    let path = below(path, &[Field("adapter")]);
-    match (&written.pcnet, &written.virtio_net) {
-        (Some(_), None) => {
-            if let Some(mtu) = mtu.filter(|mtu| *mtu > PCNET_MTU) {
-                let message = format!("carries frames of at most {PCNET_MTU} bytes; the lab's MTU is {mtu}");
-                out.add(&below(&path, &[Field("pcnet")]), message);
-            }
-            Some(Adapter::Pcnet)
-        }
-        (None, Some(_)) => Some(Adapter::VirtioNet),
-        _ => {
-            out.add(&path, "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`");
-            None
-        }
-    }
 }
 
 fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {

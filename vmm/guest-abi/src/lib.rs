@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// `BootInfo::magic`: "TOLLBOOT".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TOLLBOOT");
 /// Version of this interface.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Doorbells: 32-bit writes to an I/O port.
 pub mod doorbell {
@@ -43,6 +43,18 @@ pub mod adapter {
     pub const PCNET: u32 = 1;
     /// virtio-net over MMIO; `adapter_base` is a guest physical address.
     pub const VIRTIO_NET: u32 = 2;
+}
+
+/// `BootInfo::switches` of `virtio-net`: what the driver has to negotiate.
+pub mod virtio_net {
+    /// TCP checksums are left to the device, both ways.
+    pub const CHECKSUM_OFFLOAD: u64 = 1 << 0;
+    /// TCP segments of up to 64 KiB, both ways.
+    pub const TSO: u64 = 1 << 1;
+    /// Received frames may lie in several buffers.
+    pub const MERGEABLE_BUFFERS: u64 = 1 << 2;
+    /// Notifications by index.
+    pub const EVENT_INDEX: u64 = 1 << 3;
 }
 
 /// `BootInfo::direction`.
@@ -101,6 +113,8 @@ pub struct BootInfo {
     pub mac: [u8; 6],
     /// Seed for what a TCP stack draws at random.
     pub random_seed: u64,
+    /// Switches of the adapter, all off if 0: bits of [`virtio_net`].
+    pub switches: u64,
 }
 
 /// Written by the VMM, read by the guest.

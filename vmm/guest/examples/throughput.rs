@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use support::{End, Outcome, PCNET, VIRTIO_NET};
+use toll_vnic::port::Framing;
 use toll_vnic::port::memory::pair;
 use toll_vnic::port::tap::Tap;
 
@@ -115,7 +116,7 @@ fn main() {
     ip("link set bridge0 up");
     for (name, adapter) in [("pcnet", PCNET), ("virtio-net", VIRTIO_NET)] {
         for sends in [true, false] {
-            let tap = Tap::create("bench0").unwrap();
+            let tap = Tap::create("bench0", Framing::Bare).unwrap();
             ip("link set bench0 master bridge0");
             ip("link set bench0 up");
             let kernel = peer(!sends);

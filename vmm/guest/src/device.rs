@@ -1,7 +1,8 @@
 //! smoltcp's device over an adapter driver: frames are built and read where the adapter finds them.
 
-use smoltcp::phy::{self, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::time::Instant;
+use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpPacket};
 
 use crate::driver::{Driver, ETHERNET_HEADER};
 use crate::platform::Platform;
@@ -52,11 +53,18 @@ impl<P: Platform, D: Driver> phy::Device for Device<'_, P, D> {
         if !self.driver.can_transmit(self.platform) {
             return None;
         }
-        let frame = self.driver.receive()?;
-        // SAFETY: the adapter gets the buffer back by the next `receive` or `release` of the driver. Both need
-        // this device, which is borrowed as long as the tokens live, and the transmit token calls neither.
-        let frame = unsafe { frame.as_ref() };
-        Some((Received(frame), self.room()?))
+        let checksum = self.driver.offloads().checksum;
+        loop {
+            let frame = self.driver.receive()?;
+            // SAFETY: the adapter gets the buffer back by the next `receive` or `release` of the driver. Both need
+            // this device, which is borrowed as long as the tokens live, and the transmit token calls neither. Of a
+            // frame that is passed over no token is made.
+            let frame = unsafe { frame.as_ref() };
+            // The stack was told to look at no TCP checksum; not every frame's is vouched for.
+            if !checksum || self.driver.vouched() || checksum_holds(frame) {
+                return Some((Received(frame), self.room()?));
+            }
+        }
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Self::TxToken<'_>> {
@@ -67,8 +75,24 @@ impl<P: Platform, D: Driver> phy::Device for Device<'_, P, D> {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ethernet;
         capabilities.max_transmission_unit = self.mtu + ETHERNET_HEADER;
+        let offloads = self.driver.offloads();
+        if offloads.checksum {
+            capabilities.checksum.tcp = Checksum::None;
+        }
+        capabilities.segmentation.tcpv4 = offloads.segment;
         capabilities
     }
+}
+
+/// Whether the checksum of a TCP segment over IPv4 is right. Of any other frame the stack finds out itself.
+fn checksum_holds(frame: &[u8]) -> bool {
+    let Ok(frame) = EthernetFrame::new_checked(frame) else { return true };
+    let Ok(packet) = Ipv4Packet::new_checked(frame.payload()) else { return true };
+    if frame.ethertype() != EthernetProtocol::Ipv4 || packet.next_header() != IpProtocol::Tcp {
+        return true;
+    }
+    let Ok(segment) = TcpPacket::new_checked(packet.payload()) else { return true };
+    segment.verify_checksum(&packet.src_addr().into(), &packet.dst_addr().into())
 }
 
 impl phy::RxToken for Received<'_> {
@@ -78,6 +102,12 @@ impl phy::RxToken for Received<'_> {
 }
 
 impl<P: Platform, D: Driver> phy::TxToken for Transmit<'_, P, D> {
+    fn set_meta(&mut self, meta: PacketMeta) {
+        if let Some(size) = meta.segmentation_offload_size {
+            self.driver.segment_next(size);
+        }
+    }
+
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
         self.driver.transmit(self.platform, length, |frame| {
             let result = f(frame);

@@ -92,6 +92,15 @@ impl Dma {
         unsafe { AtomicU32::from_ptr(self.at(offset)) }.store(value, Ordering::Release);
     }
 
+    /// Copies `length` bytes at `offset` of `source`, another part, to `to`. The adapter owns neither meanwhile.
+    pub(crate) fn copy(&self, to: usize, source: &Self, offset: usize, length: usize) {
+        let (from, to) = (source.bytes(offset, length), self.bytes(to, length));
+        // SAFETY: both are in bounds; parts are split off one another, so they don't overlap.
+        unsafe {
+            core::ptr::copy_nonoverlapping(from.cast::<u8>().as_ptr(), to.cast::<u8>().as_ptr(), length);
+        };
+    }
+
     /// `length` bytes at `offset`: a frame's place. Whoever makes a reference of it sees to it that the adapter
     /// doesn't own the buffer meanwhile.
     pub(crate) fn bytes(&self, offset: usize, length: usize) -> NonNull<[u8]> {

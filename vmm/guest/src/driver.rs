@@ -7,6 +7,7 @@ mod tests;
 pub(crate) mod virtio_net;
 
 use core::fmt;
+use core::num::{NonZeroU16, NonZeroUsize};
 use core::ptr::NonNull;
 
 use crate::platform::Registers;
@@ -48,6 +49,15 @@ impl fmt::Display for DriverError {
 
 impl core::error::Error for DriverError {}
 
+/// What an adapter does for the TCP stack.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Offloads {
+    /// TCP checksums of frames sent; those of received frames as far as it vouches for them.
+    pub(crate) checksum: bool,
+    /// It cuts up segments: the longest one in bytes of frame.
+    pub(crate) segment: Option<NonZeroUsize>,
+}
+
 /// What the TCP stack needs of an adapter.
 pub trait Driver {
     /// Whether a frame can be queued. May ask the adapter to make room.
@@ -70,4 +80,18 @@ pub trait Driver {
 
     /// Learns of interrupts: what the handler found.
     fn interrupted(&mut self, causes: u32);
+
+    /// What the adapter does for the stack: nothing, unless its driver says so.
+    fn offloads(&self) -> Offloads {
+        Offloads::default()
+    }
+
+    /// The next frame queued is to be cut into segments of `size` bytes of payload. Only if [`Offloads::segment`] is
+    /// set.
+    fn segment_next(&mut self, _size: NonZeroU16) {}
+
+    /// Whether the checksum of the frame that [`receive`](Driver::receive) lent last needs no look.
+    fn vouched(&self) -> bool {
+        false
+    }
 }

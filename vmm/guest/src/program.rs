@@ -25,12 +25,14 @@ use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpCidr,
     Ipv4Address,
 };
-use toll_guest_abi::{BootInfo, Command, MAGIC, Status, VERSION, adapter, direction, open, phase};
+use toll_guest_abi::{
+    BootInfo, Command, MAGIC, Status, VERSION, adapter, direction, open, phase, virtio_net,
+};
 
 use crate::device::Device;
 use crate::dma::Dma;
 use crate::driver::pcnet::{self, PcnetDriver};
-use crate::driver::virtio_net::VirtioNetDriver;
+use crate::driver::virtio_net::{Setup, VirtioNetDriver};
 use crate::driver::{Driver, DriverError, ETHERNET_HEADER};
 use crate::platform::Platform;
 use crate::retransmits::Retransmits;
@@ -39,6 +41,8 @@ use crate::retransmits::Retransmits;
 /// the TAP's queue holds 1000, so it never drops. Twice as much made no figure better over TAP, bridge and veth, and
 /// half of it doubled the number of waits.
 const BULK_BUFFER: usize = 512 << 10;
+/// The same where segments of 64 KiB cross the adapter: 16 of them, which are as many frames of the TAP's queue.
+const LARGE_BULK_BUFFER: usize = 1 << 20;
 /// The least that it may shrink to in a small arena.
 const MIN_BULK_BUFFER: usize = 64 << 10;
 /// TCP buffer on the other side.
@@ -143,14 +147,19 @@ pub fn run<P: Platform>(
     match boot.adapter {
         adapter::PCNET => {
             check(longest <= pcnet::LONGEST, "mtu")?;
-            let buffers = Buffers::fit(boot, PcnetDriver::memory())?;
+            check(boot.switches == 0, "switches")?;
+            let buffers = Buffers::fit(boot, PcnetDriver::memory(), BULK_BUFFER)?;
             let driver = PcnetDriver::open(platform, boot.mac)?;
             let device = Device { platform, driver, mtu, retransmits };
             Program::new(device, boot, command, status, buffers).run(&mut storage)
         }
         adapter::VIRTIO_NET => {
-            let buffers = Buffers::fit(boot, VirtioNetDriver::memory(longest))?;
-            let driver = VirtioNetDriver::open(platform, longest)?;
+            let tso = boot.switches & virtio_net::TSO != 0;
+            check(!tso || boot.switches & virtio_net::CHECKSUM_OFFLOAD != 0, "switches")?;
+            let setup = Setup { mtu, switches: boot.switches, sends: boot.direction == direction::SEND };
+            let bulk = if tso { LARGE_BULK_BUFFER } else { BULK_BUFFER };
+            let buffers = Buffers::fit(boot, setup.memory(), bulk)?;
+            let driver = VirtioNetDriver::open(platform, setup)?;
             let device = Device { platform, driver, mtu, retransmits };
             Program::new(device, boot, command, status, buffers).run(&mut storage)
         }
@@ -167,12 +176,12 @@ struct Buffers {
 }
 
 impl Buffers {
-    /// What fits in the arena beside `driver` bytes of rings and frames.
-    fn fit(boot: &BootInfo, driver: usize) -> Result<Self, ProgramError> {
+    /// What fits in the arena beside `driver` bytes of rings and frames, `most` bytes on the side of the payload.
+    fn fit(boot: &BootInfo, driver: usize, most: usize) -> Result<Self, ProgramError> {
         // Each of the five allocations may lose up to a page to its alignment.
         let fixed = driver + boot.write_size as usize + QUIET_BUFFER + 5 * 4096;
         let found = usize::try_from(boot.arena_length).unwrap_or(usize::MAX);
-        let bulk = found.saturating_sub(fixed).min(BULK_BUFFER);
+        let bulk = found.saturating_sub(fixed).min(most);
         if bulk < MIN_BULK_BUFFER {
             let needed = (fixed + MIN_BULK_BUFFER) as u64;
             return Err(ProgramError::Arena { needed, found: boot.arena_length });

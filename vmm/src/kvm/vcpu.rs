@@ -167,6 +167,10 @@ impl Vcpu {
         self.fd.set_sync_dirty_reg(SyncReg::VcpuEvents);
     }
 
+    pub(super) fn descriptor(&self) -> &VcpuFd {
+        &self.fd
+    }
+
     /// What makes this vCPU return from another thread.
     pub fn kicker(&self) -> Kicker {
         Kicker(Arc::clone(&self.page))

@@ -8,7 +8,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use toll_vnic::GuestMemory;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use super::{Entry, KvmError, Vcpu, failed};
+use super::{Entry, KvmError, Postbox, Vcpu, failed};
 
 /// Where VMX without unrestricted guests keeps its own pages when the guest is in real mode (three pages, and one
 /// below them): an address that no guest memory has. Every hosted VMM chooses this one.
@@ -92,6 +92,14 @@ impl Vm {
     /// The machine's memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
+    }
+
+    /// Lets KVM keep writes of `vcpu` to `ports`, so many bytes wide, until they are asked for.
+    ///
+    /// # Errors
+    /// [`KvmError::Lacks`] or [`KvmError::Call`].
+    pub fn postbox(&self, vcpu: &Vcpu, ports: impl Iterator<Item = (u16, u32)>) -> Result<Postbox, KvmError> {
+        Postbox::new(&self.fd, vcpu.descriptor(), ports)
     }
 
     /// The machine's vCPU, about to execute the first instruction of `entry`.

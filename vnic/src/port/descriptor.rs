@@ -1,6 +1,5 @@
 //! Frames through a descriptor of the kernel that takes and gives one frame a call: what TAP and macvtap have in
-//! common. Both are open with IFF_NO_PI and
-//! without IFF_VNET_HDR, so that nothing stands before a frame.
+//! common. Both are open with IFF_NO_PI, so that nothing but the header of IFF_VNET_HDR stands before a frame.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
@@ -8,11 +7,12 @@ use std::os::fd::BorrowedFd;
 use nix::errno::Errno;
 use nix::sys::uio::{readv, writev};
 
-use super::{PortError, Sent};
+use super::{Framing, PortError, Sent};
 
 /// Sends one frame. `failed` names the port in an error.
 pub(super) fn send(
     descriptor: BorrowedFd<'_>,
+    framing: Framing,
     parts: &[IoSlice<'_>],
     failed: impl FnOnce(&'static str, Errno) -> PortError,
 ) -> Result<Sent, PortError> {
@@ -22,6 +22,13 @@ pub(super) fn send(
             Err(Errno::EINTR) => continue,
             // EIO: the interface is down, a wire that nobody has plugged in.
             Err(Errno::EAGAIN | Errno::ENOBUFS | Errno::ENOMEM | Errno::EIO) => Ok(Sent::Dropped),
+            // virtio_net_hdr_to_skb: offsets outside of the frame, or another protocol than the header says.
+            Err(error @ Errno::EINVAL) if framing == Framing::VirtioNetHeader => {
+                Err(match failed("writev", error) {
+                    PortError::Io { port, .. } => PortError::Refused { port },
+                    other => other,
+                })
+            }
             Err(error) => Err(failed("writev", error)),
         };
     }

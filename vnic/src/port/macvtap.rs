@@ -11,54 +11,20 @@
 //!
 //! Its queue towards us holds as many frames as the link's `txqueuelen` was when it was opened; the kernel drops what
 //! comes while it is full. Frames that were to be segmented or checksummed by the NIC are by the kernel, before we
-//! get them.
+//! get them, unless the adapter takes them unfinished ([`Offloads`]).
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use rustix::fs::{FileType, Mode, OFlags, makedev, mknodat, openat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::{Port, PortError, Sent, descriptor};
+use super::{Framing, Offloads, Port, PortError, Sent, descriptor, tun};
 
-/// Bytes of a name in an ioctl: IFNAMSIZ.
-const NAME_BYTES: usize = 16;
 /// What may wait to be sent, in bytes of kernel memory: no bound, as a TAP has none (`tun->sndbuf`); the NIC's queue
 /// bounds it. The default of a socket would drop frames that the wire could take.
-static SEND_BUFFER: i32 = i32::MAX;
+const SEND_BUFFER: i32 = i32::MAX;
 const NODE: &str = "port";
-
-/// The part of `struct ifreq` (linux/if.h) that TUNSETIFF and TUNGETIFF use; the kernel reads and writes 40 bytes.
-#[repr(C)]
-struct InterfaceRequest {
-    name: [u8; NAME_BYTES],
-    flags: i16,
-    rest: [u8; 22],
-}
-
-const _: () = assert!(size_of::<InterfaceRequest>() == 40);
-
-/// Calls of linux/if_tun.h. The numbers of two say `int` where the structure is an ifreq all the same.
-mod ioctl {
-    use super::InterfaceRequest;
-    use nix::{ioctl_read_bad, ioctl_write_ptr_bad, request_code_read, request_code_write};
-
-    ioctl_write_ptr_bad! {
-        /// TUNSETIFF: the flags of an open device.
-        set_interface, request_code_write!(b'T', 202, size_of::<i32>()), InterfaceRequest
-    }
-    ioctl_read_bad! {
-        /// TUNGETIFF: name and flags.
-        get_interface, request_code_read!(b'T', 210, size_of::<u32>()), InterfaceRequest
-    }
-    ioctl_write_ptr_bad! {
-        /// TUNSETSNDBUF: bytes that may wait.
-        set_send_buffer, request_code_write!(b'T', 212, size_of::<i32>()), i32
-    }
-}
-
-const IFF_TAP: i16 = 0x0002;
-const IFF_NO_PI: i16 = 0x1000;
 
 /// The number of a character device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,31 +40,31 @@ pub struct Device {
 pub struct Macvtap {
     descriptor: OwnedFd,
     name: String,
+    framing: Framing,
 }
 
 impl Macvtap {
-    /// Opens the device of the link `name` by its number.
+    /// Opens the device of the link `name` by its number, for frames with or without headers.
     ///
     /// # Errors
     /// [`PortError::Open`] with what to do: no node can be made or opened, or the device is another link's.
-    pub fn open(name: &str, device: Device) -> Result<Self, PortError> {
+    pub fn open(name: &str, device: Device, framing: Framing) -> Result<Self, PortError> {
         let Device { major, minor } = device;
         let port = || format!("macvtap `{name}` ({major}:{minor})");
         let refused = |advice, error: Errno| PortError::Open { port: port(), advice, source: error.into() };
         let descriptor = open_by_number(device).map_err(|(advice, error)| refused(advice, error))?;
-        let of_link = link_name(&descriptor);
+        let of_link = tun::link_name(descriptor.as_fd());
         let of_link = of_link.map_err(|error| refused("the device is not a macvtap's", error))?;
         if of_link != name.as_bytes() {
             return Err(refused("the number is another link's by now: the link was removed", Errno::ENODEV));
         }
-        let request = InterfaceRequest { name: [0; NAME_BYTES], flags: IFF_TAP | IFF_NO_PI, rest: [0; 22] };
-        // SAFETY: TUNSETIFF reads an ifreq, which the request is as far as the kernel reads it.
-        unsafe { ioctl::set_interface(descriptor.as_raw_fd(), &raw const request) }
-            .map_err(|error| refused("it takes no plain frames", error))?;
-        // SAFETY: TUNSETSNDBUF reads an int.
-        unsafe { ioctl::set_send_buffer(descriptor.as_raw_fd(), &raw const SEND_BUFFER) }
+        tun::set_interface(descriptor.as_fd(), "", framing).map_err(|error| match framing {
+            Framing::Bare => refused("it takes no plain frames", error),
+            Framing::VirtioNetHeader => refused(tun::of_header(error), error),
+        })?;
+        tun::set_send_buffer(descriptor.as_fd(), SEND_BUFFER)
             .map_err(|error| refused("its send buffer can't be set", error))?;
-        Ok(Self { descriptor, name: name.to_owned() })
+        Ok(Self { descriptor, name: name.to_owned(), framing })
     }
 
     /// Name of the link.
@@ -167,21 +133,25 @@ fn of_open(error: Errno) -> &'static str {
     }
 }
 
-/// Name of the link that an open device belongs to.
-fn link_name(descriptor: &OwnedFd) -> nix::Result<Vec<u8>> {
-    let mut request = InterfaceRequest { name: [0; NAME_BYTES], flags: 0, rest: [0; 22] };
-    // SAFETY: TUNGETIFF writes the name and flags of an ifreq, which the request has room for.
-    unsafe { ioctl::get_interface(descriptor.as_raw_fd(), &raw mut request) }?;
-    Ok(request.name.iter().copied().take_while(|&byte| byte != 0).collect())
-}
-
 impl Port for Macvtap {
     fn send(&mut self, parts: &[std::io::IoSlice<'_>]) -> Result<Sent, PortError> {
-        descriptor::send(self.descriptor.as_fd(), parts, |call, error| self.failed(call, error))
+        descriptor::send(self.descriptor.as_fd(), self.framing, parts, |call, error| self.failed(call, error))
     }
 
     fn receive(&mut self, parts: &mut [std::io::IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
         descriptor::receive(self.descriptor.as_fd(), parts, |call, error| self.failed(call, error))
+    }
+
+    fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) -> Result<(), PortError> {
+        match self.framing {
+            Framing::Bare => Ok(()),
+            Framing::VirtioNetHeader => tun::set_offloads(self.descriptor.as_fd(), offloads)
+                .map_err(|error| self.failed("TUNSETOFFLOAD", error)),
+        }
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -196,7 +166,8 @@ mod tests {
     #[test]
     fn a_device_that_is_no_macvtap_is_refused() {
         // /dev/null has the number 1:3 on every Linux (Documentation/admin-guide/devices.txt).
-        let error = Macvtap::open("tt0", Device { major: 1, minor: 3 }).expect_err("no macvtap");
+        let error =
+            Macvtap::open("tt0", Device { major: 1, minor: 3 }, Framing::Bare).expect_err("no macvtap");
         let PortError::Open { port, advice, .. } = error else { panic!("{error:?}") };
         assert_eq!(port, "macvtap `tt0` (1:3)");
         // Who may make no nodes is told that.

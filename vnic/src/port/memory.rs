@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Port, PortError, Sent};
+use super::{Framing, Port, PortError, Sent};
 
 const NAME: &str = "memory port";
 
@@ -55,6 +55,7 @@ pub struct MemoryPort {
     outgoing: Arc<Lane>,
     incoming: Arc<Lane>,
     capacity: usize,
+    framing: Framing,
 }
 
 /// Two joined ports, each direction with room for `capacity` frames.
@@ -62,9 +63,22 @@ pub struct MemoryPort {
 /// # Errors
 /// [`PortError::Open`] if the process has no descriptor left.
 pub fn pair(capacity: usize) -> Result<(MemoryPort, MemoryPort), PortError> {
+    joined(capacity, Framing::Bare)
+}
+
+/// As [`pair`], each frame with its header before it. What one end sends unfinished reaches the other as it is: both
+/// have to have the same offloads.
+///
+/// # Errors
+/// As for [`pair`].
+pub fn pair_with_headers(capacity: usize) -> Result<(MemoryPort, MemoryPort), PortError> {
+    joined(capacity, Framing::VirtioNetHeader)
+}
+
+fn joined(capacity: usize, framing: Framing) -> Result<(MemoryPort, MemoryPort), PortError> {
     let (there, back) = (Lane::new()?, Lane::new()?);
-    let one = MemoryPort { outgoing: Arc::clone(&there), incoming: Arc::clone(&back), capacity };
-    let other = MemoryPort { outgoing: back, incoming: there, capacity };
+    let one = MemoryPort { outgoing: Arc::clone(&there), incoming: Arc::clone(&back), capacity, framing };
+    let other = MemoryPort { outgoing: back, incoming: there, capacity, framing };
     Ok((one, other))
 }
 
@@ -104,6 +118,10 @@ impl Port for MemoryPort {
         }
         frames.spare.push(frame);
         Ok(Some(copied))
+    }
+
+    fn framing(&self) -> Framing {
+        self.framing
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

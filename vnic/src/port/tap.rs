@@ -4,31 +4,45 @@
 //! dropped. Its queue towards us holds `txqueuelen` frames (1000 unless changed); the kernel drops what comes
 //! while it is full.
 
+use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tun_tap::{Iface, Mode};
 
-use super::{Port, PortError, Sent, descriptor};
+use super::{Framing, Offloads, Port, PortError, Sent, descriptor, tun};
 
 /// Longest name of an interface in bytes: IFNAMSIZ without its terminator.
 const MAX_NAME: usize = 15;
 
+/// The clone device: what is opened becomes a TAP by TUNSETIFF.
+const DEVICE: &str = "/dev/net/tun";
+
 /// An open TAP.
 #[derive(Debug)]
 pub struct Tap {
-    interface: Iface,
+    interface: Interface,
+}
+
+/// Who opened it: `tun-tap` knows no IFF_VNET_HDR.
+#[derive(Debug)]
+enum Interface {
+    /// Bare frames.
+    Bare(Iface),
+    /// Each frame with its header.
+    WithHeaders { device: File, name: String },
 }
 
 impl Tap {
-    /// Creates the TAP `name` in the network namespace of the calling thread. It is down and on no bridge.
+    /// Creates the TAP `name` in the network namespace of the calling thread, for frames with or without headers. It is
+    /// down and on no bridge.
     ///
     /// # Errors
     /// [`PortError::Open`] with what to do: the name is no name of an interface or is taken, there is no
     /// `/dev/net/tun`, or the process lacks CAP_NET_ADMIN in the namespace.
-    pub fn create(name: &str) -> Result<Self, PortError> {
+    pub fn create(name: &str, framing: Framing) -> Result<Self, PortError> {
         let refused = |advice, source| PortError::Open { port: format!("TAP `{name}`"), advice, source };
         let invalid =
             |advice, why: &str| refused(advice, io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()));
@@ -50,13 +64,18 @@ impl Tap {
                 Errno::EEXIST.into(),
             ));
         }
-        let interface = Iface::without_packet_info(name, Mode::Tap).map_err(|error| {
+        let interface = match framing {
+            Framing::Bare => Iface::without_packet_info(name, Mode::Tap).map(Interface::Bare),
+            Framing::VirtioNetHeader => Self::open_with_headers(name),
+        };
+        let interface = interface.map_err(|error| {
             let advice = match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => {
                     "there is no TUN driver: `modprobe tun`, and make /dev/net/tun available (c 10 200)"
                 }
                 Some(Errno::EACCES) => "open /dev/net/tun to this user",
                 Some(Errno::EPERM) => "CAP_NET_ADMIN is needed: run as root, or inside a user namespace",
+                Some(errno @ Errno::EINVAL) => tun::of_header(errno),
                 Some(Errno::EBUSY) => "another process holds an interface of this name: choose another",
                 _ => "see the system's word",
             };
@@ -70,14 +89,26 @@ impl Tap {
         Ok(tap)
     }
 
+    fn open_with_headers(name: &str) -> io::Result<Interface> {
+        let device = OpenOptions::new().read(true).write(true).open(DEVICE)?;
+        tun::set_interface(device.as_fd(), name, Framing::VirtioNetHeader)?;
+        Ok(Interface::WithHeaders { device, name: name.to_owned() })
+    }
+
     /// Name of the interface.
     pub fn name(&self) -> &str {
-        self.interface.name()
+        match &self.interface {
+            Interface::Bare(interface) => interface.name(),
+            Interface::WithHeaders { name, .. } => name,
+        }
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
-        // SAFETY: the descriptor is open as long as `interface`, which the borrow keeps.
-        unsafe { BorrowedFd::borrow_raw(self.interface.as_raw_fd()) }
+        match &self.interface {
+            // SAFETY: the descriptor is open as long as `interface`, which the borrow keeps.
+            Interface::Bare(interface) => unsafe { BorrowedFd::borrow_raw(interface.as_raw_fd()) },
+            Interface::WithHeaders { device, .. } => device.as_fd(),
+        }
     }
 
     fn failed(&self, call: &'static str, error: Errno) -> PortError {
@@ -87,11 +118,26 @@ impl Tap {
 
 impl Port for Tap {
     fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
-        descriptor::send(self.descriptor(), parts, |call, error| self.failed(call, error))
+        descriptor::send(self.descriptor(), self.framing(), parts, |call, error| self.failed(call, error))
     }
 
     fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
         descriptor::receive(self.descriptor(), parts, |call, error| self.failed(call, error))
+    }
+
+    fn framing(&self) -> Framing {
+        match self.interface {
+            Interface::Bare(_) => Framing::Bare,
+            Interface::WithHeaders { .. } => Framing::VirtioNetHeader,
+        }
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) -> Result<(), PortError> {
+        match self.framing() {
+            Framing::Bare => Ok(()),
+            Framing::VirtioNetHeader => tun::set_offloads(self.descriptor(), offloads)
+                .map_err(|error| self.failed("TUNSETOFFLOAD", error)),
+        }
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

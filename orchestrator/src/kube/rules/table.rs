@@ -66,6 +66,10 @@ macro_rules! odd {
 }
 
 const ADAPTERS: &[&str] = &["spec.arms[].guest.adapter", "spec.arms[].sameStack.adapter"];
+const VIRTIO_NETS: &[&str] =
+    &["spec.arms[].guest.adapter.virtioNet", "spec.arms[].sameStack.adapter.virtioNet"];
+const COMBININGS: &[&str] =
+    &["spec.arms[].guest.adapter.pcnet.sendCombining", "spec.arms[].sameStack.adapter.pcnet.sendCombining"];
 const PORTS: &[&str] = &["spec.arms[].guest.port", "spec.arms[].sameStack.port"];
 const PEERS: &[&str] = &["spec.peers", "spec.arms[].peers"];
 
@@ -90,6 +94,8 @@ pub(in super::super) const BOUNDS: &[Bound] = &[
             "spec.workloads[].stream.warmUp",
             "spec.workloads[].stream.duration",
             "spec.gates[].toll.atMost",
+            "spec.arms[].guest.adapter.pcnet.sendCombining.tick",
+            "spec.arms[].sameStack.adapter.pcnet.sendCombining.tick",
             "spec.gates[].goodput.atLeast",
         ],
         keyword: "maxLength",
@@ -237,6 +243,46 @@ pub(in super::super) const RULES: &[Rule] = &[
         message: "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`",
         expression: None,
         field: None,
+    },
+    Rule {
+        at: &["spec.arms[].sameStack.adapter.pcnet"],
+        rule: "!(has(self.ioInKernel) && self.ioInKernel)",
+        message: "a same-stack end has no exits that the kernel could spare: leave it out",
+        expression: None,
+        field: Some(".ioInKernel"),
+    },
+    Rule {
+        at: COMBININGS,
+        rule: "!has(self.threshold) || (self.threshold >= 1 && self.threshold <= 512)",
+        message: "is out of range: write 1 to 512",
+        expression: None,
+        field: Some(".threshold"),
+    },
+    Rule {
+        at: COMBININGS,
+        rule: "!has(self.rate) || (self.rate >= 0 && self.rate <= 1000000)",
+        message: "is out of range: write 0 to 1000000",
+        expression: None,
+        field: Some(".rate"),
+    },
+    Rule {
+        at: COMBININGS,
+        rule: concat!(
+            "!has(self.tick) || !self.tick.matches(",
+            span!(),
+            ") || (duration(self.tick.replace(' ', '')) >= duration('100us') && \
+             duration(self.tick.replace(' ', '')) <= duration('1s'))"
+        ),
+        message: "is out of range: write 100us to 1s",
+        expression: None,
+        field: Some(".tick"),
+    },
+    Rule {
+        at: VIRTIO_NETS,
+        rule: "!(has(self.tso) && self.tso) || (has(self.checksumOffload) && self.checksumOffload)",
+        message: "needs the checksum offload (virtio 1.2, 5.1.3.1): write `checksumOffload: true, tso: true`",
+        expression: None,
+        field: Some(".tso"),
     },
     Rule {
         at: PORTS,

@@ -3,18 +3,27 @@
 use std::boxed::Box;
 use std::io::{IoSlice, IoSliceMut};
 
+use toll_guest_abi::virtio_net as switches;
+use toll_protocol::trial::VirtioNetSwitches;
 use toll_vnic::port::Port;
 use toll_vnic::port::memory::{MemoryPort, pair};
 
 use super::Driver;
 use super::pcnet::{PcnetDriver, handle_interrupt};
-use super::virtio_net::{MAX_QUEUE_SIZE, VirtioNetDriver};
+use super::virtio_net::{MAX_QUEUE_SIZE, Setup, VirtioNetDriver};
 use crate::platform::Platform;
 use crate::support::{Access, End, HostPlatform, PCNET, VIRTIO_NET};
 
+/// Everything off.
+const SETUP: Setup = Setup { mtu: 1500, switches: 0, sends: true };
+
 fn bench(adapter: u32) -> (HostPlatform, MemoryPort) {
+    bench_of(&End::sender(adapter))
+}
+
+fn bench_of(end: &End) -> (HostPlatform, MemoryPort) {
     let (port, wire) = pair(1024).unwrap();
-    (HostPlatform::new(&End::sender(adapter), Box::new(port)), wire)
+    (HostPlatform::new(end, Box::new(port)), wire)
 }
 
 fn departed(wire: &mut MemoryPort) -> Option<Vec<u8>> {
@@ -168,7 +177,7 @@ fn pcnet_refuses_another_address_than_the_aprom_has() {
 #[test]
 fn virtio_net_sends_without_an_access_until_the_ring_is_full() {
     let (mut platform, mut wire) = bench(VIRTIO_NET);
-    let mut driver = VirtioNetDriver::open(&mut platform, 1514).unwrap();
+    let mut driver = VirtioNetDriver::open(&mut platform, SETUP).unwrap();
     platform.accesses.clear();
     for round in 0..MAX_QUEUE_SIZE {
         send(&mut driver, &mut platform, 1514, round as u8);
@@ -189,12 +198,69 @@ fn virtio_net_sends_without_an_access_until_the_ring_is_full() {
 #[test]
 fn virtio_net_receives_and_gives_every_buffer_back() {
     let (mut platform, mut wire) = bench(VIRTIO_NET);
-    let mut driver = VirtioNetDriver::open(&mut platform, 1514).unwrap();
+    let mut driver = VirtioNetDriver::open(&mut platform, SETUP).unwrap();
     for round in 0..1000_u32 {
         let frame = vec![round as u8; 60 + round as usize];
         wire.send(&[IoSlice::new(&frame)]).unwrap();
         platform.wait(0);
         assert_eq!(receive(&mut driver), Some(frame));
         assert_eq!(receive(&mut driver), None);
+    }
+}
+
+#[test]
+fn virtio_1_2_s2_7_10_event_indices_suppress_interrupts_and_leave_the_one_notification() {
+    let on = VirtioNetSwitches { event_index: true, ..VirtioNetSwitches::default() };
+    let (mut platform, mut wire) = bench_of(&End { switches: on, ..End::sender(VIRTIO_NET) });
+    let setup = Setup { switches: switches::EVENT_INDEX, ..SETUP };
+    let mut driver = VirtioNetDriver::open(&mut platform, setup).unwrap();
+    platform.accesses.clear();
+    // Past the end of a ring, and of its indices.
+    for round in 0..70_000_u32 {
+        send(&mut driver, &mut platform, 60, round as u8);
+        if round % 100 == 0 {
+            wire.send(&[IoSlice::new(&[round as u8; 60])]).unwrap();
+            platform.wait(0);
+            assert_eq!(receive(&mut driver), Some(vec![round as u8; 60]));
+            while departed(&mut wire).is_some() {}
+        }
+    }
+    assert_eq!(platform.accesses.len(), 0, "the ring was never full");
+    for round in 0..MAX_QUEUE_SIZE {
+        send(&mut driver, &mut platform, 60, round as u8);
+    }
+    assert_eq!(platform.accesses.get(&(Access::Write, 0x50)), Some(&1), "one QueueNotify");
+    assert_eq!(platform.adapter.counters().interrupts, 0);
+}
+
+#[test]
+fn virtio_1_2_s5_1_6_4_merged_frames_are_whole_where_the_ring_wraps_too() {
+    let on = VirtioNetSwitches { mergeable_buffers: true, ..VirtioNetSwitches::default() };
+    let end = End { switches: on, mtu: 9000, ..End::sender(VIRTIO_NET) };
+    let (mut platform, mut wire) = bench_of(&end);
+    let setup = Setup { mtu: 9000, switches: switches::MERGEABLE_BUFFERS, sends: true };
+    let mut driver = VirtioNetDriver::open(&mut platform, setup).unwrap();
+    for round in 0..1000_usize {
+        let length = 60 + (round * 97) % 8950;
+        let frame: Vec<u8> = (0..length).map(|at| (at * 7 + at / 256 + round) as u8).collect();
+        wire.send(&[IoSlice::new(&frame)]).unwrap();
+        platform.wait(0);
+        assert_eq!(receive(&mut driver), Some(frame), "{round}");
+        assert_eq!(receive(&mut driver), None);
+    }
+}
+
+#[test]
+fn virtio_net_without_a_feature_that_a_switch_asks_for_is_refused() {
+    for switch in [
+        switches::CHECKSUM_OFFLOAD,
+        switches::CHECKSUM_OFFLOAD | switches::TSO,
+        switches::MERGEABLE_BUFFERS,
+        switches::EVENT_INDEX,
+    ] {
+        let (mut platform, _wire) = bench(VIRTIO_NET);
+        let refused = VirtioNetDriver::open(&mut platform, Setup { switches: switch, ..SETUP });
+        let text = refused.unwrap_err().to_string();
+        assert_eq!(text, "the adapter lacks a feature that the switches ask for");
     }
 }

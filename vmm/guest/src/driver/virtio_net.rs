@@ -5,15 +5,28 @@
 //!  ring full:       QueueNotify, and only then              1 access
 //!  nothing to do:   the WAIT doorbell flushes, fills and sleeps
 //! ```
-//! The device is told not to interrupt (2.7.7, VIRTQ_AVAIL_F_NO_INTERRUPT): it looks at both rings when the
-//! program waits, and the program looks at the used rings when it runs. One descriptor is one frame: the header
-//! of 12 zero bytes, then the frame.
+//! The device is told not to interrupt (2.7.7): it looks at both rings when the program waits, and the program looks
+//! at the used rings when it runs. One descriptor is one frame, the header of 12 bytes before it; with mergeable
+//! buffers a received frame may lie in several.
+//!
+//! Offloads: the checksum of a TCP segment is left to the device, and a segment of up to 64 KiB is cut up there. A
+//! received one comes as large, into a buffer of that size or several mergeable ones. These are given back in the
+//! order in which they came, so they stay neighbours and the frame is read in place; only where the ring wraps it is
+//! copied together.
 
+mod header;
+mod queue;
+
+use core::num::{NonZeroU16, NonZeroUsize};
 use core::ptr::NonNull;
 
-use super::{Driver, DriverError};
+use toll_guest_abi::virtio_net as switches;
+
+use super::{Driver, DriverError, ETHERNET_HEADER, Offloads};
 use crate::dma::Dma;
 use crate::platform::{Platform, Registers};
+pub(crate) use queue::MAX_QUEUE_SIZE;
+use queue::{ALIGN, Layout, Queue};
 
 /// virtio-mmio registers (4.2.2).
 mod register {
@@ -45,165 +58,124 @@ const FEATURES_OK: u32 = 8;
 const VERSION_1: u32 = 1 << 0;
 /// VIRTIO_NET_F_MTU and VIRTIO_NET_F_MAC (5.1.3), in the low half.
 const MTU_AND_MAC: u32 = 1 << 3 | 1 << 5;
+/// VIRTIO_NET_F_CSUM and VIRTIO_NET_F_GUEST_CSUM.
+const CHECKSUMS: u32 = 1 << 0 | 1 << 1;
+/// VIRTIO_NET_F_GUEST_TSO4 and VIRTIO_NET_F_HOST_TSO4: the stack speaks IPv4.
+const TSO: u32 = 1 << 7 | 1 << 11;
+/// VIRTIO_NET_F_MRG_RXBUF.
+const MERGEABLE: u32 = 1 << 15;
+/// VIRTIO_F_EVENT_IDX.
+const EVENT_INDEX: u32 = 1 << 29;
 
 const RECEIVEQ: u32 = 0;
 const TRANSMITQ: u32 = 1;
 /// `struct virtio_net_hdr` (5.1.6).
 const HEADER: usize = 12;
+/// Where `num_buffers` stands in it.
+const NUM_BUFFERS: usize = 10;
 /// VIRTQ_DESC_F_WRITE (2.7.5).
 const WRITE: u16 = 2;
-/// VIRTQ_AVAIL_F_NO_INTERRUPT (2.7.6).
-const NO_INTERRUPT: u16 = 1;
 
-/// Descriptors of a queue at most: more than the frames of a full TCP window at an MTU of 1500 (360), so that a burst
-/// needs no QueueNotify: with 256 the sender made 2.0 a megabyte, with 512 it makes 0.1.
-pub(super) const MAX_QUEUE_SIZE: usize = 512;
 /// Memory for a queue's buffers, which bounds its size where frames are longer.
 const BUFFERS: usize = 800 << 10;
-const DESCRIPTOR: usize = 16;
-const ALIGN: usize = 64;
+/// The same where they hold segments of 64 KiB: 32 of them, twice a TCP window.
+const LARGE_BUFFERS: usize = 32 * LARGE_BUFFER.next_multiple_of(ALIGN);
+/// Room for any segment that the device may give (5.1.6.3.1).
+const LARGE_BUFFER: usize = 65_562;
+/// A mergeable buffer: of a size that holds a frame of Ethernet's MTU, and with segmentation a page.
+const MERGEABLE_BUFFER: usize = 2048;
+const MERGEABLE_PAGE: usize = 4096;
+/// Mergeable buffers of one frame at most.
+const MOST_MERGED: usize = LARGE_BUFFER.div_ceil(MERGEABLE_PAGE);
+/// A segment and its headers are shorter than this in Linux.
+const SEGMENT_LIMIT: usize = 65_535;
+/// IPv4 and TCP headers without options.
+const IP_AND_TCP: usize = 20 + 20;
 
-/// Size and layout of a queue.
+/// What a driver is to drive.
 #[derive(Debug, Clone, Copy)]
-struct Layout {
-    /// Descriptors, a power of two.
-    size: usize,
-    /// Distance of buffers.
-    stride: usize,
+pub(crate) struct Setup {
+    /// MTU in bytes of IP packet.
+    pub(crate) mtu: usize,
+    /// Bits of [`toll_guest_abi::virtio_net`].
+    pub(crate) switches: u64,
+    /// Whether the payload is sent: only then are long segments.
+    pub(crate) sends: bool,
 }
 
-impl Layout {
-    /// For frames of up to `longest` bytes.
-    const fn new(longest: usize) -> Self {
-        let stride = (HEADER + longest).next_multiple_of(ALIGN);
-        let mut size = MAX_QUEUE_SIZE;
-        while size > 1 && size * stride > BUFFERS {
-            size /= 2;
+impl Setup {
+    const fn has(self, switch: u64) -> bool {
+        self.switches & switch != 0
+    }
+
+    /// Longest segment that is left to the device to cut up, in bytes of frame: whole segments, since one that is cut
+    /// off in the middle costs a short one each time.
+    fn segment(self) -> Option<NonZeroUsize> {
+        let (headers, each) = (ETHERNET_HEADER + IP_AND_TCP, self.mtu - IP_AND_TCP);
+        let longest = headers + (SEGMENT_LIMIT - headers) / each * each;
+        NonZeroUsize::new(longest).filter(|_| self.sends && self.has(switches::TSO))
+    }
+
+    fn transmit(self) -> Layout {
+        match self.segment() {
+            Some(longest) => Layout::new(HEADER + longest.get(), LARGE_BUFFERS),
+            None => Layout::new(HEADER + ETHERNET_HEADER + self.mtu, BUFFERS),
         }
-        Self { size, stride }
     }
 
-    const fn table(self) -> usize {
-        self.size * DESCRIPTOR
-    }
-
-    /// flags, idx, ring, used_event; rounded up.
-    const fn available(self) -> usize {
-        (6 + 2 * self.size).next_multiple_of(ALIGN)
-    }
-
-    /// flags, idx, ring, avail_event; rounded up.
-    const fn used(self) -> usize {
-        (6 + 8 * self.size).next_multiple_of(ALIGN)
-    }
-
-    const fn memory(self) -> usize {
-        self.table().next_multiple_of(ALIGN) + self.available() + self.used() + self.size * self.stride
-    }
-}
-
-/// One split queue (2.7) with a buffer for each descriptor.
-#[derive(Debug)]
-struct Queue {
-    table: Dma,
-    available: Dma,
-    used: Dma,
-    buffers: Dma,
-    layout: Layout,
-    /// Index that the next available entry has.
-    next_available: u16,
-    /// Index of the used entry that is looked at next.
-    next_used: u16,
-}
-
-impl Queue {
-    fn new(memory: &mut Dma, layout: Layout, flags: u16) -> Self {
-        let queue = Self {
-            table: memory.split(layout.table().next_multiple_of(ALIGN)),
-            available: memory.split(layout.available()),
-            used: memory.split(layout.used()),
-            buffers: memory.split(layout.size * layout.stride),
-            layout,
-            next_available: 0,
-            next_used: 0,
-        };
-        for index in 0..layout.size {
-            let at = index * DESCRIPTOR;
-            queue.table.write64(at, queue.buffers.address() + (index * layout.stride) as u64);
-            queue.table.write32(at + 8, layout.stride as u32);
-            queue.table.write16(at + 12, flags);
+    fn receive(self) -> Layout {
+        match (self.has(switches::MERGEABLE_BUFFERS), self.has(switches::TSO)) {
+            (true, true) => Layout::new(MERGEABLE_PAGE, LARGE_BUFFERS),
+            (true, false) => Layout::new(MERGEABLE_BUFFER, LARGE_BUFFERS),
+            (false, true) => Layout::new(LARGE_BUFFER, LARGE_BUFFERS),
+            (false, false) => Layout::new(HEADER + ETHERNET_HEADER + self.mtu, BUFFERS),
         }
-        queue.available.write16(0, NO_INTERRUPT);
-        queue
     }
 
-    /// Hands the queue to the device (4.2.3.2).
-    fn set_up(&self, registers: &mut impl Registers, index: u32) -> Result<(), DriverError> {
-        registers.write_register(register::QUEUE_SEL, 4, index);
-        let largest = registers.read_register(register::QUEUE_SIZE_MAX, 4);
-        if registers.read_register(register::QUEUE_READY, 4) != 0 || (largest as usize) < self.layout.size {
-            return Err(DriverError::Unexpected { register: "QueueSizeMax", found: largest });
-        }
-        registers.write_register(register::QUEUE_SIZE, 4, self.layout.size as u32);
-        for (register, part) in [
-            (register::QUEUE_DESC, &self.table),
-            (register::QUEUE_DRIVER, &self.available),
-            (register::QUEUE_DEVICE, &self.used),
-        ] {
-            registers.write_register(register, 4, part.address() as u32);
-            registers.write_register(register + 4, 4, (part.address() >> 32) as u32);
-        }
-        registers.write_register(register::QUEUE_READY, 4, 1);
-        Ok(())
+    /// Where a frame is copied together.
+    fn copied(self) -> usize {
+        if self.has(switches::MERGEABLE_BUFFERS) { LARGE_BUFFER.next_multiple_of(ALIGN) } else { 0 }
     }
 
-    /// Gives descriptor `id` to the device (2.7.13).
-    fn give(&mut self, id: u16) {
-        let slot = usize::from(self.next_available) % self.layout.size;
-        self.available.write16(4 + 2 * slot, id);
-        self.next_available = self.next_available.wrapping_add(1);
-        self.available.release16(2, self.next_available);
+    /// Bytes of DMA memory that [`VirtioNetDriver::open`] takes.
+    pub(crate) fn memory(self) -> usize {
+        self.receive().memory() + self.transmit().memory() + self.copied()
     }
 
-    /// The next descriptor that the device has used, and the bytes it wrote (2.7.14).
-    fn take(&mut self) -> Option<(u16, usize)> {
-        if self.used.acquire16(2) == self.next_used {
-            return None;
-        }
-        let at = 4 + 8 * (usize::from(self.next_used) % self.layout.size);
-        self.next_used = self.next_used.wrapping_add(1);
-        let (id, length) = (self.used.read32(at) as u16, self.used.read32(at + 4) as usize);
-        assert!(usize::from(id) < self.layout.size, "the device used a descriptor that there is not");
-        Some((id, length))
-    }
-
-    /// `length` bytes of the frame in descriptor `id`.
-    fn frame(&self, id: u16, length: usize) -> NonNull<[u8]> {
-        assert!(HEADER + length <= self.layout.stride, "a frame over its buffer");
-        self.buffers.bytes(usize::from(id) * self.layout.stride + HEADER, length)
+    fn features(self) -> u32 {
+        let bits = [
+            (switches::CHECKSUM_OFFLOAD, CHECKSUMS),
+            (switches::TSO, TSO),
+            (switches::MERGEABLE_BUFFERS, MERGEABLE),
+            (switches::EVENT_INDEX, EVENT_INDEX),
+        ];
+        bits.into_iter().filter(|(switch, _)| self.has(*switch)).fold(0, |bits, (_, bit)| bits | bit)
     }
 }
 
 /// The driver's queues.
 #[derive(Debug)]
 pub(crate) struct VirtioNetDriver {
+    setup: Setup,
     receive: Queue,
     transmit: Queue,
     /// Transmit descriptors that are the driver's.
     free: [u16; MAX_QUEUE_SIZE],
     free_count: usize,
-    /// The receive descriptor whose frame is lent.
-    lent: Option<u16>,
+    /// The receive descriptors whose frame is lent, in their order.
+    lent: [u16; MOST_MERGED],
+    lent_count: usize,
+    /// Whether the lent frame's checksum needs no look.
+    vouched: bool,
+    /// Where a frame is copied together.
+    copied: Dma,
+    /// Payload of each segment that the next frame is to be cut into.
+    segment: Option<NonZeroU16>,
 }
 
 impl VirtioNetDriver {
-    /// Bytes of DMA memory that [`open`](Self::open) takes.
-    pub(crate) const fn memory(longest: usize) -> usize {
-        2 * Layout::new(longest).memory()
-    }
-
-    /// Finds the device and brings it up (3.1.1), for frames of up to `longest` bytes.
-    pub(crate) fn open(platform: &mut impl Platform, longest: usize) -> Result<Self, DriverError> {
+    /// Finds the device and brings it up (3.1.1).
+    pub(crate) fn open(platform: &mut impl Platform, setup: Setup) -> Result<Self, DriverError> {
         for (register, name, wanted) in [
             (register::MAGIC_VALUE, "MagicValue", u32::from_le_bytes(*b"virt")),
             (register::VERSION, "Version", 2),
@@ -222,29 +194,39 @@ impl VirtioNetDriver {
         advance(platform, 0);
         advance(platform, ACKNOWLEDGE);
         advance(platform, DRIVER);
-        for (half, wanted) in [(0, MTU_AND_MAC), (1, VERSION_1)] {
+        let needed = setup.features();
+        for (half, wanted, needed) in [(0, MTU_AND_MAC | needed, needed), (1, VERSION_1, VERSION_1)] {
             platform.write_register(register::DEVICE_FEATURES_SEL, 4, half);
             let offered = platform.read_register(register::DEVICE_FEATURES, 4);
+            if offered & needed != needed {
+                return Err(DriverError::Unsupported { what: "a feature that the switches ask for" });
+            }
             platform.write_register(register::DRIVER_FEATURES_SEL, 4, half);
             platform.write_register(register::DRIVER_FEATURES, 4, offered & wanted);
         }
         advance(platform, FEATURES_OK);
         if platform.read_register(register::STATUS, 4) & FEATURES_OK == 0 {
-            return Err(DriverError::Unsupported { what: "VIRTIO_F_VERSION_1" });
+            return Err(DriverError::Unsupported { what: "these features together" });
         }
 
-        let mut memory = Dma::allocate(platform, Self::memory(longest), ALIGN);
-        let layout = Layout::new(longest);
+        let mut memory = Dma::allocate(platform, setup.memory(), ALIGN);
+        let (receive, transmit) = (setup.receive(), setup.transmit());
+        let event_index = setup.has(switches::EVENT_INDEX);
         let mut driver = Self {
-            receive: Queue::new(&mut memory, layout, WRITE),
-            transmit: Queue::new(&mut memory, layout, 0),
+            setup,
+            receive: Queue::new(&mut memory, receive, WRITE, event_index),
+            transmit: Queue::new(&mut memory, transmit, 0, event_index),
             free: core::array::from_fn(|index| index as u16),
-            free_count: layout.size,
-            lent: None,
+            free_count: transmit.size,
+            lent: [0; MOST_MERGED],
+            lent_count: 0,
+            vouched: false,
+            copied: memory.split(setup.copied()),
+            segment: None,
         };
         driver.receive.set_up(platform, RECEIVEQ)?;
         driver.transmit.set_up(platform, TRANSMITQ)?;
-        for id in 0..layout.size {
+        for id in 0..receive.size {
             driver.receive.give(id as u16);
         }
         advance(platform, DRIVER_OK);
@@ -259,6 +241,41 @@ impl VirtioNetDriver {
             self.free_count += 1;
         }
     }
+
+    fn lend(&mut self, id: u16) {
+        assert!(self.lent_count < MOST_MERGED, "a frame of more buffers than the longest has");
+        self.lent[self.lent_count] = id;
+        self.lent_count += 1;
+    }
+
+    /// The rest of a frame whose first `length` bytes, header included, are in descriptor `first` and which has `count`
+    /// buffers (5.1.6.4).
+    fn merge(&mut self, first: u16, length: usize, count: u16) -> NonNull<[u8]> {
+        let stride = self.receive.layout.stride;
+        let mut total = length;
+        // While the frame's buffers are neighbours, each full, nothing is copied.
+        let (mut copied, mut end) = (false, usize::from(first) * stride + length);
+        for _ in 1..count {
+            // The device shows all buffers of a frame at once (2.7.8).
+            let (id, length) = self.receive.take().unwrap_or_else(|| unreachable!("a frame in part"));
+            let start = usize::from(id) * stride;
+            self.lend(id);
+            if !copied && start != end {
+                self.copied.copy(0, &self.receive.buffers, end - total, total);
+                copied = true;
+            }
+            if copied {
+                self.copied.copy(total, &self.receive.buffers, start, length);
+            }
+            total += length;
+            end = start + length;
+        }
+        if copied {
+            self.copied.bytes(HEADER, total.saturating_sub(HEADER))
+        } else {
+            self.receive.frame(first, total.saturating_sub(HEADER))
+        }
+    }
 }
 
 impl Driver for VirtioNetDriver {
@@ -266,7 +283,7 @@ impl Driver for VirtioNetDriver {
         if self.free_count == 0 {
             self.reclaim();
         }
-        if self.free_count == 0 {
+        if self.free_count == 0 && self.transmit.notification_wanted() {
             registers.write_register(register::QUEUE_NOTIFY, 4, TRANSMITQ);
             self.reclaim();
         }
@@ -275,12 +292,21 @@ impl Driver for VirtioNetDriver {
 
     fn transmit<R>(&mut self, _: &mut impl Registers, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         assert!(self.free_count > 0, "no transmit descriptor is free");
+        assert!(HEADER + length <= self.transmit.layout.stride, "a frame over its buffer");
         self.free_count -= 1;
         let id = self.free[self.free_count];
         let mut frame = self.transmit.frame(id, length);
         // SAFETY: the descriptor is free, so the device doesn't use its buffer; no other reference to it exists.
-        let result = fill(unsafe { frame.as_mut() });
-        self.transmit.table.write32(usize::from(id) * DESCRIPTOR + 8, (HEADER + length) as u32);
+        let frame = unsafe { frame.as_mut() };
+        let result = fill(frame);
+        if self.setup.has(switches::CHECKSUM_OFFLOAD) {
+            let words = header::leave_to_device(frame, self.segment.take());
+            let start = usize::from(id) * self.transmit.layout.stride;
+            for (index, word) in words.into_iter().enumerate() {
+                self.transmit.buffers.write32(start + 4 * index, word);
+            }
+        }
+        self.transmit.set_length(id, HEADER + length);
         self.transmit.give(id);
         result
     }
@@ -288,16 +314,34 @@ impl Driver for VirtioNetDriver {
     fn receive(&mut self) -> Option<NonNull<[u8]>> {
         self.release();
         let (id, length) = self.receive.take()?;
-        self.lent = Some(id);
+        self.lend(id);
+        let start = usize::from(id) * self.receive.layout.stride;
+        self.vouched = header::vouched(self.receive.buffers.read32(start));
+        if self.setup.has(switches::MERGEABLE_BUFFERS) {
+            let count = self.receive.buffers.acquire16(start + NUM_BUFFERS);
+            return Some(self.merge(id, length, count));
+        }
         Some(self.receive.frame(id, length.saturating_sub(HEADER)))
     }
 
     fn release(&mut self) {
-        if let Some(id) = self.lent.take() {
-            self.receive.give(id);
+        for index in 0..core::mem::take(&mut self.lent_count) {
+            self.receive.give(self.lent[index]);
         }
     }
 
     // Polled: interrupts are suppressed.
     fn interrupted(&mut self, _: u32) {}
+
+    fn offloads(&self) -> Offloads {
+        Offloads { checksum: self.setup.has(switches::CHECKSUM_OFFLOAD), segment: self.setup.segment() }
+    }
+
+    fn segment_next(&mut self, size: NonZeroU16) {
+        self.segment = Some(size);
+    }
+
+    fn vouched(&self) -> bool {
+        self.vouched
+    }
 }

@@ -1,11 +1,14 @@
 //! The payload program on a thread of a test: register accesses are calls into the adapter model, memory is a
 //! mapping shared with it, interrupts are delivered where a guest would take them.
 
+pub mod finishing;
+
 use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 use std::panic::resume_unwind;
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -14,14 +17,15 @@ use nix::sys::time::TimeSpec;
 use toll_guest::driver::pcnet::handle_interrupt;
 use toll_guest::platform::{DmaRegion, Platform, Registers};
 use toll_guest::program::{self, ProgramError, pattern};
-use toll_guest_abi::{BootInfo, Command, MAGIC, Status, VERSION, adapter, direction, open};
+use toll_guest_abi::{BootInfo, Command, MAGIC, Status, VERSION, adapter, direction, open, virtio_net};
 use toll_protocol::report::FrameCounters;
+use toll_protocol::trial::VirtioNetSwitches;
 use toll_protocol::units::MacAddress;
 use toll_vnic::GuestMemory;
 use toll_vnic::adapter::Adapter;
 use toll_vnic::adapter::pcnet::Pcnet;
 use toll_vnic::adapter::virtio_net::VirtioNet;
-use toll_vnic::port::{Port, PortError, Sent};
+use toll_vnic::port::{Framing, Port, PortError, Sent};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 pub const PCNET: u32 = adapter::PCNET;
@@ -42,6 +46,7 @@ pub struct End {
     pub arena: u64,
     pub warm_up: Duration,
     pub duration: Duration,
+    pub switches: VirtioNetSwitches,
 }
 
 impl End {
@@ -57,6 +62,7 @@ impl End {
             arena: 4 << 20,
             warm_up: Duration::from_millis(20),
             duration: Duration::from_millis(200),
+            switches: VirtioNetSwitches::default(),
         }
     }
 
@@ -88,7 +94,19 @@ impl End {
             listen_port: PORT,
             mac: self.mac().0,
             random_seed: 0x5eed + u64::from(self.host),
+            switches: self.switch_bits(),
         }
+    }
+
+    fn switch_bits(&self) -> u64 {
+        let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index } = self.switches;
+        let bits = [
+            (checksum_offload, virtio_net::CHECKSUM_OFFLOAD),
+            (tso, virtio_net::TSO),
+            (mergeable_buffers, virtio_net::MERGEABLE_BUFFERS),
+            (event_index, virtio_net::EVENT_INDEX),
+        ];
+        bits.into_iter().filter(|(on, _)| *on).fold(0, |bits, (_, bit)| bits | bit)
     }
 
     /// Runs the program on this thread, on `port`.
@@ -172,7 +190,7 @@ impl HostPlatform {
         let adapter: Box<dyn Adapter> = if end.adapter == PCNET {
             Box::new(Pcnet::new(memory.clone(), port, end.mac()))
         } else {
-            Box::new(VirtioNet::new(memory.clone(), port, end.mac(), end.mtu as u16).unwrap())
+            Box::new(VirtioNet::new(memory.clone(), port, end.mac(), end.mtu as u16, end.switches).unwrap())
         };
         Self {
             adapter,
@@ -275,6 +293,41 @@ impl Platform for HostPlatform {
     }
 }
 
+/// xorshift64 (Marsaglia 2003).
+fn one_in(count: u64, state: &mut u64) -> bool {
+    *state ^= *state << 13;
+    *state ^= *state >> 7;
+    *state ^= *state << 17;
+    state.is_multiple_of(count)
+}
+
+/// A port that changes a bit of one long frame sent in so many, past its headers.
+pub struct Damaging<P> {
+    pub port: P,
+    pub one_in: u64,
+    pub state: u64,
+    pub damaged: Arc<AtomicU64>,
+}
+
+impl<P: Port> Port for Damaging<P> {
+    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+        let mut frame: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+        if frame.len() > 1000 && one_in(self.one_in, &mut self.state) {
+            frame[700] ^= 0x10;
+            self.damaged.fetch_add(1, Ordering::Relaxed);
+        }
+        self.port.send(&[IoSlice::new(&frame)])
+    }
+
+    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+        self.port.receive(parts)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.port.fd()
+    }
+}
+
 /// A port that loses one frame in so many, each way, by a generator with a seed.
 pub struct Lossy<P> {
     pub port: P,
@@ -284,11 +337,7 @@ pub struct Lossy<P> {
 
 impl<P> Lossy<P> {
     fn loses(&mut self) -> bool {
-        // xorshift64 (Marsaglia 2003).
-        self.state ^= self.state << 13;
-        self.state ^= self.state >> 7;
-        self.state ^= self.state << 17;
-        self.state.is_multiple_of(self.one_in)
+        one_in(self.one_in, &mut self.state)
     }
 }
 
@@ -304,6 +353,10 @@ impl<P: Port> Port for Lossy<P> {
                 return Ok(length);
             }
         }
+    }
+
+    fn framing(&self) -> Framing {
+        self.port.framing()
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -27,6 +27,7 @@
 //! a plug in the socket: nothing reaches the wire.
 
 mod bits;
+pub mod combining;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod receive;
@@ -87,6 +88,10 @@ pub struct Pcnet {
     bus: Bus,
     /// The transmit ring is to be looked at: set by a transmit demand, cleared by the look that found its end.
     demand: bool,
+    /// Whether demands wait for [`Adapter::transmit`] instead of being met at once.
+    holds_back: bool,
+    /// Demands that were held back.
+    held_back: u64,
     no_descriptor: NoDescriptor,
     /// Level of the interrupt line after the last access, to count its rises.
     line: bool,
@@ -179,7 +184,16 @@ impl Pcnet {
             overflow: Box::new([0; 2048]),
         };
         let no_descriptor = NoDescriptor::default();
-        Self { registers: RegisterFile::new(mac), bus, demand: false, no_descriptor, line: false }
+        let registers = RegisterFile::new(mac);
+        Self { registers, bus, demand: false, holds_back: false, held_back: 0, no_descriptor, line: false }
+    }
+
+    /// The same chip, which leaves what it is to transmit in the ring until [`Adapter::transmit`] or
+    /// [`Adapter::service`]: for send combining ([`combining`]).
+    #[must_use]
+    pub fn holding_back(mut self) -> Self {
+        self.holds_back = true;
+        self
     }
 
     /// The same chip, which does so with a frame that finds no descriptor.
@@ -226,6 +240,11 @@ impl Pcnet {
         // The chip polls its transmit ring as soon as it runs.
         let polls = orders.start && self.registers.csr4() & csr4::DPOLL == 0;
         self.demand |= orders.transmit || polls;
+        // A chip that is started or reset has no frames that could wait for others.
+        if self.holds_back && !orders.start && !orders.initialise {
+            self.held_back += u64::from(orders.transmit);
+            return Ok(());
+        }
         self.meet_demand()
     }
 
@@ -370,6 +389,29 @@ impl Adapter for Pcnet {
         let result = self.meet_demand().and_then(|()| self.receive());
         // With frames left in the ring the guest is not to sleep before the next poll.
         self.concluded(result).map(|news| news || self.line || self.demand)
+    }
+
+    fn held_back(&self) -> u64 {
+        self.held_back
+    }
+
+    fn look(&mut self) -> Result<bool, AdapterError> {
+        if !self.holds_back {
+            return self.service();
+        }
+        let result = self.receive();
+        self.concluded(result)
+    }
+
+    fn transmit(&mut self) -> Result<(), AdapterError> {
+        let result = self.meet_demand();
+        self.concluded(result)
+    }
+
+    fn posted(&self, offset: u64, width: usize) -> bool {
+        // RAP has memory semantics: what is written there nothing sees before the next access of another register. In
+        // word mode RAP is at 0x12, in double-word mode at 0x14, where the other mode's RESET ignores writes.
+        matches!((offset, width), (0x12, 2) | (0x14, 4))
     }
 
     fn can_receive(&self) -> bool {

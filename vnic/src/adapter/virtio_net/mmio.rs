@@ -10,7 +10,7 @@
 
 use toll_protocol::units::MacAddress;
 use virtio_bindings::virtio_config::{
-    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET, VIRTIO_F_VERSION_1,
+    VIRTIO_CONFIG_S_DRIVER_OK, VIRTIO_CONFIG_S_FEATURES_OK, VIRTIO_CONFIG_S_NEEDS_RESET,
 };
 use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_mmio::{
@@ -23,8 +23,9 @@ use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_SHM_LEN_HIGH,
     VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
 };
-use virtio_bindings::virtio_net::{VIRTIO_NET_F_MAC, VIRTIO_NET_F_MTU};
 use virtio_queue::{Queue, QueueT};
+
+use super::features::Features;
 
 /// Index of receiveq1 (5.1.2).
 pub(super) const RECEIVE: usize = 0;
@@ -54,9 +55,9 @@ pub(super) enum Order {
 /// Registers, negotiation and queues.
 #[derive(Debug)]
 pub(super) struct Mmio {
-    device_features: u64,
+    device_features: Features,
     device_features_select: u32,
-    driver_features: u64,
+    driver_features: Features,
     driver_features_select: u32,
     queue_select: u32,
     interrupt_status: u32,
@@ -69,14 +70,14 @@ pub(super) struct Mmio {
 
 impl Mmio {
     /// After reset.
-    pub(super) fn new(queues: [Queue; 2], mac: MacAddress, mtu: u16) -> Self {
+    pub(super) fn new(queues: [Queue; 2], mac: MacAddress, mtu: u16, device_features: Features) -> Self {
         let mut config = [0; 12];
         config[..6].copy_from_slice(&mac.0);
         config[10..].copy_from_slice(&mtu.to_le_bytes());
         Self {
-            device_features: 1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_NET_F_MAC | 1 << VIRTIO_NET_F_MTU,
+            device_features,
             device_features_select: 0,
-            driver_features: 0,
+            driver_features: Features::default(),
             driver_features_select: 0,
             queue_select: 0,
             interrupt_status: 0,
@@ -84,6 +85,11 @@ impl Mmio {
             queues,
             config,
         }
+    }
+
+    /// What the driver has taken.
+    pub(super) const fn driver_features(&self) -> Features {
+        self.driver_features
     }
 
     /// Whether the driver is ready and the device has not failed.
@@ -111,7 +117,7 @@ impl Mmio {
     fn reset(&mut self) {
         self.queues.iter_mut().for_each(QueueT::reset);
         self.device_features_select = 0;
-        self.driver_features = 0;
+        self.driver_features = Features::default();
         self.driver_features_select = 0;
         self.queue_select = 0;
         self.interrupt_status = 0;
@@ -135,7 +141,7 @@ impl Mmio {
             VIRTIO_MMIO_VERSION => LAYOUT_VERSION,
             VIRTIO_MMIO_DEVICE_ID => VIRTIO_ID_NET,
             VIRTIO_MMIO_VENDOR_ID => VENDOR,
-            VIRTIO_MMIO_DEVICE_FEATURES => Self::half(self.device_features, self.device_features_select),
+            VIRTIO_MMIO_DEVICE_FEATURES => Self::half(self.device_features.0, self.device_features_select),
             VIRTIO_MMIO_QUEUE_NUM_MAX => queue.map_or(0, |queue| queue.max_size().into()),
             VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(QueueT::ready).into(),
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status,
@@ -177,10 +183,10 @@ impl Mmio {
                 };
             }
             VIRTIO_MMIO_DRIVER_FEATURES if self.status & VIRTIO_CONFIG_S_FEATURES_OK == 0 => {
-                let value = u64::from(value);
+                let (value, features) = (u64::from(value), &mut self.driver_features.0);
                 match self.driver_features_select {
-                    0 => self.driver_features = self.driver_features & !0xffff_ffff | value,
-                    1 => self.driver_features = self.driver_features & 0xffff_ffff | value << 32,
+                    0 => *features = *features & !0xffff_ffff | value,
+                    1 => *features = *features & 0xffff_ffff | value << 32,
                     _ if value == 0 => {}
                     _ => return Order::Malformed,
                 }
@@ -229,10 +235,8 @@ impl Mmio {
             return Order::None;
         }
         let mut status = value & 0xff | self.status & VIRTIO_CONFIG_S_NEEDS_RESET;
-        // The device takes FEATURES_OK only with features that it offered, VERSION_1 among them (2.2.2, 6.2).
-        let acceptable = self.driver_features & !self.device_features == 0
-            && self.driver_features >> VIRTIO_F_VERSION_1 & 1 != 0;
-        if !acceptable {
+        // The device takes FEATURES_OK only with a subset of its features that makes sense (2.2.2).
+        if !self.device_features.accept(self.driver_features) {
             status &= !VIRTIO_CONFIG_S_FEATURES_OK;
         }
         // A driver that skips FEATURES_OK doesn't get a device.

@@ -8,35 +8,46 @@
 //! ```
 //!
 //! Frames go straight between guest memory and the port. Offered: VIRTIO_F_VERSION_1, VIRTIO_NET_F_MAC,
-//! VIRTIO_NET_F_MTU; no offload, so every header is zero. A malformed ring fails the guest, and the device asks
-//! for a reset (2.1.2, DEVICE_NEEDS_RESET).
+//! VIRTIO_NET_F_MTU, and what [`VirtioNetSwitches`] say. Checksums and segmentation are the host kernel's work: a
+//! frame crosses the port with its header, and the port has to be one with headers. A malformed ring or header fails
+//! the guest, and the device asks for a reset (2.1.2, DEVICE_NEEDS_RESET).
 
+mod chain;
+mod features;
+mod header;
 mod mmio;
-mod queues;
+mod notify;
+mod receive;
 #[cfg(test)]
 mod tests;
+mod transmit;
 
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use toll_protocol::report::FrameCounters;
+use toll_protocol::trial::VirtioNetSwitches;
 use toll_protocol::units::MacAddress;
 use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 use virtio_queue::{Queue, QueueT};
 
 use crate::GuestMemory;
 use crate::adapter::{Adapter, AdapterError, Window};
-use crate::port::Port;
+use crate::port::{Framing, Port, PortError};
+use features::Features;
 use mmio::{Mmio, Order, RECEIVE, TRANSMIT};
 
 /// Bytes of the MMIO window.
 const WINDOW: u64 = 0x200;
-/// `struct virtio_net_hdr` with VIRTIO_F_VERSION_1 (5.1.6).
-const HEADER: usize = 12;
 /// Ethernet header: what a frame has at least.
 const MINIMUM_FRAME: usize = 14;
 /// What a frame has beside its MTU of IP packet: an Ethernet header and an IEEE 802.1Q tag.
 const FRAMING: usize = 18;
+/// Longest frame of a TCP segment that is to be cut up: the 65535 bytes that Linux puts into one with its Ethernet
+/// header.
+const LONGEST_SEGMENT: usize = 65_535;
+/// Longest that a port may give us: an IP packet of 65535 bytes (5.1.6.3.1) and the rest of a frame.
+const LONGEST_RECEIVED: usize = 65_535 + FRAMING;
 
 /// Buffers of a queue at most: a power of two.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
@@ -56,8 +67,12 @@ struct Bus {
     port_time: Duration,
     /// Longest frame that is sent, in bytes.
     longest: usize,
+    /// What the driver took.
+    features: Features,
     /// Where the end of a frame goes that is longer than the guest's buffers.
-    overflow: Box<[u8; 2048]>,
+    overflow: Box<[u8]>,
+    /// A frame as the port gave it that waits for more mergeable buffers; empty if there is none.
+    waiting: Vec<u8>,
 }
 
 impl std::fmt::Debug for Bus {
@@ -71,17 +86,22 @@ fn bad(what: &'static str, detail: String) -> AdapterError {
 }
 
 impl VirtioNet {
-    /// A device after reset. `mtu` is in bytes of IP packet; the driver learns it (VIRTIO_NET_F_MTU) and a frame
-    /// over it fails the guest.
+    /// A device after reset that offers what `switches` say. `mtu` is in bytes of IP packet; the driver learns it
+    /// (VIRTIO_NET_F_MTU) and a frame over it that is not to be segmented fails the guest.
     ///
     /// # Errors
-    /// [`AdapterError::Guest`] if [`MAX_QUEUE_SIZE`] were no power of two (2.7).
+    /// [`PortError::NoHeaders`] if offloads are on and the port has no headers; [`AdapterError::Guest`] if
+    /// [`MAX_QUEUE_SIZE`] were no power of two (2.7).
     pub fn new(
         memory: GuestMemory,
         port: Box<dyn Port>,
         mac: MacAddress,
         mtu: u16,
+        switches: VirtioNetSwitches,
     ) -> Result<Self, AdapterError> {
+        if switches.offloads() && port.framing() != Framing::VirtioNetHeader {
+            return Err(PortError::NoHeaders.into());
+        }
         let queue = || Queue::new(MAX_QUEUE_SIZE).map_err(|error| bad("queue size", error.to_string()));
         let bus = Bus {
             memory,
@@ -89,9 +109,12 @@ impl VirtioNet {
             counters: FrameCounters::default(),
             port_time: Duration::ZERO,
             longest: usize::from(mtu) + FRAMING,
-            overflow: Box::new([0; 2048]),
+            features: Features::default(),
+            overflow: vec![0; LONGEST_RECEIVED].into_boxed_slice(),
+            waiting: Vec::new(),
         };
-        Ok(Self { mmio: Mmio::new([queue()?, queue()?], mac, mtu), bus })
+        let offered = Features::offered(switches);
+        Ok(Self { mmio: Mmio::new([queue()?, queue()?], mac, mtu, offered), bus })
     }
 
     /// DRIVER_OK: from now on the queues are used, so they have to be whole.
@@ -104,28 +127,48 @@ impl VirtioNet {
                 ));
             }
         }
+        let features = self.mmio.driver_features();
+        for queue in &mut self.mmio.queues {
+            queue.set_event_idx(features.event_index());
+        }
+        self.bus.features = features;
+        self.bus.waiting.clear();
+        self.bus.port.set_offloads(features.receive_offloads())?;
         Ok(())
     }
 
     fn transmit(&mut self) -> Result<usize, AdapterError> {
         let queue = &mut self.mmio.queues[TRANSMIT];
-        let used = self.bus.transmit(queue)?;
-        self.used(TRANSMIT, used);
-        Ok(used)
+        let before = queue.next_used();
+        let mut sent = self.bus.transmit(queue)?;
+        if self.bus.features.event_index() && notify::ask_for_next(queue, &self.bus.memory)? {
+            sent += self.bus.transmit(queue)?;
+        }
+        self.used(TRANSMIT, before);
+        Ok(sent)
     }
 
     fn receive(&mut self) -> Result<usize, AdapterError> {
         let queue = &mut self.mmio.queues[RECEIVE];
-        let received = self.bus.receive(queue)?;
-        self.used(RECEIVE, received);
+        let before = queue.next_used();
+        let mut received = self.bus.receive(queue)?;
+        // Of new receive buffers the device needs to hear only when it has none.
+        let starved = self.bus.features.event_index() && !notify::has_available(queue, &self.bus.memory);
+        if starved && notify::ask_for_next(queue, &self.bus.memory)? {
+            received += self.bus.receive(queue)?;
+        }
+        self.used(RECEIVE, before);
         Ok(received)
     }
 
-    /// Used buffer notification for `count` chains, unless the driver suppressed it.
-    fn used(&mut self, index: usize, count: usize) {
-        let wanted = count > 0 && queues::wants_interrupt(&self.mmio.queues[index], &self.bus.memory);
-        if wanted && self.mmio.raise() {
-            self.bus.counters.interrupts += 1;
+    /// Used buffer notification, unless there is nothing new since the used index was `before`, or the driver
+    /// suppressed it.
+    fn used(&mut self, index: usize, before: u16) {
+        let Self { mmio, bus } = self;
+        let event_index = bus.features.event_index();
+        let wanted = notify::wants_interrupt(&mmio.queues[index], &bus.memory, event_index, before);
+        if wanted && mmio.raise() {
+            bus.counters.interrupts += 1;
         }
     }
 
@@ -196,7 +239,7 @@ impl Adapter for VirtioNet {
     }
 
     fn can_receive(&self) -> bool {
-        self.mmio.live() && queues::has_available(&self.mmio.queues[RECEIVE], &self.bus.memory)
+        self.mmio.live() && notify::has_available(&self.mmio.queues[RECEIVE], &self.bus.memory)
     }
 
     fn interrupt(&self) -> bool {

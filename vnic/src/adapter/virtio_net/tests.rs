@@ -1,5 +1,7 @@
 //! Negotiation, rings and attacks; names carry the clause of virtio 1.2 that they check.
 
+mod offloads;
+
 use std::io::{IoSlice, IoSliceMut};
 
 use proptest::prelude::*;
@@ -7,7 +9,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
-use crate::port::memory::{MemoryPort, pair};
+use crate::port::memory::{MemoryPort, pair, pair_with_headers};
 
 const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -23,6 +25,8 @@ struct Bench {
     wire: MemoryPort,
     /// Next available index of each queue.
     available: [u16; 2],
+    /// Where frames that left are taken to.
+    room: Vec<u8>,
 }
 
 /// Table, driver area and device area of a queue.
@@ -33,16 +37,25 @@ fn areas(queue: usize) -> [u64; 3] {
 
 impl Bench {
     fn reset() -> Self {
+        Self::with(VirtioNetSwitches::default())
+    }
+
+    fn with(switches: VirtioNetSwitches) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let (port, wire) = pair(64).unwrap();
-        let device = VirtioNet::new(memory.clone(), Box::new(port), MAC, 1500).unwrap();
-        Self { device, memory, wire, available: [0; 2] }
+        let (port, wire) = if switches.offloads() { pair_with_headers(64) } else { pair(64) }.unwrap();
+        let device = VirtioNet::new(memory.clone(), Box::new(port), MAC, 1500, switches).unwrap();
+        Self { device, memory, wire, available: [0; 2], room: vec![0; 70_000] }
     }
 
     /// 3.1.1: a driver that does everything right.
     fn live() -> Self {
-        let mut bench = Self::reset();
-        bench.negotiate();
+        Self::live_with(VirtioNetSwitches::default(), 0)
+    }
+
+    /// As [`live`](Self::live), with these features beside VIRTIO_F_VERSION_1.
+    fn live_with(switches: VirtioNetSwitches, features: u32) -> Self {
+        let mut bench = Self::with(switches);
+        bench.negotiate(features);
         for queue in 0..2 {
             bench.set_up(queue);
         }
@@ -51,17 +64,22 @@ impl Bench {
         bench
     }
 
-    fn negotiate(&mut self) {
+    fn negotiate(&mut self, features: u32) {
         self.write(0x70, 1);
         self.write(0x70, 3);
+        self.write(0x20, features);
         self.write(0x24, 1);
         self.write(0x20, 1);
         self.write(0x70, 11);
     }
 
     fn set_up(&mut self, queue: usize) {
+        self.set_up_of(queue, SIZE);
+    }
+
+    fn set_up_of(&mut self, queue: usize, size: u16) {
         self.write(0x30, queue as u32);
-        self.write(0x38, SIZE.into());
+        self.write(0x38, size.into());
         for (register, address) in [0x80, 0x90, 0xa0].into_iter().zip(areas(queue)) {
             self.write(register, address as u32);
             self.write(register + 4, 0);
@@ -124,10 +142,8 @@ impl Bench {
     }
 
     fn departed(&mut self) -> Option<Vec<u8>> {
-        let mut frame = vec![0; 4096];
-        let length = self.wire.receive(&mut [IoSliceMut::new(&mut frame)]).unwrap()?;
-        frame.truncate(length);
-        Some(frame)
+        let length = self.wire.receive(&mut [IoSliceMut::new(&mut self.room)]).unwrap()?;
+        Some(self.room[..length].to_vec())
     }
 
     /// The guest fails, with a text that has `expected` in it, and the device then wants a reset.
@@ -195,7 +211,7 @@ fn virtio_1_2_s3_1_1_queues_are_set_up_between_features_ok_and_driver_ok() {
     let mut bench = Bench::reset();
     bench.set_up(0);
     assert_eq!(bench.read(0x44), 0);
-    bench.negotiate();
+    bench.negotiate(0);
     bench.set_up(0);
     assert_eq!(bench.read(0x44), 1);
     let errors = bench.errors();
@@ -217,7 +233,7 @@ fn virtio_1_2_s2_1_2_writing_0_resets() {
     bench.write(0x70, 0);
     assert_eq!((bench.read(0x70), bench.read(0x60), bench.read(0x44)), (0, 0, 0));
     assert!(!bench.device.interrupt() && !bench.device.can_receive());
-    bench.negotiate();
+    bench.negotiate(0);
     bench.set_up(0);
     bench.set_up(1);
     bench.write(0x70, 15);
@@ -345,6 +361,24 @@ fn a_malformed_chain_fails_the_guest() {
     bench.fails("available ring index");
 }
 
+#[test]
+fn empty_buffers_do_not_make_a_chain_of_any_length() {
+    for queue in [0, 1] {
+        let mut bench = Bench::reset();
+        bench.negotiate(0);
+        (0..2).for_each(|queue| bench.set_up_of(queue, 128));
+        bench.write(0x70, 15);
+        let flags = if queue == 0 { WRITE | NEXT } else { NEXT };
+        for index in 0..100 {
+            bench.describe(queue, index, BUFFERS, 0, flags, index + 1);
+        }
+        bench.describe(queue, 100, BUFFERS, 2000, flags & !NEXT, 0);
+        bench.give(queue, 0);
+        bench.arrives(&frame(60));
+        bench.fails("over 64 descriptors");
+    }
+}
+
 /// One step of a hostile guest.
 #[derive(Debug, Clone)]
 enum Step {
@@ -381,8 +415,10 @@ proptest! {
     /// Whatever a guest does, the device neither panics nor hangs, and nothing but guest memory is touched: an
     /// access outside of the mapping is a fault of this process.
     #[test]
-    fn no_sequence_of_accesses_panics(steps in prop::collection::vec(step(), 1..200)) {
-        let mut bench = Bench::live();
+    fn no_sequence_of_accesses_panics(all: bool, steps in prop::collection::vec(step(), 1..200)) {
+        let switches = if all { offloads::ALL } else { VirtioNetSwitches::default() };
+        let features = Bench::with(switches).read(0x10);
+        let mut bench = Bench::live_with(switches, features);
         for step in steps {
             let result = match step {
                 Step::Read(offset, width) => bench.device.read(offset, &mut vec![0; width]),
@@ -410,7 +446,7 @@ proptest! {
                     for queue in 0..2 {
                         bench.memory.write_obj(0_u32, GuestAddress(areas(queue)[1])).unwrap();
                     }
-                    bench.negotiate();
+                    bench.negotiate(features);
                     (0..2).for_each(|queue| bench.set_up(queue));
                     bench.device.write(0x70, &15_u32.to_le_bytes())
                 }

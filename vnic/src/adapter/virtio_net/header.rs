@@ -1,0 +1,56 @@
+//! `struct virtio_net_hdr` (virtio 1.2, 5.1.6): 12 bytes before each frame, in either direction.
+
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_HDR_F_NEEDS_CSUM,
+    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+};
+
+use super::features::Features;
+
+/// Its bytes, with VIRTIO_F_VERSION_1.
+pub(super) const LENGTH: usize = 12;
+/// Where `num_buffers` stands in it.
+pub(super) const NUM_BUFFERS: usize = 10;
+
+const FLAGS: usize = 0;
+const GSO_TYPE: usize = 1;
+const GSO_SIZE: usize = 4;
+
+/// What a driver's header asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asks {
+    /// Nothing: the frame goes out as it is.
+    Nothing,
+    /// The checksum.
+    Checksum,
+    /// Segmentation, and a checksum for each segment.
+    Segmentation,
+}
+
+/// What `header` asks for; or why it can't, after what was negotiated (5.1.6.2.1, 5.1.6.2.2). Offsets and sizes
+/// are compared with the frame by who does the work.
+pub(super) fn read(header: &[u8; LENGTH], features: Features) -> Result<Asks, &'static str> {
+    let (flags, gso_type) = (u32::from(header[FLAGS]), u32::from(header[GSO_TYPE]));
+    let checksum = flags & VIRTIO_NET_HDR_F_NEEDS_CSUM != 0;
+    let segmentation = match gso_type {
+        VIRTIO_NET_HDR_GSO_NONE => None,
+        VIRTIO_NET_HDR_GSO_TCPV4 => Some(VIRTIO_NET_F_HOST_TSO4),
+        VIRTIO_NET_HDR_GSO_TCPV6 => Some(VIRTIO_NET_F_HOST_TSO6),
+        _ => return Err("its header asks for an offload that was not negotiated"),
+    };
+    let negotiated = (!checksum || features.has(VIRTIO_NET_F_CSUM))
+        && segmentation.is_none_or(|feature| features.has(feature))
+        && flags & !VIRTIO_NET_HDR_F_NEEDS_CSUM == 0;
+    if !negotiated {
+        return Err("its header asks for an offload that was not negotiated");
+    }
+    match (segmentation, checksum) {
+        (Some(_), false) => Err("its header asks for segments without checksums"),
+        (Some(_), true) if header[GSO_SIZE..GSO_SIZE + 2] == [0, 0] => {
+            Err("its header asks for segments of no size")
+        }
+        (Some(_), true) => Ok(Asks::Segmentation),
+        (None, true) => Ok(Asks::Checksum),
+        (None, false) => Ok(Asks::Nothing),
+    }
+}

@@ -1,0 +1,163 @@
+//! receiveq: chains of device-writable buffers, filled by one call of the port for each frame (virtio 1.2, 5.1.6.4).
+//!
+//! ```text
+//!  without VIRTIO_NET_F_MRG_RXBUF:  chain = header | room for a whole frame
+//!  with it:                         chain = header | room, chain = room, chain = room, ...   num_buffers of them are used
+//! ```
+//! With mergeable buffers the chains that a frame doesn't need stay available. A frame that needs more than there are
+//! waits in the device for the next ones: the port has given it away already.
+
+use std::io::IoSliceMut;
+use std::time::Instant;
+
+use arrayvec::ArrayVec;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+
+use super::chain::{self, Chain, broken, pieces, too_many};
+use super::{Bus, LONGEST_RECEIVED, MINIMUM_FRAME, bad, header, notify};
+use crate::GuestMemory;
+use crate::adapter::AdapterError;
+use crate::gather::{self, MAX_PARTS, PartsMut};
+use crate::port::Framing;
+
+const WHAT: &str = "receive chain";
+/// Chains of one frame at most: each has a part, and the last part is the device's own.
+const MAX_CHAINS: usize = MAX_PARTS - 1;
+
+/// Chains that a frame may fill.
+struct Room<'m> {
+    parts: PartsMut<'m>,
+    /// Bytes of `parts`.
+    length: usize,
+    /// Head and length of each chain.
+    chains: ArrayVec<(u16, usize), MAX_CHAINS>,
+    first: Option<Chain<'m>>,
+}
+
+impl<'m> Room<'m> {
+    /// The next chain, or with `wanted` as many as have room for so many bytes behind the first `skip`, as far as the
+    /// driver has made any available.
+    fn take(
+        queue: &mut Queue,
+        memory: &'m GuestMemory,
+        skip: usize,
+        wanted: Option<usize>,
+    ) -> Result<Self, AdapterError> {
+        let mut room = Self { parts: PartsMut::new(), length: 0, chains: ArrayVec::new(), first: None };
+        while room.chains.is_empty() || wanted.is_some_and(|wanted| room.length < wanted) {
+            let next = queue.iter(memory).map_err(|error| broken("receive queue", &error))?.next();
+            let Some(chain) = next else { break };
+            let (skip, least) = if room.first.is_none() { (skip, header::LENGTH) } else { (0, 1) };
+            let held = room.parts.len();
+            let length = pieces(&chain, true, WHAT, (skip, least), |address, length| {
+                gather::push_mut(&mut room.parts, memory, address, length)
+            });
+            // The last part is the device's own.
+            if length.is_err() && held > 0 && room.parts.is_full() || room.parts.len() > MAX_CHAINS {
+                if held == 0 {
+                    return Err(bad(WHAT, too_many(MAX_CHAINS)));
+                }
+                // As many chains as one call takes: this one is for another frame.
+                room.parts.truncate(held);
+                queue.go_to_previous_position();
+                break;
+            }
+            let length = length?;
+            room.length += length - skip;
+            room.chains.push((chain.head_index(), length));
+            room.first.get_or_insert(chain);
+        }
+        Ok(room)
+    }
+}
+
+impl Bus {
+    /// Fills the buffers of `queue` from the port; how many frames the guest got.
+    pub(super) fn receive(&mut self, queue: &mut Queue) -> Result<usize, AdapterError> {
+        let mut received = 0;
+        for _ in 0..queue.size() {
+            match self.receive_one(queue)? {
+                Some(true) => received += 1,
+                Some(false) => {}
+                None => break,
+            }
+        }
+        Ok(received)
+    }
+
+    /// The next frame: whether the guest got it, or `None` if there is none, or no room for it.
+    fn receive_one(&mut self, queue: &mut Queue) -> Result<Option<bool>, AdapterError> {
+        let Self { memory, port, counters, port_time, longest, features, overflow, waiting, .. } = self;
+        let memory: &GuestMemory = memory;
+        let offloads = features.receive_offloads();
+        let with_headers = port.framing() == Framing::VirtioNetHeader;
+        // What the port puts before a frame, and what of the header is for the device to write.
+        let (before, skip) = if with_headers { (header::LENGTH, 0) } else { (0, header::LENGTH) };
+        let most = if offloads.tso4 || offloads.tso6 { LONGEST_RECEIVED } else { *longest };
+        let position = queue.next_avail();
+        let mut room = Room::take(queue, memory, skip, features.mergeable().then_some(before + most))?;
+        let Some(first) = room.first else { return Ok(None) };
+        let length = if waiting.is_empty() {
+            // The last piece tells a frame that fits from one that was cut off.
+            room.parts.push(IoSliceMut::new(&mut overflow[..]));
+            let began = Instant::now();
+            let length = port.receive(&mut room.parts);
+            *port_time += began.elapsed();
+            let Some(length) = length? else {
+                queue.set_next_avail(position);
+                return Ok(None);
+            };
+            length
+        } else {
+            if waiting.len() <= room.length {
+                gather::write_at(&mut room.parts, 0, waiting);
+            }
+            waiting.len()
+        };
+        if length > room.length || length < before + MINIMUM_FRAME {
+            queue.set_next_avail(position);
+            // More chains may come, unless the driver has given all that there can be.
+            let more = features.mergeable() && length > room.length && room.chains.len() < most_chains(queue);
+            if more && waiting.is_empty() {
+                gather::for_each_piece(&room.parts, length, |piece| waiting.extend_from_slice(piece));
+            }
+            if more {
+                return Ok(None);
+            }
+            // The buffers stay available: the driver never learns of it.
+            waiting.clear();
+            counters.receive_drops += 1;
+            return Ok(Some(false));
+        }
+        waiting.clear();
+        let length = length - before;
+        let mut left = header::LENGTH + length;
+        let mut elements = ArrayVec::<(u16, u32), MAX_CHAINS>::new();
+        for (head, room) in room.chains {
+            let written = left.min(room);
+            // It fits: a chain is at most 2^32 - 1 bytes long.
+            elements.push((head, written as u32));
+            left -= written;
+            if left == 0 {
+                break;
+            }
+        }
+        // At most MAX_CHAINS.
+        let count = elements.len() as u16;
+        if !offloads.checksum {
+            // Without VIRTIO_NET_F_GUEST_CSUM flags are zero (5.1.6.4.1), and there are no segments either.
+            chain::write(&first, memory, 0, &[0; header::NUM_BUFFERS])?;
+        }
+        chain::write(&first, memory, header::NUM_BUFFERS, &count.to_le_bytes())?;
+        counters.receive_frames += 1;
+        counters.receive_bytes += length as u64;
+        queue.set_next_avail(position.wrapping_add(count));
+        notify::publish(queue, memory, &elements)?;
+        Ok(Some(true))
+    }
+}
+
+/// Chains that a frame can ever have.
+fn most_chains(queue: &Queue) -> usize {
+    usize::from(queue.size()).min(MAX_CHAINS)
+}
