@@ -215,6 +215,10 @@ pub struct VirtioNetSwitches {
 }
 
 impl VirtioNetSwitches {
+    /// All off.
+    pub const OFF: Self =
+        Self { checksum_offload: false, tso: false, mergeable_buffers: false, event_index: false };
+
     /// Whether frames cross the port with a `virtio_net_hdr` before them.
     pub const fn offloads(self) -> bool {
         self.checksum_offload || self.tso

@@ -1,7 +1,7 @@
 //! Every family of the agent's metrics: name, labels, help.
 
 use toll_protocol::metrics::{Family, Kind, Label};
-use toll_protocol::trial::{Adapter, PcnetSwitches};
+use toll_protocol::trial::{Adapter, PcnetSwitches, VirtioNetSwitches};
 
 /// Values of `state` of [`TRIALS`].
 pub const STATES: [&str; 6] = ["setting-up", "starting", "ready", "running", "releasing", "released"];
@@ -17,7 +17,7 @@ pub const CAUSES: [(Adapter, &[&str]); 2] = [
         &["phase", "pio-read rap", "pio-read rdp", "pio-write rap", "pio-write rdp", "signal", "wait"],
     ),
     (
-        Adapter::VirtioNet,
+        Adapter::VirtioNet(VirtioNetSwitches::OFF),
         &[
             "mmio-read interrupt-status",
             "mmio-write interrupt-ack",
