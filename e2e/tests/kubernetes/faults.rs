@@ -145,7 +145,7 @@ fn removed(cluster: &Cluster) -> Result<()> {
     cluster.run_as_told(REMOVING, "delete campaigns")?;
 
     // Forgotten again, and this time Toll is not to come back.
-    let more = "pairs: all";
+    let more = "pairs: ring";
     let never = fleet_campaign(&[NATIVE], 1, "200ms", more).replace("select: {}", "select: {atLeast: 1000}");
     cluster.apply(&never)?;
     cluster.campaign("test", LIMIT, waits)?;
