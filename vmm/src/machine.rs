@@ -217,6 +217,8 @@ impl Machine {
     /// same-stack process, so looks are [`LOOK_TICKS`] apart in both. There is no look while the adapter could not
     /// take a frame. Adapters with rings in shared memory exit seldom and are served when the program waits.
     fn after_access(&mut self) -> Result<(), MachineError> {
+        // Before the look, which may send what this access has asked for.
+        self.combine()?;
         if self.looks_at_port && self.adapter.can_receive() {
             let now = ticks();
             if now.wrapping_sub(self.looked) >= LOOK_TICKS {
@@ -227,7 +229,6 @@ impl Machine {
                 }
             }
         }
-        self.combine()?;
         self.note_first_frame();
         Ok(())
     }
@@ -256,6 +257,11 @@ impl Machine {
         while *demands < held_back {
             *demands += 1;
             due |= combining.demanded(now);
+        }
+        // A program that nothing interrupts, as on the same stack, learns of the time here.
+        if combining.due().is_some_and(|due| due <= now) {
+            combining.overdue();
+            due = true;
         }
         if due {
             return self.transmit();

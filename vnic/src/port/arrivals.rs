@@ -90,6 +90,18 @@ impl Arrivals {
     }
 }
 
+impl Drop for Arrivals {
+    /// The kernel ends a ring some time after it was closed, and until then the poll would hold the port's descriptor: a
+    /// TAP would outlive its VMM.
+    fn drop(&mut self) {
+        let remove = opcode::PollRemove::new(0).build();
+        // SAFETY: the operation refers to no memory. If there is no room for it, the kernel removes the poll later.
+        if unsafe { self.ring.submission().push(&remove) }.is_ok() {
+            let _ = self.ring.submit();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{IoSlice, IoSliceMut};
