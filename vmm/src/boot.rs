@@ -1,6 +1,7 @@
 //! What a payload program is told before its first instruction.
 
 use std::hash::{BuildHasher, Hasher};
+use std::time::Duration;
 
 use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, direction, open, virtio_net};
 use toll_protocol::trial::{Adapter, Direction, Open, VirtioNetSwitches};
@@ -8,6 +9,10 @@ use toll_protocol::trial::{Adapter, Direction, Open, VirtioNetSwitches};
 use crate::config::{EndConfig, LISTEN_PORT};
 use crate::image;
 use crate::layout::ARENA;
+
+/// The closing of a connection is no part of what is measured: an end whose peer has gone doesn't wait for it. Of the
+/// stack's retransmissions, at least a second apart and each twice as long as the one before, it sees two.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The program that a guest runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +36,7 @@ impl Program {
 
 /// Boot information for `config`; the adapter's registers are at `adapter_base`.
 pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_hz: u64) -> BootInfo {
-    let nanoseconds = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    let nanoseconds = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
     BootInfo {
         magic: MAGIC,
         version: VERSION,
@@ -45,6 +50,7 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
         arena_length: config.memory - ARENA,
         warm_up_ns: nanoseconds(config.warm_up),
         duration_ns: nanoseconds(config.duration),
+        patience_ns: nanoseconds(PATIENCE),
         write_size: config.write_size,
         direction: match config.direction {
             Direction::Send => direction::SEND,

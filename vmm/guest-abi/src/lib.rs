@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// `BootInfo::magic`: "TOLLBOOT".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TOLLBOOT");
 /// Version of this interface.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// Doorbells: 32-bit writes to an I/O port.
 pub mod doorbell {
@@ -95,6 +95,8 @@ pub struct BootInfo {
     pub warm_up_ns: u64,
     /// The measured interval, nanoseconds.
     pub duration_ns: u64,
+    /// How long an end that has measured waits for a word of its peer before it gives the connection up, nanoseconds.
+    pub patience_ns: u64,
     /// Bytes of each send or receive call.
     pub write_size: u32,
     /// One of [`direction`].

@@ -51,9 +51,6 @@ const QUIET_BUFFER: usize = 16 << 10;
 const MAX_WRITE_SIZE: usize = 16 << 20;
 /// Limits of the MTU: RFC 791's minimum host, and jumbo frames.
 const MTUS: core::ops::RangeInclusive<u32> = 576..=9000;
-/// How long an end that has measured goes on without a word from its peer. What is missing then is part of the
-/// closing only.
-const PATIENCE: Duration = Duration::from_secs(3);
 /// What is left to do in TIME-WAIT within this time is still ours; the rest is waiting for old duplicates.
 const TIME_WAIT_WORK: Duration = Duration::from_millis(50);
 /// Frames sent before the program looks at its clock and its peer again.
@@ -140,6 +137,7 @@ pub fn run<P: Platform>(
     check(matches!(boot.open, open::LISTEN | open::CONNECT), "open")?;
     check((1..=30).contains(&boot.prefix), "prefix")?;
     check(boot.duration_ns > 0, "duration_ns")?;
+    check(boot.patience_ns >= 1_000_000, "patience_ns")?;
     let mtu = boot.mtu as usize;
     let longest = mtu + ETHERNET_HEADER;
     let mut storage = [SocketStorage::EMPTY];
@@ -434,10 +432,11 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
         }
     }
 
-    /// Sends a FIN after what is in the buffer.
-    fn close(socket: &mut tcp::Socket<'s>) {
+    /// Sends a FIN after what is in the buffer. What is still missing when the patience ends is part of the closing
+    /// only.
+    fn close(&self, socket: &mut tcp::Socket<'s>) {
         socket.close();
-        socket.set_timeout(Some(PATIENCE));
+        socket.set_timeout(Some(Duration::from_micros(self.boot.patience_ns / 1000)));
     }
 
     /// Moves through the interval; see the diagram of the module.
@@ -468,7 +467,7 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
                 self.status.retransmits.store(self.device.retransmits.count(), Ordering::Relaxed);
                 self.device.platform.phase(phase::MEASURED);
                 if !sends {
-                    Self::close(socket);
+                    self.close(socket);
                 }
             }
         }
@@ -477,7 +476,7 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
         }
         match self.state {
             State::Measured if sends => {
-                Self::close(socket);
+                self.close(socket);
                 self.state = State::Closing;
                 Ok(())
             }

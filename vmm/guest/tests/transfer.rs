@@ -8,7 +8,7 @@ mod support;
 use std::thread;
 use std::time::Duration;
 
-use support::{End, Lossy, Outcome, PCNET, VIRTIO_NET};
+use support::{End, LONG_PATIENCE, Lossy, Outcome, PCNET, VIRTIO_NET};
 use toll_guest::program::ProgramError;
 use toll_guest_abi::phase;
 use toll_vnic::port::Port;
@@ -78,8 +78,8 @@ fn the_sender_may_listen() {
 fn lost_frames_are_sent_again() {
     for adapter in [PCNET, VIRTIO_NET] {
         let duration = Duration::from_millis(500);
-        let sender = End { duration, ..End::sender(adapter) };
-        let receiver = End { duration, ..End::receiver(adapter) };
+        let sender = End { duration, patience: LONG_PATIENCE, ..End::sender(adapter) };
+        let receiver = End { duration, patience: LONG_PATIENCE, ..End::receiver(adapter) };
         let (sent, received) = assert_whole(sender, receiver, Some(100));
         assert!(sent.counters.transmit_frames > received.counters.receive_frames);
         assert!(sent.retransmits > 0 && received.retransmits == 0, "{sent:?}");

@@ -31,6 +31,8 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 pub const PCNET: u32 = adapter::PCNET;
 pub const VIRTIO_NET: u32 = adapter::VIRTIO_NET;
 pub const PORT: u16 = 5201;
+/// For a wire that loses frames: longer than the row of retransmissions after which a byte of a test has come.
+pub const LONG_PATIENCE: Duration = Duration::from_secs(20);
 
 /// One end of a transfer.
 #[derive(Debug, Clone, Copy)]
@@ -46,6 +48,7 @@ pub struct End {
     pub arena: u64,
     pub warm_up: Duration,
     pub duration: Duration,
+    pub patience: Duration,
     pub switches: VirtioNetSwitches,
 }
 
@@ -62,6 +65,7 @@ impl End {
             arena: 4 << 20,
             warm_up: Duration::from_millis(20),
             duration: Duration::from_millis(200),
+            patience: Duration::from_secs(3),
             switches: VirtioNetSwitches::default(),
         }
     }
@@ -85,6 +89,7 @@ impl End {
             arena_length: self.arena,
             warm_up_ns: self.warm_up.as_nanos() as u64,
             duration_ns: self.duration.as_nanos() as u64,
+            patience_ns: self.patience.as_nanos() as u64,
             write_size: self.write_size,
             direction: if self.sends { direction::SEND } else { direction::RECEIVE },
             open: if self.listens { open::LISTEN } else { open::CONNECT },
