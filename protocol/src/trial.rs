@@ -212,25 +212,34 @@ pub struct VirtioNetSwitches {
     pub mergeable_buffers: bool,
     /// Each side says from which buffer on it wants to be notified: VIRTIO_F_EVENT_IDX (2.7.7.2, 2.7.10).
     pub event_index: bool,
+    /// The VMM joins segments of one flow that follow each other into one that the host's stack takes whole, and cuts up
+    /// on the other way what the host's stack has joined: the guest knows nothing of it.
+    pub segment_combining: bool,
 }
 
 impl VirtioNetSwitches {
     /// All off.
-    pub const OFF: Self =
-        Self { checksum_offload: false, tso: false, mergeable_buffers: false, event_index: false };
+    pub const OFF: Self = Self {
+        checksum_offload: false,
+        tso: false,
+        mergeable_buffers: false,
+        event_index: false,
+        segment_combining: false,
+    };
 
     /// Whether frames cross the port with a `virtio_net_hdr` before them.
     pub const fn offloads(self) -> bool {
-        self.checksum_offload || self.tso
+        self.checksum_offload || self.tso || self.segment_combining
     }
 
     fn names(self) -> Vec<&'static str> {
-        let Self { checksum_offload, tso, mergeable_buffers, event_index } = self;
+        let Self { checksum_offload, tso, mergeable_buffers, event_index, segment_combining } = self;
         let all = [
             (checksum_offload, "checksumOffload"),
             (tso, "tso"),
             (mergeable_buffers, "mergeableBuffers"),
             (event_index, "eventIndex"),
+            (segment_combining, "segmentCombining"),
         ];
         all.into_iter().filter_map(|(on, name)| on.then_some(name)).collect()
     }

@@ -23,14 +23,17 @@ fn adapters(engine: Engine) -> Vec<Adapter> {
     let tso = VirtioNetSwitches { tso: true, ..checksum };
     let mergeable = VirtioNetSwitches { mergeable_buffers: true, ..tso };
     let events = VirtioNetSwitches { event_index: true, ..mergeable };
-    let virtio = [off, checksum, tso, mergeable, events].map(Adapter::VirtioNet);
+    let joined = VirtioNetSwitches { segment_combining: true, ..off };
+    let joined_checksum = VirtioNetSwitches { segment_combining: true, ..checksum };
+    let virtio = [off, joined, checksum, joined_checksum, tso, mergeable, events].map(Adapter::VirtioNet);
     [plain, in_kernel, combined, notified, longer].map(Adapter::Pcnet).into_iter().chain(virtio).collect()
 }
 
 fn described(adapter: &Adapter) -> String {
-    match adapter.switches().last() {
-        Some(last) => format!("{adapter} ..{last}"),
-        None => adapter.to_string(),
+    match &adapter.switches()[..] {
+        [] => adapter.to_string(),
+        [only] => format!("{adapter} {only}"),
+        [first, .., last] => format!("{adapter} {first}..{last}"),
     }
 }
 

@@ -76,7 +76,8 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
 
 fn switches(adapter: &Adapter) -> u64 {
     let Adapter::VirtioNet(switches) = adapter else { return 0 };
-    let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index } = *switches;
+    // The guest knows nothing of `segment_combining`.
+    let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index, .. } = *switches;
     let bits = [
         (checksum_offload, virtio_net::CHECKSUM_OFFLOAD),
         (tso, virtio_net::TSO),

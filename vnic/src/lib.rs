@@ -6,6 +6,7 @@ pub mod adapter;
 pub mod fuzzing;
 mod gather;
 pub mod port;
+mod segment;
 
 /// Guest memory as adapters see it.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;

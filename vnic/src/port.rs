@@ -7,6 +7,7 @@ mod descriptor;
 pub mod impaired;
 pub mod macvtap;
 pub mod memory;
+pub mod splitting;
 pub mod tap;
 mod tun;
 

@@ -250,6 +250,8 @@ pub struct VirtioNet {
     pub mergeable_buffers: Option<bool>,
     /// Guest and adapter say from which buffer on they want to be notified. Default false.
     pub event_index: Option<bool>,
+    /// The VMM joins the guest's TCP segments for the host's stack, and cuts up what that stack has joined. Default false.
+    pub segment_combining: Option<bool>,
 }
 
 /// A port: at most one field; without one it is what the host's agent offers.

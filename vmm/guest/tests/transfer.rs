@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "each test uses a part")]
 mod support;
 
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use toll_vnic::port::memory::pair;
 fn transfer(sender: End, receiver: End, lose: Option<u64>) -> (Outcome, Outcome) {
     let (one, other) = pair(1000).unwrap();
     let port: Box<dyn Port> = match lose {
-        Some(one_in) => Box::new(Lossy { port: one, one_in, state: 0x5eed }),
+        Some(one_in) => Box::new(Lossy { port: one, one_in, state: 0x5eed, lost: Arc::default() }),
         None => Box::new(one),
     };
     thread::scope(|scope| {

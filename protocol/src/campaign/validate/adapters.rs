@@ -76,6 +76,7 @@ fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) ->
         tso: on(written.tso),
         mergeable_buffers: on(written.mergeable_buffers),
         event_index: on(written.event_index),
+        segment_combining: on(written.segment_combining),
     };
     // virtio 1.2, 5.1.3.1: VIRTIO_NET_F_HOST_TSO4 requires VIRTIO_NET_F_CSUM.
     if switches.tso && !switches.checksum_offload {

@@ -104,7 +104,7 @@ impl End {
     }
 
     fn switch_bits(&self) -> u64 {
-        let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index } = self.switches;
+        let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index, .. } = self.switches;
         let bits = [
             (checksum_offload, virtio_net::CHECKSUM_OFFLOAD),
             (tso, virtio_net::TSO),
@@ -338,11 +338,14 @@ pub struct Lossy<P> {
     pub port: P,
     pub one_in: u64,
     pub state: u64,
+    pub lost: Arc<AtomicU64>,
 }
 
 impl<P> Lossy<P> {
     fn loses(&mut self) -> bool {
-        one_in(self.one_in, &mut self.state)
+        let loses = one_in(self.one_in, &mut self.state);
+        self.lost.fetch_add(loses.into(), Ordering::Relaxed);
+        loses
     }
 }
 

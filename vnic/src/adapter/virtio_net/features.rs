@@ -26,7 +26,8 @@ pub(super) struct Features(pub(super) u64);
 impl Features {
     /// What a device with these switches offers.
     pub(super) fn offered(switches: VirtioNetSwitches) -> Self {
-        let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index } = switches;
+        // What the device joins and cuts up is no business of the driver's.
+        let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index, .. } = switches;
         let bits = [
             (true, VIRTIO_F_VERSION_1),
             (true, VIRTIO_NET_F_MAC),

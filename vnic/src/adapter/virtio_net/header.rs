@@ -12,9 +12,13 @@ pub(super) const LENGTH: usize = 12;
 /// Where `num_buffers` stands in it.
 pub(super) const NUM_BUFFERS: usize = 10;
 
-const FLAGS: usize = 0;
-const GSO_TYPE: usize = 1;
-const GSO_SIZE: usize = 4;
+/// Places of its other fields.
+pub(super) const FLAGS: usize = 0;
+pub(super) const GSO_TYPE: usize = 1;
+pub(super) const HDR_LEN: usize = 2;
+pub(super) const GSO_SIZE: usize = 4;
+pub(super) const CSUM_START: usize = 6;
+pub(super) const CSUM_OFFSET: usize = 8;
 
 /// What a driver's header asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

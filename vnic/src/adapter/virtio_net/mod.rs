@@ -9,7 +9,8 @@
 //!
 //! Frames go straight between guest memory and the port. Offered: VIRTIO_F_VERSION_1, VIRTIO_NET_F_MAC,
 //! VIRTIO_NET_F_MTU, and what [`VirtioNetSwitches`] say. Checksums and segmentation are the host kernel's work: a
-//! frame crosses the port with its header, and the port has to be one with headers. A malformed ring or header fails
+//! frame crosses the port with its header, and the port has to be one with headers. With `segment_combining` the device
+//! joins what a guest sends for that kernel, and cuts up what comes from it. A malformed ring or header fails
 //! the guest, and the device asks for a reset (2.1.2, DEVICE_NEEDS_RESET).
 
 mod chain;
@@ -20,6 +21,7 @@ mod notify;
 mod receive;
 #[cfg(test)]
 mod tests;
+mod train;
 mod transmit;
 
 use std::os::fd::BorrowedFd;
@@ -33,6 +35,7 @@ use virtio_queue::{Queue, QueueT};
 
 use crate::GuestMemory;
 use crate::adapter::{Adapter, AdapterError, Window};
+use crate::port::splitting::Splitting;
 use crate::port::{Framing, Port, PortError};
 use features::Features;
 use mmio::{Mmio, Order, RECEIVE, TRANSMIT};
@@ -73,6 +76,8 @@ struct Bus {
     overflow: Box<[u8]>,
     /// A frame as the port gave it that waits for more mergeable buffers; empty if there is none.
     waiting: Vec<u8>,
+    /// Whether segments that follow each other leave as one.
+    combines: bool,
 }
 
 impl std::fmt::Debug for Bus {
@@ -102,6 +107,7 @@ impl VirtioNet {
         if switches.offloads() && port.framing() != Framing::VirtioNetHeader {
             return Err(PortError::NoHeaders.into());
         }
+        let port = if switches.segment_combining { Box::new(Splitting::new(port)) } else { port };
         let queue = || Queue::new(MAX_QUEUE_SIZE).map_err(|error| bad("queue size", error.to_string()));
         let bus = Bus {
             memory,
@@ -112,6 +118,7 @@ impl VirtioNet {
             features: Features::default(),
             overflow: vec![0; LONGEST_RECEIVED].into_boxed_slice(),
             waiting: Vec::new(),
+            combines: switches.segment_combining,
         };
         let offered = Features::offered(switches);
         Ok(Self { mmio: Mmio::new([queue()?, queue()?], mac, mtu, offered), bus })

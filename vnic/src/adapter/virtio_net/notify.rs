@@ -55,14 +55,14 @@ pub(super) fn has_available(queue: &Queue, memory: &GuestMemory) -> bool {
 pub(super) fn publish(
     queue: &mut Queue,
     memory: &GuestMemory,
-    elements: &[(u16, u32)],
+    elements: impl IntoIterator<Item = (u16, u32)>,
 ) -> Result<(), AdapterError> {
     let outside = |_| bad("used ring", "part of it is outside of guest memory".to_owned());
     let ring = queue.used_ring();
     let mut next = queue.next_used();
     for (head, written) in elements {
         let at = ring + 4 + 8 * u64::from(next % queue.size());
-        memory.write_obj(u32::from(*head).to_le(), GuestAddress(at)).map_err(outside)?;
+        memory.write_obj(u32::from(head).to_le(), GuestAddress(at)).map_err(outside)?;
         memory.write_obj(written.to_le(), GuestAddress(at + 4)).map_err(outside)?;
         next = next.wrapping_add(1);
     }

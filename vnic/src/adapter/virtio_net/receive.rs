@@ -152,7 +152,7 @@ impl Bus {
         counters.receive_frames += 1;
         counters.receive_bytes += length as u64;
         queue.set_next_avail(position.wrapping_add(count));
-        notify::publish(queue, memory, &elements)?;
+        notify::publish(queue, memory, elements)?;
         Ok(Some(true))
     }
 }

@@ -1,5 +1,6 @@
 //! Negotiation, rings and attacks; names carry the clause of virtio 1.2 that they check.
 
+mod combining;
 mod offloads;
 
 use std::io::{IoSlice, IoSliceMut};
@@ -415,8 +416,10 @@ proptest! {
     /// Whatever a guest does, the device neither panics nor hangs, and nothing but guest memory is touched: an
     /// access outside of the mapping is a fault of this process.
     #[test]
-    fn no_sequence_of_accesses_panics(all: bool, steps in prop::collection::vec(step(), 1..200)) {
-        let switches = if all { offloads::ALL } else { VirtioNetSwitches::default() };
+    fn no_sequence_of_accesses_panics(on in 0..4_usize, steps in prop::collection::vec(step(), 1..200)) {
+        let combining = VirtioNetSwitches { segment_combining: true, ..VirtioNetSwitches::OFF };
+        let all = VirtioNetSwitches { segment_combining: true, ..offloads::ALL };
+        let switches = [VirtioNetSwitches::OFF, offloads::ALL, combining, all][on];
         let features = Bench::with(switches).read(0x10);
         let mut bench = Bench::live_with(switches, features);
         for step in steps {

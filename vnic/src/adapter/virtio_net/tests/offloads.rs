@@ -9,8 +9,7 @@ const HOST_TSO4: u32 = 1 << 11;
 const MRG_RXBUF: u32 = 1 << 15;
 const EVENT_IDX: u32 = 1 << 29;
 
-const CHECKSUM: VirtioNetSwitches =
-    VirtioNetSwitches { checksum_offload: true, tso: false, mergeable_buffers: false, event_index: false };
+const CHECKSUM: VirtioNetSwitches = VirtioNetSwitches { checksum_offload: true, ..VirtioNetSwitches::OFF };
 const TSO: VirtioNetSwitches = VirtioNetSwitches { tso: true, ..CHECKSUM };
 const MERGEABLE: VirtioNetSwitches =
     VirtioNetSwitches { checksum_offload: false, mergeable_buffers: true, ..CHECKSUM };
