@@ -1,5 +1,6 @@
 //! Quick figures of one virtual end against the kernel's TCP over a TAP, in a network namespace of its own:
-//! `cargo run --release -p toll-vmm --example bench [SECONDS [PROGRAM]]`, `toll-vmm` built before.
+//! `cargo run --release -p toll-vmm --example bench [SECONDS [ONLY [PROGRAM]]]`, `toll-vmm` built before.
+//! ONLY is part of the names of those that run.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -41,6 +42,7 @@ fn main() -> Result<(), String> {
     let mut arguments = std::env::args().skip(1);
     let seconds: f64 =
         arguments.next().map_or(Ok(1.0), |text| text.parse()).map_err(|error| format!("{error}"))?;
+    let only = arguments.next().unwrap_or_default();
     let beside = std::env::current_exe().map_err(|error| error.to_string())?;
     let beside =
         beside.parent().and_then(|examples| examples.parent()).map(|profile| profile.join("toll-vmm"));
@@ -55,6 +57,10 @@ fn main() -> Result<(), String> {
         for adapter in adapters(engine) {
             for direction in [Direction::Send, Direction::Receive] {
                 number += 1;
+                let name = format!("{engine:?} {} {direction}s", described(&adapter));
+                if !name.contains(&only) {
+                    continue;
+                }
                 let case = Transfer {
                     engine,
                     adapter: adapter.clone(),
@@ -81,7 +87,7 @@ fn main() -> Result<(), String> {
                     .map(|part| part.map_or("-".into(), |part| format!("{:.2}", part.seconds() / gigabytes)));
                 println!(
                     "{:<46} {:>7.3} {:>9.2} {:>9.0} {:>8.1} {:>22} {:>8.2}  {:?}",
-                    format!("{engine:?} {} {direction}s", described(&adapter)),
+                    name,
                     gigabytes * 8.0 / interval,
                     exits.map_or(0.0, |exits| exits.total() as f64 / carried),
                     carried / interval,

@@ -38,13 +38,20 @@ pub fn allocate(length: u64) -> Result<GuestMemory, MemoryError> {
     let bytes = usize::try_from(length).unwrap_or(usize::MAX);
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), bytes)])
         .map_err(|source| MemoryError::Map { bytes: length, source })?;
-    for (start, end) in POPULATED {
-        let length = (end - start) as usize;
+    let advise = |start: u64, end: u64, advice| {
+        let length = end.saturating_sub(start) as usize;
         let pages = memory.get_slice(GuestAddress(start), length).map_err(|_| MemoryError::Page(start))?;
         let pointer = pages.ptr_guard_mut().as_ptr();
-        // Only for speed: a kernel before Linux 5.14 refuses, and the pages come when they are touched.
+        // Only for speed: a kernel that lacks it refuses, and memory is as good without.
         // SAFETY: within the mapping just made, which gets zeroed pages that it would get on a touch anyway.
-        let _ = unsafe { libc::madvise(pointer.cast(), length, libc::MADV_POPULATE_WRITE) };
+        let _ = unsafe { libc::madvise(pointer.cast(), length, advice) };
+        Ok(())
+    };
+    // The guest maps its arena in pages of 2 MiB too: with both, a translation covers as much in either.
+    advise(ARENA, length, libc::MADV_HUGEPAGE)?;
+    for (start, end) in POPULATED {
+        // Before Linux 5.14 the pages come when they are touched.
+        advise(start, end, libc::MADV_POPULATE_WRITE)?;
     }
     Ok(memory)
 }

@@ -57,6 +57,21 @@ pub(crate) fn push<'m>(
     Ok(())
 }
 
+/// Takes the first bytes off a frame of `N` bytes or more.
+pub(crate) fn take_head<const N: usize>(parts: &mut [IoSlice<'_>]) -> [u8; N] {
+    let (mut bytes, mut filled) = ([0; N], 0);
+    for part in parts {
+        let count = part.len().min(N - filled);
+        bytes[filled..filled + count].copy_from_slice(&part[..count]);
+        part.advance(count);
+        filled += count;
+        if filled == N {
+            break;
+        }
+    }
+    bytes
+}
+
 /// Appends room for `length` bytes at the guest's `address`.
 pub(crate) fn push_mut<'m>(
     parts: &mut PartsMut<'m>,

@@ -8,6 +8,8 @@
 //! Plain segments (payload, an acknowledgement, and of the flags nothing but PSH beside it) may be joined. Whatever is more
 //! than that travels alone.
 
+use std::ops::Deref;
+
 use etherparse::checksum::Sum16BitWords;
 use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, ip_number};
 
@@ -169,11 +171,24 @@ impl Segment {
             .add_2bytes(length.to_be_bytes())
     }
 
-    /// Whether the checksum of the segment is right. `payload` are its pieces, all but the last of even length.
-    pub(crate) fn holds<'p>(&self, head: &[u8], payload: impl IntoIterator<Item = &'p [u8]>) -> bool {
+    /// Whether the checksum of the segment is right, as far as can be told: not if a piece of its payload but the last is
+    /// an odd number of bytes long, as the sum is one of 16-bit words.
+    pub(crate) fn holds<P: Deref<Target = [u8]>>(
+        &self,
+        head: &[u8],
+        payload: impl Iterator<Item = P>,
+    ) -> bool {
         let bytes = self.payload - self.transport + self.length;
-        let sum = self.pseudo_header(head, bytes).add_slice(&head[self.transport..self.payload]);
-        payload.into_iter().fold(sum, Sum16BitWords::add_slice).ones_complement() == 0
+        let mut sum = self.pseudo_header(head, bytes).add_slice(&head[self.transport..self.payload]);
+        let mut odd = false;
+        for piece in payload {
+            if odd {
+                return false;
+            }
+            odd = !piece.len().is_multiple_of(2);
+            sum = sum.add_slice(&piece);
+        }
+        sum.ones_complement() == 0
     }
 
     /// Flags of a part of this segment: what ends it stands on the last, what answers congestion on the first (RFC 3168,

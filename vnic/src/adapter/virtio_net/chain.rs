@@ -4,7 +4,7 @@ use virtio_queue::DescriptorChain;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::Bytes;
 
-use super::{bad, header};
+use super::bad;
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, Refused};
@@ -68,25 +68,6 @@ pub(super) fn pieces(
         }
         Some(_) => Ok(total),
     }
-}
-
-/// The header at the beginning of a device-readable chain; zeros where the chain is too short for it.
-pub(super) fn read_header(
-    chain: &Chain<'_>,
-    memory: &GuestMemory,
-) -> Result<[u8; header::LENGTH], AdapterError> {
-    let (mut bytes, mut filled) = ([0; header::LENGTH], 0);
-    for descriptor in chain.clone() {
-        let count = (descriptor.len() as usize).min(bytes.len() - filled);
-        memory
-            .read_slice(&mut bytes[filled..filled + count], descriptor.addr())
-            .map_err(|_| refused("transmit chain", Refused::Outside, &descriptor))?;
-        filled += count;
-        if filled == bytes.len() {
-            break;
-        }
-    }
-    Ok(bytes)
 }
 
 /// Writes `bytes` into a device-writable chain, `offset` bytes from its beginning.

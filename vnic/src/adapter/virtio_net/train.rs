@@ -20,7 +20,6 @@ use arrayvec::ArrayVec;
 
 use super::LONGEST_SEGMENT;
 use super::header::{self, Asks};
-use crate::gather::{MAX_PARTS, Parts};
 use crate::segment::{CHECKSUM, LONGEST_HEADERS, PSH, Segment, Version};
 
 /// Pieces of payload of a train at most: 65535 bytes in segments of 512 bytes.
@@ -32,19 +31,28 @@ const NEEDS_CSUM: u8 = virtio_bindings::virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM 
 const GSO_TCPV4: u8 = virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_TCPV4 as u8;
 const GSO_TCPV6: u8 = virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_TCPV6 as u8;
 
-/// A segment that may be joined with others.
-pub(super) struct Car<'m> {
+/// A segment that may be joined with others. Its payload is still where the guest has it.
+pub(super) struct Car {
     segment: Segment,
     head: [u8; LONGEST_HEADERS],
-    /// Of the payload.
-    pieces: ArrayVec<IoSlice<'m>, MAX_PARTS>,
 }
 
-impl<'m> Car<'m> {
+/// The pieces of a frame behind its first `skip` bytes.
+fn behind<'p, 'm>(parts: &'p [IoSlice<'m>], mut skip: usize) -> impl Iterator<Item = IoSlice<'m>> + 'p {
+    parts.iter().filter_map(move |part| {
+        let mut part = *part;
+        let skipped = skip.min(part.len());
+        skip -= skipped;
+        part.advance(skipped);
+        (!part.is_empty()).then_some(part)
+    })
+}
+
+impl Car {
     /// The segment in a frame of `length` bytes in `parts`, if it may be joined and its checksum is right or, by
     /// `vnet_header`, for the device to complete.
     pub(super) fn of(
-        parts: &Parts<'m>,
+        parts: &[IoSlice<'_>],
         length: usize,
         asks: Asks,
         vnet_header: &[u8; header::LENGTH],
@@ -55,32 +63,26 @@ impl<'m> Car<'m> {
             let count = part.len().min(head.len() - filled);
             head[filled..filled + count].copy_from_slice(&part[..count]);
             filled += count;
+            if filled == head.len() {
+                break;
+            }
         }
         let segment = Segment::parse(&head[..filled], length).filter(Segment::is_plain)?;
-        let mut pieces = parts.clone();
-        let mut rest = &mut pieces[..];
-        IoSlice::advance_slices(&mut rest, segment.payload);
-        let pieces: ArrayVec<_, MAX_PARTS> = rest.iter().copied().collect();
-        // The sum is one of 16-bit words.
-        let (_, whole) = pieces.split_last()?;
-        if whole.iter().any(|piece| !piece.len().is_multiple_of(2)) {
-            return None;
-        }
         let field = |at: usize| usize::from(u16::from_le_bytes([vnet_header[at], vnet_header[at + 1]]));
         let holds = match asks {
             Asks::Segmentation => false,
             Asks::Checksum => {
                 (field(header::CSUM_START), field(header::CSUM_OFFSET)) == (segment.transport, CHECKSUM)
             }
-            Asks::Nothing => segment.holds(&head, pieces.iter().map(|piece| &**piece)),
+            Asks::Nothing => segment.holds(&head, behind(parts, segment.payload)),
         };
-        holds.then_some(Self { segment, head, pieces })
+        holds.then_some(Self { segment, head })
     }
 }
 
-/// Joined segments, or one that may be joined with those to come.
+/// Joined segments, or one that may be joined with those to come, or none.
 pub(super) struct Train<'m> {
-    first: Segment,
+    first: Option<Segment>,
     head: [u8; LONGEST_HEADERS],
     vnet_header: [u8; header::LENGTH],
     pieces: ArrayVec<IoSlice<'m>, MAX_PIECES>,
@@ -93,36 +95,63 @@ pub(super) struct Train<'m> {
 }
 
 impl<'m> Train<'m> {
-    /// One that begins with `car`, which has `vnet_header` and came in the chain `chain`.
-    pub(super) fn new(car: Car<'m>, vnet_header: [u8; header::LENGTH], chain: u16) -> Self {
-        let Car { segment, head, pieces } = car;
+    /// None yet.
+    pub(super) fn new() -> Self {
         Self {
-            first: segment,
-            head,
-            vnet_header,
-            pieces: pieces.into_iter().collect(),
-            payload: segment.length,
-            chains: ArrayVec::from_iter([chain]),
-            closed: segment.pushes(),
-            pushes: segment.pushes(),
+            first: None,
+            head: [0; LONGEST_HEADERS],
+            vnet_header: [0; header::LENGTH],
+            pieces: ArrayVec::new(),
+            payload: 0,
+            chains: ArrayVec::new(),
+            closed: false,
+            pushes: false,
         }
     }
 
-    /// Takes `car` along if it follows; gives it back otherwise.
-    pub(super) fn append(&mut self, car: Car<'m>, chain: u16) -> Result<(), Car<'m>> {
-        let room = self.first.payload + self.payload + car.segment.length <= LONGEST_SEGMENT
-            && self.pieces.remaining_capacity() >= car.pieces.len()
+    /// Begins one with `car`, whose frame is in `parts`, which has `vnet_header` and came in the chain `chain`.
+    pub(super) fn begin(
+        &mut self,
+        car: &Car,
+        parts: &[IoSlice<'m>],
+        vnet_header: [u8; header::LENGTH],
+        chain: u16,
+    ) {
+        self.first = Some(car.segment);
+        (self.head, self.vnet_header) = (car.head, vnet_header);
+        self.pieces.clear();
+        self.chains.clear();
+        self.payload = 0;
+        self.attach(car, parts, chain);
+    }
+
+    /// Takes `car` along if it follows; says whether it did.
+    pub(super) fn append(&mut self, car: &Car, parts: &[IoSlice<'m>], chain: u16) -> bool {
+        let Some(first) = &self.first else { return false };
+        let room = first.payload + self.payload + car.segment.length <= LONGEST_SEGMENT
+            && self.pieces.remaining_capacity() >= parts.len()
             && !self.chains.is_full();
-        let follows = || self.first.is_followed_by(&self.head, self.chains.len(), &car.segment, &car.head);
-        if self.closed || !room || !follows() {
-            return Err(car);
+        let follows = || first.is_followed_by(&self.head, self.chains.len(), &car.segment, &car.head);
+        let taken = !self.closed && room && follows();
+        if taken {
+            self.attach(car, parts, chain);
         }
-        self.pieces.extend(car.pieces);
+        taken
+    }
+
+    fn attach(&mut self, car: &Car, parts: &[IoSlice<'m>], chain: u16) {
+        self.pieces.extend(behind(parts, car.segment.payload));
         self.payload += car.segment.length;
         self.chains.push(chain);
         self.pushes = car.segment.pushes();
-        self.closed = self.pushes || car.segment.length < self.first.length;
-        Ok(())
+        let short = self.first.is_some_and(|first| car.segment.length < first.length);
+        self.closed = self.pushes || short;
+    }
+
+    /// Has none again.
+    pub(super) fn clear(&mut self) {
+        self.first = None;
+        self.chains.clear();
     }
 
     /// What came in which chain.
@@ -132,40 +161,40 @@ impl<'m> Train<'m> {
 
     /// Bytes of the frames as the guest sent them.
     pub(super) fn bytes(&self) -> usize {
-        self.chains.len() * self.first.payload + self.payload
+        self.chains.len() * self.first.map_or(0, |first| first.payload) + self.payload
     }
 
-    /// Writes the headers of all before the port sees them: those of one segment stay as they are.
-    pub(super) fn couple(&mut self) {
-        if self.chains.len() == 1 {
-            return;
+    /// Makes the headers those of all; of one alone they are its own. Whether there is anything to send.
+    pub(super) fn couple(&mut self) -> bool {
+        let Some(first) = self.first else { return false };
+        if self.chains.len() > 1 {
+            let flags = first.flags | if self.pushes { PSH } else { 0 };
+            first.rewrite(&mut self.head, 0, 0, self.payload, flags);
+            // Each is below 2^16: a frame is.
+            let fields = [
+                (header::HDR_LEN, first.payload),
+                (header::GSO_SIZE, first.length),
+                (header::CSUM_START, first.transport),
+                (header::CSUM_OFFSET, CHECKSUM),
+            ];
+            self.vnet_header = [0; header::LENGTH];
+            self.vnet_header[header::FLAGS] = NEEDS_CSUM;
+            self.vnet_header[header::GSO_TYPE] = match first.version {
+                Version::V4 => GSO_TCPV4,
+                Version::V6 => GSO_TCPV6,
+            };
+            for (at, value) in fields {
+                self.vnet_header[at..at + 2].copy_from_slice(&(value as u16).to_le_bytes());
+            }
         }
-        let flags = self.first.flags | if self.pushes { PSH } else { 0 };
-        self.first.rewrite(&mut self.head, 0, 0, self.payload, flags);
-        let gso_type = match self.first.version {
-            Version::V4 => GSO_TCPV4,
-            Version::V6 => GSO_TCPV6,
-        };
-        // Each is below 2^16: a frame is.
-        let fields = [
-            (header::HDR_LEN, self.first.payload),
-            (header::GSO_SIZE, self.first.length),
-            (header::CSUM_START, self.first.transport),
-            (header::CSUM_OFFSET, CHECKSUM),
-        ];
-        self.vnet_header = [0; header::LENGTH];
-        self.vnet_header[header::FLAGS] = NEEDS_CSUM;
-        self.vnet_header[header::GSO_TYPE] = gso_type;
-        for (at, value) in fields {
-            self.vnet_header[at..at + 2].copy_from_slice(&(value as u16).to_le_bytes());
-        }
+        true
     }
 
     /// The frame with its header, for the port.
     pub(super) fn parts(&self) -> Pieces<'_> {
         let mut parts = Pieces::new();
         parts.push(IoSlice::new(&self.vnet_header));
-        parts.push(IoSlice::new(&self.head[..self.first.payload]));
+        parts.push(IoSlice::new(&self.head[..self.first.map_or(0, |first| first.payload)]));
         parts.extend(self.pieces.iter().copied());
         parts
     }

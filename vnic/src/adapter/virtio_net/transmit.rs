@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use toll_protocol::report::FrameCounters;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
-use super::chain::{broken, pieces, read_header};
+use super::chain::{broken, pieces};
 use super::header::{self, Asks};
 use super::train::{Car, Train};
 use super::{Bus, LONGEST_SEGMENT, MINIMUM_FRAME, bad, notify};
@@ -45,18 +45,20 @@ impl Outlet<'_> {
         Ok(())
     }
 
-    /// Sends a train and gives its chains back.
+    /// Sends a train, if there is one, and gives its chains back.
     fn dispatch(
         &mut self,
-        train: Option<Train<'_>>,
+        train: &mut Train<'_>,
         queue: &mut Queue,
         memory: &GuestMemory,
     ) -> Result<(), AdapterError> {
-        let Some(mut train) = train else { return Ok(()) };
-        train.couple();
+        if !train.couple() {
+            return Ok(());
+        }
         self.send(&train.parts(), train.chains().len() as u64, train.bytes())?;
-        let elements = train.chains().iter().map(|head| (*head, 0));
-        notify::publish(queue, memory, elements)
+        notify::publish(queue, memory, train.chains().iter().map(|head| (*head, 0)))?;
+        train.clear();
+        Ok(())
     }
 }
 
@@ -67,18 +69,21 @@ impl Bus {
         let memory: &GuestMemory = memory;
         let with_headers = port.framing() == Framing::VirtioNetHeader;
         let mut outlet = Outlet { port: &mut **port, counters, port_time };
-        let mut train: Option<Train<'_>> = None;
+        let mut train = Train::new();
         let mut used = 0;
         // A driver on another CPU could go on for ever: one turn takes no more than the queue holds.
         for _ in 0..queue.size() {
             let chain = queue.iter(memory).map_err(|error| broken("transmit queue", &error))?.next();
             let Some(chain) = chain else { break };
-            // The port gets the bytes that were looked at, not what the guest makes of them meanwhile.
-            let mut head = read_header(&chain, memory)?;
             let mut parts = Parts::new();
-            let length = pieces(&chain, false, WHAT, (header::LENGTH, header::LENGTH), |address, length| {
+            if with_headers {
+                parts.push(IoSlice::new(&[]));
+            }
+            let length = pieces(&chain, false, WHAT, (0, header::LENGTH), |address, length| {
                 gather::push(&mut parts, memory, address, length)
             })? - header::LENGTH;
+            // The port gets the bytes that were looked at, not what the guest makes of them meanwhile.
+            let mut head: [u8; header::LENGTH] = gather::take_head(&mut parts);
             let asks = header::read(&head, *features).map_err(|why| bad(WHAT, why.to_owned()))?;
             let longest = if asks == Asks::Segmentation { LONGEST_SEGMENT } else { *longest };
             if length < MINIMUM_FRAME || length > longest {
@@ -90,32 +95,25 @@ impl Bus {
                 head = [0; header::LENGTH];
             }
             used += 1;
+            let index = chain.head_index();
             let car = combines.then(|| Car::of(&parts, length, asks, &head)).flatten();
             if let Some(car) = car {
-                let index = chain.head_index();
-                let alone = match &mut train {
-                    Some(train) => train.append(car, index).err(),
-                    None => Some(car),
-                };
-                if let Some(car) = alone {
-                    outlet.dispatch(train.replace(Train::new(car, head, index)), queue, memory)?;
+                if !train.append(&car, &parts, index) {
+                    outlet.dispatch(&mut train, queue, memory)?;
+                    train.begin(&car, &parts, head, index);
                 }
                 continue;
             }
             // In the order of the guest.
-            outlet.dispatch(train.take(), queue, memory)?;
+            outlet.dispatch(&mut train, queue, memory)?;
             let mut framed: Parts<'_> = parts;
-            if with_headers {
-                framed
-                    .try_insert(0, IoSlice::new(&head))
-                    .map_err(|_| bad(WHAT, super::chain::too_many(gather::MAX_PARTS - 1)))?;
+            if let Some(first) = framed.first_mut().filter(|_| with_headers) {
+                *first = IoSlice::new(&head);
             }
             outlet.send(&framed, 1, length)?;
-            queue
-                .add_used(memory, chain.head_index(), 0)
-                .map_err(|error| broken("transmit queue", &error))?;
+            queue.add_used(memory, index, 0).map_err(|error| broken("transmit queue", &error))?;
         }
-        outlet.dispatch(train, queue, memory)?;
+        outlet.dispatch(&mut train, queue, memory)?;
         Ok(used)
     }
 }
