@@ -215,6 +215,9 @@ pub struct VirtioNetSwitches {
     /// The VMM joins segments of one flow that follow each other into one that the host's stack takes whole, and cuts up
     /// on the other way what the host's stack has joined: the guest knows nothing of it.
     pub segment_combining: bool,
+    /// A thread of its own moves the frames, woken by notifications that KVM answers itself (KVM_IOEVENTFD), so that the
+    /// guest goes on meanwhile.
+    pub io_thread: bool,
 }
 
 impl VirtioNetSwitches {
@@ -225,6 +228,7 @@ impl VirtioNetSwitches {
         mergeable_buffers: false,
         event_index: false,
         segment_combining: false,
+        io_thread: false,
     };
 
     /// Whether frames cross the port with a `virtio_net_hdr` before them.
@@ -233,13 +237,15 @@ impl VirtioNetSwitches {
     }
 
     fn names(self) -> Vec<&'static str> {
-        let Self { checksum_offload, tso, mergeable_buffers, event_index, segment_combining } = self;
+        let Self { checksum_offload, tso, mergeable_buffers, event_index, segment_combining, io_thread } =
+            self;
         let all = [
             (checksum_offload, "checksumOffload"),
             (tso, "tso"),
             (mergeable_buffers, "mergeableBuffers"),
             (event_index, "eventIndex"),
             (segment_combining, "segmentCombining"),
+            (io_thread, "ioThread"),
         ];
         all.into_iter().filter_map(|(on, name)| on.then_some(name)).collect()
     }

@@ -77,12 +77,14 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
 fn switches(adapter: &Adapter) -> u64 {
     let Adapter::VirtioNet(switches) = adapter else { return 0 };
     // The guest knows nothing of `segment_combining`.
-    let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index, .. } = *switches;
+    let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index, io_thread, .. } =
+        *switches;
     let bits = [
         (checksum_offload, virtio_net::CHECKSUM_OFFLOAD),
         (tso, virtio_net::TSO),
         (mergeable_buffers, virtio_net::MERGEABLE_BUFFERS),
         (event_index, virtio_net::EVENT_INDEX),
+        (io_thread, virtio_net::IO_THREAD),
     ];
     bits.into_iter().filter(|(on, _)| *on).fold(0, |bits, (_, bit)| bits | bit)
 }

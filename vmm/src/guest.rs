@@ -8,6 +8,8 @@
 //!          +-- signal ------+--> fault: last words            END: Recording
 //! ```
 
+use std::os::fd::AsFd;
+
 use toll_protocol::report::Failure;
 
 use crate::boot::{Program, boot_info};
@@ -87,7 +89,7 @@ pub fn run(config: &EndConfig, program: &Program, stage: Stage) -> Result<Box<Re
 impl Guest {
     fn create(config: &EndConfig, program: &Program, stage: Stage) -> Result<Self, GuestError> {
         let started = Timebase::now();
-        let Stage { adapter, looks_at_port, switches, pages, reporter, control_cpu } = stage;
+        let Stage { adapter, looks_at_port, switches, pages, reporter, control_cpu, io } = stage;
         let vm = Vm::new(pages.memory().clone())?;
         let entry = image::load(program.image(), pages.memory(), config.memory)?;
         let vcpu = vm.vcpu(&entry)?;
@@ -97,11 +99,16 @@ impl Guest {
         } else {
             None
         };
+        if let Some((register, kick)) = io.as_ref().and_then(|io| io.notify.as_ref()) {
+            vm.notifies(bus.adapter_base() + register, kick.as_fd())?;
+        }
+        let io_cpu = io.and_then(|io| io.cpu);
         pages.write_boot_info(&boot_info(config, program, bus.adapter_base(), vcpu.tsc_hz()?))?;
         reporter.link().set_vcpu(vcpu.kicker());
         let created = vm.created();
         let memory = config.memory;
-        let parts = Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, memory, created };
+        let parts =
+            Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, io_cpu, memory, created };
         Ok(Self { vcpu, postbox, bus, machine: Machine::new(parts)?, exits: Exits::default(), started })
     }
 

@@ -94,6 +94,7 @@ pub struct Machine {
     reporter: Reporter,
     cpu: Option<CpuClock>,
     control_cpu: Option<CpuClock>,
+    io_cpu: Option<CpuClock>,
     run_delay: Option<RunDelay>,
     memory: u64,
     phase: u32,
@@ -127,6 +128,8 @@ pub struct Parts {
     pub reporter: Reporter,
     /// CPU clock of the control thread.
     pub control_cpu: Option<CpuClock>,
+    /// CPU clock of the adapter's own thread.
+    pub io_cpu: Option<CpuClock>,
     /// Bytes of memory.
     pub memory: u64,
     /// When the guest, or what stands for it, was created.
@@ -139,7 +142,8 @@ impl Machine {
     /// # Errors
     /// [`MachineError::Adapter`] or [`MachineError::Alarm`] if the host lacks what an optimisation takes.
     pub fn new(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, memory, created } = parts;
+        let Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, io_cpu, memory, created } =
+            parts;
         let now = created.elapsed();
         let held = |combining: toll_protocol::trial::SendCombining| {
             let tick = combining.tick.duration();
@@ -162,6 +166,7 @@ impl Machine {
             reporter,
             cpu: CpuClock::of_this_thread(),
             control_cpu,
+            io_cpu,
             run_delay: RunDelay::of_this_thread(),
             memory,
             phase: 0,
@@ -333,10 +338,12 @@ impl Machine {
     }
 
     fn has_work(&mut self) -> Result<bool, MachineError> {
-        let before = self.adapter.counters();
+        let before = self.combining.is_some().then(|| self.adapter.counters());
         let work = self.adapter.service()?;
-        // An idle guest waits for nothing.
-        self.was_sent(before.transmit_frames + before.transmit_drops);
+        if let Some(before) = before {
+            // An idle guest waits for nothing.
+            self.was_sent(before.transmit_frames + before.transmit_drops);
+        }
         self.note_first_frame();
         Ok(work
             || self.adapter.interrupt()
@@ -444,6 +451,7 @@ impl Machine {
             at: Timebase::now(),
             cpu: self.cpu.and_then(CpuClock::read),
             control_cpu: self.control_cpu.and_then(CpuClock::read),
+            io_cpu: self.io_cpu.and_then(CpuClock::read),
             run_delay: self.run_delay.as_ref().and_then(RunDelay::now),
             program_ticks: view.program_ticks,
             model_ticks: view.model_ticks,

@@ -10,6 +10,7 @@ use toll_protocol::validity;
 
 use crate::clock::Timebase;
 use crate::exits::Exits;
+use crate::io_thread;
 use crate::kvm::KvmCounts;
 
 /// A thread is said to have been the limit from this share of the interval on.
@@ -26,6 +27,8 @@ pub struct Snapshot {
     pub cpu: Option<Duration>,
     /// CPU time of the control thread.
     pub control_cpu: Option<Duration>,
+    /// CPU time of the adapter's own thread.
+    pub io_cpu: Option<Duration>,
     /// How long the program's thread has been runnable without a CPU.
     pub run_delay: Option<Duration>,
     /// Ticks in the program: inside `KVM_RUN`, or outside of the model for a host process.
@@ -123,7 +126,9 @@ impl Recording {
         let exits = self.exits(ns_per_tick);
         let cpu = difference(start.cpu, end.cpu);
         let name = if exits.is_some() { "vcpu0" } else { "payload" };
-        let threads = [(name, cpu), ("control", difference(start.control_cpu, end.control_cpu))];
+        let io = difference(start.io_cpu, end.io_cpu);
+        let control = difference(start.control_cpu, end.control_cpu);
+        let threads = [(name, cpu), (io_thread::NAME, io), ("control", control)];
         let mut flags = Vec::new();
         if cfg!(debug_assertions) {
             flags.push(Flag::DebugBuild);
@@ -152,7 +157,7 @@ impl Recording {
                 .into_iter()
                 .filter_map(|(name, cpu)| Some(ThreadCpu { name: name.into(), total: cpu?.into() }))
                 .collect(),
-            cpu: cpu.map(|cpu| self.split(cpu, ns_per_tick)).unwrap_or_default(),
+            cpu: cpu.map(|cpu| self.split(cpu, io, ns_per_tick)).unwrap_or_default(),
             exits,
             frames: Some(frames),
             spared: end.spared.zip(start.spared).map(|(end, start)| end.since(&start)),
@@ -175,12 +180,20 @@ impl Recording {
     }
 
     /// Splits the thread's CPU time in proportion to where it was seen. Being preempted lengthens what was seen,
-    /// in the program and in the model alike; scaling takes it out again.
-    fn split(&self, cpu: Duration, ns_per_tick: f64) -> CpuSplit {
+    /// in the program and in the model alike; scaling takes it out again. A port that the adapter's own thread `io` looks
+    /// after is called there, and what else that thread does is the VMM's.
+    fn split(&self, cpu: Duration, io: Option<Duration>, ns_per_tick: f64) -> CpuSplit {
         let ticks = |before: u64, after: u64| after.saturating_sub(before) as f64 * ns_per_tick;
         let program = ticks(self.start.program_ticks, self.end.program_ticks);
         let model = ticks(self.start.model_ticks, self.end.model_ticks);
         let port = self.end.port_nanoseconds.saturating_sub(self.start.port_nanoseconds) as f64;
+        if let Some(io) = io {
+            let ours =
+                Duration::from_nanos((cpu.as_nanos() as f64 * model / (program + model).max(1.0)) as u64);
+            let host = Duration::from_nanos(port as u64).min(io);
+            let (guest, vmm) = (cpu.saturating_sub(ours), ours + io - host);
+            return CpuSplit { guest: Some(guest.into()), vmm: Some(vmm.into()), host: Some(host.into()) };
+        }
         let port = port.min(model);
         let seen = program + model;
         if seen <= 0.0 {
@@ -208,6 +221,7 @@ mod tests {
             at,
             cpu: Some(Duration::from_millis(millis)),
             control_cpu: None,
+            io_cpu: None,
             run_delay: None,
             program_ticks: 0,
             model_ticks: 0,

@@ -26,6 +26,7 @@ use toll_vnic::port::Port;
 use crate::boot::Program;
 use crate::clock::CpuClock;
 use crate::config::EndConfig;
+use crate::io_thread::{Io, Remote};
 use crate::link::{Event, Link, Reporter, link};
 use crate::memory::{MemoryError, SharedPages, allocate};
 use crate::recording::Recording;
@@ -80,6 +81,8 @@ pub struct Stage {
     pub reporter: Reporter,
     /// CPU clock of the control thread.
     pub control_cpu: Option<CpuClock>,
+    /// The adapter's thread, if it has one.
+    pub io: Option<Io>,
 }
 
 /// A running end.
@@ -99,6 +102,7 @@ pub fn start(config: &EndConfig, program: Program, port: Box<dyn Port>) -> Resul
     install_signal_handler().map_err(failed("sigaction"))?;
     let memory = allocate(config.memory)?;
     let pages = SharedPages::new(&memory)?;
+    let mut io = None;
     let (adapter, switches): (Box<dyn Adapter>, Option<PcnetSwitches>) = match config.adapter {
         trial::Adapter::Pcnet(switches) => {
             let chip = Pcnet::new(memory, port, config.mac);
@@ -106,7 +110,14 @@ pub fn start(config: &EndConfig, program: Program, port: Box<dyn Port>) -> Resul
             (Box::new(chip), Some(switches))
         }
         trial::Adapter::VirtioNet(switches) => {
-            (Box::new(VirtioNet::new(memory, port, config.mac, config.mtu, switches)?), None)
+            let device = Box::new(VirtioNet::new(memory, port, config.mac, config.mtu, switches)?);
+            if switches.io_thread {
+                let remote = Remote::start(device)?;
+                io = Some(remote.io()?);
+                (Box::new(remote), None)
+            } else {
+                (device, None)
+            }
         }
     };
     let (looks_at_port, switches) = (switches.is_some(), switches.unwrap_or_default());
@@ -118,6 +129,7 @@ pub fn start(config: &EndConfig, program: Program, port: Box<dyn Port>) -> Resul
         pages: pages.clone(),
         reporter,
         control_cpu: CpuClock::of_this_thread(),
+        io,
     };
     let name = match config.engine {
         Engine::Kvm => "vcpu0",

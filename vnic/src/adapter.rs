@@ -34,7 +34,7 @@ pub enum Window {
     Mmio(u64),
 }
 
-/// A chip. All methods are called by the thread that runs the guest; none blocks.
+/// A chip. All methods are called by one thread at a time: the one that runs the guest, or that of its I/O. None blocks.
 pub trait Adapter: Send {
     /// The registers that it decodes.
     fn window(&self) -> Window;
@@ -84,6 +84,20 @@ pub trait Adapter: Send {
     /// access, and before [`service`](Adapter::service): a register that is memory, which nothing but the guest sees.
     fn posted(&self, _offset: u64, _width: usize) -> bool {
         false
+    }
+
+    /// The register whose writes say no more than that the rings have something: who looks at them anyway needs none.
+    fn notify_register(&self) -> Option<u64> {
+        None
+    }
+
+    /// Tells the driver that its rings are looked at without a notification; or, with `false`, no longer. Whether something
+    /// has come meanwhile that no notification will tell of.
+    ///
+    /// # Errors
+    /// As for [`read`](Adapter::read).
+    fn watch(&mut self, _watched: bool) -> Result<bool, AdapterError> {
+        Ok(false)
     }
 
     /// Whether the guest has buffers for more frames: only then is waiting for the port of use.

@@ -48,9 +48,9 @@ pub(crate) fn push<'m>(
 ) -> Result<(), Refused> {
     for range in ranges(memory, address, length) {
         let (pointer, length) = range?;
-        // SAFETY: the range lies in a mapping that `memory` keeps for 'm. The guest doesn't run while its
-        // adapter's methods do (the thread that runs it is the one that is here). Who else may write to it, at a
-        // guest that sends a page it shares with the VMM, stores single words; no decision is made on bytes read here.
+        // SAFETY: the range lies in a mapping that `memory` keeps for 'm. A driver leaves buffers alone that it has
+        // given to its adapter (virtio 1.2, 2.7.13). One that doesn't, while another thread runs the guest, spoils its
+        // own frame: what decisions are made on is copied first, and a sum that is wrong leaves a frame as it is.
         let bytes = unsafe { std::slice::from_raw_parts(pointer, length) };
         parts.try_push(IoSlice::new(bytes)).map_err(|_| Refused::TooManyParts)?;
     }

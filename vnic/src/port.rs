@@ -68,6 +68,13 @@ pub struct Offloads {
     pub tso6: bool,
 }
 
+impl Offloads {
+    /// Whether TCP segments may come that are to be cut up.
+    pub const fn segments(self) -> bool {
+        self.tso4 || self.tso6
+    }
+}
+
 /// What became of a frame handed to a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sent {

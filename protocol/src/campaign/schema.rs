@@ -252,6 +252,8 @@ pub struct VirtioNet {
     pub event_index: Option<bool>,
     /// The VMM joins the guest's TCP segments for the host's stack, and cuts up what that stack has joined. Default false.
     pub segment_combining: Option<bool>,
+    /// A thread of its own moves the frames while the guest goes on. Default false.
+    pub io_thread: Option<bool>,
 }
 
 /// A port: at most one field; without one it is what the host's agent offers.

@@ -55,6 +55,9 @@ pub mod virtio_net {
     pub const MERGEABLE_BUFFERS: u64 = 1 << 2;
     /// Notifications by index.
     pub const EVENT_INDEX: u64 = 1 << 3;
+    /// The device looks at its rings while the program runs: it says whether it wants to be notified of buffers, and
+    /// interrupts a wait for room if it is asked to.
+    pub const IO_THREAD: u64 = 1 << 4;
 }
 
 /// `BootInfo::direction`.

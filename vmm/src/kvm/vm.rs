@@ -1,12 +1,14 @@
 //! A virtual machine: one slot of memory, no in-kernel interrupt controller.
 
 use std::io::ErrorKind;
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd};
 use std::time::Instant;
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_SYNC_X86_EVENTS, kvm_userspace_memory_region};
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use toll_vnic::GuestMemory;
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::{Entry, KvmError, Postbox, Vcpu, failed};
 
@@ -100,6 +102,19 @@ impl Vm {
     /// [`KvmError::Lacks`] or [`KvmError::Call`].
     pub fn postbox(&self, vcpu: &Vcpu, ports: impl Iterator<Item = (u16, u32)>) -> Result<Postbox, KvmError> {
         Postbox::new(&self.fd, vcpu.descriptor(), ports)
+    }
+
+    /// Makes writes to the physical address `address`, of any width and value, notify `fd` and not exit
+    /// (KVM_IOEVENTFD).
+    ///
+    /// # Errors
+    /// [`KvmError::Call`].
+    pub fn notifies(&self, address: u64, fd: BorrowedFd<'_>) -> Result<(), KvmError> {
+        let own = fd.try_clone_to_owned().map_err(|source| KvmError::Call { call: "dup", source })?;
+        // SAFETY: the descriptor is this call's own; KVM takes a reference of its own to what is behind it.
+        let event = unsafe { EventFd::from_raw_fd(own.into_raw_fd()) };
+        let address = IoEventAddress::Mmio(address);
+        self.fd.register_ioevent(&event, &address, NoDatamatch).map_err(failed("KVM_IOEVENTFD"))
     }
 
     /// The machine's vCPU, about to execute the first instruction of `entry`.

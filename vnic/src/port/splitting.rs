@@ -7,6 +7,9 @@
 //!    |  one of many segments                    ^                                                 | the last
 //!    '------------------------------------------'       idle <------------------------------------'
 //! ```
+//! An owner that takes segments of either version of IP whole gets frames straight from the kernel, which cuts up those of
+//! the other.
+//!
 //! Checksums: what the kernel left out is completed for an owner that takes no unfinished frames, and left to one that
 //! does.
 
@@ -115,7 +118,7 @@ impl Port for Splitting {
     }
 
     fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
-        if self.offloads.tso4 && self.offloads.tso6 {
+        if self.offloads.segments() {
             return self.port.receive(parts);
         }
         let room = parts.iter().map(|part| part.len()).sum();
@@ -140,7 +143,8 @@ impl Port for Splitting {
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), PortError> {
         self.offloads = offloads;
         self.cut = None;
-        self.port.set_offloads(Offloads { checksum: true, tso4: true, tso6: true })
+        let all = Offloads { checksum: true, tso4: true, tso6: true };
+        self.port.set_offloads(if offloads.segments() { offloads } else { all })
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

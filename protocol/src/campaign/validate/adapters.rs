@@ -77,6 +77,7 @@ fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) ->
         mergeable_buffers: on(written.mergeable_buffers),
         event_index: on(written.event_index),
         segment_combining: on(written.segment_combining),
+        io_thread: on(written.io_thread),
     };
     // virtio 1.2, 5.1.3.1: VIRTIO_NET_F_HOST_TSO4 requires VIRTIO_NET_F_CSUM.
     if switches.tso && !switches.checksum_offload {

@@ -5,6 +5,10 @@
 //!  ring full:       QueueNotify, and only then              1 access
 //!  nothing to do:   the WAIT doorbell flushes, fills and sleeps
 //! ```
+//! A device with a thread of its own moves frames while the program runs. It is notified of a frame when it says that it
+//! wants to be, which it does when it has gone to sleep; with its ring full the driver asks for an interrupt, which ends
+//! a wait.
+//!
 //! The device is told not to interrupt (2.7.7): it looks at both rings when the program waits, and the program looks
 //! at the used rings when it runs. One descriptor is one frame, the header of 12 bytes before it; with mergeable
 //! buffers a received frame may lie in several.
@@ -42,6 +46,7 @@ mod register {
     pub(super) const QUEUE_SIZE: u64 = 0x038;
     pub(super) const QUEUE_READY: u64 = 0x044;
     pub(super) const QUEUE_NOTIFY: u64 = 0x050;
+    pub(super) const INTERRUPT_ACK: u64 = 0x064;
     pub(super) const STATUS: u64 = 0x070;
     pub(super) const QUEUE_DESC: u64 = 0x080;
     pub(super) const QUEUE_DRIVER: u64 = 0x090;
@@ -171,6 +176,8 @@ pub(crate) struct VirtioNetDriver {
     copied: Dma,
     /// Payload of each segment that the next frame is to be cut into.
     segment: Option<NonZeroU16>,
+    /// An interrupt was asked for.
+    asked: bool,
 }
 
 impl VirtioNetDriver {
@@ -223,6 +230,7 @@ impl VirtioNetDriver {
             vouched: false,
             copied: memory.split(setup.copied()),
             segment: None,
+            asked: false,
         };
         driver.receive.set_up(platform, RECEIVEQ)?;
         driver.transmit.set_up(platform, TRANSMITQ)?;
@@ -239,6 +247,21 @@ impl VirtioNetDriver {
             assert!(self.free_count < self.transmit.layout.size, "the device used a descriptor twice");
             self.free[self.free_count] = id;
             self.free_count += 1;
+        }
+    }
+
+    /// Asks for an interrupt while the ring is full, and takes it back when it is no longer.
+    fn ask(&mut self, registers: &mut impl Registers) {
+        if self.free_count == 0 && !self.asked {
+            self.transmit.ask_for_interrupt();
+            self.asked = true;
+            // What was used before the device could see it.
+            self.reclaim();
+        }
+        if self.free_count > 0 && self.asked {
+            self.transmit.suppress_interrupts();
+            self.asked = false;
+            registers.write_register(register::INTERRUPT_ACK, 4, 1);
         }
     }
 
@@ -287,10 +310,18 @@ impl Driver for VirtioNetDriver {
             registers.write_register(register::QUEUE_NOTIFY, 4, TRANSMITQ);
             self.reclaim();
         }
+        if self.setup.has(switches::IO_THREAD) {
+            self.ask(registers);
+        }
         self.free_count > 0
     }
 
-    fn transmit<R>(&mut self, _: &mut impl Registers, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+    fn transmit<R>(
+        &mut self,
+        registers: &mut impl Registers,
+        length: usize,
+        fill: impl FnOnce(&mut [u8]) -> R,
+    ) -> R {
         assert!(self.free_count > 0, "no transmit descriptor is free");
         assert!(HEADER + length <= self.transmit.layout.stride, "a frame over its buffer");
         self.free_count -= 1;
@@ -308,6 +339,9 @@ impl Driver for VirtioNetDriver {
         }
         self.transmit.set_length(id, HEADER + length);
         self.transmit.give(id);
+        if self.setup.has(switches::IO_THREAD) && self.transmit.notification_wanted() {
+            registers.write_register(register::QUEUE_NOTIFY, 4, TRANSMITQ);
+        }
         result
     }
 

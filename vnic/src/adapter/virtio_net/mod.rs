@@ -30,7 +30,7 @@ use std::time::Duration;
 use toll_protocol::report::FrameCounters;
 use toll_protocol::trial::VirtioNetSwitches;
 use toll_protocol::units::MacAddress;
-use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
+use virtio_bindings::virtio_mmio::{VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_QUEUE_NOTIFY};
 use virtio_queue::{Queue, QueueT};
 
 use crate::GuestMemory;
@@ -60,6 +60,8 @@ pub const MAX_QUEUE_SIZE: u16 = 1024;
 pub struct VirtioNet {
     mmio: Mmio,
     bus: Bus,
+    /// Somebody looks at the rings without being notified.
+    watched: bool,
 }
 
 /// What the device is connected to, apart from the registers so that queues and frames can be borrowed at once.
@@ -121,7 +123,7 @@ impl VirtioNet {
             combines: switches.segment_combining,
         };
         let offered = Features::offered(switches);
-        Ok(Self { mmio: Mmio::new([queue()?, queue()?], mac, mtu, offered), bus })
+        Ok(Self { mmio: Mmio::new([queue()?, queue()?], mac, mtu, offered), bus, watched: false })
     }
 
     /// DRIVER_OK: from now on the queues are used, so they have to be whole.
@@ -137,6 +139,9 @@ impl VirtioNet {
         let features = self.mmio.driver_features();
         for queue in &mut self.mmio.queues {
             queue.set_event_idx(features.event_index());
+            if self.watched {
+                notify::want(queue, &self.bus.memory, false)?;
+            }
         }
         self.bus.features = features;
         self.bus.waiting.clear();
@@ -148,7 +153,8 @@ impl VirtioNet {
         let queue = &mut self.mmio.queues[TRANSMIT];
         let before = queue.next_used();
         let mut sent = self.bus.transmit(queue)?;
-        if self.bus.features.event_index() && notify::ask_for_next(queue, &self.bus.memory)? {
+        let asks = self.bus.features.event_index() && !self.watched;
+        if asks && notify::ask_for_next(queue, &self.bus.memory)? {
             sent += self.bus.transmit(queue)?;
         }
         self.used(TRANSMIT, before);
@@ -160,7 +166,8 @@ impl VirtioNet {
         let before = queue.next_used();
         let mut received = self.bus.receive(queue)?;
         // Of new receive buffers the device needs to hear only when it has none.
-        let starved = self.bus.features.event_index() && !notify::has_available(queue, &self.bus.memory);
+        let asks = self.bus.features.event_index() && !self.watched;
+        let starved = asks && !notify::has_available(queue, &self.bus.memory);
         if starved && notify::ask_for_next(queue, &self.bus.memory)? {
             received += self.bus.receive(queue)?;
         }
@@ -171,7 +178,7 @@ impl VirtioNet {
     /// Used buffer notification, unless there is nothing new since the used index was `before`, or the driver
     /// suppressed it.
     fn used(&mut self, index: usize, before: u16) {
-        let Self { mmio, bus } = self;
+        let Self { mmio, bus, .. } = self;
         let event_index = bus.features.event_index();
         let wanted = notify::wants_interrupt(&mmio.queues[index], &bus.memory, event_index, before);
         if wanted && mmio.raise() {
@@ -243,6 +250,25 @@ impl Adapter for VirtioNet {
         let result = self.transmit().and_then(|_| self.receive());
         // Frames sent need no look: a guest that has more to send asks for no sleep.
         self.concluded(result).map(|received| received > 0 || self.mmio.interrupt())
+    }
+
+    fn notify_register(&self) -> Option<u64> {
+        Some(VIRTIO_MMIO_QUEUE_NOTIFY.into())
+    }
+
+    fn watch(&mut self, watched: bool) -> Result<bool, AdapterError> {
+        self.watched = watched;
+        if !self.mmio.live() {
+            return Ok(false);
+        }
+        let Self { mmio, bus, .. } = self;
+        let mut more = false;
+        for (index, queue) in mmio.queues.iter_mut().enumerate() {
+            // Of receive buffers the device needs to hear only when it has none.
+            let wanted = !watched && (index == TRANSMIT || !notify::has_available(queue, &bus.memory));
+            more |= notify::want(queue, &bus.memory, wanted)?;
+        }
+        Ok(more)
     }
 
     fn can_receive(&self) -> bool {

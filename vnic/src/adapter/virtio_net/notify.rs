@@ -44,6 +44,16 @@ pub(super) fn ask_for_next(queue: &mut Queue, memory: &GuestMemory) -> Result<bo
     queue.enable_notification(memory).map_err(|error| broken("used ring", &error))
 }
 
+/// Tells the driver whether the device wants to be notified (2.7.10). Whether it has made buffers available already, whose
+/// notification may not come.
+pub(super) fn want(queue: &mut Queue, memory: &GuestMemory, wanted: bool) -> Result<bool, AdapterError> {
+    if wanted {
+        return ask_for_next(queue, memory);
+    }
+    queue.disable_notification(memory).map_err(|error| broken("used ring", &error))?;
+    Ok(false)
+}
+
 /// Whether the driver has made buffers of `queue` available that the device has not taken (2.7.6).
 pub(super) fn has_available(queue: &Queue, memory: &GuestMemory) -> bool {
     queue.ready()

@@ -93,7 +93,7 @@ impl Bus {
         let with_headers = port.framing() == Framing::VirtioNetHeader;
         // What the port puts before a frame, and what of the header is for the device to write.
         let (before, skip) = if with_headers { (header::LENGTH, 0) } else { (0, header::LENGTH) };
-        let most = if offloads.tso4 || offloads.tso6 { LONGEST_RECEIVED } else { *longest };
+        let most = if offloads.segments() { LONGEST_RECEIVED } else { *longest };
         let position = queue.next_avail();
         let mut room = Room::take(queue, memory, skip, features.mergeable().then_some(before + most))?;
         let Some(first) = room.first else { return Ok(None) };

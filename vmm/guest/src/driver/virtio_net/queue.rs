@@ -102,8 +102,6 @@ impl Queue {
             queue.table.write32(at + 8, layout.stride as u32);
             queue.table.write16(at + 12, flags);
         }
-        // With VIRTIO_F_EVENT_IDX the flags stay 0 (2.7.7.1).
-        queue.available.write16(0, if event_index { 0 } else { NO_INTERRUPT });
         queue.suppress_interrupts();
         queue
     }
@@ -128,12 +126,25 @@ impl Queue {
         Ok(())
     }
 
-    /// `used_event` (2.7.6) becomes the entry that was looked at last: the device crosses it again after 65535 more
-    /// (2.7.10).
-    fn suppress_interrupts(&self) {
+    /// By VIRTQ_AVAIL_F_NO_INTERRUPT; or, as with VIRTIO_F_EVENT_IDX the flags stay 0 (2.7.7.1), `used_event` (2.7.6)
+    /// becomes the entry that was looked at last: the device crosses it again after 65535 more (2.7.10).
+    pub(super) fn suppress_interrupts(&self) {
         if self.event_index {
             self.available.release16(self.layout.used_event(), self.next_used.wrapping_sub(1));
+        } else {
+            self.available.release16(0, NO_INTERRUPT);
         }
+    }
+
+    /// The next used entry is to interrupt (2.7.7).
+    pub(super) fn ask_for_interrupt(&self) {
+        if self.event_index {
+            self.available.release16(self.layout.used_event(), self.next_used);
+        } else {
+            self.available.release16(0, 0);
+        }
+        // Seen before the used index is looked at: as `fence` on the device's side.
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
     }
 
     /// Says how many bytes descriptor `id` has.
@@ -156,7 +167,9 @@ impl Queue {
         }
         let at = 4 + 8 * (usize::from(self.next_used) % self.layout.size);
         self.next_used = self.next_used.wrapping_add(1);
-        self.suppress_interrupts();
+        if self.event_index {
+            self.suppress_interrupts();
+        }
         let (id, length) = (self.used.read32(at) as u16, self.used.read32(at + 4) as usize);
         assert!(usize::from(id) < self.layout.size, "the device used a descriptor that there is not");
         assert!(length <= self.layout.stride, "the device wrote more than a buffer holds");
@@ -166,6 +179,8 @@ impl Queue {
     /// Whether the device wants to hear of what was made available since the last look (2.7.10).
     pub(super) fn notification_wanted(&mut self) -> bool {
         let before = core::mem::replace(&mut self.looked, self.next_available);
+        // The available index is seen before the device's wish is read, and the device does it the other way round.
+        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
         if !self.event_index {
             return self.used.acquire16(0) & NO_NOTIFY == 0;
         }
