@@ -29,7 +29,8 @@ fn adapters(engine: Engine) -> Vec<Adapter> {
     let thread = VirtioNetSwitches { io_thread: true, ..mergeable };
     let all = VirtioNetSwitches { segment_combining: true, event_index: true, ..thread };
     let joined_thread = VirtioNetSwitches { io_thread: true, ..joined_checksum };
-    let virtio = [thread, all, joined_thread, off, joined, checksum, joined_checksum, tso, mergeable, events].map(Adapter::VirtioNet);
+    let virtio = [thread, all, joined_thread, off, joined, checksum, joined_checksum, tso, mergeable, events]
+        .map(Adapter::VirtioNet);
     [plain, in_kernel, combined, notified, longer].map(Adapter::Pcnet).into_iter().chain(virtio).collect()
 }
 

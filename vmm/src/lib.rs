@@ -22,7 +22,7 @@ pub mod control;
 pub mod exits;
 pub mod guest;
 pub mod image;
-mod io_thread;
+pub mod io_thread;
 pub mod kvm;
 pub mod layout;
 pub mod link;

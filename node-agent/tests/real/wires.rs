@@ -69,8 +69,14 @@ fn virtual_end(direction: Direction, open: Open, last: u8, duration: Span) -> En
 
 /// The same end with every switch of its adapter on: frames cross the port unfinished.
 fn with_offloads(end: EndSpec) -> EndSpec {
-    let switches =
-        VirtioNetSwitches { checksum_offload: true, tso: true, mergeable_buffers: true, event_index: true };
+    let switches = VirtioNetSwitches {
+        checksum_offload: true,
+        tso: true,
+        mergeable_buffers: true,
+        event_index: true,
+        segment_combining: true,
+        io_thread: true,
+    };
     let adapter = Adapter::VirtioNet(switches);
     let kind = match end.kind {
         EndKind::Guest { port, .. } => EndKind::Guest { adapter, port },

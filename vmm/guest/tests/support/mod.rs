@@ -104,19 +104,30 @@ impl End {
     }
 
     fn switch_bits(&self) -> u64 {
-        let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index, .. } = self.switches;
+        let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index, io_thread, .. } =
+            self.switches;
         let bits = [
             (checksum_offload, virtio_net::CHECKSUM_OFFLOAD),
             (tso, virtio_net::TSO),
             (mergeable_buffers, virtio_net::MERGEABLE_BUFFERS),
             (event_index, virtio_net::EVENT_INDEX),
+            (io_thread, virtio_net::IO_THREAD),
         ];
         bits.into_iter().filter(|(on, _)| *on).fold(0, |bits, (_, bit)| bits | bit)
     }
 
     /// Runs the program on this thread, on `port`.
     pub fn run(&self, port: Box<dyn Port>) -> (Result<(), ProgramError>, Outcome) {
-        let mut platform = HostPlatform::new(self, port);
+        self.run_behind(port, |adapter| adapter)
+    }
+
+    /// The same with something around the adapter.
+    pub fn run_behind(
+        &self,
+        port: Box<dyn Port>,
+        around: impl FnOnce(Box<dyn Adapter>) -> Box<dyn Adapter>,
+    ) -> (Result<(), ProgramError>, Outcome) {
+        let mut platform = HostPlatform::behind(self, port, around);
         let (boot, command, status) = (self.boot(), Command::default(), Status::default());
         command.peer_address.store(u32::from_ne_bytes([10, 9, 0, self.peer]), Ordering::Relaxed);
         command.peer_port.store(PORT.into(), Ordering::Relaxed);
@@ -189,6 +200,14 @@ pub struct HostPlatform {
 
 impl HostPlatform {
     pub fn new(end: &End, port: Box<dyn Port>) -> Self {
+        Self::behind(end, port, |adapter| adapter)
+    }
+
+    pub fn behind(
+        end: &End,
+        port: Box<dyn Port>,
+        around: impl FnOnce(Box<dyn Adapter>) -> Box<dyn Adapter>,
+    ) -> Self {
         let boot = end.boot();
         let arena_end = boot.arena_base + boot.arena_length;
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), arena_end as usize)]).unwrap();
@@ -198,7 +217,7 @@ impl HostPlatform {
             Box::new(VirtioNet::new(memory.clone(), port, end.mac(), end.mtu as u16, end.switches).unwrap())
         };
         Self {
-            adapter,
+            adapter: around(adapter),
             memory,
             epoch: Instant::now(),
             free: boot.arena_base,
