@@ -35,6 +35,7 @@ fn combinations() -> impl Iterator<Item = VirtioNetSwitches> {
             mergeable_buffers: bits & 4 != 0,
             event_index: bits & 8 != 0,
             segment_combining: bits & 16 != 0,
+            ..VirtioNetSwitches::OFF
         })
         .filter(|switches| switches.checksum_offload || !switches.tso)
 }
