@@ -17,6 +17,12 @@ pub fn no_tun() -> Option<&'static str> {
     fs::File::options().read(true).write(true).open("/dev/net/tun").err().map(|_| "no usable /dev/net/tun")
 }
 
+/// Why no capture can be read, if none can.
+pub fn no_tshark() -> Option<&'static str> {
+    let version = std::process::Command::new("tshark").arg("--version").output();
+    (!version.is_ok_and(|output| output.status.success())).then_some("no tshark")
+}
+
 /// Why this user can't change mounts and users, if it can't.
 pub fn no_root() -> Option<&'static str> {
     (!nix::unistd::geteuid().is_root()).then_some("not root")

@@ -20,6 +20,7 @@ use toll_protocol::report::Failure;
 use toll_protocol::trial::{EndSpec, TrialId};
 
 use crate::address::HostPort;
+use crate::captures::{self, Captures};
 use crate::child::Spawner;
 use crate::facts;
 use crate::health::Health;
@@ -65,6 +66,8 @@ pub struct AgentConfig {
     pub identity: Identity,
     /// Folder of the programs that run the ends of trials.
     pub programs: PathBuf,
+    /// Where captures go, if anywhere.
+    pub captures: Option<Captures>,
     /// Where to answer probes and Prometheus, if anywhere.
     pub http: Option<SocketAddr>,
     /// What is told to Prometheus.
@@ -116,7 +119,8 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     facts.wire = Some(wire);
     facts.guest_addresses = network.guest_addresses();
     let link = Link::new(config.orchestrator, config.server_name, &config.identity)?;
-    let host = Host { network, spawner, facts, programs: config.programs, metrics: config.metrics };
+    let (programs, captures, metrics) = (config.programs, config.captures, config.metrics);
+    let host = Host { network, spawner, facts, programs, captures, metrics };
     let (to_link, outgoing) = mpsc::channel(16);
     let (events, from_link) = mpsc::channel(16);
     let (stop_link, stopped) = oneshot::channel();
@@ -358,7 +362,10 @@ impl Agent {
         let failure = match running {
             _ if stopping => Some(Failure::new("the agent was told to stop")),
             Some(other) => Some(Failure::new(format!("this host is busy with trial {other}"))),
-            None => refusal(&self.host.facts, &end),
+            None => refusal(&self.host.facts, &end).or_else(|| {
+                let capture = captures::of(self.host.captures.as_ref(), trial, &end);
+                capture.err().map(|error| Failure::new(crate::chain(&error)))
+            }),
         };
         if self.trials.len() >= MOST_TRIALS {
             tracing::error!(%trial, "refused: too many trials that were never torn down");

@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use toll_node_agent::address::HostPort;
 use toll_node_agent::labels::Label;
 use toll_protocol::facts::Wire;
-use toll_protocol::units::AddressRange;
+use toll_protocol::units::{AddressRange, Bytes};
 
 /// Dials the orchestrator and runs the ends of trials on this host until SIGTERM, SIGINT or SIGHUP.
 #[derive(Debug, Parser)]
@@ -66,6 +66,13 @@ pub struct Run {
     /// Addresses of the NIC's network that guests may have, and nobody else uses.
     #[arg(long, value_name = "FIRST-LAST", env = "TOLL_GUEST_ADDRESSES")]
     pub guest_addresses: Option<AddressRange>,
+    /// Folder for captures of what crosses a trial's port, where campaigns ask for them; without it, such trials are
+    /// refused.
+    #[arg(long, value_name = "DIR")]
+    pub captures: Option<PathBuf>,
+    /// What captures may take there together.
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", requires = "captures")]
+    pub captures_space: Bytes,
     /// Where to answer /metrics, /livez and /readyz; without it, nowhere.
     #[arg(long, value_name = "IP:PORT")]
     pub http: Option<SocketAddr>,

@@ -3,6 +3,7 @@
 
 pub mod address;
 pub mod agent;
+pub mod captures;
 pub mod child;
 pub mod facts;
 pub mod health;

@@ -12,6 +12,7 @@ use arguments::{Arguments, Command, Run};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use toll_node_agent::agent::{self, AgentConfig};
+use toll_node_agent::captures::Captures;
 use toll_node_agent::child::Spawner;
 use toll_node_agent::identity::Identity;
 use toll_node_agent::metrics::Metrics;
@@ -73,6 +74,10 @@ fn run(arguments: Run, labels: BTreeMap<String, String>) -> anyhow::Result<()> {
         },
         identity,
         programs: programs()?,
+        captures: match &arguments.captures {
+            Some(folder) => Some(Captures::new(folder, arguments.captures_space)?),
+            None => None,
+        },
         http: arguments.http,
         metrics: Metrics::new()?,
     };

@@ -16,6 +16,7 @@ use toll_protocol::report::Failure;
 use toll_protocol::trial::{Adapter, EndKind, EndSpec, NativeProgram, Port, TrialId};
 use toll_protocol::units::{Bytes, InterfaceAddress};
 
+use crate::captures::{self, Captures};
 use crate::child::{Child, ChildReport, Spawner};
 use crate::metrics::Metrics;
 use crate::network::{Network, NetworkError, Station};
@@ -31,6 +32,8 @@ pub(crate) struct Host {
     pub(crate) facts: HostFacts,
     /// Folder of `toll-vmm` and `toll-endpoint`.
     pub(crate) programs: PathBuf,
+    /// Where captures go.
+    pub(crate) captures: Option<Captures>,
     pub(crate) metrics: Metrics,
 }
 
@@ -284,11 +287,14 @@ impl Runner {
 
     fn vmm_config(&self, engine: Engine, adapter: &Adapter, held: &Held) -> Result<VmmConfig, Failure> {
         let port = held.port.clone();
+        let capture = captures::of(self.host.captures.as_ref(), self.trial, &self.end);
         Ok(VmmConfig {
             trial: self.trial,
             engine,
             adapter: adapter.clone(),
             port: port.ok_or_else(|| Failure::new("the virtual end's port is not known"))?,
+            impairments: self.end.decorators.impairments,
+            capture: capture.map_err(|error| Failure::new(crate::chain(&error)))?,
             mac: self.end.mac,
             address: self.end.address,
             mtu: self.end.mtu,
@@ -363,6 +369,7 @@ mod tests {
             duration: Span(1),
         };
         EndSpec {
+            decorators: Default::default(),
             kind,
             job,
             address: "10.77.0.101/24".parse().expect("an address"),

@@ -14,6 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use toll_protocol::campaign::schema::Pairs;
 use toll_protocol::campaign::{Arm, Campaign, Workload};
+use toll_protocol::decorators::Decorators;
 use toll_protocol::result::{CellKey, Pair, Peer};
 use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, StreamJob, TrialId};
 use toll_protocol::units::{BitRate, Bytes, InterfaceAddress, MacAddress, Span};
@@ -149,6 +150,11 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
         Duration::from_secs_f64(IN_FLIGHT.0 as f64 * 8.0 / (rate.0.max(SLOWEST.0) as f64))
     });
     let end = |kind: EndKind, host: &Host, direction, open, cpu| EndSpec {
+        decorators: if matches!(kind, EndKind::Native { .. }) {
+            Decorators::default()
+        } else {
+            arm.decorators
+        },
         kind,
         job: StreamJob {
             direction,

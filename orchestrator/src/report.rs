@@ -110,6 +110,10 @@ pub const fn explain(flag: Flag) -> (&'static str, &'static str) {
             ("exit count", "The VMM's count of exits and KVM's own differ: exits per frame are not certain.")
         }
         Flag::Retransmits => ("retransmits", "TCP retransmitted during the interval."),
+        Flag::Captured => {
+            ("captured", "What crossed the end's port was written to a file: it is no measurement.")
+        }
+        Flag::Impaired => ("impaired", "The end's wire was made worse, as its arm says."),
     }
 }
 

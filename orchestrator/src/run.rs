@@ -37,6 +37,8 @@ const STOP: Duration = Duration::from_secs(5);
 const POLICY: Policy =
     Policy { limit: 1, grace: Duration::from_secs(10), settle: Duration::ZERO, cluster: false };
 
+/// Folder of captures among the results.
+const CAPTURES: &str = "captures";
 /// Why a campaign ended that its user interrupted.
 const INTERRUPTED: &str = "the campaign was interrupted";
 
@@ -80,7 +82,12 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
         .enable_all()
         .build()
         .context("no runtime can be started")?;
-    let ended = runtime.block_on(in_lab(manifest, &spec, &agent, &out));
+    let captures =
+        campaign.arms.iter().any(|arm| arm.decorators.capture.is_some()).then(|| out.join(CAPTURES));
+    if let Some(folder) = &captures {
+        fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
+    }
+    let ended = runtime.block_on(in_lab(manifest, &spec, &agent, &out, captures.as_deref()));
     runtime.shutdown_timeout(Duration::from_secs(1));
     let (result, interrupted) = ended?;
     let page = out.join(REPORT);
@@ -89,6 +96,9 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
         Format::Text => {
             let options = report::terminal::TerminalOptions::of_stdout();
             print_out(&report::terminal::render(&result, Some(&page), options))?;
+            if let Some(folder) = &captures {
+                print_out(&format!("Captures: {}\n", folder.display()))?;
+            }
         }
     }
     Ok(exit(&result, interrupted))
@@ -118,6 +128,7 @@ async fn in_lab(
     spec: &campaign::Lab,
     agent: &Path,
     out: &Path,
+    captures: Option<&Path>,
 ) -> Result<(CampaignResult, bool)> {
     let mut cancel = Cancel::on_signals()?;
     let lab = Lab::new(spec).await?;
@@ -130,7 +141,7 @@ async fn in_lab(
         let log = File::create(&log).with_context(|| format!("{} can't be made", log.display()))?;
         // This is the main thread, which outlives the lab: the agents die with it.
         let identity = authority.issue(&host.name, DEFAULT_DAYS)?;
-        agents.push(AgentProcess::start(agent, host, link.address(), &identity, log)?);
+        agents.push(AgentProcess::start(agent, host, link.address(), &identity, captures, log)?);
     }
     let options = Options {
         store: Store::One(out.to_owned()),

@@ -13,8 +13,11 @@
 //! ```
 //! The end of the socket is an order to exit at once.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
+use crate::decorators::{Capture, Impairments};
 use crate::report::{EndReport, Failure, Sample};
 use crate::trial::{Adapter, EndReady, NativeProgram, StreamJob, TrialId};
 use crate::units::{Bytes, InterfaceAddress, MacAddress, Span};
@@ -71,6 +74,10 @@ pub struct VmmConfig {
     pub adapter: Adapter,
     /// The host side of it.
     pub port: VmmPort,
+    /// What is wrong with the wire behind it.
+    pub impairments: Option<Impairments>,
+    /// A capture of what crosses it, and the file for that.
+    pub capture: Option<(Capture, PathBuf)>,
     /// The adapter's MAC address.
     pub mac: MacAddress,
     /// The payload program's IPv4 address.

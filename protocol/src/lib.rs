@@ -3,6 +3,7 @@
 
 pub mod campaign;
 pub mod child;
+pub mod decorators;
 pub mod facts;
 pub mod frame;
 pub mod message;
@@ -15,4 +16,4 @@ pub mod units;
 pub mod validity;
 
 /// Version of every message that crosses a process boundary. Both sides of a connection must agree on it.
-pub const PROTOCOL_VERSION: u32 = 3;
+pub const PROTOCOL_VERSION: u32 = 4;

@@ -31,6 +31,10 @@ pub enum Flag {
     ExitCountMismatch,
     /// TCP retransmitted during the interval.
     Retransmits,
+    /// What crossed the end's port was captured, which costs a copy and a write of each frame.
+    Captured,
+    /// The end's wire was made worse, as its arm says.
+    Impaired,
 }
 
 /// Payload bytes up to a moment of the measured interval.

@@ -8,6 +8,7 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::decorators::Decorators;
 use crate::units::{Bytes, InterfaceAddress, MacAddress, Span};
 
 /// Names a trial everywhere: in messages, in the ledger and on everything an agent creates for it.
@@ -19,6 +20,11 @@ impl TrialId {
     /// The id made from the low 48 bits of `bits`.
     pub const fn new(bits: u64) -> Self {
         Self(bits & 0xffff_ffff_ffff)
+    }
+
+    /// Its bits.
+    pub const fn bits(self) -> u64 {
+        self.0
     }
 }
 
@@ -313,6 +319,8 @@ pub enum EndKind {
 pub struct EndSpec {
     /// What stands at this end.
     pub kind: EndKind,
+    /// What stands between a virtual end's adapter and its port.
+    pub decorators: Decorators,
     /// The traffic.
     pub job: StreamJob,
     /// Address of a virtual end. A native end uses the address of the host's test NIC.

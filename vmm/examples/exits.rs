@@ -31,6 +31,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             engine: Engine::Kvm,
             adapter,
             port: VmmPort::Tap { name: "unused".into() },
+            impairments: None,
+            capture: None,
             mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
             address: "10.77.0.2/24".parse()?,
             mtu: 1500,

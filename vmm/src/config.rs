@@ -1,9 +1,11 @@
 //! The configuration of a virtual end, checked once. After that nothing re-checks it.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toll_protocol::child::{Engine, VmmConfig, VmmPort};
+use toll_protocol::decorators::{Capture, Impairments};
 use toll_protocol::trial::{Adapter, Direction, Open, StreamJob};
 use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress};
 
@@ -75,6 +77,12 @@ pub struct EndConfig {
     pub adapter: Adapter,
     /// The host side of it.
     pub port: VmmPort,
+    /// What is wrong with the wire behind it.
+    pub impairments: Option<Impairments>,
+    /// What the fate of frames is drawn from: the trial and the end.
+    pub seed: u64,
+    /// A capture of what crosses it, and the file for that.
+    pub capture: Option<(Capture, PathBuf)>,
     /// The adapter's MAC address.
     pub mac: MacAddress,
     /// The program's address.
@@ -137,8 +145,21 @@ impl TryFrom<VmmConfig> for EndConfig {
     type Error = ConfigError;
 
     fn try_from(config: VmmConfig) -> Result<Self, ConfigError> {
-        let VmmConfig { trial: _, engine, adapter, port, mac, address, mtu, memory, job, cpu, deadline } =
-            config;
+        let VmmConfig {
+            trial,
+            engine,
+            adapter,
+            port,
+            impairments,
+            capture,
+            mac,
+            address,
+            mtu,
+            memory,
+            job,
+            cpu,
+            deadline,
+        } = config;
         let StreamJob { direction, open, write_size, warm_up, duration } = job;
         range("the write size", write_size, Bytes(1), Bytes(WRITE_SIZE_MAX))?;
         range("guest memory", memory, Bytes(MEMORY_MIN), Bytes(MEMORY_MAX))?;
@@ -174,6 +195,10 @@ impl TryFrom<VmmConfig> for EndConfig {
             engine,
             adapter,
             port,
+            impairments,
+            // Two ends of a trial have two fates.
+            seed: trial.bits() ^ u64::from(address.address.to_bits()),
+            capture,
             mac,
             address,
             mtu,
@@ -203,6 +228,8 @@ mod tests {
             engine: Engine::Kvm,
             adapter: Adapter::Pcnet(Default::default()),
             port: VmmPort::Tap { name: "toll0".into() },
+            impairments: None,
+            capture: None,
             mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
             address: "10.77.0.2/24".parse().expect("an address"),
             mtu: 1500,

@@ -8,7 +8,8 @@
 //! Anything else (a message out of turn, a program that ends early, a deadline that passes) ends in `Failed`. The
 //! end of the socket ends the process at once, from any state; so does a control thread that hangs, by SIGALRM.
 
-use std::io::{self, Read, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -24,6 +25,8 @@ use toll_protocol::report::{EndReport, Failure, Flag, Sample};
 use toll_protocol::trial::{Adapter, Direction, EndReady};
 use toll_protocol::units::Span;
 use toll_protocol::validity::{self, CpuTimes};
+use toll_vnic::port::capture::Capture;
+use toll_vnic::port::impaired::{Impaired, Impairments};
 use toll_vnic::port::macvtap::{Device, Macvtap};
 use toll_vnic::port::tap::Tap;
 use toll_vnic::port::{Framing, Port, PortError};
@@ -188,6 +191,8 @@ impl Control {
         let steal = observed.steal();
         let mut report = recording.report(observed.samples)?;
         report.flags.extend(steal);
+        report.flags.extend(config.capture.as_ref().map(|_| Flag::Captured));
+        report.flags.extend(config.impairments.map(|_| Flag::Impaired));
         // A sender may find its buffer full for the whole interval; what it sends is the receiver's to count.
         if report.bytes == 0 && config.direction == Direction::Receive {
             return Err(ControlError::NothingArrived { interval: report.interval });
@@ -334,12 +339,24 @@ fn open_port(config: &EndConfig) -> Result<Box<dyn Port>, PortError> {
         Adapter::VirtioNet(switches) if switches.offloads() => Framing::VirtioNetHeader,
         _ => Framing::Bare,
     };
-    Ok(match &config.port {
+    let mut port: Box<dyn Port> = match &config.port {
         VmmPort::Tap { name } => Box::new(Tap::create(name, framing)?),
         VmmPort::Macvtap { name, major, minor } => {
             Box::new(Macvtap::open(name, Device { major: *major, minor: *minor }, framing)?)
         }
-    })
+    };
+    if let Some(impairments) = &config.impairments {
+        port = Box::new(Impaired::new(port, Impairments::of(impairments, config.seed))?);
+    }
+    if let Some((capture, path)) = &config.capture {
+        let file = File::create(path).map_err(|source| PortError::Open {
+            port: format!("capture file {}", path.display()),
+            advice: "let the agent's --captures be a folder that it may write to",
+            source,
+        })?;
+        port = Box::new(Capture::new(port, Box::new(BufWriter::new(file)), capture.limit.0)?);
+    }
+    Ok(port)
 }
 
 /// Stops a program that is late.

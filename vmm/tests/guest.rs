@@ -28,6 +28,8 @@ fn config(adapter: Adapter) -> EndConfig {
         engine: Engine::Kvm,
         adapter,
         port: VmmPort::Tap { name: "unused".into() },
+        impairments: None,
+        capture: None,
         mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
         address: "10.77.0.2/24".parse().expect("an address"),
         mtu: 1500,

@@ -7,10 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use toll_e2e::campaigns::{NATIVE, PCNET, SAME_STACK, VIRTIO, campaign};
-use toll_e2e::machine::{interfaces, no_kvm, no_tun, processes};
+use toll_e2e::machine::{interfaces, no_kvm, no_tshark, no_tun, processes};
 use toll_e2e::programs::{self, expect};
 use toll_e2e::readme;
 use toll_e2e::suite::test;
+use toll_protocol::report::Flag;
 use toll_protocol::result::{CellResult, Peer};
 use toll_protocol::trial::Direction;
 
@@ -23,6 +24,7 @@ pub fn tests() -> Vec<Trial> {
         test("format_json_prints_the_result_alone", &[], json_alone),
         test("a_gate_decides_the_exit_code", &[], gates),
         test("a_link_rate_limits_native", &[], link_rate),
+        test("a_wire_is_made_worse_and_captured", &[no_kvm(), no_tun(), no_tshark()], decorated),
     ]
 }
 
@@ -162,6 +164,50 @@ fn link_rate() -> Result<()> {
                 cell.key.direction
             );
         }
+    }
+    Ok(())
+}
+
+/// What stands between an adapter and its port does what it says, with and without frames of 64 KiB.
+fn decorated() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let offloads = "{checksumOffload: true, tso: true, mergeableBuffers: true}";
+    let slow = "{name: slow, sameStack: {adapter: {pcnet: {}}, impairments: {rate: 20Mbit}}}";
+    let lossy = format!(
+        "{{name: lossy, guest: {{os: payload, adapter: {{virtioNet: {offloads}}}, impairments: {{loss: 2%, delay: 1ms}}}}}}"
+    );
+    let captured = format!(
+        "{{name: captured, guest: {{os: payload, adapter: {{virtioNet: {offloads}}}, capture: {{limit: 1MiB}}}}}}"
+    );
+    let text = campaign(&[NATIVE, slow, &lossy, &captured], 1, "500ms", "");
+    let (output, out) = programs::start(&text, directory.path(), |_| {})?.end(Duration::from_secs(60))?;
+    expect(&output, 0)?;
+    ensure!(String::from_utf8_lossy(&output.stdout).contains("Captures: "), "nobody is told of the captures");
+    let result = programs::result(&out)?;
+    for cell in &result.cells {
+        let what = format!("{:?}", cell.key);
+        ensure!(cell.counts.measured == 1, "{what} is not measured: {:?}", cell.runs);
+        let flagged = |flag| cell.flags.keys().any(|found| *found == flag);
+        let arm = cell.key.arm.as_str();
+        ensure!(flagged(Flag::Impaired) == matches!(arm, "slow" | "lossy"), "{what}: {:?}", cell.flags);
+        ensure!(flagged(Flag::Captured) == (arm == "captured"), "{what}: {:?}", cell.flags);
+        let goodput = cell.goodput_bytes_per_second.context("no goodput")?.median * 8.0;
+        // Over half a second a queue of 1000 frames may have filled before, which holds 0.6 s of this rate.
+        ensure!(arm != "slow" || goodput < 45e6, "{what}: {goodput} bit/s");
+        ensure!(arm != "lossy" || flagged(Flag::Retransmits), "{what}: {:?}", cell.flags);
+    }
+    let captures: Vec<_> = std::fs::read_dir(out.join("captures"))?.collect::<Result<_, _>>()?;
+    ensure!(captures.len() == 2, "a capture for each direction: {captures:?}");
+    for capture in captures {
+        ensure!(capture.metadata()?.len() <= 1 << 20, "{capture:?} is over its limit");
+        let mut tshark = Command::new("tshark");
+        tshark.arg("-r").arg(capture.path()).args(["-T", "fields", "-e", "tcp.dstport", "-e", "tcp.len"]);
+        let output = tshark.output()?;
+        expect(&output, 0)?;
+        let lines = String::from_utf8(output.stdout)?;
+        let segments: u64 =
+            lines.lines().filter_map(|line| line.split('\t').nth(1)?.parse::<u64>().ok()).sum();
+        ensure!(segments > 100_000, "tshark sees {segments} bytes of payload in {capture:?}");
     }
     Ok(())
 }

@@ -172,6 +172,7 @@ impl Fleet {
 /// A native end that moves traffic for so long.
 pub fn native(direction: Direction, open: Open, duration: Span) -> EndSpec {
     EndSpec {
+        decorators: Default::default(),
         kind: EndKind::Native { program: NativeProgram::Endpoint },
         job: StreamJob {
             direction,

@@ -1,6 +1,7 @@
 //! The lab's agents: real `toll-agent` processes, each in its host's namespace and on its host's CPUs. They die
 //! with this process, however it ends.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -29,7 +30,8 @@ pub struct AgentProcess {
 }
 
 impl AgentProcess {
-    /// Starts the agent of `host`, which dials `orchestrator` as `identity`. Its log goes to `log`.
+    /// Starts the agent of `host`, which dials `orchestrator` as `identity`. Captures go to
+    /// `captures`, its log to `log`.
     ///
     /// Must be called on a thread that lives as long as the lab: the kernel kills the child when the thread
     /// that forked it ends (PR_SET_PDEATHSIG).
@@ -41,6 +43,7 @@ impl AgentProcess {
         host: &Host,
         orchestrator: SocketAddr,
         identity: &Identity,
+        captures: Option<&Path>,
         log: File,
     ) -> Result<Self, LabError> {
         let failed = |what: &str| {
@@ -60,6 +63,7 @@ impl AgentProcess {
             .args(["--server-name", crate::pki::SERVER_NAME])
             .args(["--orchestrator", &orchestrator.to_string()])
             .args(["--ca", &path(&authority), "--certificate", &path(&certificate), "--key", &path(&key)])
+            .args(captures.into_iter().flat_map(|folder| [OsStr::new("--captures"), folder.as_os_str()]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

@@ -13,6 +13,7 @@ use std::fmt;
 pub use parse::{MAX_DOCUMENT, parse, to_yaml};
 pub use validate::MAX_TRIALS;
 
+use crate::decorators::Decorators;
 use crate::result::{Gate, Peer};
 use crate::trial::{Direction, EndKind};
 use crate::units::{BitRate, Bytes, Span};
@@ -107,6 +108,8 @@ pub struct Arm {
     pub name: String,
     /// What it is.
     pub kind: EndKind,
+    /// What stands between its adapter and its port.
+    pub decorators: Decorators,
     /// CPU of the vCPU or traffic thread, counted from 0 among those that its host has.
     pub cpu: Option<u32>,
     /// What it is measured against.

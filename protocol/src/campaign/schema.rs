@@ -169,6 +169,10 @@ pub struct SameStack {
     pub adapter: Adapter,
     /// The host side of it. Default: what the host's agent offers.
     pub port: Option<Port>,
+    /// A wire that is worse than it is.
+    pub impairments: Option<Impairments>,
+    /// A capture of what crosses the port, `{}` for one of 64MiB at most.
+    pub capture: Option<Capture>,
     /// Pinning.
     pub pin: Option<VirtualPin>,
 }
@@ -183,6 +187,10 @@ pub struct Guest {
     pub adapter: Adapter,
     /// The host side of it. Default: what the host's agent offers.
     pub port: Option<Port>,
+    /// A wire that is worse than it is.
+    pub impairments: Option<Impairments>,
+    /// A capture of what crosses the port, `{}` for one of 64MiB at most.
+    pub capture: Option<Capture>,
     /// Pinning.
     pub pin: Option<VirtualPin>,
 }
@@ -275,6 +283,31 @@ pub struct Tap {}
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Macvtap {}
+
+/// What is wrong with the wire behind an adapter, both ways alike; at least one field. What a frame is, is what crosses the
+/// port: with offloads up to 64KiB.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Impairments {
+    /// Its rate, 64kbit to 1000Gbit. Default: as much as there is.
+    pub rate: Option<BitRate>,
+    /// How long a frame is under way, up to 1s. Default: no longer than it is.
+    pub delay: Option<Span>,
+    /// Frames that are lost, 0% to 100%. Default 0%.
+    pub loss: Option<Percent>,
+    /// Frames that come twice. Default 0%.
+    pub duplicate: Option<Percent>,
+    /// Frames that overtake those before them; needs a delay. Default 0%.
+    pub reorder: Option<Percent>,
+}
+
+/// A capture.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Capture {
+    /// Size of its file at most, 64KiB to 1GiB: what comes after that is not captured. Default 64MiB.
+    pub limit: Option<Bytes>,
+}
 
 /// What virtual arms are measured against.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]

@@ -1,13 +1,16 @@
 //! What the values of a campaign must be. Every finding is collected, so that a user mends a file in one go.
 
 mod adapters;
+mod decorators;
 
 use std::collections::BTreeSet;
 
 use adapters::adapter;
+use decorators::decorators;
 
 use super::schema::{self, Document};
 use super::{Arm, Campaign, Lab, Select, Step, Workload};
+use crate::decorators::Decorators;
 use crate::result::{Gate, GateCondition, GateSelector, Peer};
 use crate::trial::{Adapter, Direction, EndKind, NativeProgram, PcnetSwitches, Port};
 use crate::units::{BitRate, Bytes, Span};
@@ -238,6 +241,7 @@ fn arm(
     mtu: Option<u32>,
     out: &mut Findings,
 ) -> Option<Arm> {
+    let mut decorated = Decorators::default();
     let (kind, cpu) = match (&written.native, &written.same_stack, &written.guest) {
         (Some(native), None, None) => {
             let program = match native.program.unwrap_or(schema::Program::Endpoint) {
@@ -254,12 +258,14 @@ fn arm(
                 out.add(&path, "a same-stack end has no exits that the kernel could spare: leave it out");
             }
             let port = port(same.port.as_ref(), &path, out)?;
+            decorated = decorators(same.impairments.as_ref(), same.capture.as_ref(), &path, out);
             (EndKind::SameStack { adapter, port }, same.pin.as_ref().map(|pin| pin.vcpu))
         }
         (None, None, Some(guest)) => {
             let path = below(path, &[Field("guest")]);
             let adapter = adapter(&guest.adapter, &path, mtu, out)?;
             let port = port(guest.port.as_ref(), &path, out)?;
+            decorated = decorators(guest.impairments.as_ref(), guest.capture.as_ref(), &path, out);
             (EndKind::Guest { adapter, port }, guest.pin.as_ref().map(|pin| pin.vcpu))
         }
         (None, None, None) => {
@@ -285,7 +291,7 @@ fn arm(
         (Some(own), false) => peers(Some(own), &below(path, &[Field("peers")]), out),
         (None, false) => peers_of_all.to_vec(),
     };
-    Some(Arm { name: written.name.clone(), kind, cpu, peers })
+    Some(Arm { name: written.name.clone(), kind, decorators: decorated, cpu, peers })
 }
 
 fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {

@@ -178,6 +178,8 @@ impl Transfer {
             engine: self.engine,
             adapter: self.adapter.clone(),
             port: VmmPort::Tap { name: format!("toll{}", self.number) },
+            impairments: None,
+            capture: None,
             mac: MacAddress([0x52, 0x54, 0, 0, 0, self.number]),
             address: format!("10.77.{}.2/24", self.number).parse().expect("an address"),
             mtu: self.mtu,

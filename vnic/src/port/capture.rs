@@ -12,13 +12,15 @@ use std::io::{IoSlice, IoSliceMut, Write};
 use std::os::fd::BorrowedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Port, PortError, Sent};
+use super::{Framing, Offloads, Port, PortError, Sent};
 
 /// Magic of a file with nanoseconds, in the byte order of its writer.
 const MAGIC: u32 = 0xa1b2_3c4d;
 const VERSION: [u16; 2] = [2, 4];
 /// LINKTYPE_ETHERNET.
 const ETHERNET: u32 = 1;
+/// Bytes of `struct virtio_net_hdr_v1`.
+const HEADER: usize = 12;
 /// Bytes kept of a frame at most: all of any.
 const SNAP_LENGTH: u32 = 256 << 10;
 
@@ -58,6 +60,12 @@ impl Capture {
         length: usize,
         at: SystemTime,
     ) -> Result<(), PortError> {
+        // A virtio_net_hdr is no part of the frame.
+        let header = match self.port.framing() {
+            Framing::Bare => 0,
+            Framing::VirtioNetHeader => HEADER,
+        };
+        let Some(length) = length.checked_sub(header) else { return Ok(()) };
         let kept = length.min(SNAP_LENGTH as usize);
         let size = (16 + kept) as u64;
         let Some(left) = self.left.checked_sub(size) else {
@@ -72,8 +80,11 @@ impl Capture {
         self.record.extend(since.subsec_nanos().to_le_bytes());
         self.record.extend((kept as u32).to_le_bytes());
         self.record.extend((length as u32).to_le_bytes());
-        let mut missing = kept;
+        let (mut skip, mut missing) = (header, kept);
         for part in parts {
+            let skipped = skip.min(part.len());
+            let part = &part[skipped..];
+            skip -= skipped;
             let count = part.len().min(missing);
             self.record.extend_from_slice(&part[..count]);
             missing -= count;
@@ -102,6 +113,14 @@ impl Port for Capture {
             self.write(parts.iter().map(|part| &part[..]), length, SystemTime::now())?;
         }
         Ok(length)
+    }
+
+    fn framing(&self) -> Framing {
+        self.port.framing()
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) -> Result<(), PortError> {
+        self.port.set_offloads(offloads)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -19,7 +19,9 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
-use super::{Port, PortError, Sent};
+use toll_protocol::decorators;
+
+use super::{Framing, Offloads, Port, PortError, Sent};
 use lane::Lane;
 
 const NAME: &str = "impaired port";
@@ -43,6 +45,21 @@ pub struct Impairments {
     pub reorder: f64,
     /// Fate is drawn from it: the same seed and the same frames have the same fate.
     pub seed: u64,
+}
+
+impl Impairments {
+    /// Those of an arm.
+    pub fn of(written: &decorators::Impairments, seed: u64) -> Self {
+        let decorators::Impairments { rate, delay, loss, duplicate, reorder } = written;
+        Self {
+            rate: rate.map_or(0, |rate| rate.0),
+            delay: delay.duration(),
+            loss: loss.fraction(),
+            duplicate: duplicate.fraction(),
+            reorder: reorder.fraction(),
+            seed,
+        }
+    }
 }
 
 /// A port with impairments.
@@ -138,6 +155,14 @@ impl Port for Impaired {
         }
         self.incoming.spare(frame);
         Ok(Some(copied))
+    }
+
+    fn framing(&self) -> Framing {
+        self.port.framing()
+    }
+
+    fn set_offloads(&mut self, offloads: Offloads) -> Result<(), PortError> {
+        self.port.set_offloads(offloads)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
