@@ -55,6 +55,8 @@ const NO_NAME: &str = "is no name: write 1 to 63 of a-z, 0-9 and -, not - at an 
 const NO_RATE: &str =
     "is no link rate in bits per second: write a number and its unit, such as `100Mbit` or `10Gbit`";
 const NO_SPAN: &str = "is no duration: write a number and its unit, such as `500ms` or `2s`";
+const NO_SIZE: &str = "is no size: write a number and its unit, such as `64KiB` or `1500B`";
+const RATES: &str = "is out of range: write 64kbit to 1000Gbit";
 const NO_SHARE: &str = "is no percentage: write a number and its unit, such as `10%`";
 const IPERF3: &str = "100ms, as an arm with iperf3 needs";
 const ADAPTER: &str = "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`";
@@ -136,6 +138,29 @@ pub const CASES: &[Refused] = &[
     ),
     one(VIRTIO, "adapter: {virtioNet: {}}, port: {}", PORT),
     one(VIRTIO, "adapter: {virtioNet: {}}, port: {tap: {}, macvtap: {}}", PORT),
+    one(
+        VIRTIO,
+        "adapter: {virtioNet: {}}, impairments: {}",
+        "changes nothing: write `rate`, `delay`, `loss`, `duplicate` or `reorder`, or leave it out",
+    ),
+    one(
+        VIRTIO,
+        "adapter: {virtioNet: {}}, impairments: {reorder: 1%}",
+        "needs a delay: a frame overtakes others by not being delayed",
+    ),
+    one(VIRTIO, "adapter: {virtioNet: {}}, impairments: {loss: 100.5%}", "is out of range: write 0% to 100%"),
+    one(
+        VIRTIO,
+        "adapter: {virtioNet: {}}, impairments: {duplicate: -1%}",
+        "is out of range: write 0% to 100%",
+    ),
+    one(VIRTIO, "adapter: {virtioNet: {}}, impairments: {loss: '5'}", NO_SHARE),
+    one(VIRTIO, "adapter: {virtioNet: {}}, impairments: {rate: 63kbit}", RATES),
+    one(VIRTIO, "adapter: {virtioNet: {}}, impairments: {rate: 10MB}", NO_RATE),
+    one(VIRTIO, "adapter: {virtioNet: {}}, impairments: {delay: 1.5s}", "is out of range: write 0s to 1s"),
+    one(VIRTIO, "adapter: {virtioNet: {}}, impairments: {delay: 1 day}", NO_SPAN),
+    one(VIRTIO, "adapter: {virtioNet: {}}, capture: {limit: 1B}", "is out of range: write 64KiB to 1GiB"),
+    one(VIRTIO, "adapter: {virtioNet: {}}, capture: {limit: 1Mbit}", NO_SIZE),
     one(BLOCKS, "peers: []", "is empty: write `[native]`, `[same-arm]` or both"),
     naming(BLOCKS, "peers: [same-arm, same-arm]", "`same-arm` is listed twice", "a peer is listed twice"),
     naming(
@@ -151,11 +176,7 @@ pub const CASES: &[Refused] = &[
         "`send` is listed twice",
         "a direction is listed twice",
     ),
-    one(
-        STREAM,
-        "stream: {writeSize: big}",
-        "is no size: write a number and its unit, such as `64KiB` or `1500B`",
-    ),
+    one(STREAM, "stream: {writeSize: big}", NO_SIZE),
     one(STREAM, "stream: {writeSize: 2MiB}", "is out of range: write 1B to 1MiB"),
     one(STREAM, "stream: {writeSize: 0B}", "is out of range: write 1B to 1MiB"),
     one(STREAM, "stream: {duration: soon}", NO_SPAN),

@@ -296,7 +296,12 @@ fn figures(
     contention: [Contention; 2],
 ) -> Result<EndReport, StreamError> {
     let measured = meter.into_measured().ok_or(MeterError::NoPayload)?;
-    Ok(end_report(measured, direction, contention))
+    let report = end_report(measured, direction, contention);
+    // A sender may find its buffer full for the whole interval; what it sends is the receiver's to count.
+    if report.bytes == 0 && direction == Direction::Receive {
+        return Err(MeterError::NothingArrived { interval: report.interval }.into());
+    }
+    Ok(report)
 }
 
 /// Whether what a sender's socket can read is the receiver's FIN; a reset is left to the traffic thread.

@@ -179,6 +179,19 @@ fn a_silent_peer_is_named() {
     assert!(reason.contains("for the first payload byte on the open connection"), "{reason}");
 }
 
+/// A peer that sends a byte and then nothing, and closes when it sees the FIN.
+fn an_interval_without_payload_is_a_failure_and_no_zero() {
+    let mut end = End::configured(config(Direction::Receive, Open::Listen, 4_096));
+    let address = end.ready();
+    end.start(address);
+    let mut peer = TcpStream::connect(address).expect("it listens");
+    peer.write_all(&[7]).expect("it takes a byte");
+    let _ = peer.read(&mut [0]);
+    drop(peer);
+    let reason = end.failure().reason;
+    assert!(reason.contains("no payload arrived in the measured interval"), "{reason}");
+}
+
 fn a_receiver_that_never_closes_is_named() {
     let mut config = config(Direction::Send, Open::Listen, 4_096);
     config.deadline = Span::from_millis(700);
@@ -366,6 +379,10 @@ fn main() -> ExitCode {
     test("a_connection_comes_from_the_configured_address", a_connection_comes_from_the_configured_address);
     test("a_stranger_does_not_take_the_peers_place", a_stranger_does_not_take_the_peers_place);
     test("a_silent_peer_is_named", a_silent_peer_is_named);
+    test(
+        "an_interval_without_payload_is_a_failure_and_no_zero",
+        an_interval_without_payload_is_a_failure_and_no_zero,
+    );
     test("a_receiver_that_never_closes_is_named", a_receiver_that_never_closes_is_named);
     test("what_a_slow_link_holds_is_no_failure", what_a_slow_link_holds_is_no_failure);
     test("sending_peer_dies", || peer_dies(true));

@@ -173,13 +173,12 @@ fn decorated() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let offloads = "{checksumOffload: true, tso: true, mergeableBuffers: true}";
     let slow = "{name: slow, sameStack: {adapter: {pcnet: {}}, impairments: {rate: 20Mbit}}}";
-    let lossy = format!(
-        "{{name: lossy, guest: {{os: payload, adapter: {{virtioNet: {offloads}}}, impairments: {{loss: 2%, delay: 1ms}}}}}}"
-    );
+    let lossy = "{name: lossy, guest: {os: payload, adapter: {virtioNet: {}}, impairments: {loss: 0.5%, delay: 1ms}}}";
     let captured = format!(
         "{{name: captured, guest: {{os: payload, adapter: {{virtioNet: {offloads}}}, capture: {{limit: 1MiB}}}}}}"
     );
-    let text = campaign(&[NATIVE, slow, &lossy, &captured], 1, "500ms", "");
+    // The kernel sends: what is lost of its window it sends again at once.
+    let text = campaign(&[NATIVE, slow, lossy, &captured], 1, "500ms, directions: [receive]", "");
     let (output, out) = programs::start(&text, directory.path(), |_| {})?.end(Duration::from_secs(60))?;
     expect(&output, 0)?;
     ensure!(String::from_utf8_lossy(&output.stdout).contains("Captures: "), "nobody is told of the captures");
@@ -192,12 +191,11 @@ fn decorated() -> Result<()> {
         ensure!(flagged(Flag::Impaired) == matches!(arm, "slow" | "lossy"), "{what}: {:?}", cell.flags);
         ensure!(flagged(Flag::Captured) == (arm == "captured"), "{what}: {:?}", cell.flags);
         let goodput = cell.goodput_bytes_per_second.context("no goodput")?.median * 8.0;
-        // Over half a second a queue of 1000 frames may have filled before, which holds 0.6 s of this rate.
-        ensure!(arm != "slow" || goodput < 45e6, "{what}: {goodput} bit/s");
+        ensure!(arm != "slow" || goodput < 21e6, "{what}: {goodput} bit/s");
         ensure!(arm != "lossy" || flagged(Flag::Retransmits), "{what}: {:?}", cell.flags);
     }
     let captures: Vec<_> = std::fs::read_dir(out.join("captures"))?.collect::<Result<_, _>>()?;
-    ensure!(captures.len() == 2, "a capture for each direction: {captures:?}");
+    ensure!(captures.len() == 1, "one end was captured: {captures:?}");
     for capture in captures {
         ensure!(capture.metadata()?.len() <= 1 << 20, "{capture:?} is over its limit");
         let mut tshark = Command::new("tshark");

@@ -5,7 +5,10 @@
 //! left to the service, which refuses the object with the condition `Accepted`: parts of a nanosecond or a byte, and
 //! quantities that no 64 bits hold.
 
+#[macro_use]
+mod quantities;
 mod table;
+mod wires;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 use serde_json::{Map, Value, json};
@@ -48,7 +51,7 @@ pub(super) fn apply(schema: &mut JSONSchemaProps) -> Result<(), String> {
             object(&mut root, path)?.insert(bound.keyword.to_owned(), bound.limit.into());
         }
     }
-    for rule in RULES {
+    for rule in RULES.iter().chain(wires::RULES) {
         for path in rule.at {
             let mut entry = Map::from_iter([
                 ("rule".to_owned(), rule.rule.into()),

@@ -3,30 +3,6 @@
 
 use super::{Bound, Rule};
 
-/// A duration as `protocol::units` reads it, without parts of a nanosecond.
-macro_rules! span {
-    () => {
-        r"r'^ *[0-9]+(\.[0-9]+)? *(ns|us|ms|s|m|h) *$'"
-    };
-}
-/// A size.
-macro_rules! bytes {
-    () => {
-        r"r'^ *[0-9]+(\.[0-9]+)? *(B|kB|KiB|MB|MiB|GB|GiB) *$'"
-    };
-}
-/// A link rate.
-macro_rules! rate {
-    () => {
-        r"r'^ *[0-9]+(\.[0-9]+)? *(bit|kbit|Mbit|Gbit) *$'"
-    };
-}
-/// The number of a quantity.
-macro_rules! number {
-    () => {
-        r"double(self.find(r'[0-9]+(\.[0-9]+)?'))"
-    };
-}
 /// How often an arm of a gate is a baseline.
 macro_rules! baseline_toll {
     () => {
@@ -97,6 +73,18 @@ pub(in super::super) const BOUNDS: &[Bound] = &[
             "spec.arms[].guest.adapter.pcnet.sendCombining.tick",
             "spec.arms[].sameStack.adapter.pcnet.sendCombining.tick",
             "spec.gates[].goodput.atLeast",
+            "spec.arms[].guest.impairments.rate",
+            "spec.arms[].guest.impairments.delay",
+            "spec.arms[].guest.impairments.loss",
+            "spec.arms[].guest.impairments.duplicate",
+            "spec.arms[].guest.impairments.reorder",
+            "spec.arms[].guest.capture.limit",
+            "spec.arms[].sameStack.impairments.rate",
+            "spec.arms[].sameStack.impairments.delay",
+            "spec.arms[].sameStack.impairments.loss",
+            "spec.arms[].sameStack.impairments.duplicate",
+            "spec.arms[].sameStack.impairments.reorder",
+            "spec.arms[].sameStack.capture.limit",
         ],
         keyword: "maxLength",
         limit: 32,
@@ -389,7 +377,7 @@ pub(in super::super) const RULES: &[Rule] = &[
     Rule {
         at: &["spec.gates[].toll.atMost"],
         // An exponent beyond two digits is beyond what a figure can be, or as good as.
-        rule: r"self.matches(r'^ *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE](-[0-9]+|\+?0*[0-9]{1,2}))? *% *$')",
+        rule: concat!("self.matches(", percent!(), ")"),
         message: "is no percentage: write a number and its unit, such as `10%`",
         expression: Some("'`' + self + '` is no percentage: write a number and its unit, such as `10%`'"),
         field: None,
