@@ -7,6 +7,7 @@ use toll_protocol::result::{ArmSummary, CampaignResult, CellResult, Peer, RunSta
 use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram};
 
 pub mod html;
+pub mod paper;
 pub mod plot;
 pub mod terminal;
 

@@ -76,11 +76,14 @@ pub fn summarise(
         .iter()
         .map(|cell| {
             let baseline = baseline_cell(&header.arms, &cells, &cell.key)?;
-            paired_ratio(&blocks(cell, baseline), &mut generator(header.seed, &cell.key, "ratio"))
+            let generator = |figure| generator(header.seed, &cell.key, figure);
+            let goodput = paired_ratio(&blocks(cell, baseline), &mut generator("ratio"));
+            let cpu = paired_ratio(&paired(cell, baseline, cpu_a_byte), &mut generator("cpu"));
+            Some((goodput, cpu))
         })
         .collect();
-    for (cell, ratio) in cells.iter_mut().zip(ratios) {
-        cell.ratio_to_native = ratio;
+    for (cell, ratios) in cells.iter_mut().zip(ratios) {
+        (cell.ratio_to_native, cell.cpu_ratio_to_native) = ratios.unwrap_or_default();
     }
     let gates = gates.iter().flat_map(|gate| apply(gate, &header.arms, &cells)).collect();
     Ok(CampaignResult {
@@ -117,17 +120,40 @@ pub fn baseline_cell<'a>(
 
 /// Goodput of the measured runs of `cell` and of `baseline`, by block.
 pub fn blocks(cell: &CellResult, baseline: &CellResult) -> Vec<PairedBlock> {
+    paired(cell, baseline, |run| run.goodput_bytes_per_second)
+}
+
+/// A figure of the runs of `cell` and of `baseline`, by block.
+fn paired(
+    cell: &CellResult,
+    baseline: &CellResult,
+    figure: impl Fn(&Run) -> Option<f64>,
+) -> Vec<PairedBlock> {
     let mut blocks: BTreeMap<u32, PairedBlock> = BTreeMap::new();
-    let goodputs = |cell: &CellResult| -> Vec<(u32, f64)> {
-        cell.runs.iter().filter_map(|run| Some((run.block, run.goodput_bytes_per_second?))).collect()
+    let figures = |cell: &CellResult| -> Vec<(u32, f64)> {
+        cell.runs.iter().filter_map(|run| Some((run.block, figure(run)?))).collect()
     };
-    for (block, goodput) in goodputs(cell) {
-        blocks.entry(block).or_default().arm.push(goodput);
+    for (block, value) in figures(cell) {
+        blocks.entry(block).or_default().arm.push(value);
     }
-    for (block, goodput) in goodputs(baseline) {
-        blocks.entry(block).or_default().native.push(goodput);
+    for (block, value) in figures(baseline) {
+        blocks.entry(block).or_default().native.push(value);
     }
     blocks.into_values().collect()
+}
+
+/// CPU time of all threads of an end; `None` if that of none is known.
+fn cpu_time(end: &EndReport) -> Option<Span> {
+    let total = end.threads.iter().map(|thread| thread.total.0).fold(0_u64, u64::saturating_add);
+    (!end.threads.is_empty()).then_some(Span(total))
+}
+
+/// CPU time of the arm's end for a byte that arrived, in seconds.
+fn cpu_a_byte(run: &Run) -> Option<f64> {
+    let end = run.a.as_ref()?;
+    per_gigabyte(cpu_time(end)?, end.interval, run.goodput_bytes_per_second?)
+        .filter(|figure| *figure > 0.0)
+        .map(|figure| figure / 1e9)
 }
 
 /// The cells, by pair in the plan's order, workload, direction, arm in the campaign's order, and peer.
@@ -260,6 +286,11 @@ fn cell_of(key: &CellKey, runs: Vec<Run>, seed: u64) -> CellResult {
     let cpu = |part: fn(&EndReport) -> Option<Span>| {
         median_of(&|a, goodput| per_gigabyte(part(a)?, a.interval, goodput?))
     };
+    let idle: Vec<f64> = measured
+        .iter()
+        .filter_map(|(a, _)| Some(1.0 - cpu_time(a)?.seconds() / a.interval.seconds()))
+        .filter(|idle| idle.is_finite())
+        .collect();
     let mut flags = BTreeMap::new();
     for flag in runs.iter().flat_map(|run| &run.flags) {
         *flags.entry(*flag).or_insert(0) += 1;
@@ -269,6 +300,8 @@ fn cell_of(key: &CellKey, runs: Vec<Run>, seed: u64) -> CellResult {
         counts: counts(&runs),
         goodput_bytes_per_second: median_estimate(&goodputs, &mut generator(seed, key, "goodput")),
         ratio_to_native: None,
+        cpu_ratio_to_native: None,
+        idle: median_estimate(&idle, &mut generator(seed, key, "idle")),
         exits_per_frame: median_of(&|a, _| {
             let frames = payload_frames(a, key.direction).filter(|frames| *frames > 0)?;
             Some(a.exits.as_ref()?.total() as f64 / frames as f64)

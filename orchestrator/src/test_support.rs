@@ -155,7 +155,12 @@ pub fn campaign() -> (LedgerHeader, Vec<TrialRecord>) {
         .collect();
     let arms = behaviours
         .into_iter()
-        .map(|arm| ArmSummary { name: arm.name.to_owned(), kind: arm.kind, baseline: arm.baseline })
+        .map(|arm| ArmSummary {
+            name: arm.name.to_owned(),
+            kind: arm.kind,
+            baseline: arm.baseline,
+            paper: None,
+        })
         .collect();
     let header = LedgerHeader {
         campaign: "quickstart".to_owned(),

@@ -123,6 +123,7 @@ fn header() -> LedgerHeader {
             name: "native".to_owned(),
             kind: EndKind::Native { program: NativeProgram::Endpoint },
             baseline: true,
+            paper: None,
         }],
         planned: (0..5_000).map(planned).collect(),
         submitted_unix_ms: 0,

@@ -228,6 +228,11 @@ pub struct CellResult {
     pub goodput_bytes_per_second: Option<MedianEstimate>,
     /// Goodput relative to the native arm of the same pair, workload and direction.
     pub ratio_to_native: Option<RatioEstimate>,
+    /// CPU time a byte relative to the native arm's, paired as goodput is.
+    pub cpu_ratio_to_native: Option<RatioEstimate>,
+    /// What the threads of the arm's end left of one CPU, as a share of the interval: below 0 where they used more than
+    /// one.
+    pub idle: Option<MedianEstimate>,
     /// Exits per frame in the direction of the payload, median over the runs.
     pub exits_per_frame: Option<f64>,
     /// Exits by cause; `None` for an end that has no KVM.
@@ -322,6 +327,25 @@ pub struct ArmSummary {
     pub kind: EndKind,
     /// Whether it is the native arm that ratios are taken against. At most one arm is.
     pub baseline: bool,
+    /// Which arm of the paper of 2001 it stands for.
+    #[serde(default)]
+    pub paper: Option<PaperArm>,
+}
+
+/// An arm of the paper of 2001 (Sugerman, Venkitachalam, Lim, USENIX 2001, Table 3 and section 3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum PaperArm {
+    /// The host's own kernel.
+    Native,
+    /// With all three optimisations.
+    Optimised,
+    /// Without IRQ notification.
+    WithoutIrqNotification,
+    /// Without send combining and IRQ notification.
+    WithoutSendCombining,
+    /// Without any.
+    Unoptimised,
 }
 
 /// `result.json`.

@@ -46,6 +46,7 @@ pub fn render(result: &CampaignResult) -> String {
                 (figures::exits(result))
                 (figures::cpu(result))
                 (tables::cells(result))
+                (tables::paper(result))
                 (tables::gates(result))
                 (tables::failures(result))
                 (tables::flags(result))

@@ -12,6 +12,7 @@ use comfy_table::{
 };
 use toll_protocol::result::{CampaignResult, CellResult, GateQuantity, GateResult};
 
+use super::paper;
 use super::{Group, explain, failures, groups, is_baseline, path, status, verdict, without_figure};
 use crate::format;
 
@@ -64,6 +65,11 @@ pub fn render(result: &CampaignResult, page: Option<&Path>, options: TerminalOpt
         let _ = writeln!(out, "{}\n{}\n", screen.text(&heading), screen.table(result, &group).trim_fmt());
     }
     out.push_str(&screen.notes(result));
+    for comparison in paper::comparisons(result) {
+        let heading = format!("Beside the paper of 2001: {}", plain(&comparison.title));
+        let table = screen.paper(&comparison);
+        let _ = writeln!(out, "{}\n{}\n", screen.text(&heading), table.trim_fmt());
+    }
     if !result.gates.is_empty() {
         out.push_str("Gates\n");
         for gate in &result.gates {
@@ -242,6 +248,25 @@ impl Screen {
             runs,
             self.cell(&flags.join("\n")),
         ]
+    }
+
+    fn paper(&self, comparison: &paper::Comparison) -> Table {
+        let mut table = Table::new();
+        table.load_style(TableStyle::new());
+        table.set_content_arrangement(ContentArrangement::Dynamic);
+        table.set_width(self.0.width.clamp(NARROWEST, WIDEST));
+        table.force_no_tty();
+        table.set_header(paper::TITLES.map(|title| self.cell(title)));
+        for row in &comparison.rows {
+            table.add_row(paper::columns(row).map(|text| self.cell(&plain(&text))));
+        }
+        if let Some(names) = table.column_mut(0) {
+            names.set_constraint(ColumnConstraint::ContentWidth);
+        }
+        for column in table.column_iter_mut() {
+            column.set_padding((0, 1));
+        }
+        table
     }
 
     /// How many runs have figures, and why others have none.

@@ -196,6 +196,7 @@ pub(super) fn header(
         name: arm.name.clone(),
         kind: arm.kind.clone(),
         baseline: native == Some(arm.name.as_str()),
+        paper: arm.paper,
     };
     LedgerHeader {
         campaign: campaign.name.clone(),

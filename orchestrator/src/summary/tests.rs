@@ -203,6 +203,42 @@ fn cpu_is_seconds_per_gigabyte_at_the_arms_end() {
 }
 
 #[test]
+fn cpu_and_idle_are_those_of_all_threads_of_the_arms_end() {
+    let result = whole();
+    for cell in &result.cells {
+        let runs: Vec<&EndReport> = cell.runs.iter().filter_map(|run| run.a.as_ref()).collect();
+        let idle: Vec<f64> = runs
+            .iter()
+            .filter(|end| !end.threads.is_empty())
+            .map(|end| {
+                let busy: f64 = end.threads.iter().map(|thread| thread.total.seconds()).sum();
+                1.0 - busy / end.interval.seconds()
+            })
+            .collect();
+        assert_eq!(cell.idle.map(|idle| idle.median), median(&idle), "{:?}", cell.key);
+    }
+    let native = cell(&result, "native", Direction::Send, Peer::Native);
+    assert_eq!(native.cpu_ratio_to_native, None);
+    let virtio = cell(&result, "virtio", Direction::Send, Peer::Native);
+    let per_byte = |run: &Run| {
+        let end = run.a.as_ref()?;
+        let busy: f64 = end.threads.iter().map(|thread| thread.total.seconds()).sum();
+        Some(busy / end.interval.seconds() / run.goodput_bytes_per_second?)
+    };
+    let ratios: Vec<f64> = virtio
+        .runs
+        .iter()
+        .filter_map(|run| {
+            let other = native.runs.iter().find(|other| other.block == run.block)?;
+            Some(per_byte(run)? / per_byte(other)?)
+        })
+        .collect();
+    let (least, most) = ratios.iter().fold((f64::MAX, 0.0_f64), |(l, m), r| (l.min(*r), m.max(*r)));
+    let ratio = virtio.cpu_ratio_to_native.expect("both have CPU times");
+    assert!(ratios.len() > 2 && (least..=most).contains(&ratio.estimate), "{ratio:?} of {ratios:?}");
+}
+
+#[test]
 fn flags_count_runs_and_the_link_is_seen_from_here() {
     let (mut header, records) = test_support::campaign();
     header.provenance.hosts[1].facts.build_profile = "debug".to_owned();

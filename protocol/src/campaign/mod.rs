@@ -14,7 +14,7 @@ pub use parse::{MAX_DOCUMENT, parse, to_yaml};
 pub use validate::MAX_TRIALS;
 
 use crate::decorators::Decorators;
-use crate::result::{Gate, Peer};
+use crate::result::{Gate, PaperArm, Peer};
 use crate::trial::{Direction, EndKind};
 use crate::units::{BitRate, Bytes, Span};
 
@@ -114,6 +114,8 @@ pub struct Arm {
     pub cpu: Option<u32>,
     /// What it is measured against.
     pub peers: Vec<Peer>,
+    /// Which arm of the paper of 2001 it stands for.
+    pub paper: Option<PaperArm>,
 }
 
 /// A bulk TCP workload.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::result::PaperArm;
 use crate::trial::Direction;
 use crate::units::{BitRate, Bytes, Percent, Span};
 
@@ -131,6 +132,8 @@ pub struct Arm {
     pub guest: Option<Guest>,
     /// Replaces the campaign's `peers` for this arm.
     pub peers: Option<Vec<Peer>>,
+    /// Which arm of the paper of 2001 it stands for: the report sets the paper's figures beside it.
+    pub paper: Option<PaperArm>,
 }
 
 /// A native end.

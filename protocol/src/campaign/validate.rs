@@ -291,7 +291,7 @@ fn arm(
         (Some(own), false) => peers(Some(own), &below(path, &[Field("peers")]), out),
         (None, false) => peers_of_all.to_vec(),
     };
-    Some(Arm { name: written.name.clone(), kind, decorators: decorated, cpu, peers })
+    Some(Arm { name: written.name.clone(), kind, decorators: decorated, cpu, peers, paper: written.paper })
 }
 
 fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {

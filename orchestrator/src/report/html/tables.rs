@@ -10,7 +10,7 @@ use toll_protocol::result::{CampaignResult, CellResult, RunStatus, Verdict};
 use super::group_label;
 use crate::format;
 use crate::report::terminal::gate_figure;
-use crate::report::{explain, groups, is_baseline, path, status, verdict, without_figure};
+use crate::report::{explain, groups, is_baseline, paper, path, status, verdict, without_figure};
 
 /// The table of all cells.
 pub fn cells(result: &CampaignResult) -> Markup {
@@ -64,6 +64,31 @@ fn cell_row(result: &CampaignResult, cell: &CellResult) -> Markup {
             td.r { (cell.start_to_first_frame_seconds.map_or_else(|| format::ABSENT.to_owned(), format::seconds)) }
             td.r.bad[counts.measured < counts.planned] { (counts.measured) "/" (counts.planned) }
             td { @for (flag, runs) in &cell.flags { span.flag { (explain(*flag).0) " " (runs) } " " } }
+        }
+    }
+}
+
+/// Arms that stand for those of the paper of 2001, beside them.
+pub fn paper(result: &CampaignResult) -> Markup {
+    let comparisons = paper::comparisons(result);
+    if comparisons.is_empty() {
+        return html! {};
+    }
+    html! {
+        h2 { "Beside the paper of 2001" }
+        p.note { (paper::NOTE) }
+        @for comparison in &comparisons {
+            h3 { (comparison.title) }
+            div.wide {
+                table {
+                    thead { tr { @for title in paper::TITLES { th { (title) } } } }
+                    tbody {
+                        @for row in &comparison.rows {
+                            tr { @for text in paper::columns(row) { td { (text) } } }
+                        }
+                    }
+                }
+            }
         }
     }
 }
