@@ -259,6 +259,7 @@ fn report() -> Box<EndReport> {
         interval: Span::from(RUN),
         samples: Vec::new(),
         threads: Vec::new(),
+        times: Vec::new(),
         cpu: CpuSplit::default(),
         exits: None,
         frames: None,

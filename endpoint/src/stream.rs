@@ -351,6 +351,7 @@ fn end_report(measured: Measured, direction: Direction, contention: [Contention;
         interval: interval.into(),
         samples,
         threads,
+        times: Vec::new(),
         cpu: CpuSplit { guest: None, vmm: None, host: traffic.map(Into::into) },
         exits: None,
         frames: None,

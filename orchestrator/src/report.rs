@@ -6,6 +6,7 @@ use toll_protocol::report::Flag;
 use toll_protocol::result::{ArmSummary, CampaignResult, CellResult, Peer, RunStatus, Verdict};
 use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram};
 
+pub mod breakdown;
 pub mod html;
 pub mod paper;
 pub mod plot;

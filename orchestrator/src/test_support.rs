@@ -257,6 +257,7 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
         interval,
         samples: (1..=20).map(|i| Sample { at: Span::from_millis(i * 100), bytes: bytes * i / 20 }).collect(),
         threads: vec![ThreadCpu { name: "traffic".to_owned(), total: Span::from_millis(1_900) }],
+        times: Vec::new(),
         cpu: CpuSplit { guest, vmm, host },
         exits: is_guest.then_some(ExitReport { by_cause, kvm_userspace: Some(total), kvm_all: None }),
         frames: (!matches!(behaviour.kind, EndKind::Native { .. })).then_some(frames),

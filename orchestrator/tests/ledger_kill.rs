@@ -151,6 +151,7 @@ fn measured(planned: &PlannedTrial) -> TrialRecord {
         interval: Span::from_millis(2_000),
         samples: (1..=20).map(|i| Sample { at: Span::from_millis(i * 100), bytes: bytes / 20 * i }).collect(),
         threads: Vec::new(),
+        times: Vec::new(),
         cpu: CpuSplit::default(),
         exits: None,
         frames: None,

@@ -55,6 +55,46 @@ pub struct ThreadCpu {
     pub total: Span,
 }
 
+/// What a thread did during a part of the measured interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Part {
+    /// Inside `KVM_RUN`: guest code, and KVM's own work, with exits that it answers itself.
+    Guest,
+    /// The payload program of a same-stack end.
+    Program,
+    /// The adapter's model, with the dispatch of an exit to it.
+    Adapter,
+    /// System calls of the port: the host's kernel, up to the wire.
+    Port,
+    /// Between an exit's end and the next entry: interrupts, orders to stop.
+    Loop,
+    /// Looks at rings and port that found nothing.
+    Look,
+    /// Asleep: nothing to do.
+    Wait,
+}
+
+/// What a thread did with the measured interval, by the clock: time without a CPU is in the part that it was in. The parts
+/// don't overlap, and add up to the interval within 1 %.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ThreadTime {
+    /// The thread's name, as in [`ThreadCpu`].
+    pub name: String,
+    /// The interval, by another clock than its parts.
+    pub interval: Span,
+    /// Its parts.
+    pub parts: BTreeMap<Part, Span>,
+}
+
+impl ThreadTime {
+    /// All parts together, of the interval.
+    pub fn share(&self) -> f64 {
+        let sum: u64 = self.parts.values().map(|part| part.0).fold(0, u64::saturating_add);
+        sum as f64 / self.interval.0.max(1) as f64
+    }
+}
+
 /// An end's CPU time split by who used it. The parts don't overlap; their sum is the CPU time of the end's
 /// threads that carry traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -167,6 +207,9 @@ pub struct EndReport {
     pub samples: Vec<Sample>,
     /// CPU time by thread.
     pub threads: Vec<ThreadCpu>,
+    /// What the threads of a virtual end did with the interval.
+    #[serde(default)]
+    pub times: Vec<ThreadTime>,
     /// CPU time by who used it.
     pub cpu: CpuSplit,
     /// Exits of a guest.

@@ -70,6 +70,8 @@ struct Guest {
     bus: Bus,
     machine: Machine,
     exits: Exits,
+    /// Ticks between the end of an exit and the next entry.
+    loop_ticks: u64,
     started: Timebase,
 }
 
@@ -102,20 +104,29 @@ impl Guest {
         if let Some((register, kick)) = io.as_ref().and_then(|io| io.notify.as_ref()) {
             vm.notifies(bus.adapter_base() + register, kick.as_fd())?;
         }
-        let io_cpu = io.and_then(|io| io.cpu);
+        let io = io.map(|io| io.clocks);
         pages.write_boot_info(&boot_info(config, program, bus.adapter_base(), vcpu.tsc_hz()?))?;
         reporter.link().set_vcpu(vcpu.kicker());
         let created = vm.created();
         let memory = config.memory;
         let parts =
-            Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, io_cpu, memory, created };
-        Ok(Self { vcpu, postbox, bus, machine: Machine::new(parts)?, exits: Exits::default(), started })
+            Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, io, memory, created };
+        Ok(Self {
+            vcpu,
+            postbox,
+            bus,
+            machine: Machine::new(parts)?,
+            exits: Exits::default(),
+            loop_ticks: 0,
+            started,
+        })
     }
 
     fn run(&mut self) -> Result<Box<Recording>, GuestError> {
         // Set by accesses of the guest only: an interrupt elsewhere could hit code that has a red zone (see
         // payload/src/gate.rs), and one that was just raised has not been seen by its handler yet.
         let mut interruptible = false;
+        let mut left = ticks();
         loop {
             self.machine.check_stop()?;
             if interruptible {
@@ -125,6 +136,7 @@ impl Guest {
                 }
             }
             let entered = ticks();
+            self.loop_ticks += entered.saturating_sub(left);
             let exit = self.vcpu.run()?;
             let now = ticks();
             let running = now.saturating_sub(entered);
@@ -169,7 +181,8 @@ impl Guest {
                 Doorbell::End(value) => return Ok(self.machine.end(value)?),
             }
             let asleep = self.machine.asleep_ticks().saturating_sub(asleep);
-            self.exits.leave(cause, ticks().saturating_sub(now).saturating_sub(asleep));
+            left = ticks();
+            self.exits.leave(cause, left.saturating_sub(now).saturating_sub(asleep));
             interruptible = cause != Cause::Signal;
         }
     }
@@ -178,6 +191,7 @@ impl Guest {
         let view = EngineView {
             program_ticks: self.exits.running_ticks(),
             model_ticks: self.exits.handling_ticks(),
+            loop_ticks: self.loop_ticks,
             exits: Some((&self.exits, counts)),
         };
         self.machine.phase(phase, &view)

@@ -12,7 +12,7 @@
 //! Each side says so before it sleeps and looks once more afterwards, so no word is lost between look and sleep.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -26,12 +26,62 @@ use toll_protocol::report::FrameCounters;
 use toll_vnic::adapter::{Adapter, AdapterError, Window};
 use toll_vnic::port::PortError;
 
-use crate::clock::CpuClock;
+use crate::clock::{CpuClock, ticks};
 
 /// How long the thread looks on when nothing moves: as long as going to sleep and being woken takes.
 const SPIN: Duration = Duration::from_micros(20);
 /// Name of the thread in reports.
 pub const NAME: &str = "io0";
+
+/// What the I/O thread did with its time, in ticks. Written by it alone.
+#[derive(Debug)]
+pub struct Times {
+    /// When what it does now began.
+    since: AtomicU64,
+    moved: AtomicU64,
+    looked: AtomicU64,
+    asleep: AtomicU64,
+}
+
+/// A reading of [`Times`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IoTicks {
+    /// When it was read: whoever reads waits for a look to end.
+    pub at: Instant,
+    /// Looks that moved frames.
+    pub moved: u64,
+    /// Looks that moved none.
+    pub looked: u64,
+    /// Asleep.
+    pub asleep: u64,
+}
+
+impl Times {
+    fn new() -> Self {
+        let [moved, looked, asleep] = [const { AtomicU64::new(0) }; 3];
+        Self { since: AtomicU64::new(ticks()), moved, looked, asleep }
+    }
+
+    /// What was done until now was `what`.
+    fn was(&self, what: &AtomicU64) {
+        let now = ticks();
+        what.fetch_add(now.saturating_sub(self.since.swap(now, Ordering::Relaxed)), Ordering::Relaxed);
+    }
+
+    /// The ticks until now; what goes on counts as sleep if the thread is `asleep`, and as a look otherwise.
+    fn read(&self, asleep: bool) -> IoTicks {
+        let load = |ticks: &AtomicU64| ticks.load(Ordering::Relaxed);
+        let now = ticks().saturating_sub(load(&self.since));
+        let mut read = IoTicks {
+            at: Instant::now(),
+            moved: load(&self.moved),
+            looked: load(&self.looked),
+            asleep: load(&self.asleep),
+        };
+        *(if asleep { &mut read.asleep } else { &mut read.looked }) += now;
+        read
+    }
+}
 
 /// What both threads hold.
 struct Shared {
@@ -45,6 +95,7 @@ struct Shared {
     /// The I/O thread sleeps, or is about to.
     asleep: AtomicBool,
     stop: AtomicBool,
+    times: Times,
     /// Why the I/O thread has ended.
     failed: Mutex<Option<AdapterError>>,
 }
@@ -77,12 +128,31 @@ pub struct Remote {
 }
 
 /// What the engine needs to know of an I/O thread.
-#[derive(Debug)]
 pub struct Io {
-    /// Its CPU clock.
-    pub cpu: Option<CpuClock>,
+    /// Its CPU clock and its ticks.
+    pub clocks: IoClocks,
     /// Whose writes wake it, as an offset of the adapter's window, and the eventfd that does.
     pub notify: Option<(u64, OwnedFd)>,
+}
+
+/// Clocks of an I/O thread, for another to read.
+#[derive(Clone)]
+pub struct IoClocks {
+    cpu: Option<CpuClock>,
+    shared: Arc<Shared>,
+}
+
+impl IoClocks {
+    /// CPU time; `None` if the system gives none.
+    pub fn cpu(&self) -> Option<Duration> {
+        self.cpu.and_then(CpuClock::read)
+    }
+
+    /// What it did with its time.
+    pub fn ticks(&self) -> IoTicks {
+        let _between_looks = lock(&self.shared.adapter);
+        self.shared.times.read(self.shared.asleep.load(Ordering::Relaxed))
+    }
 }
 
 fn system(call: &'static str) -> impl Fn(Errno) -> AdapterError {
@@ -109,6 +179,7 @@ impl Remote {
             signalled: AtomicBool::new(false),
             asleep: AtomicBool::new(false),
             stop: AtomicBool::new(false),
+            times: Times::new(),
             failed: Mutex::new(None),
         });
         let (sender, receiver) = sync_channel(1);
@@ -136,7 +207,8 @@ impl Remote {
     pub fn io(&self) -> Result<Io, AdapterError> {
         let kick = self.shared.kick.as_fd().try_clone_to_owned();
         let kick = kick.map_err(|source| PortError::Io { call: "dup", port: NAME.to_owned(), source })?;
-        Ok(Io { cpu: self.cpu, notify: self.notify_register.map(|register| (register, kick)) })
+        let clocks = IoClocks { cpu: self.cpu, shared: Arc::clone(&self.shared) };
+        Ok(Io { clocks, notify: self.notify_register.map(|register| (register, kick)) })
     }
 
     /// Why the I/O thread ended, if it did.
@@ -190,7 +262,12 @@ fn look(shared: &Shared) -> Result<(bool, bool), AdapterError> {
     let FrameCounters { transmit_frames, transmit_drops, receive_frames, receive_drops, interrupts, .. } =
         adapter.counters().since(&before);
     let news = receive_frames + interrupts > 0;
-    Ok((news || transmit_frames + transmit_drops + receive_drops > 0, news))
+    let moved = news || transmit_frames + transmit_drops + receive_drops > 0;
+    let Times { moved: moving, looked, .. } = &shared.times;
+    // Before the lock is given up: who holds it reads of whole looks.
+    shared.times.was(if moved { moving } else { looked });
+    drop(adapter);
+    Ok((moved, news))
 }
 
 /// Until the guest notifies, the port has a frame that the guest has room for, or the end.
@@ -200,6 +277,7 @@ fn sleep(shared: &Shared, port: Option<BorrowedFd<'_>>) -> Result<(), AdapterErr
         let mut adapter = lock(&shared.adapter);
         (adapter.watch(false)?, port.filter(|_| adapter.can_receive()))
     };
+    shared.times.was(&shared.times.looked);
     if !more {
         let kick = shared.kick.as_fd();
         let mut fds = [kick, port.unwrap_or(kick)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -208,6 +286,7 @@ fn sleep(shared: &Shared, port: Option<BorrowedFd<'_>>) -> Result<(), AdapterErr
             Err(errno) => return Err(system("ppoll")(errno)),
         }
     }
+    shared.times.was(&shared.times.asleep);
     // Nobody reads it but this thread: what is forgotten here is looked at next.
     let _ = shared.kick.read();
     shared.asleep.store(false, Ordering::SeqCst);

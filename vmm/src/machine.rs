@@ -25,6 +25,7 @@ use crate::alarm::Alarm;
 use crate::clock::{CpuClock, Timebase, ticks};
 use crate::contention::RunDelay;
 use crate::exits::Exits;
+use crate::io_thread::IoClocks;
 use crate::kvm::KvmCounts;
 use crate::link::{Event, Reporter};
 use crate::memory::SharedPages;
@@ -77,6 +78,8 @@ pub struct EngineView<'a> {
     pub program_ticks: u64,
     /// Ticks in the model, time asleep left out.
     pub model_ticks: u64,
+    /// Ticks between the end of an exit and the next entry.
+    pub loop_ticks: u64,
     /// Exits and KVM's counts, of a guest.
     pub exits: Option<(&'a Exits, KvmCounts)>,
 }
@@ -94,7 +97,7 @@ pub struct Machine {
     reporter: Reporter,
     cpu: Option<CpuClock>,
     control_cpu: Option<CpuClock>,
-    io_cpu: Option<CpuClock>,
+    io: Option<IoClocks>,
     run_delay: Option<RunDelay>,
     memory: u64,
     phase: u32,
@@ -128,8 +131,8 @@ pub struct Parts {
     pub reporter: Reporter,
     /// CPU clock of the control thread.
     pub control_cpu: Option<CpuClock>,
-    /// CPU clock of the adapter's own thread.
-    pub io_cpu: Option<CpuClock>,
+    /// Clocks of the adapter's own thread.
+    pub io: Option<IoClocks>,
     /// Bytes of memory.
     pub memory: u64,
     /// When the guest, or what stands for it, was created.
@@ -142,7 +145,7 @@ impl Machine {
     /// # Errors
     /// [`MachineError::Adapter`] or [`MachineError::Alarm`] if the host lacks what an optimisation takes.
     pub fn new(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, io_cpu, memory, created } =
+        let Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, io, memory, created } =
             parts;
         let now = created.elapsed();
         let held = |combining: toll_protocol::trial::SendCombining| {
@@ -166,7 +169,7 @@ impl Machine {
             reporter,
             cpu: CpuClock::of_this_thread(),
             control_cpu,
-            io_cpu,
+            io,
             run_delay: RunDelay::of_this_thread(),
             memory,
             phase: 0,
@@ -451,7 +454,9 @@ impl Machine {
             at: Timebase::now(),
             cpu: self.cpu.and_then(CpuClock::read),
             control_cpu: self.control_cpu.and_then(CpuClock::read),
-            io_cpu: self.io_cpu.and_then(CpuClock::read),
+            io: self.io.as_ref().map(|io| (io.cpu(), io.ticks())),
+            asleep_ticks: self.asleep,
+            loop_ticks: view.loop_ticks,
             run_delay: self.run_delay.as_ref().and_then(RunDelay::now),
             program_ticks: view.program_ticks,
             model_ticks: view.model_ticks,

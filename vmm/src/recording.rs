@@ -1,16 +1,17 @@
 //! What is read at both ends of the measured interval, and the report made of the difference.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use toll_protocol::report::{
-    CpuSplit, EndReport, ExitReport, Flag, FrameCounters, Sample, Spared, ThreadCpu,
+    CpuSplit, EndReport, ExitReport, Flag, FrameCounters, Part, Sample, Spared, ThreadCpu, ThreadTime,
 };
 use toll_protocol::units::Span;
 use toll_protocol::validity;
 
 use crate::clock::Timebase;
 use crate::exits::Exits;
-use crate::io_thread;
+use crate::io_thread::{self, IoTicks};
 use crate::kvm::KvmCounts;
 
 /// A thread is said to have been the limit from this share of the interval on.
@@ -27,8 +28,12 @@ pub struct Snapshot {
     pub cpu: Option<Duration>,
     /// CPU time of the control thread.
     pub control_cpu: Option<Duration>,
-    /// CPU time of the adapter's own thread.
-    pub io_cpu: Option<Duration>,
+    /// CPU time of the adapter's own thread, and what it did with its time.
+    pub io: Option<(Option<Duration>, IoTicks)>,
+    /// Ticks that the program's thread was asleep.
+    pub asleep_ticks: u64,
+    /// Ticks between the end of an exit and the next entry.
+    pub loop_ticks: u64,
     /// How long the program's thread has been runnable without a CPU.
     pub run_delay: Option<Duration>,
     /// Ticks in the program: inside `KVM_RUN`, or outside of the model for a host process.
@@ -126,7 +131,8 @@ impl Recording {
         let exits = self.exits(ns_per_tick);
         let cpu = difference(start.cpu, end.cpu);
         let name = if exits.is_some() { "vcpu0" } else { "payload" };
-        let io = difference(start.io_cpu, end.io_cpu);
+        let io_cpu = |snapshot: &Snapshot| snapshot.io.and_then(|(cpu, _)| cpu);
+        let io = difference(io_cpu(start), io_cpu(end));
         let control = difference(start.control_cpu, end.control_cpu);
         let threads = [(name, cpu), (io_thread::NAME, io), ("control", control)];
         let mut flags = Vec::new();
@@ -157,6 +163,7 @@ impl Recording {
                 .into_iter()
                 .filter_map(|(name, cpu)| Some(ThreadCpu { name: name.into(), total: cpu?.into() }))
                 .collect(),
+            times: self.times(name, seen, ns_per_tick),
             cpu: cpu.map(|cpu| self.split(cpu, io, ns_per_tick)).unwrap_or_default(),
             exits,
             frames: Some(frames),
@@ -177,6 +184,41 @@ impl Recording {
             kvm_userspace: counted(kvm_before.fpu_reload, kvm_after.fpu_reload),
             kvm_all: counted(kvm_before.exits, kvm_after.exits),
         })
+    }
+
+    /// What each thread did with the interval, `seen` by the clock.
+    fn times(&self, name: &str, seen: Duration, ns_per_tick: f64) -> Vec<ThreadTime> {
+        let Self { start, end, .. } = self;
+        let span = |before: u64, after: u64| Span((after.saturating_sub(before) as f64 * ns_per_tick) as u64);
+        let port = Span(end.port_nanoseconds.saturating_sub(start.port_nanoseconds));
+        // System calls are timed by the other clock: a few more nanoseconds than the model that they are part of.
+        let without = |whole: Span, part: Span| Span(whole.0.saturating_sub(part.0));
+        let (model, io) = (span(start.model_ticks, end.model_ticks), start.io.zip(end.io));
+        let of_program = if end.exits.is_some() { Part::Guest } else { Part::Program };
+        let mut parts = BTreeMap::from([
+            (of_program, span(start.program_ticks, end.program_ticks)),
+            (Part::Wait, span(start.asleep_ticks, end.asleep_ticks)),
+        ]);
+        if end.exits.is_some() {
+            parts.insert(Part::Loop, span(start.loop_ticks, end.loop_ticks));
+        }
+        let interval = Span::from(seen);
+        let Some(((_, before), (_, after))) = io else {
+            parts.extend([(Part::Adapter, without(model, port)), (Part::Port, port)]);
+            return vec![ThreadTime { name: name.to_owned(), interval, parts }];
+        };
+        parts.insert(Part::Adapter, model);
+        let own_interval = Span::from(after.at.saturating_duration_since(before.at));
+        let own = BTreeMap::from([
+            (Part::Adapter, without(span(before.moved, after.moved), port)),
+            (Part::Port, port),
+            (Part::Look, span(before.looked, after.looked)),
+            (Part::Wait, span(before.asleep, after.asleep)),
+        ]);
+        vec![
+            ThreadTime { name: name.to_owned(), interval, parts },
+            ThreadTime { name: io_thread::NAME.to_owned(), interval: own_interval, parts: own },
+        ]
     }
 
     /// Splits the thread's CPU time in proportion to where it was seen. Being preempted lengthens what was seen,
@@ -221,7 +263,9 @@ mod tests {
             at,
             cpu: Some(Duration::from_millis(millis)),
             control_cpu: None,
-            io_cpu: None,
+            io: None,
+            asleep_ticks: 0,
+            loop_ticks: 0,
             run_delay: None,
             program_ticks: 0,
             model_ticks: 0,

@@ -78,7 +78,7 @@ fn run_program(
             pages,
             reporter,
             control_cpu,
-            io_cpu: io.and_then(|io| io.cpu),
+            io: io.map(|io| io.clocks),
             memory,
             created,
         })?,
@@ -175,6 +175,7 @@ impl Platform for HostPlatform {
         let view = EngineView {
             program_ticks: elapsed.saturating_sub(self.machine_ticks),
             model_ticks: self.machine_ticks.saturating_sub(asleep),
+            loop_ticks: 0,
             exits: None,
         };
         self.on_machine(|machine| machine.phase(phase, &view));

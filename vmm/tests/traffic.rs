@@ -69,10 +69,25 @@ fn transfers(case: &Transfer) -> Result<(), Failed> {
             handlers_account_for_every_access(report)?;
         }
     }
+    parts_add_up(report, case.engine, false)?;
     let name = if guest { "vcpu0" } else { "payload" };
     let thread = report.threads.iter().find(|thread| thread.name == name).ok_or("the thread is reported")?;
     let parts = [report.cpu.guest, report.cpu.vmm, report.cpu.host].into_iter().flatten().map(|span| span.0);
     check(parts.sum::<u64>() == thread.total.0 && thread.total.0 > 0, report)
+}
+
+/// Each thread's parts add up to the interval, within 1 %, and each thread is there.
+fn parts_add_up(report: &EndReport, engine: Engine, io_thread: bool) -> Result<(), Failed> {
+    let name = if engine == Engine::Kvm { "vcpu0" } else { "payload" };
+    let names: Vec<&str> = report.times.iter().map(|thread| thread.name.as_str()).collect();
+    let expected = if io_thread { vec![name, "io0"] } else { vec![name] };
+    check(names == expected, &names)?;
+    for thread in &report.times {
+        check((0.99..=1.01).contains(&thread.share()), &(thread.share(), thread))?;
+        // A thread that is the limit never sleeps.
+        check(thread.parts.values().filter(|part| part.0 > 0).count() > 1, thread)?;
+    }
+    Ok(())
 }
 
 /// Interrupts of the traffic program come through the gate, each to one run of the driver's handler: what the handler
@@ -114,6 +129,7 @@ fn optimisations(engine: Engine, direction: Direction, number: u8) -> Result<(),
         let done = transfer(PROGRAM, &case)?;
         let report = &done.report;
         check(report.bytes > 0 && report.bytes <= done.kernel_bytes, report)?;
+        parts_add_up(report, engine, false)?;
         let spared = report.spared.ok_or("what was spared is reported")?;
         let frames = report.frames.ok_or("a virtual adapter counts frames")?;
         check(frames.guest_errors == 0, &frames)?;
@@ -164,6 +180,7 @@ fn combinations() -> impl Iterator<Item = VirtioNetSwitches> {
 /// A transfer of which the kernel looks at every byte that it receives.
 fn offloads(case: &Transfer, switches: VirtioNetSwitches) -> Result<(), Failed> {
     let report = transfer(PROGRAM, case)?.report;
+    parts_add_up(&report, case.engine, switches.io_thread)?;
     let frames = report.frames.ok_or("a virtual adapter counts frames")?;
     check(
         frames.guest_errors == 0 && (frames.interrupts == 0 || switches.io_thread) && report.bytes > 100_000,

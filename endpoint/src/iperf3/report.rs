@@ -131,6 +131,7 @@ pub fn parse(
         interval: covered.into(),
         samples,
         threads: Vec::new(),
+        times: Vec::new(),
         cpu: CpuSplit::default(),
         exits: None,
         frames: None,

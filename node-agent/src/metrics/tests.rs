@@ -41,6 +41,7 @@ fn report(bytes: u64, frames: Option<FrameCounters>, exits: &[(&str, u64, u64)])
         interval: Span::from_millis(2_000),
         samples: Vec::new(),
         threads: Vec::new(),
+        times: Vec::new(),
         cpu: CpuSplit { guest: None, vmm: Some(Span::from_millis(250)), host: Some(Span::from_millis(500)) },
         exits,
         frames,

@@ -2,8 +2,8 @@
 //! there is no script, and its content policy forbids any. All text is escaped by `maud`.
 //!
 //! ```text
-//! title, headlines -> share of native (forest plot) -> runs -> exits by cause -> CPU -> all cells
-//!                  -> gates -> what failed -> flags -> hosts -> method
+//! title, headlines -> share of native (forest plot) -> runs -> exits by cause -> CPU -> where the time goes
+//!                  -> all cells -> beside the paper -> gates -> what failed -> flags -> hosts -> method
 //! ```
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
@@ -16,6 +16,7 @@ use crate::format;
 mod figures;
 mod headlines;
 mod tables;
+mod times;
 
 #[cfg(test)]
 mod tests;
@@ -45,6 +46,7 @@ pub fn render(result: &CampaignResult) -> String {
                 (figures::runs(result))
                 (figures::exits(result))
                 (figures::cpu(result))
+                (times::section(result))
                 (tables::cells(result))
                 (tables::paper(result))
                 (tables::gates(result))

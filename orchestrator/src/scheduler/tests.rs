@@ -55,6 +55,7 @@ fn report() -> Box<EndReport> {
         interval: Span(1),
         samples: Vec::new(),
         threads: Vec::new(),
+        times: Vec::new(),
         cpu: CpuSplit::default(),
         exits: None,
         frames: None,
