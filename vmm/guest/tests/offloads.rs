@@ -136,15 +136,19 @@ fn every_combination_receives_from_one_without() {
 /// RFC 9293, 3.1: with the offload on, the driver looks at checksums that nobody vouches for.
 #[test]
 fn a_segment_that_was_damaged_on_the_wire_is_not_taken() {
-    for switches in combinations().filter(|switches| switches.offloads()) {
-        let (one, other) = pair(1000).unwrap();
+    for_every_combination(|switches| {
+        if !switches.offloads() {
+            return;
+        }
         let damaged = Arc::new(AtomicU64::new(0));
-        let damaging =
-            support::Damaging { port: one, one_in: 100, state: 0x5eed, damaged: Arc::clone(&damaged) };
-        let plain = VirtioNetSwitches::default();
-        transfer((sender(plain), Box::new(damaging)), (receiver(switches), finished(switches, other)));
-        assert!(damaged.load(Ordering::Relaxed) > 0);
-    }
+        // On a busy machine a transfer may be too short to have a frame that is damaged.
+        for state in (0x5eed..).take_while(|_| damaged.load(Ordering::Relaxed) == 0) {
+            let (one, other) = pair(1000).unwrap();
+            let damaging = support::Damaging { port: one, one_in: 100, state, damaged: Arc::clone(&damaged) };
+            let plain = VirtioNetSwitches::default();
+            transfer((sender(plain), Box::new(damaging)), (receiver(switches), finished(switches, other)));
+        }
+    });
 }
 
 #[test]
