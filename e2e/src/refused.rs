@@ -60,8 +60,13 @@ const RATES: &str = "is out of range: write 64kbit to 1000Gbit";
 const NO_SHARE: &str = "is no percentage: write a number and its unit, such as `10%`";
 const IPERF3: &str = "100ms, as an arm with iperf3 needs";
 const ADAPTER: &str = "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`";
-const PORT: &str =
-    "must be exactly one port: `{tap: {}}` or `{macvtap: {}}`; leave it out for what the host's agent offers";
+const HUB: &str = "a hub joins two ends of the arm and no native one: write `peers: [same-arm]` in the arm";
+const NAT: &str =
+    "nobody can connect to an end behind address translation: write `peers: [native]` in the arm";
+const WHOLE: &str = "address translation carries whole frames with their checksums: leave `checksumOffload`, `tso` and \
+                     `segmentCombining` off";
+const PORT: &str = "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; leave it out for what the host's \
+     agent offers";
 
 /// All of them, in the order of the rules.
 pub const CASES: &[Refused] = &[
@@ -138,6 +143,24 @@ pub const CASES: &[Refused] = &[
     ),
     one(VIRTIO, "adapter: {virtioNet: {}}, port: {}", PORT),
     one(VIRTIO, "adapter: {virtioNet: {}}, port: {tap: {}, macvtap: {}}", PORT),
+    one(VIRTIO, "adapter: {virtioNet: {}}, port: {hub: {}}", HUB),
+    one(
+        "guest: {os: payload, adapter: {virtioNet: {}}}",
+        "sameStack: {adapter: {pcnet: {}}, port: {hub: {}}}, peers: [native]",
+        HUB,
+    ),
+    one(
+        "guest: {os: payload, adapter: {virtioNet: {}}}",
+        "guest: {os: payload, adapter: {virtioNet: {}}, port: {nat: {}}}, peers: [native, same-arm]",
+        NAT,
+    ),
+    one(
+        "guest: {os: payload, adapter: {virtioNet: {}}}",
+        "sameStack: {adapter: {pcnet: {}}, port: {nat: {}}}, peers: [same-arm]",
+        NAT,
+    ),
+    one(VIRTIO, "adapter: {virtioNet: {checksumOffload: true}}, port: {nat: {}}", WHOLE),
+    one(VIRTIO, "adapter: {virtioNet: {segmentCombining: true}}, port: {nat: {}}", WHOLE),
     one(
         VIRTIO,
         "adapter: {virtioNet: {}}, impairments: {}",

@@ -25,6 +25,7 @@ use crate::child::Spawner;
 use crate::facts;
 use crate::health::Health;
 use crate::http::{Http, HttpError};
+use crate::hubs::Hubs;
 use crate::identity::Identity;
 use crate::link::{Link, LinkError, LinkEvent};
 use crate::metrics::Metrics;
@@ -120,7 +121,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     facts.guest_addresses = network.guest_addresses();
     let link = Link::new(config.orchestrator, config.server_name, &config.identity)?;
     let (programs, captures, metrics) = (config.programs, config.captures, config.metrics);
-    let host = Host { network, spawner, facts, programs, captures, metrics };
+    let host = Host { network, spawner, facts, programs, captures, metrics, hubs: Hubs::default() };
     let (to_link, outgoing) = mpsc::channel(16);
     let (events, from_link) = mpsc::channel(16);
     let (stop_link, stopped) = oneshot::channel();
@@ -358,7 +359,9 @@ impl Agent {
             return;
         }
         let holds = |trial: &Trial| !trial.released.load(Ordering::Acquire);
-        let running = self.trials.iter().find(|(_, other)| holds(other)).map(|(id, _)| *id);
+        // Both ends of one trial may stand here.
+        let others = self.trials.iter().filter(|(id, _)| id.near() != trial.near());
+        let running = others.into_iter().find(|(_, other)| holds(other)).map(|(id, _)| *id);
         let failure = match running {
             _ if stopping => Some(Failure::new("the agent was told to stop")),
             Some(other) => Some(Failure::new(format!("this host is busy with trial {other}"))),

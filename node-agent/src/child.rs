@@ -75,17 +75,19 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts `program` and watches it; what it says goes to `reports`, [`ChildReport::Ended`] last.
+    /// Starts `program`, which inherits `socket`, and watches it; what it says goes to `reports`, [`ChildReport::Ended`]
+    /// last.
     ///
     /// # Errors
     /// [`ChildError::Spawn`].
     pub async fn spawn(
         spawner: &Spawner,
         program: &Path,
+        socket: Option<OwnedFd>,
         reports: mpsc::Sender<ChildReport>,
     ) -> Result<Self, ChildError> {
         let error = |source| ChildError::Spawn { program: program.to_owned(), source };
-        let (mut process, socket) = spawner.spawn(program).await.map_err(error)?;
+        let (mut process, socket) = spawner.spawn(program, socket).await.map_err(error)?;
         let id = process.id().unwrap_or_default();
         let exited = process_descriptor(id).map_err(error)?;
         let socket = UnixStream::from_std(socket).map_err(error)?;

@@ -8,6 +8,7 @@ pub mod child;
 pub mod facts;
 pub mod health;
 pub mod http;
+mod hubs;
 pub mod identity;
 pub mod labels;
 pub mod link;

@@ -2,6 +2,8 @@
 //! Nothing is decided here.
 
 use std::collections::VecDeque;
+use std::net::SocketAddrV4;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,11 +15,12 @@ use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Engine, Vmm
 use toll_protocol::facts::{HostFacts, KvmFact};
 use toll_protocol::message::FromAgent;
 use toll_protocol::report::Failure;
-use toll_protocol::trial::{Adapter, EndKind, EndSpec, NativeProgram, Port, TrialId};
+use toll_protocol::trial::{Adapter, EndKind, EndReady, EndSpec, NativeProgram, Port, TrialId};
 use toll_protocol::units::{Bytes, InterfaceAddress};
 
 use crate::captures::{self, Captures};
 use crate::child::{Child, ChildReport, Spawner};
+use crate::hubs::Hubs;
 use crate::metrics::Metrics;
 use crate::network::{Network, NetworkError, Station};
 use crate::trial::{Command, Event, State, transition};
@@ -35,6 +38,8 @@ pub(crate) struct Host {
     /// Where captures go.
     pub(crate) captures: Option<Captures>,
     pub(crate) metrics: Metrics,
+    /// Private Ethernets of which one end has yet to be taken.
+    pub(crate) hubs: Hubs,
 }
 
 /// What this host lacks for an end, if it lacks something.
@@ -49,6 +54,9 @@ pub(crate) fn refusal(facts: &HostFacts, end: &EndSpec) -> Option<Failure> {
     };
     if let (EndKind::Guest { .. }, KvmFact::Unusable { reason }) = (&end.kind, &facts.kvm) {
         return refused(format!("this host can't run a guest: {reason}"));
+    }
+    if !asked.is_on_the_wire() {
+        return None;
     }
     let Some(wire) = facts.wire else { return refused("this host has no test NIC".to_owned()) };
     match (wire.port(asked), &facts.tun) {
@@ -78,10 +86,12 @@ pub(crate) struct Runner {
 struct Held {
     child: Option<Child>,
     reports: Option<mpsc::Receiver<ChildReport>>,
-    /// Address of a native end, once the NIC has been looked at.
+    /// Address of the NIC, once it has been looked at: a native end has it.
     native: Option<InterfaceAddress>,
     /// Port of a virtual end, once the network has been made ready for it.
     port: Option<VmmPort>,
+    /// What of it the child inherits.
+    socket: Option<OwnedFd>,
     deadline: Option<Instant>,
     /// Events that commands have led to.
     answers: VecDeque<Event>,
@@ -147,7 +157,7 @@ impl Runner {
             }),
             report = report => match report {
                 Some(ChildReport::Said(ChildEvent::PortOpened)) => Event::PortOpened,
-                Some(ChildReport::Said(ChildEvent::Ready(ready))) => Event::ChildReady(ready),
+                Some(ChildReport::Said(ChildEvent::Ready(ready))) => Event::ChildReady(seen_from_outside(ready, held)),
                 Some(ChildReport::Said(ChildEvent::Sample(sample))) => Event::Sample(sample),
                 Some(ChildReport::Said(ChildEvent::Done(report))) => Event::Done(report),
                 Some(ChildReport::Said(ChildEvent::Failed(failure))) => Event::ChildFailed(failure),
@@ -187,7 +197,11 @@ impl Runner {
                 }
             }
             Command::AttachPort => {
-                let answer = self.host.network.attach(trial, &self.station()).await;
+                let on_the_wire = held.port.as_ref().is_some_and(|port| port.interface().is_some());
+                let answer = match on_the_wire {
+                    true => self.host.network.attach(trial, &self.station()).await,
+                    false => Ok(()),
+                };
                 held.answers
                     .push_back(answer.map_or_else(failed(Event::PortFailed), |()| Event::PortAttached));
             }
@@ -199,6 +213,7 @@ impl Runner {
                 }
             }
             Command::RemoveNetwork => {
+                self.host.hubs.forget(trial);
                 let leftovers = self.host.network.tear_down(trial).await;
                 if !leftovers.is_empty() {
                     tracing::error!(%trial, ?leftovers, "not everything could be removed");
@@ -213,7 +228,7 @@ impl Runner {
             }
             Command::Conclude(Err(failure)) => {
                 tracing::warn!(%trial, reason = failure.reason, "failed");
-                if held.port.is_some() {
+                if held.port.as_ref().is_some_and(|port| port.interface().is_some()) {
                     self.host.network.doubt(self.end.address.address);
                 }
                 self.send(FromAgent::Failed { trial, failure }).await;
@@ -230,6 +245,20 @@ impl Runner {
         match self.end.kind {
             EndKind::Native { .. } => {
                 held.native = Some(network.native_address(self.end.mtu).await?);
+                Ok(())
+            }
+            EndKind::Guest { port: Port::Nat, .. } | EndKind::SameStack { port: Port::Nat, .. } => {
+                let outside = network.native_address(self.end.mtu).await?;
+                held.native = Some(outside);
+                held.port = Some(VmmPort::Nat { outside: outside.address });
+                Ok(())
+            }
+            EndKind::Guest { port: Port::Hub, .. } | EndKind::SameStack { port: Port::Hub, .. } => {
+                let what = "the socket pair of a hub could not be made";
+                let socket = self.host.hubs.take(self.trial);
+                let socket = socket.map_err(|source| NetworkError::Socket { what, source })?;
+                held.port = Some(VmmPort::Hub { descriptor: socket.as_raw_fd() });
+                held.socket = Some(socket);
                 Ok(())
             }
             EndKind::Guest { .. } | EndKind::SameStack { .. } => {
@@ -264,7 +293,7 @@ impl Runner {
         };
         let (reports, receiver) = mpsc::channel(64);
         let program: &Path = &self.host.programs.join(program);
-        let child = Child::spawn(&self.host.spawner, program, reports).await;
+        let child = Child::spawn(&self.host.spawner, program, held.socket.take(), reports).await;
         let child = held.child.insert(child.map_err(|error| Failure::new(crate::chain(&error)))?);
         held.reports = Some(receiver);
         tracing::info!(trial = %self.trial, program = %program.display(), process = child.id(), "started");
@@ -297,6 +326,7 @@ impl Runner {
             capture: capture.map_err(|error| Failure::new(crate::chain(&error)))?,
             mac: self.end.mac,
             address: self.end.address,
+            gateway: self.end.gateway,
             mtu: self.end.mtu,
             memory: GUEST_MEMORY,
             job: self.end.job.clone(),
@@ -317,6 +347,16 @@ impl Runner {
         if self.outgoing.send(message).await.is_err() {
             tracing::warn!(trial = %self.trial, "nobody is left to tell");
         }
+    }
+}
+
+/// Where the other end finds this one: behind address translation at the host's own address.
+fn seen_from_outside(ready: EndReady, held: &Held) -> EndReady {
+    match &held.port {
+        Some(VmmPort::Nat { outside }) => {
+            EndReady { address: SocketAddrV4::new(*outside, ready.address.port()) }
+        }
+        _ => ready,
     }
 }
 
@@ -373,6 +413,7 @@ mod tests {
             kind,
             job,
             address: "10.77.0.101/24".parse().expect("an address"),
+            gateway: None,
             mac: MacAddress([2; 6]),
             mtu: 1500,
             cpu: None,

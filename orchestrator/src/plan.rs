@@ -16,7 +16,7 @@ use toll_protocol::campaign::schema::Pairs;
 use toll_protocol::campaign::{Arm, Campaign, Workload};
 use toll_protocol::decorators::Decorators;
 use toll_protocol::result::{CellKey, Pair, Peer};
-use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, StreamJob, TrialId};
+use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, Port, StreamJob, TrialId};
 use toll_protocol::units::{BitRate, Bytes, InterfaceAddress, MacAddress, Span};
 
 /// Preparing, starting and tearing down one trial, as far as an estimate needs to know.
@@ -52,6 +52,19 @@ pub struct Cell {
     pub a: EndSpec,
     /// What stands on `pair.b`.
     pub b: EndSpec,
+}
+
+impl Cell {
+    /// Whether both ends stand on `pair.a`.
+    pub fn is_local(&self) -> bool {
+        self.a.kind.port() == Some(Port::Hub)
+    }
+
+    /// The hosts of its ends.
+    pub fn hosts(&self) -> [&str; 2] {
+        let Pair { a, b } = &self.key.pair;
+        [a, if self.is_local() { a } else { b }]
+    }
 }
 
 /// One trial of the plan.
@@ -109,7 +122,7 @@ impl Plan {
 
 /// A trial id drawn from `generator`.
 pub fn draw(generator: &mut impl rand::Rng) -> TrialId {
-    TrialId::new(generator.next_u64())
+    TrialId::new(generator.next_u64()).near()
 }
 
 fn pairs(pairs: Pairs, hosts: &[Host]) -> Vec<(&Host, &Host)> {
@@ -149,30 +162,36 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
     let drain = rate.map_or(Duration::ZERO, |rate| {
         Duration::from_secs_f64(IN_FLIGHT.0 as f64 * 8.0 / (rate.0.max(SLOWEST.0) as f64))
     });
-    let end = |kind: EndKind, host: &Host, direction, open, cpu| EndSpec {
-        decorators: if matches!(kind, EndKind::Native { .. }) {
-            Decorators::default()
-        } else {
-            arm.decorators
-        },
-        kind,
-        job: StreamJob {
-            direction,
-            open,
-            write_size: workload.write_size,
-            warm_up: workload.warm_up,
-            duration: workload.duration,
-        },
-        address: virtual_address(host),
-        mac: mac(virtual_address(host)),
-        mtu,
-        cpu,
-        deadline: Span::from(
-            workload.warm_up.duration() + workload.duration.duration() + GRACE.duration() + drain,
-        ),
+    let end = |kind: EndKind, host: &Host, direction, open, cpu| {
+        let (address, gateway) = address(&kind, host, open);
+        EndSpec {
+            decorators: if matches!(kind, EndKind::Native { .. }) {
+                Decorators::default()
+            } else {
+                arm.decorators
+            },
+            kind,
+            job: StreamJob {
+                direction,
+                open,
+                write_size: workload.write_size,
+                warm_up: workload.warm_up,
+                duration: workload.duration,
+            },
+            address,
+            gateway,
+            mac: mac(address),
+            mtu,
+            cpu,
+            deadline: Span::from(
+                workload.warm_up.duration() + workload.duration.duration() + GRACE.duration() + drain,
+            ),
+        }
     };
-    // The pin counts the CPUs of a host; the far end of a guest-to-guest cell is pinned alike.
-    let far_cpu = arm.cpu.filter(|_| peer == Peer::SameArm);
+    // The pin counts the CPUs of a host; the far end of a guest-to-guest cell is pinned alike, unless that would be to the
+    // same CPU.
+    let local = arm.kind.port() == Some(Port::Hub);
+    let far_cpu = arm.cpu.filter(|_| peer == Peer::SameArm && !local);
     Cell {
         key: CellKey {
             pair: Pair { a: a.name.clone(), b: b.name.clone() },
@@ -186,9 +205,24 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
     }
 }
 
-/// Unspecified (RFC 1122, 3.2.1.3) where the host has none: no virtual end is ever begun there.
-fn virtual_address(host: &Host) -> InterfaceAddress {
-    host.virtual_address.unwrap_or(InterfaceAddress { address: Ipv4Addr::UNSPECIFIED, prefix: 24 })
+/// The private network behind a hub or address translation, and who is who in it. Each trial has one of its own.
+const PRIVATE_PREFIX: u8 = 24;
+const PRIVATE_GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
+const PRIVATE_FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 16);
+
+/// Address and gateway of an end. Unspecified (RFC 1122, 3.2.1.3) where the host has none for it: no virtual end is ever
+/// begun there.
+fn address(kind: &EndKind, host: &Host, open: Open) -> (InterfaceAddress, Option<Ipv4Addr>) {
+    let private = |address| InterfaceAddress { address, prefix: PRIVATE_PREFIX };
+    match kind.port() {
+        Some(Port::Nat) => (private(PRIVATE), Some(PRIVATE_GATEWAY)),
+        Some(Port::Hub) if open == Open::Listen => (private(PRIVATE_FAR), None),
+        Some(Port::Hub) => (private(PRIVATE), None),
+        Some(Port::Host | Port::Tap | Port::Macvtap) | None => {
+            (host.virtual_address.unwrap_or(private(Ipv4Addr::UNSPECIFIED)), None)
+        }
+    }
 }
 
 /// A locally administered address (IEEE 802, bit 1 of the first byte) that carries the IPv4 address: unique

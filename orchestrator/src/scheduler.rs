@@ -28,7 +28,7 @@ use course::{Course, Stage};
 pub use course::{Hosts, NewCampaign, ResumedCampaign};
 use fit::own_cpu;
 use fleet::{Availability, Fleet};
-use flight::{Flight, Step};
+use flight::{EndId, Flight, Step};
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
 use toll_protocol::facts::HostFacts;
@@ -199,7 +199,7 @@ impl Scheduler {
         for (index, started) in resumed.begun {
             let trial = &resumed.plan.trials[index];
             let cell = &resumed.plan.cells[trial.cell];
-            for host in [&cell.key.pair.a, &cell.key.pair.b] {
+            for host in cell.hosts() {
                 if let Some(host) = self.fleet.get_mut(host) {
                     host.busy = Some(trial.id);
                 }
@@ -223,36 +223,36 @@ impl Scheduler {
         out: &mut Vec<Command>,
     ) {
         let busy = self.fleet.get_mut(name).and_then(|host| host.busy);
-        let live = |trial| busy == Some(trial);
+        let live = |trial: TrialId| busy == Some(trial.near());
         let over = self.fleet.connected(name, facts, labels, held, live, now.elapsed);
         for trial in over {
             forget(name, trial, out);
         }
         if let Some(trial) = busy {
-            let step = Step::HostBack { host: name.to_owned(), holds: held.contains(&trial) };
+            let step = Step::HostBack { host: name.to_owned(), held: held.to_vec() };
             self.fly(trial, step, now, out);
         }
         self.changed = true;
     }
 
     fn agent_said(&mut self, host: &str, message: FromAgent, now: Now, out: &mut Vec<Command>) {
-        let name = host.to_owned();
+        let end = |trial| EndId { host: host.to_owned(), trial };
         let (trial, step) = match message {
             FromAgent::Hello { .. } | FromAgent::Sample { .. } => return,
-            FromAgent::Ready { trial, ready } => (trial, Step::Ready { host: name, ready }),
-            FromAgent::Result { trial, report } => (trial, Step::Result { host: name, report }),
-            FromAgent::Failed { trial, failure } => (trial, Step::Failed { host: name, failure }),
+            FromAgent::Ready { trial, ready } => (trial, Step::Ready { end: end(trial), ready }),
+            FromAgent::Result { trial, report } => (trial, Step::Result { end: end(trial), report }),
+            FromAgent::Failed { trial, failure } => (trial, Step::Failed { end: end(trial), failure }),
             FromAgent::TornDown { trial, leftovers } => {
                 if self.fleet.torn_down(host, trial, &leftovers, now.elapsed) {
                     self.changed = true;
                     return;
                 }
-                (trial, Step::TornDown { host: name, leftovers })
+                (trial, Step::TornDown { end: end(trial), leftovers })
             }
         };
         // An agent is believed only about the trial that it is in.
-        if self.fleet.get_mut(host).and_then(|host| host.busy) == Some(trial) {
-            self.fly(trial, step, now, out);
+        if self.fleet.get_mut(host).and_then(|host| host.busy) == Some(trial.near()) {
+            self.fly(trial.near(), step, now, out);
         } else if matches!(step, Step::Result { .. } | Step::Failed { .. }) {
             // The trial is over for everybody else: the agent need not keep its outcome.
             forget(host, trial, out);
@@ -344,8 +344,8 @@ impl Scheduler {
                 host.given_up.get_or_insert_with(|| dirt.to_owned());
             }
         }
-        for name in flight.untold_hosts() {
-            self.fleet.untold(name, trial, now.elapsed);
+        for end in flight.untold() {
+            self.fleet.untold(&end.host, end.trial, now.elapsed);
         }
         for host in self.fleet.hosts.iter_mut().filter(|host| host.busy == Some(trial)) {
             (host.busy, host.free_since) = (None, now.elapsed);
@@ -397,8 +397,9 @@ impl Scheduler {
             let mut waits = false;
             let mut overdue: Vec<(usize, String)> = Vec::new();
             for (number, queue) in queues.iter_mut().enumerate() {
-                let hosts = [queue.a, queue.b];
                 while let Some(index) = queue.trials.front().copied() {
+                    let cell = &plan.cells[plan.trials[index].cell];
+                    let hosts = [queue.a, if cell.is_local() { queue.a } else { queue.b }];
                     match self.fleet.both(hosts, self.policy.grace, now.elapsed) {
                         Availability::Free if self.flights.len() < self.policy.limit => {}
                         Availability::Free | Availability::Later => {
@@ -416,7 +417,7 @@ impl Scheduler {
                         }
                     }
                     queue.trials.pop_front();
-                    if let Some(why) = self.fleet.lacks(hosts, &plan.cells[plan.trials[index].cell]) {
+                    if let Some(why) = self.fleet.lacks(hosts, cell) {
                         skip(course, index, why, out);
                         continue;
                     }
@@ -497,8 +498,8 @@ fn begin(
     let planned = &plan.trials[index];
     let mut cell = plan.cells[planned.cell].clone();
     let mut free_since = course.ready_since;
-    let pair = &cell.key.pair;
-    for (host, end) in [(&pair.a, &mut cell.a), (&pair.b, &mut cell.b)] {
+    let [a, b] = plan.cells[planned.cell].hosts();
+    for (host, end) in [(a, &mut cell.a), (b, &mut cell.b)] {
         if let Some(host) = fleet.get_mut(host) {
             host.busy = Some(planned.id);
             free_since = free_since.max(host.free_since);

@@ -13,6 +13,7 @@
 //! ```
 //! The end of the socket is an order to exit at once.
 
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -51,13 +52,24 @@ pub enum VmmPort {
         /// Minor number of the device.
         minor: u32,
     },
+    /// One end of a private Ethernet: a socket that keeps the borders of its messages (SOCK_SEQPACKET), each of them a frame.
+    Hub {
+        /// The descriptor, inherited from the agent.
+        descriptor: i32,
+    },
+    /// Address translation by the VMM itself.
+    Nat {
+        /// The host's address that the end's connections come from: that of the test NIC.
+        outside: Ipv4Addr,
+    },
 }
 
 impl VmmPort {
-    /// Name of the interface.
-    pub fn name(&self) -> &str {
+    /// Name of the interface, of a port that is one.
+    pub fn interface(&self) -> Option<&str> {
         match self {
-            Self::Tap { name } | Self::Macvtap { name, .. } => name,
+            Self::Tap { name } | Self::Macvtap { name, .. } => Some(name),
+            Self::Hub { .. } | Self::Nat { .. } => None,
         }
     }
 }
@@ -82,6 +94,8 @@ pub struct VmmConfig {
     pub mac: MacAddress,
     /// The payload program's IPv4 address.
     pub address: InterfaceAddress,
+    /// Who takes what it sends to other networks. With address translation that is the translator.
+    pub gateway: Option<Ipv4Addr>,
     /// MTU of the path, in bytes of IP packet.
     pub mtu: u16,
     /// Guest memory.

@@ -68,6 +68,8 @@ impl Wire {
             (Self::Exclusive | Self::Bridge, Port::Host | Port::Tap) => Some(Port::Tap),
             (Self::Macvtap, Port::Host | Port::Macvtap) => Some(Port::Macvtap),
             (Self::Exclusive | Self::Bridge, Port::Macvtap) | (Self::Macvtap, Port::Tap) => None,
+            // Of no wire: any host has them.
+            (_, Port::Hub | Port::Nat) => Some(port),
         }
     }
 }

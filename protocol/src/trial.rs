@@ -2,7 +2,7 @@
 //! end that is its own and needs nothing else to run it.
 
 use std::fmt;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::str::FromStr;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -26,7 +26,21 @@ impl TrialId {
     pub const fn bits(self) -> u64 {
         self.0
     }
+
+    /// The id of the end at the far side of a trial whose ends stand on one host: the agent there has two of them, and
+    /// each is to it what a trial is otherwise. Ids that are drawn have the bit clear.
+    pub const fn far(self) -> Self {
+        Self(self.0 | FAR)
+    }
+
+    /// The trial's own id, of either end.
+    pub const fn near(self) -> Self {
+        Self(self.0 & !FAR)
+    }
 }
+
+/// The highest of 48 bits.
+const FAR: u64 = 1 << 47;
 
 impl fmt::Display for TrialId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -267,6 +281,22 @@ pub enum Port {
     Tap,
     /// A macvtap device on the host's test NIC.
     Macvtap,
+    /// A private Ethernet of the two ends of the trial, which stand on one host: a socket pair between their VMMs. No
+    /// network of the host is part of it.
+    Hub,
+    /// Address translation by the VMM itself, which opens a TCP connection of the host for each of the guest's: the guest
+    /// can connect, and not be connected to.
+    Nat,
+}
+
+impl Port {
+    /// Whether it is of the host's test NIC, so that the wire there has to have it.
+    pub const fn is_on_the_wire(self) -> bool {
+        match self {
+            Self::Host | Self::Tap | Self::Macvtap => true,
+            Self::Hub | Self::Nat => false,
+        }
+    }
 }
 
 impl fmt::Display for Port {
@@ -275,6 +305,8 @@ impl fmt::Display for Port {
             Self::Host => "host",
             Self::Tap => "tap",
             Self::Macvtap => "macvtap",
+            Self::Hub => "hub",
+            Self::Nat => "nat",
         })
     }
 }
@@ -325,6 +357,9 @@ pub struct EndSpec {
     pub job: StreamJob,
     /// Address of a virtual end. A native end uses the address of the host's test NIC.
     pub address: InterfaceAddress,
+    /// Who takes what a virtual end sends to other networks.
+    #[serde(default)]
+    pub gateway: Option<Ipv4Addr>,
     /// MAC address of a virtual end.
     pub mac: MacAddress,
     /// MTU of the path, in bytes of IP packet.
@@ -334,6 +369,16 @@ pub struct EndSpec {
     pub cpu: Option<u32>,
     /// How long after `Start` the end may take before it is stopped and counted as failed.
     pub deadline: Span,
+}
+
+impl EndKind {
+    /// The host side of a virtual end's adapter.
+    pub const fn port(&self) -> Option<Port> {
+        match self {
+            Self::Native { .. } => None,
+            Self::SameStack { port, .. } | Self::Guest { port, .. } => Some(*port),
+        }
+    }
 }
 
 /// An agent's answer to `Prepare`: its end is up.

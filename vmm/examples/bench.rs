@@ -76,6 +76,7 @@ fn main() -> Result<(), String> {
                     mtu: 1500,
                     cpu: Some(0),
                     memory: 64 << 20,
+                    translated: false,
                     number,
                 };
                 let report = transfer(&program.to_string_lossy(), &case)?.report;

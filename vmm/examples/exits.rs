@@ -35,6 +35,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             capture: None,
             mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
             address: "10.77.0.2/24".parse()?,
+            gateway: None,
             mtu: 1500,
             memory: Bytes(4 << 20),
             job,

@@ -63,6 +63,8 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
         mtu: u32::from(config.mtu),
         address: config.address.address.octets(),
         prefix: u32::from(config.address.prefix),
+        gateway: config.gateway.map_or([0; 4], |gateway| gateway.octets()),
+        reserved: 0,
         listen_port: LISTEN_PORT,
         mac: config.mac.0,
         random_seed: match program {

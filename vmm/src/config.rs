@@ -55,6 +55,12 @@ pub enum ConfigError {
     /// The IPv4 address is no host's address in its network.
     #[error("{0} is no address of a host in its network")]
     Address(InterfaceAddress),
+    /// The gateway is no other host of that network.
+    #[error("the gateway {0} is no other host of the end's network")]
+    Gateway(Ipv4Addr),
+    /// Behind address translation.
+    #[error("address translation and {0} don't go together")]
+    Translation(&'static str),
     /// The job measures nothing or never ends.
     #[error("{0} must not be 0")]
     Zero(&'static str),
@@ -87,6 +93,8 @@ pub struct EndConfig {
     pub mac: MacAddress,
     /// The program's address.
     pub address: InterfaceAddress,
+    /// Who takes what it sends to other networks.
+    pub gateway: Option<Ipv4Addr>,
     /// MTU in bytes of IP packet.
     pub mtu: u16,
     /// Guest memory in bytes, a multiple of [`LARGE_PAGE`].
@@ -154,6 +162,7 @@ impl TryFrom<VmmConfig> for EndConfig {
             capture,
             mac,
             address,
+            gateway,
             mtu,
             memory,
             job,
@@ -173,8 +182,20 @@ impl TryFrom<VmmConfig> for EndConfig {
         if matches!(&adapter, Adapter::VirtioNet(switches) if switches.tso && !switches.checksum_offload) {
             return Err(ConfigError::Segmentation);
         }
-        if !is_interface_name(port.name()) {
-            return Err(ConfigError::PortName(port.name().to_owned()));
+        if let Some(name) = port.interface().filter(|name| !is_interface_name(name)) {
+            return Err(ConfigError::PortName(name.to_owned()));
+        }
+        match (&port, &adapter) {
+            (VmmPort::Nat { .. }, Adapter::VirtioNet(switches)) if switches.offloads() => {
+                return Err(ConfigError::Translation("offloads"));
+            }
+            (VmmPort::Nat { .. }, _) if gateway.is_none() => {
+                return Err(ConfigError::Translation("no gateway"));
+            }
+            (VmmPort::Nat { .. }, _) if open == Open::Listen => {
+                return Err(ConfigError::Translation("a listening end"));
+            }
+            _ => {}
         }
         // IEEE 802: the lowest bit of the first byte marks a group address.
         if mac.0[0] & 1 != 0 || mac.0 == [0; 6] {
@@ -182,6 +203,15 @@ impl TryFrom<VmmConfig> for EndConfig {
         }
         if !is_host_address(address) {
             return Err(ConfigError::Address(address));
+        }
+        if let Some(gateway) = gateway {
+            let there = InterfaceAddress { address: gateway, ..address };
+            let network = |address: InterfaceAddress| {
+                u64::from(address.address.to_bits()) >> (32 - u32::from(address.prefix))
+            };
+            if !is_host_address(there) || gateway == address.address || network(there) != network(address) {
+                return Err(ConfigError::Gateway(gateway));
+            }
         }
         if duration.0 == 0 {
             return Err(ConfigError::Zero("the measured interval"));
@@ -201,6 +231,7 @@ impl TryFrom<VmmConfig> for EndConfig {
             capture,
             mac,
             address,
+            gateway,
             mtu,
             memory: memory.0,
             direction,
@@ -232,6 +263,7 @@ mod tests {
             capture: None,
             mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
             address: "10.77.0.2/24".parse().expect("an address"),
+            gateway: None,
             mtu: 1500,
             memory: Bytes(16 << 20),
             job: StreamJob {
@@ -244,6 +276,10 @@ mod tests {
             cpu: None,
             deadline: Span::from_millis(10_000),
         }
+    }
+
+    fn translated() -> VmmPort {
+        VmmPort::Nat { outside: Ipv4Addr::new(192, 0, 2, 1) }
     }
 
     fn refused(change: impl Fn(&mut VmmConfig)) -> String {
@@ -275,6 +311,29 @@ mod tests {
         );
         assert!(refused(|c| c.job.duration = Span(0)).contains("must not be 0"));
         assert!(refused(|c| c.deadline = Span::from_millis(2500)).contains("deadline"));
+    }
+
+    #[test]
+    fn what_address_translation_can_not_be_is_refused() {
+        let behind = |change: fn(&mut VmmConfig)| {
+            refused(|c| {
+                (c.port, c.gateway) = (translated(), Some(Ipv4Addr::new(10, 77, 0, 1)));
+                change(c);
+            })
+        };
+        assert!(behind(|c| c.gateway = None).contains("no gateway"));
+        assert!(behind(|c| c.job.open = Open::Listen).contains("a listening end"));
+        let offload =
+            toll_protocol::trial::VirtioNetSwitches { checksum_offload: true, ..Default::default() };
+        let mut config = good();
+        (config.port, config.gateway) = (translated(), Some(Ipv4Addr::new(10, 77, 0, 1)));
+        assert!(EndConfig::try_from(config.clone()).is_ok());
+        config.adapter = Adapter::VirtioNet(offload);
+        assert_eq!(EndConfig::try_from(config), Err(ConfigError::Translation("offloads")));
+        for gateway in [[10, 77, 0, 2], [10, 77, 1, 1], [10, 77, 0, 255], [0; 4]] {
+            let gateway = Ipv4Addr::from(gateway);
+            assert!(refused(|c| c.gateway = Some(gateway)).contains("is no other host"), "{gateway}");
+        }
     }
 
     #[test]

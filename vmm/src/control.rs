@@ -10,7 +10,7 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -23,11 +23,13 @@ use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
 use toll_protocol::trial::{Adapter, Direction, EndReady};
-use toll_protocol::units::Span;
+use toll_protocol::units::{InterfaceAddress, Span};
 use toll_protocol::validity::{self, CpuTimes};
 use toll_vnic::port::capture::Capture;
+use toll_vnic::port::hub::Hub;
 use toll_vnic::port::impaired::{Impaired, Impairments};
 use toll_vnic::port::macvtap::{Device, Macvtap};
+use toll_vnic::port::nat::Nat;
 use toll_vnic::port::tap::Tap;
 use toll_vnic::port::{Framing, Port, PortError};
 
@@ -343,6 +345,13 @@ fn open_port(config: &EndConfig) -> Result<Box<dyn Port>, PortError> {
         VmmPort::Tap { name } => Box::new(Tap::create(name, framing)?),
         VmmPort::Macvtap { name, major, minor } => {
             Box::new(Macvtap::open(name, Device { major: *major, minor: *minor }, framing)?)
+        }
+        VmmPort::Hub { descriptor } => Box::new(Hub::inherited(*descriptor, framing)?),
+        VmmPort::Nat { outside } => {
+            // Who has one was seen when the configuration was taken.
+            let gateway = config.gateway.unwrap_or(Ipv4Addr::UNSPECIFIED);
+            let gateway = InterfaceAddress { address: gateway, ..config.address };
+            Box::new(Nat::new(gateway, *outside, config.mtu)?)
         }
     };
     if let Some(impairments) = &config.impairments {

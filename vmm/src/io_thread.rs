@@ -12,6 +12,7 @@
 //! Each side says so before it sleeps and looks once more afterwards, so no word is lost between look and sleep.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -101,7 +102,8 @@ struct Shared {
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A thread that panicked takes the process with it, or is found out when it is joined.
+    // A panic of the I/O thread is in `failed`, and one of the program's thread ends both: nobody reads what it left half
+    // done but for counters.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -159,6 +161,12 @@ fn system(call: &'static str) -> impl Fn(Errno) -> AdapterError {
     move |errno| PortError::Io { call, port: NAME.to_owned(), source: errno.into() }.into()
 }
 
+/// What the thread's own words are to the rest of the process: the hook has printed why.
+fn panicked() -> AdapterError {
+    PortError::Io { call: "serving", port: NAME.to_owned(), source: io::Error::other("the thread panicked") }
+        .into()
+}
+
 impl Remote {
     /// Gives `adapter` to a new thread.
     ///
@@ -190,7 +198,9 @@ impl Remote {
                 // Whoever waits for it has gone only if this thread is to end.
                 let _ = sender.send(CpuClock::of_this_thread());
                 let port = port;
-                if let Err(error) = run(&body, port.as_ref().map(AsFd::as_fd)) {
+                let end = catch_unwind(AssertUnwindSafe(|| run(&body, port.as_ref().map(AsFd::as_fd))));
+                // A guest whose adapter nobody looks after would wait until somebody's patience ends.
+                if let Err(error) = end.unwrap_or_else(|_| Err(panicked())) {
                     *lock(&body.failed) = Some(error);
                     body.signal();
                 }
@@ -225,7 +235,7 @@ impl Drop for Remote {
         self.shared.stop.store(true, Ordering::Release);
         self.shared.kick();
         if let Some(thread) = self.thread.take() {
-            // What it had to say is in `failed`.
+            // What it had to say, a panic included, is in `failed`.
             let _ = thread.join();
         }
     }
@@ -350,5 +360,72 @@ impl Adapter for Remote {
 
     fn port_nanoseconds(&self) -> u64 {
         lock(&self.shared.adapter).port_nanoseconds()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An adapter whose service panics at its second call.
+    struct Faulty {
+        calls: u32,
+    }
+
+    impl Adapter for Faulty {
+        fn window(&self) -> Window {
+            Window::Mmio(4096)
+        }
+
+        fn read(&mut self, _offset: u64, _data: &mut [u8]) -> Result<(), AdapterError> {
+            Ok(())
+        }
+
+        fn write(&mut self, _offset: u64, _data: &[u8]) -> Result<(), AdapterError> {
+            Ok(())
+        }
+
+        fn service(&mut self) -> Result<bool, AdapterError> {
+            self.calls += 1;
+            assert!(self.calls < 2, "a fault of the adapter");
+            Ok(false)
+        }
+
+        fn can_receive(&self) -> bool {
+            true
+        }
+
+        fn interrupt(&self) -> bool {
+            false
+        }
+
+        fn counters(&self) -> FrameCounters {
+            FrameCounters::default()
+        }
+
+        fn register_name(&self, _offset: u64) -> &'static str {
+            "register"
+        }
+
+        fn port_fd(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+
+        fn port_nanoseconds(&self) -> u64 {
+            0
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_thread_wakes_the_program_and_is_its_error() {
+        let mut remote = Remote::start(Box::new(Faulty { calls: 0 })).expect("a thread");
+        let mut fds = [PollFd::new(remote.shared.done.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(
+            ppoll(&mut fds, Some(nix::sys::time::TimeSpec::new(10, 0)), None),
+            Ok(1),
+            "nobody is told"
+        );
+        let error = remote.service().expect_err("the thread has ended");
+        assert!(format!("{error:?}").contains("panicked"), "{error:?}");
     }
 }

@@ -411,6 +411,11 @@ impl Machine {
             return Err(MachineError::Phase { announced, current });
         }
         let at = match announced {
+            phase::READY => {
+                let at = Instant::now();
+                self.pages.prefer_large();
+                at
+            }
             phase::MEASURE => {
                 let taken = self.snapshot(view);
                 self.snapshots.0.insert(taken).at.instant()

@@ -38,22 +38,23 @@ pub fn allocate(length: u64) -> Result<GuestMemory, MemoryError> {
     let bytes = usize::try_from(length).unwrap_or(usize::MAX);
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), bytes)])
         .map_err(|source| MemoryError::Map { bytes: length, source })?;
-    let advise = |start: u64, end: u64, advice| {
-        let length = end.saturating_sub(start) as usize;
-        let pages = memory.get_slice(GuestAddress(start), length).map_err(|_| MemoryError::Page(start))?;
-        let pointer = pages.ptr_guard_mut().as_ptr();
-        // Only for speed: a kernel that lacks it refuses, and memory is as good without.
-        // SAFETY: within the mapping just made, which gets zeroed pages that it would get on a touch anyway.
-        let _ = unsafe { libc::madvise(pointer.cast(), length, advice) };
-        Ok(())
-    };
-    // The guest maps its arena in pages of 2 MiB too: with both, a translation covers as much in either.
-    advise(ARENA, length, libc::MADV_HUGEPAGE)?;
     for (start, end) in POPULATED {
         // Before Linux 5.14 the pages come when they are touched.
-        advise(start, end, libc::MADV_POPULATE_WRITE)?;
+        advise(&memory, start, end, libc::MADV_POPULATE_WRITE)?;
     }
     Ok(memory)
+}
+
+/// Says how the pages of `memory` from `start` to `end` will be used.
+fn advise(memory: &GuestMemory, start: u64, end: u64, advice: libc::c_int) -> Result<(), MemoryError> {
+    let length = end.saturating_sub(start) as usize;
+    let pages = memory.get_slice(GuestAddress(start), length).map_err(|_| MemoryError::Page(start))?;
+    let pointer = pages.ptr_guard_mut().as_ptr();
+    // Only for speed: a kernel that lacks it refuses, and memory is as good without.
+    // SAFETY: within the mapping of `memory`, whose pages keep what they hold: those that have been touched stay, and the
+    // others come zeroed, as they would without.
+    let _ = unsafe { libc::madvise(pointer.cast(), length, advice) };
+    Ok(())
 }
 
 /// The pages that the guest and the VMM share. The guest may write to [`Status`] at any time: all of it is atomic,
@@ -113,6 +114,15 @@ impl SharedPages {
         unsafe { &*self.status }
     }
 
+    /// What the program has not touched of its arena comes in pages of 2 MiB from now on. The guest maps it in such pages
+    /// too: with both, a translation covers as much in either. Not from the beginning: until the first frame a program
+    /// touches little, and a large page may cost the kernel milliseconds to put together.
+    pub fn prefer_large(&self) {
+        // An arena that isn't there is none that could be larger.
+        let end = self.memory.last_addr().0.saturating_add(1);
+        let _ = advise(&self.memory, ARENA, end, libc::MADV_HUGEPAGE);
+    }
+
     /// The memory that holds the pages.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
@@ -141,7 +151,7 @@ const _: () = {
     // The sum of the fields' sizes: no padding hides in it.
     assert!(
         size_of::<BootInfo>()
-            == 8 + 4 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + 4 + 2 + 6 + 8 + 8
+            == 8 + 4 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 2 + 6 + 8 + 8
     );
     assert!(size_of::<Status>() <= crate::layout::PAGE as usize);
     assert!(size_of::<Command>() <= crate::layout::PAGE as usize);

@@ -139,7 +139,8 @@ impl Recording {
         if cfg!(debug_assertions) {
             flags.push(Flag::DebugBuild);
         }
-        if cpu.is_some_and(|cpu| cpu.as_secs_f64() >= CPU_BOUND * seen.as_secs_f64()) {
+        let busy = |cpu: Duration| cpu.as_secs_f64() >= CPU_BOUND * seen.as_secs_f64();
+        if cpu.is_some_and(busy) || io.is_some_and(busy) {
             flags.push(Flag::CpuBound);
         }
         let delays = start.run_delay.zip(end.run_delay);
@@ -333,6 +334,23 @@ mod tests {
         assert!(waited(&recording), "1 ms of about 3");
         recording.start.run_delay = recording.end.run_delay;
         assert!(!waited(&recording));
+    }
+
+    #[test]
+    fn either_thread_of_the_data_path_may_have_been_the_limit() {
+        let mut recording = recording();
+        let bound = |recording: &Recording| {
+            recording.report(Vec::new()).expect("good").flags.contains(&Flag::CpuBound)
+        };
+        assert!(!bound(&recording), "2 ms of 3");
+        let io = |millis| {
+            let ticks = IoTicks { at: Instant::now(), moved: 0, looked: 0, asleep: 0 };
+            Some((Some(Duration::from_millis(millis)), ticks))
+        };
+        (recording.start.io, recording.end.io) = (io(5), io(6));
+        assert!(!bound(&recording), "1 ms of 3");
+        recording.end.io = io(1000);
+        assert!(bound(&recording));
     }
 
     #[test]

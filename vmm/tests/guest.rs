@@ -32,6 +32,7 @@ fn config(adapter: Adapter) -> EndConfig {
         capture: None,
         mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
         address: "10.77.0.2/24".parse().expect("an address"),
+        gateway: None,
         mtu: 1500,
         memory: Bytes(4 << 20),
         job: StreamJob {

@@ -33,6 +33,7 @@ fn case(number: u8) -> Transfer {
         mtu: 1500,
         cpu: None,
         memory: 16 << 20,
+        translated: false,
         number,
     }
 }
@@ -265,7 +266,7 @@ fn an_interval_without_payload_is_a_failure_and_no_zero() -> Result<(), Failed> 
     let mut vmm = Vmm::spawn(PROGRAM)?;
     vmm.send(&ChildCommand::Configure(config.clone()))?;
     expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
-    bring_up(config.port.name(), case.host_address(), case.mtu)?;
+    bring_up(config.port.interface().ok_or("a TAP")?, case.host_address(), case.mtu)?;
     vmm.send(&ChildCommand::PortAttached)?;
     let address = expect(&mut vmm, |event| match event {
         ChildEvent::Ready(ready) => Some(ready.address),

@@ -4,14 +4,18 @@
 pub mod arrivals;
 pub mod capture;
 mod descriptor;
+pub mod hub;
 pub mod impaired;
 pub mod macvtap;
 pub mod memory;
+pub mod nat;
 pub mod splitting;
 pub mod tap;
 mod tun;
 
 use std::os::fd::BorrowedFd;
+
+use crate::vnet_header;
 
 /// Why a port can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +59,16 @@ pub enum Framing {
     /// `struct virtio_net_hdr` of 12 bytes (virtio 1.2, 5.1.6), little-endian, in either direction: a frame may be
     /// without its checksum, or be a TCP segment to be cut up. The port leaves `num_buffers` of a received one alone.
     VirtioNetHeader,
+}
+
+impl Framing {
+    /// Bytes before a frame.
+    pub const fn header(self) -> usize {
+        match self {
+            Self::Bare => 0,
+            Self::VirtioNetHeader => vnet_header::LENGTH,
+        }
+    }
 }
 
 /// Which frames an adapter takes from a port with headers before they are finished.

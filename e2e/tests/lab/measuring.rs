@@ -11,7 +11,7 @@ use toll_e2e::machine::{interfaces, no_kvm, no_tshark, no_tun, processes};
 use toll_e2e::programs::{self, expect};
 use toll_e2e::readme;
 use toll_e2e::suite::test;
-use toll_protocol::report::Flag;
+use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::result::{CellResult, Peer};
 use toll_protocol::trial::Direction;
 
@@ -25,6 +25,7 @@ pub fn tests() -> Vec<Trial> {
         test("a_gate_decides_the_exit_code", &[], gates),
         test("a_link_rate_limits_native", &[], link_rate),
         test("a_wire_is_made_worse_and_captured", &[no_kvm(), no_tun(), no_tshark()], decorated),
+        test("guests_on_a_hub_and_behind_a_translator_are_measured", &[no_kvm()], off_the_wire),
     ]
 }
 
@@ -168,7 +169,36 @@ fn link_rate() -> Result<()> {
     Ok(())
 }
 
-/// What stands between an adapter and its port does what it says, with and without frames of 64 KiB.
+/// Two guests of one host on a private Ethernet, and one whose connections are its host's: neither needs a TAP, nor an address
+/// of the wire.
+fn off_the_wire() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let offloads = "{checksumOffload: true, tso: true, mergeableBuffers: true}";
+    let hub = format!(
+        "{{name: hub, guest: {{os: payload, adapter: {{virtioNet: {offloads}}}, port: {{hub: {{}}}}, capture: {{limit: \
+         1MiB}}}}, peers: [same-arm]}}"
+    );
+    let nat = "{name: nat, guest: {os: payload, adapter: {virtioNet: {}}, port: {nat: {}}}, peers: [native]}";
+    let text = campaign(&[NATIVE, &hub, nat], 1, "500ms, directions: [send, receive]", "");
+    let (output, out) = programs::start(&text, directory.path(), |_| {})?.end(Duration::from_secs(60))?;
+    expect(&output, 0)?;
+    let result = programs::result(&out)?;
+    for arm in ["hub", "nat"] {
+        let cells = cells(&result.cells, arm);
+        ensure!(cells.len() == 2, "{arm} has {} cells", cells.len());
+        for cell in cells {
+            ensure!(cell.counts.measured == 1, "{cell:#?}");
+            let run = &cell.runs[0];
+            ensure!(run.goodput_bytes_per_second.is_some_and(|goodput| goodput > 1e6), "{run:#?}");
+            let frames = |end: &Option<EndReport>| end.as_ref().and_then(|end| end.frames);
+            ensure!(frames(&run.a).is_some() && frames(&run.b).is_some() == (arm == "hub"), "{run:#?}");
+        }
+    }
+    Ok(())
+}
+
+/// What stands between an adapter and its port does what it says: frames are slowed down and lost, and a capture holds
+/// whole ones of 64 KiB.
 fn decorated() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let offloads = "{checksumOffload: true, tso: true, mergeableBuffers: true}";

@@ -48,11 +48,15 @@ impl Spawner {
     }
 
     /// Starts `program --control-fd N` in a process group of its own, with standard input and output at
-    /// /dev/null and standard error piped. The other end of the control socket is returned beside it.
+    /// /dev/null and standard error piped; it inherits `socket` too, under the same number. The other end of the control socket is returned beside it.
     ///
     /// # Errors
     /// The system's, also those of the steps between fork and exec.
-    pub(super) async fn spawn(&self, program: &Path) -> io::Result<(tokio::process::Child, UnixStream)> {
+    pub(super) async fn spawn(
+        &self,
+        program: &Path,
+        socket: Option<OwnedFd>,
+    ) -> io::Result<(tokio::process::Child, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let theirs = OwnedFd::from(theirs);
@@ -63,7 +67,7 @@ impl Spawner {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        Ok((self.start(command, Some(theirs)).await?, ours))
+        Ok((self.start(command, [Some(theirs), socket]).await?, ours))
     }
 
     /// Runs a program that is to answer at once, and returns what it said. One that takes longer than `limit` is killed
@@ -74,7 +78,7 @@ impl Spawner {
     pub async fn output(&self, program: &Path, arguments: &[&str], limit: Duration) -> io::Result<Output> {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = self.start(command, None).await?;
+        let child = self.start(command, [None, None]).await?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         // Its end and that of its pipes, which whatever it has started may hold.
         let output = child.wait_with_output();
@@ -93,7 +97,11 @@ impl Spawner {
     }
 
     /// Starts a process in a group of its own, which dies with the agent and gets `keep` of all its descriptors.
-    async fn start(&self, mut command: Command, keep: Option<OwnedFd>) -> io::Result<tokio::process::Child> {
+    async fn start(
+        &self,
+        mut command: Command,
+        keep: [Option<OwnedFd>; 2],
+    ) -> io::Result<tokio::process::Child> {
         command.process_group(0);
         let agent = getpid();
         // SAFETY: between fork and exec the closure makes system calls only, which are async-signal-safe
@@ -106,7 +114,7 @@ impl Spawner {
                     return Err(Errno::SRCH.into());
                 }
                 close_all_on_exec()?;
-                if let Some(keep) = &keep {
+                for keep in keep.iter().flatten() {
                     fcntl_setfd(keep, FdFlags::empty())?;
                 }
                 Ok(())

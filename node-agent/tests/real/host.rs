@@ -182,6 +182,7 @@ pub fn native(direction: Direction, open: Open, duration: Span) -> EndSpec {
             duration,
         },
         address: InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, 101), prefix: 24 },
+        gateway: None,
         mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
         mtu: 1500,
         cpu: None,

@@ -41,8 +41,9 @@ pub fn play() -> Option<ExitCode> {
             runtime().block_on(async {
                 let spawner = Spawner::new(tokio::runtime::Handle::current()).expect("a spawner");
                 let (reports, mut incoming) = mpsc::channel(8);
-                let child =
-                    Child::spawn(&spawner, &path.with_file_name("deaf"), reports).await.expect("a child");
+                let child = Child::spawn(&spawner, &path.with_file_name("deaf"), None, reports)
+                    .await
+                    .expect("a child");
                 println!("{}", child.id());
                 // For ever: the child says nothing.
                 drop(incoming.recv().await);
@@ -107,7 +108,7 @@ fn watch(role: &str) -> (Vec<ChildEvent>, Failure) {
     runtime().block_on(async {
         let (spawner, roles) = (spawner(), roles());
         let (reports, mut incoming) = mpsc::channel(8);
-        let child = Child::spawn(&spawner, &roles.path().join(role), reports).await.expect("a child");
+        let child = Child::spawn(&spawner, &roles.path().join(role), None, reports).await.expect("a child");
         let id = child.id();
         let mut said = Vec::new();
         let ended = tokio::time::timeout(LIMIT, async {
@@ -207,7 +208,7 @@ fn a_dropped_child_is_killed() -> Result<(), Failed> {
     runtime().block_on(async {
         let (spawner, roles) = (spawner(), roles());
         let (reports, mut incoming) = mpsc::channel(8);
-        let child = Child::spawn(&spawner, &roles.path().join("deaf"), reports).await.expect("a child");
+        let child = Child::spawn(&spawner, &roles.path().join("deaf"), None, reports).await.expect("a child");
         let id = child.id();
         assert!(is_alive(id));
         drop(child);
@@ -263,7 +264,7 @@ fn a_program_that_is_not_there_is_named() -> Result<(), Failed> {
     runtime().block_on(async {
         let (spawner, (reports, _incoming)) = (spawner(), mpsc::channel(8));
         let program = PathBuf::from("/nowhere/toll-vmm");
-        let error = Child::spawn(&spawner, &program, reports).await.expect_err("nothing to start");
+        let error = Child::spawn(&spawner, &program, None, reports).await.expect_err("nothing to start");
         assert_eq!(error.to_string(), "/nowhere/toll-vmm could not be started");
     });
     Ok(())

@@ -1,6 +1,6 @@
 //! A campaign's arms beside those of the paper of 2001 (Sugerman, Venkitachalam, Lim: Virtualizing I/O Devices on VMware
 //! Workstation's Hosted Virtual Machine Monitor, USENIX 2001). Its figures are its text's; what is derived from them by
-//! arithmetic says so. Machines differ by a factor of twenty and more, so what is compared are ratios.
+//! arithmetic says so. Machines are many times faster now, so what is compared are ratios.
 
 use toll_protocol::result::{ArmSummary, CampaignResult, CellResult, PaperArm, Peer};
 use toll_protocol::trial::Direction;

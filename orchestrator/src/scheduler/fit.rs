@@ -43,7 +43,8 @@ fn virtual_obstacle(end: &EndSpec, adapter: &Adapter, port: Port, facts: &HostFa
              start the agent with another --wire"
         ));
     }
-    if let (Some((_, Some(Port::Tap))) | None, Err(why)) = (granted, &facts.tun) {
+    let tap = matches!(granted, Some((_, Some(Port::Tap)))) || granted.is_none() && port.is_on_the_wire();
+    if let (true, Err(why)) = (tap, &facts.tun) {
         return Some(format!("no TAP device: {why}"));
     }
     if end.address.address == Ipv4Addr::UNSPECIFIED {

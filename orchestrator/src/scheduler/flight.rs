@@ -36,33 +36,41 @@ const SECOND_WORD: Duration = Duration::from_millis(500);
 const ABSENCES: u32 = 4;
 pub(super) const TEARDOWN: Duration = Duration::from_secs(10);
 
+/// Which end of a trial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct EndId {
+    pub host: String,
+    /// What the agent there calls it: the trial's id, but for the far end of a trial with both on one host.
+    pub trial: TrialId,
+}
+
 /// What can happen to a trial.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Step {
     Ready {
-        host: String,
+        end: EndId,
         ready: EndReady,
     },
     Result {
-        host: String,
+        end: EndId,
         report: Box<EndReport>,
     },
     Failed {
-        host: String,
+        end: EndId,
         failure: Failure,
     },
     TornDown {
-        host: String,
+        end: EndId,
         leftovers: Vec<String>,
     },
     /// The connection of an agent is lost. It may come back.
     HostLost {
         host: String,
     },
-    /// An agent is back, and holds the trial or has forgotten it.
+    /// An agent is back, and holds these trials: this one, or it has forgotten it.
     HostBack {
         host: String,
-        holds: bool,
+        held: Vec<TrialId>,
     },
     /// An agent has been away for too long, or its process is known to have died.
     HostGone {
@@ -85,7 +93,7 @@ enum State {
     Running,
     /// An end that ran has failed; the other has not yet said anything.
     Failing {
-        host: String,
+        end: EndId,
         failure: Failure,
     },
     Recording,
@@ -96,7 +104,7 @@ enum State {
 /// One end of the trial, as far as its agent has told.
 #[derive(Debug)]
 struct End {
-    host: String,
+    id: EndId,
     spec: EndSpec,
     ready: Option<EndReady>,
     report: Option<Box<EndReport>>,
@@ -124,8 +132,8 @@ pub(super) struct Flight {
     resumed: bool,
     /// Hosts on which something is left, and what.
     dirty: BTreeMap<String, String>,
-    /// Hosts that were away when it ended: they have yet to be told.
-    untold: Vec<String>,
+    /// Ends whose hosts were away when it ended: they have yet to be told.
+    untold: Vec<EndId>,
 }
 
 impl Flight {
@@ -171,20 +179,21 @@ impl Flight {
         state: State,
         now: Duration,
     ) -> Self {
-        let end = |host: &String, spec: &EndSpec| End {
-            host: host.clone(),
+        let [a, b] = cell.hosts();
+        let end = |trial: TrialId, host: &str, spec: &EndSpec| End {
+            id: EndId { host: host.to_owned(), trial },
             spec: spec.clone(),
             ready: None,
             report: None,
             connected: true,
             up: true,
         };
-        let pair = &cell.key.pair;
+        let far = if a == b { trial.far() } else { trial };
         Self {
             index,
             started_unix_ms,
             trial,
-            ends: [end(&pair.a, &cell.a), end(&pair.b, &cell.b)],
+            ends: [end(trial, a, &cell.a), end(far, b, &cell.b)],
             state,
             deadline: now,
             limit: now,
@@ -215,15 +224,15 @@ impl Flight {
         self.dirty.iter().map(|(host, why)| (host, why.as_str()))
     }
 
-    /// Hosts that were away when the trial ended, and may hold something of it.
-    pub fn untold_hosts(&self) -> &[String] {
+    /// Hosts that were away when the trial ended, and what they may hold something of.
+    pub fn untold(&self) -> &[EndId] {
         &self.untold
     }
 
     /// Both hosts.
     #[cfg(test)]
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
-        self.ends.iter().map(|end| end.host.as_str())
+        self.ends.iter().map(|end| end.id.host.as_str())
     }
 
     /// Takes one step; returns the outcome when it is known, once.
@@ -262,21 +271,21 @@ impl Flight {
     }
 
     fn set_connected(&mut self, host: &str, connected: bool) {
-        self.ends.iter_mut().filter(|end| end.host == host).for_each(|end| end.connected = connected);
+        self.ends.iter_mut().filter(|end| end.id.host == host).for_each(|end| end.connected = connected);
     }
 
-    fn end_on(&mut self, host: &str) -> Option<&mut End> {
-        self.ends.iter_mut().find(|end| end.host == host)
+    fn find(&mut self, id: &EndId) -> Option<&mut End> {
+        self.ends.iter_mut().find(|end| end.id == *id)
     }
 
     /// What `end` is to do in this state. An agent that has done it already passes over it.
     fn say_again(&self, end: &End, out: &mut Vec<Command>) {
-        let trial = self.trial;
-        let mut say = |message| out.push(Command::Send { host: end.host.clone(), message });
+        let EndId { host, trial } = end.id.clone();
+        let mut say = |message| out.push(Command::Send { host: host.clone(), message });
         match &self.state {
             State::Preparing => say(ToAgent::Prepare { trial, end: Box::new(end.spec.clone()) }),
             State::Running => {
-                let other = self.ends.iter().find(|other| other.host != end.host);
+                let other = self.ends.iter().find(|other| other.id != end.id);
                 if let (Some(peer), Some(_)) = (other.and_then(|other| other.ready), end.ready) {
                     say(ToAgent::Start { trial, peer: peer.address });
                 }
@@ -291,28 +300,28 @@ impl Flight {
 
     fn before_the_outcome(&mut self, step: Step, now: Now, out: &mut Vec<Command>) -> Option<Outcome> {
         let outcome = match step {
-            Step::Ready { host, ready } => {
-                self.ready(&host, ready, now, out);
+            Step::Ready { end, ready } => {
+                self.ready(&end, ready, now, out);
                 return None;
             }
-            Step::Result { host, report } if self.state == State::Running => {
-                self.end_on(&host)?.report = Some(report);
+            Step::Result { end, report } if self.state == State::Running => {
+                self.find(&end)?.report = Some(report);
                 if self.ends.iter().any(|end| end.report.is_none()) {
                     return None;
                 }
                 let [a, b] = &mut self.ends;
                 Outcome::Measured { a: a.report.take()?, b: b.report.take()? }
             }
-            Step::Failed { host, failure } => {
+            Step::Failed { end, failure } => {
                 let alone = self.ends.iter().all(|end| end.report.is_none());
                 if self.state == State::Running && alone {
-                    self.state = State::Failing { host, failure };
+                    self.state = State::Failing { end, failure };
                     self.deadline = now.elapsed + SECOND_WORD;
                     return None;
                 }
-                Outcome::Failed { host, failure }
+                Outcome::Failed { host: end.host, failure }
             }
-            Step::HostBack { host, holds } => return self.host_back(&host, holds, now, out),
+            Step::HostBack { host, held } => return self.host_back(&host, &held, now, out),
             Step::HostGone { host, reason, died: true } => {
                 Outcome::Failed { host, failure: Failure::new(reason) }
             }
@@ -327,8 +336,8 @@ impl Flight {
 
     /// Starts both ends once both are ready, the listener first: it must expect the connection. Said again of an end
     /// that should run, `Ready` means that it has not heard `Start`.
-    fn ready(&mut self, host: &str, ready: EndReady, now: Now, out: &mut Vec<Command>) {
-        let Some(end) = self.end_on(host) else { return };
+    fn ready(&mut self, id: &EndId, ready: EndReady, now: Now, out: &mut Vec<Command>) {
+        let Some(end) = self.find(id) else { return };
         let known = end.ready.replace(ready).is_some();
         if self.ends.iter().any(|end| end.ready.is_none()) {
             return;
@@ -341,7 +350,7 @@ impl Flight {
                 self.ends.iter().rev().for_each(|end| self.say_again(end, out));
             }
             State::Running if known => {
-                self.ends.iter().filter(|end| end.host == host).for_each(|end| self.say_again(end, out));
+                self.ends.iter().filter(|end| end.id == *id).for_each(|end| self.say_again(end, out));
             }
             // A resumed trial that had not been started.
             State::Running => {
@@ -352,25 +361,30 @@ impl Flight {
         }
     }
 
-    fn host_back(&mut self, host: &str, holds: bool, now: Now, out: &mut Vec<Command>) -> Option<Outcome> {
-        let resumed = self.resumed;
+    fn host_back(
+        &mut self,
+        host: &str,
+        held: &[TrialId],
+        now: Now,
+        out: &mut Vec<Command>,
+    ) -> Option<Outcome> {
         let preparing = self.state == State::Preparing;
-        let end = self.end_on(host)?;
-        if !holds && !preparing && end.report.is_none() {
-            let whose = if resumed { "the orchestrator and " } else { "" };
-            let reason =
-                format!("the agent of {host} has forgotten it: {whose}the agent had to be started again");
-            self.state = State::Recording;
-            return Some(Outcome::Lost { reason });
-        }
-        if !holds {
+        let there = |end: &&mut End| end.id.host == host;
+        for end in self.ends.iter_mut().filter(there).filter(|end| !held.contains(&end.id.trial)) {
+            if !preparing && end.report.is_none() {
+                let whose = if self.resumed { "the orchestrator and " } else { "" };
+                let reason =
+                    format!("the agent of {host} has forgotten it: {whose}the agent had to be started again");
+                self.state = State::Recording;
+                return Some(Outcome::Lost { reason });
+            }
             // A new agent, which begins anew.
             end.ready = None;
         }
         // It may only now hear what it is told, and has the whole time for it.
         let time = if preparing { PREPARE } else { self.run_time() };
         self.deadline = self.deadline.max(now.elapsed + time).min(self.limit);
-        self.ends.iter().filter(|end| end.host == host).for_each(|end| self.say_again(end, out));
+        self.ends.iter().filter(|end| end.id.host == host).for_each(|end| self.say_again(end, out));
         None
     }
 
@@ -383,11 +397,12 @@ impl Flight {
                 self.deadline = now.elapsed + RUN_GRACE;
                 return None;
             }
-            let reason = format!("the agent of {} came and went until nobody waited any more", away.host);
+            let host = &away.id.host;
+            let reason = format!("the agent of {host} came and went until nobody waited any more");
             self.state = State::Recording;
             return Some(Outcome::Lost { reason });
         }
-        let host = self.ends.iter().find(late).map(|end| end.host.clone()).unwrap_or_default();
+        let host = self.ends.iter().find(late).map(|end| end.id.host.clone()).unwrap_or_default();
         let what = if preparing { "did not get ready" } else { "did not end" };
         self.state = State::Recording;
         if self.resumed {
@@ -401,24 +416,25 @@ impl Flight {
 
     /// Adds what is heard of the other end to the last words of the one that failed first.
     fn failing(&mut self, step: Step, now: Now) -> Option<Outcome> {
-        let State::Failing { host, failure } = &mut self.state else { return None };
+        let State::Failing { end, failure } = &mut self.state else { return None };
         match step {
-            Step::Failed { host: other, failure: second } if other != *host => {
-                failure.last_words.push(format!("{other} failed too: {}", second.reason));
+            Step::Failed { end: other, failure: second } if other != *end => {
+                let host = other.host;
+                failure.last_words.push(format!("{host} failed too: {}", second.reason));
                 failure
                     .last_words
-                    .extend(second.last_words.into_iter().map(|words| format!("{other}: {words}")));
+                    .extend(second.last_words.into_iter().map(|words| format!("{host}: {words}")));
             }
-            Step::HostGone { host: other, reason, .. } if other != *host => failure.last_words.push(reason),
-            Step::HostLost { host: other } if other != *host => {
-                failure.last_words.push(format!("the connection to the agent of {other} was lost"));
+            Step::HostGone { host, reason, .. } if host != end.host => failure.last_words.push(reason),
+            Step::HostLost { host } if host != end.host => {
+                failure.last_words.push(format!("the connection to the agent of {host} was lost"));
             }
-            Step::Result { host: other, .. } if other != *host => {}
+            Step::Result { end: other, .. } if other != *end => {}
             Step::Cancel { .. } => {}
             Step::Tick if now.elapsed >= self.deadline => {}
             _ => return None,
         }
-        let outcome = Outcome::Failed { host: std::mem::take(host), failure: failure.clone() };
+        let outcome = Outcome::Failed { host: std::mem::take(&mut end.host), failure: failure.clone() };
         self.state = State::Recording;
         Some(outcome)
     }
@@ -432,7 +448,8 @@ impl Flight {
 
     fn ending(&mut self, step: Step, now: Now, out: &mut Vec<Command>) {
         match step {
-            Step::TornDown { host, leftovers } => {
+            Step::TornDown { end, leftovers } => {
+                let host = &end.host;
                 if !leftovers.is_empty() {
                     let why = format!(
                         "something of trial {} is left on {host}: {}",
@@ -441,27 +458,27 @@ impl Flight {
                     );
                     self.dirty.insert(host.clone(), why);
                 }
-                self.set_down(&host);
+                self.set_down(|id| *id == end);
             }
             // What a new agent found of it, its start has removed.
-            Step::HostBack { host, holds: false } | Step::HostGone { host, died: true, .. } => {
-                self.set_down(&host);
-            }
-            Step::HostBack { host, holds: true } => {
-                self.ends.iter().filter(|end| end.host == host).for_each(|end| self.say_again(end, out));
+            Step::HostGone { host, died: true, .. } => self.set_down(|id| id.host == host),
+            Step::HostBack { host, held } => {
+                self.set_down(|id| id.host == host && !held.contains(&id.trial));
+                let there = |end: &&End| end.id.host == host && end.up;
+                self.ends.iter().filter(there).for_each(|end| self.say_again(end, out));
             }
             Step::Tick if now.elapsed >= self.deadline => {
                 for end in self.ends.iter_mut().filter(|end| end.up) {
                     end.up = false;
                     if end.connected {
-                        let host = &end.host;
+                        let host = &end.id.host;
                         let why = format!(
                             "the agent of {host} did not confirm the clean-up of trial {}",
                             self.trial
                         );
                         self.dirty.insert(host.clone(), why);
                     } else {
-                        self.untold.push(end.host.clone());
+                        self.untold.push(end.id.clone());
                     }
                 }
             }
@@ -478,9 +495,7 @@ impl Flight {
         out.push(Command::Phase { phase, took });
     }
 
-    fn set_down(&mut self, host: &str) {
-        if let Some(end) = self.end_on(host) {
-            end.up = false;
-        }
+    fn set_down(&mut self, which: impl Fn(&EndId) -> bool) {
+        self.ends.iter_mut().filter(|end| which(&end.id)).for_each(|end| end.up = false);
     }
 }

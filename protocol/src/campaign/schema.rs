@@ -275,6 +275,10 @@ pub struct Port {
     pub tap: Option<Tap>,
     /// A macvtap on the host's test NIC, whose own addresses and traffic are untouched.
     pub macvtap: Option<Macvtap>,
+    /// A private Ethernet between two guests of one host; for peers of the same arm.
+    pub hub: Option<Hub>,
+    /// The guest's connections become the host's own; for native peers, and without offloads.
+    pub nat: Option<Nat>,
 }
 
 /// Switches of `tap`.
@@ -286,6 +290,16 @@ pub struct Tap {}
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Macvtap {}
+
+/// Switches of `hub`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Hub {}
+
+/// Switches of `nat`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Nat {}
 
 /// What is wrong with the wire behind an adapter, both ways alike; at least one field. What a frame is, is what crosses the
 /// port: with offloads up to 64KiB.

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::trial::{Adapter, PcnetSwitches, SendCombining, VirtioNetSwitches};
+use crate::trial::{Adapter, PcnetSwitches, Port, SendCombining, VirtioNetSwitches};
 
 const GOOD: &str = "\
 apiVersion: toll.dev/v1alpha1
@@ -270,4 +270,30 @@ proptest! {
         text.replace_range(at..at + 1, &with);
         let _ = parse(&text);
     }
+}
+
+#[test]
+fn a_port_that_is_no_wires_says_what_it_can_not_carry() {
+    let with = |rest: &str| problems("guest: {os: payload, adapter: {pcnet: {}}}", rest);
+    let guest = "guest: {os: payload, adapter: {virtioNet: {}}, port: ";
+    assert!(with(&format!("{guest}{{hub: {{}}}}}}"))[0].contains("write `peers: [same-arm]` in the arm"));
+    let both = with(&format!("{guest}{{nat: {{}}}}}}\n      peers: [native, same-arm]"));
+    assert!(both[0].contains("write `peers: [native]` in the arm"), "{both:?}");
+    let offload =
+        with("guest: {os: payload, adapter: {virtioNet: {checksumOffload: true}}, port: {nat: {}}}");
+    assert!(offload[0].contains("guest.port.nat: address translation carries whole frames"), "{offload:?}");
+    let two = with(&format!("{guest}{{hub: {{}}, nat: {{}}}}}}"));
+    assert!(two[0].contains("must be exactly one port"), "{two:?}");
+    let good = |arm: &str| {
+        parse(
+            &GOOD
+                .replace("guest: {os: payload, adapter: {pcnet: {}}}", arm)
+                .replace("  gates:", "  blocks: 1\n  gates:"),
+        )
+        .expect("is good")
+    };
+    let arm = &good(&format!("{guest}{{nat: {{}}}}}}")).arms[1];
+    assert_eq!((arm.kind.port(), &arm.peers[..]), (Some(Port::Nat), &[Peer::Native][..]));
+    let arm = &good(&format!("{guest}{{hub: {{}}}}}}\n      peers: [same-arm]")).arms[1];
+    assert_eq!((arm.kind.port(), &arm.peers[..]), (Some(Port::Hub), &[Peer::SameArm][..]));
 }

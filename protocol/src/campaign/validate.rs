@@ -2,17 +2,19 @@
 
 mod adapters;
 mod decorators;
+mod ports;
 
 use std::collections::BTreeSet;
 
 use adapters::adapter;
 use decorators::decorators;
+use ports::port;
 
 use super::schema::{self, Document};
 use super::{Arm, Campaign, Lab, Select, Step, Workload};
 use crate::decorators::Decorators;
 use crate::result::{Gate, GateCondition, GateSelector, Peer};
-use crate::trial::{Adapter, Direction, EndKind, NativeProgram, PcnetSwitches, Port};
+use crate::trial::{Adapter, Direction, EndKind, NativeProgram, PcnetSwitches};
 use crate::units::{BitRate, Bytes, Span};
 
 const API_VERSION: &str = "toll.dev/v1alpha1";
@@ -291,21 +293,8 @@ fn arm(
         (Some(own), false) => peers(Some(own), &below(path, &[Field("peers")]), out),
         (None, false) => peers_of_all.to_vec(),
     };
+    ports::check(&kind, &peers, path, out);
     Some(Arm { name: written.name.clone(), kind, decorators: decorated, cpu, peers, paper: written.paper })
-}
-
-fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {
-    match written {
-        None => Some(Port::Host),
-        Some(schema::Port { tap: Some(_), macvtap: None }) => Some(Port::Tap),
-        Some(schema::Port { tap: None, macvtap: Some(_) }) => Some(Port::Macvtap),
-        Some(_) => {
-            let message = "must be exactly one port: `{tap: {}}` or `{macvtap: {}}`; \
-                           leave it out for what the host's agent offers";
-            out.add(&below(path, &[Field("port")]), message);
-            None
-        }
-    }
 }
 
 fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// `BootInfo::magic`: "TOLLBOOT".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TOLLBOOT");
 /// Version of this interface.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Doorbells: 32-bit writes to an I/O port.
 pub mod doorbell {
@@ -112,6 +112,10 @@ pub struct BootInfo {
     pub address: [u8; 4],
     /// Length of its network's prefix.
     pub prefix: u32,
+    /// IPv4 address of who takes what goes to other networks, network order; 0.0.0.0 if there is nobody.
+    pub gateway: [u8; 4],
+    /// No meaning: it fills the space.
+    pub reserved: u32,
     /// TCP port to listen on.
     pub listen_port: u16,
     /// MAC address; zero bytes pad it.

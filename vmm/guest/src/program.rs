@@ -268,6 +268,11 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
         if full {
             return Err(ProgramError::Stack { order: "take the address" });
         }
+        let gateway = Ipv4Address::from(self.boot.gateway);
+        if !gateway.is_unspecified() {
+            let routed = self.interface.routes_mut().add_default_ipv4_route(gateway);
+            routed.map_err(|_| ProgramError::Stack { order: "take the gateway" })?;
+        }
         let receive = buffer(self.device.platform, self.buffers.receive);
         let send = buffer(self.device.platform, self.buffers.send);
         let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(receive), tcp::SocketBuffer::new(send));

@@ -115,5 +115,7 @@ fn what_the_boot_information_can_not_have_is_refused() {
     assert_eq!(refused(End { write_size: 0, ..pcnet }), ProgramError::BootInfo { field: "write_size" });
     let duration = Duration::ZERO;
     assert_eq!(refused(End { duration, ..pcnet }), ProgramError::BootInfo { field: "duration_ns" });
+    let patience = Duration::ZERO;
+    assert_eq!(refused(End { patience, ..pcnet }), ProgramError::BootInfo { field: "patience_ns" });
     assert!(matches!(refused(End { arena: 100_000, ..pcnet }), ProgramError::Arena { .. }));
 }

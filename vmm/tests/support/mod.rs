@@ -167,6 +167,8 @@ pub struct Transfer {
     pub mtu: u16,
     pub cpu: Option<u32>,
     pub memory: u64,
+    /// Whether the VMM's translator stands in for a TAP.
+    pub translated: bool,
     /// Distinguishes transfers of one process: TAP name and network.
     pub number: u8,
 }
@@ -182,6 +184,7 @@ impl Transfer {
             capture: None,
             mac: MacAddress([0x52, 0x54, 0, 0, 0, self.number]),
             address: format!("10.77.{}.2/24", self.number).parse().expect("an address"),
+            gateway: None,
             mtu: self.mtu,
             memory: Bytes(self.memory),
             job: StreamJob {
@@ -222,11 +225,21 @@ pub fn disturbed_transfer(
 ) -> Result<Transferred, String> {
     let text = |what: &'static str| move |error: io::Error| format!("{what}: {error}");
     let mut vmm = Vmm::spawn(program).map_err(text("spawn"))?;
-    let config = transfer.config();
-    let tap = config.port.name().to_owned();
+    let mut config = transfer.config();
+    if transfer.translated {
+        config.port = VmmPort::Nat { outside: transfer.host_address() };
+        config.address = "10.0.2.15/24".parse().map_err(|_| "an address")?;
+        config.gateway = Some(Ipv4Addr::new(10, 0, 2, 2));
+    }
+    // Behind a translator the kernel's end is another host's, which stands on an interface that is nobody's TAP.
+    let interface = config.port.interface().map_or_else(|| format!("lo:{}", transfer.number), str::to_owned);
     vmm.send(&ChildCommand::Configure(config)).map_err(text("Configure"))?;
     expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
-    bring_up(&tap, transfer.host_address(), transfer.mtu).map_err(text("TAP"))?;
+    if transfer.translated {
+        // An alias is up if its interface is.
+        bring_up("lo", Ipv4Addr::LOCALHOST, u16::MAX).map_err(text("lo"))?;
+    }
+    bring_up(&interface, transfer.host_address(), transfer.mtu).map_err(text("interface"))?;
     vmm.send(&ChildCommand::PortAttached).map_err(text("PortAttached"))?;
     let ready = expect(&mut vmm, |event| match event {
         ChildEvent::Ready(ready) => Some(ready),

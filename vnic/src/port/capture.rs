@@ -19,8 +19,6 @@ const MAGIC: u32 = 0xa1b2_3c4d;
 const VERSION: [u16; 2] = [2, 4];
 /// LINKTYPE_ETHERNET.
 const ETHERNET: u32 = 1;
-/// Bytes of `struct virtio_net_hdr_v1`.
-const HEADER: usize = 12;
 /// Bytes kept of a frame at most: all of any.
 const SNAP_LENGTH: u32 = 256 << 10;
 
@@ -60,11 +58,8 @@ impl Capture {
         length: usize,
         at: SystemTime,
     ) -> Result<(), PortError> {
-        // A virtio_net_hdr is no part of the frame.
-        let header = match self.port.framing() {
-            Framing::Bare => 0,
-            Framing::VirtioNetHeader => HEADER,
-        };
+        // A header before the frame is no part of it.
+        let header = self.port.framing().header();
         let Some(length) = length.checked_sub(header) else { return Ok(()) };
         let kept = length.min(SNAP_LENGTH as usize);
         let size = (16 + kept) as u64;

@@ -22,13 +22,14 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use toll_protocol::decorators;
 
 use super::{Framing, Offloads, Port, PortError, Sent};
+use crate::vnet_header;
 use lane::Lane;
 
 const NAME: &str = "impaired port";
 /// Frames that one call takes from the port behind: those that a burst of the fastest wire brings meanwhile.
 const BURST: usize = 64;
 /// The longest frame, GSO frames included.
-const LONGEST: usize = 65_536 + 14 + 12;
+const LONGEST: usize = 65_536 + 14 + vnet_header::LENGTH;
 
 /// What is wrong with a wire. All zero: nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -93,11 +94,12 @@ impl Impaired {
         if let Some(fd) = port.fd() {
             ready.add(fd, event()).map_err(failed("epoll_ctl"))?;
         }
+        let header = port.framing().header();
         Ok(Self {
             port,
-            outgoing: Lane::new(impairments, impairments.seed),
+            outgoing: Lane::new(impairments, impairments.seed, header),
             // Another fate for the other direction.
-            incoming: Lane::new(impairments, !impairments.seed),
+            incoming: Lane::new(impairments, !impairments.seed, header),
             timer,
             ready,
             began: Instant::now(),
@@ -175,7 +177,7 @@ mod tests {
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
-    use crate::port::memory::pair;
+    use crate::port::memory::{pair, pair_with_headers};
 
     fn wait(port: &Impaired, milliseconds: u16) -> bool {
         let mut fds = [PollFd::new(port.fd().unwrap(), PollFlags::POLLIN)];
@@ -202,6 +204,19 @@ mod tests {
         // Nothing is due any more: the descriptor is quiet.
         assert_eq!(port.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), None);
         assert!(!wait(&port, 0));
+    }
+
+    #[test]
+    fn frames_keep_the_header_of_the_port_behind() {
+        let (near, mut far) = pair_with_headers(8).unwrap();
+        let mut port = Impaired::new(Box::new(near), Impairments::default()).unwrap();
+        assert_eq!(port.framing(), Framing::VirtioNetHeader);
+        let mut frame = [7; vnet_header::LENGTH + 60];
+        frame[0] = vnet_header::NEEDS_CSUM;
+        assert_eq!(port.send(&[IoSlice::new(&frame)]).unwrap(), Sent::Taken);
+        let mut room = [0; 100];
+        assert_eq!(far.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), Some(frame.len()));
+        assert_eq!(room[..frame.len()], frame);
     }
 
     #[test]

@@ -19,15 +19,7 @@ use std::os::fd::BorrowedFd;
 use super::{Framing, Offloads, Port, PortError, Sent};
 use crate::gather::write_at;
 use crate::segment::{self, CHECKSUM, LONGEST_HEADERS, Segment};
-
-/// Bytes of `struct virtio_net_hdr_v1`, and places in it (virtio 1.2, 5.1.6).
-const HEADER: usize = 12;
-const FLAGS: usize = 0;
-const GSO_TYPE: usize = 1;
-const GSO_SIZE: usize = 4;
-const CSUM_START: usize = 6;
-const CSUM_OFFSET: usize = 8;
-const NEEDS_CSUM: u8 = virtio_bindings::virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
+use crate::vnet_header::{CSUM_OFFSET, CSUM_START, FLAGS, GSO_SIZE, GSO_TYPE, LENGTH as HEADER, NEEDS_CSUM};
 
 /// The longest that the kernel gives: an IP packet of 65535 bytes in a frame with a VLAN tag.
 const LONGEST: usize = HEADER + 18 + 65_535;

@@ -6,11 +6,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use nix::errno::Errno;
 
 use super::{Framing, Offloads};
+use crate::vnet_header;
 
 /// Bytes of a name in an ioctl: IFNAMSIZ.
 const NAME_BYTES: usize = 16;
-/// Bytes of `struct virtio_net_hdr_v1` (linux/virtio_net.h), the header of virtio 1.2, 5.1.6.
-static HEADER_BYTES: i32 = 12;
+/// Bytes of the header, as an ioctl takes them.
+static HEADER_BYTES: i32 = vnet_header::LENGTH as i32;
 
 const IFF_TAP: i16 = 0x0002;
 const IFF_NO_PI: i16 = 0x1000;

@@ -143,7 +143,12 @@ pub(in super::super) const RULES: &[Rule] = &[
         field: None,
     },
     Rule {
-        at: &["spec.hosts.lab.link.rate", "spec.gates[].goodput.atLeast"],
+        at: &[
+            "spec.hosts.lab.link.rate",
+            "spec.gates[].goodput.atLeast",
+            "spec.arms[].guest.impairments.rate",
+            "spec.arms[].sameStack.impairments.rate",
+        ],
         rule: concat!("self.matches(", rate!(), ")"),
         message: "is no link rate in bits per second: write a number and its unit, such as `100Mbit` or `10Gbit`",
         expression: Some(
@@ -154,13 +159,7 @@ pub(in super::super) const RULES: &[Rule] = &[
     },
     Rule {
         at: &["spec.hosts.lab.link.rate"],
-        rule: concat!(
-            "!self.matches(",
-            rate!(),
-            ") || ",
-            number!(),
-            " * (self.contains('Gbit') ? 1e9 : self.contains('Mbit') ? 1e6 : self.contains('kbit') ? 1e3 : 1.0) >= 1e6"
-        ),
+        rule: concat!("!self.matches(", rate!(), ") || ", bits_per_second!(), " >= 1e6"),
         message: "is below 1Mbit, the slowest link a lab makes",
         expression: Some("self + ' is below 1Mbit, the slowest link a lab makes'"),
         field: None,
@@ -274,9 +273,9 @@ pub(in super::super) const RULES: &[Rule] = &[
     },
     Rule {
         at: PORTS,
-        rule: "has(self.tap) != has(self.macvtap)",
-        message: "must be exactly one port: `{tap: {}}` or `{macvtap: {}}`; leave it out for what the host's agent \
-                  offers",
+        rule: "[has(self.tap), has(self.macvtap), has(self.hub), has(self.nat)].filter(is, is).size() == 1",
+        message: "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; leave it out for \
+                  what the host's agent offers",
         expression: None,
         field: None,
     },
@@ -316,7 +315,11 @@ pub(in super::super) const RULES: &[Rule] = &[
         field: None,
     },
     Rule {
-        at: &["spec.workloads[].stream.writeSize"],
+        at: &[
+            "spec.workloads[].stream.writeSize",
+            "spec.arms[].guest.capture.limit",
+            "spec.arms[].sameStack.capture.limit",
+        ],
         rule: concat!("self.matches(", bytes!(), ")"),
         message: "is no size: write a number and its unit, such as `64KiB` or `1500B`",
         expression: Some(
@@ -330,17 +333,20 @@ pub(in super::super) const RULES: &[Rule] = &[
             "!self.matches(",
             bytes!(),
             ") || [",
-            number!(),
-            " * (self.contains('GiB') ? 1073741824.0 : self.contains('GB') ? 1e9 : self.contains('MiB') ? 1048576.0 : \
-             self.contains('MB') ? 1e6 : self.contains('KiB') ? 1024.0 : self.contains('kB') ? 1e3 : 1.0)]\
-             .all(n, n >= 1.0 && n <= 1048576.0)"
+            byte_count!(),
+            "].all(n, n >= 1.0 && n <= 1048576.0)"
         ),
         message: "is out of range: write 1B to 1MiB",
         expression: Some("self + ' is out of range: write 1B to 1MiB'"),
         field: None,
     },
     Rule {
-        at: &["spec.workloads[].stream.warmUp", "spec.workloads[].stream.duration"],
+        at: &[
+            "spec.workloads[].stream.warmUp",
+            "spec.workloads[].stream.duration",
+            "spec.arms[].guest.impairments.delay",
+            "spec.arms[].sameStack.impairments.delay",
+        ],
         rule: concat!("self.matches(", span!(), ")"),
         message: "is no duration: write a number and its unit, such as `500ms` or `2s`",
         expression: Some(
@@ -375,7 +381,15 @@ pub(in super::super) const RULES: &[Rule] = &[
         field: None,
     },
     Rule {
-        at: &["spec.gates[].toll.atMost"],
+        at: &[
+            "spec.gates[].toll.atMost",
+            "spec.arms[].guest.impairments.loss",
+            "spec.arms[].guest.impairments.duplicate",
+            "spec.arms[].guest.impairments.reorder",
+            "spec.arms[].sameStack.impairments.loss",
+            "spec.arms[].sameStack.impairments.duplicate",
+            "spec.arms[].sameStack.impairments.reorder",
+        ],
         // An exponent beyond two digits is beyond what a figure can be, or as good as.
         rule: concat!("self.matches(", percent!(), ")"),
         message: "is no percentage: write a number and its unit, such as `10%`",

@@ -1,5 +1,5 @@
-//! Rules for what stands between an adapter and its port; limits and words are those of
-//! `protocol/src/campaign/validate/decorators.rs`.
+//! Rules for ports, and for what stands between an adapter and its port; limits and words are those of
+//! `protocol/src/campaign/validate/decorators.rs` and `ports.rs`. That a quantity is one at all is in `table`.
 
 use super::Rule;
 
@@ -16,7 +16,55 @@ const RATES: &[&str] = &["spec.arms[].guest.impairments.rate", "spec.arms[].same
 const DELAYS: &[&str] = &["spec.arms[].guest.impairments.delay", "spec.arms[].sameStack.impairments.delay"];
 const LIMITS: &[&str] = &["spec.arms[].guest.capture.limit", "spec.arms[].sameStack.capture.limit"];
 
+/// Whether an arm `a` has a port.
+macro_rules! has_port {
+    ($port:literal) => {
+        concat!(
+            "((has(a.guest) && has(a.guest.port) && has(a.guest.port.",
+            $port,
+            ")) || (has(a.sameStack) && has(a.sameStack.port) && has(a.sameStack.port.",
+            $port,
+            ")))"
+        )
+    };
+}
+
 pub(in super::super) const RULES: &[Rule] = &[
+    Rule {
+        at: &["spec"],
+        rule: concat!(
+            "self.arms.all(a, !",
+            has_port!("hub"),
+            " || (has(a.peers) ? a.peers.all(p, p == 'same-arm') : has(self.peers) && \
+             self.peers.all(p, p == 'same-arm')))"
+        ),
+        message: "a hub joins two ends of the arm and no native one: write `peers: [same-arm]` in the arm",
+        expression: None,
+        field: Some(".arms"),
+    },
+    Rule {
+        at: &["spec"],
+        rule: concat!(
+            "self.arms.all(a, !",
+            has_port!("nat"),
+            " || (has(a.peers) ? a.peers.all(p, p == 'native') : !has(self.peers) || \
+             self.peers.all(p, p == 'native')))"
+        ),
+        message: "nobody can connect to an end behind address translation: write `peers: [native]` in the arm",
+        expression: None,
+        field: Some(".arms"),
+    },
+    Rule {
+        at: &["spec.arms[].guest", "spec.arms[].sameStack"],
+        rule: "!has(self.port) || !has(self.port.nat) || !has(self.adapter.virtioNet) || \
+               [has(self.adapter.virtioNet.checksumOffload) && self.adapter.virtioNet.checksumOffload, \
+               has(self.adapter.virtioNet.tso) && self.adapter.virtioNet.tso, \
+               has(self.adapter.virtioNet.segmentCombining) && self.adapter.virtioNet.segmentCombining].all(on, !on)",
+        message: "address translation carries whole frames with their checksums: leave `checksumOffload`, `tso` and \
+                  `segmentCombining` off",
+        expression: None,
+        field: Some(".port"),
+    },
     Rule {
         at: IMPAIRMENTS,
         rule: "has(self.rate) || has(self.delay) || has(self.loss) || has(self.duplicate) || has(self.reorder)",
@@ -33,13 +81,6 @@ pub(in super::super) const RULES: &[Rule] = &[
     },
     Rule {
         at: SHARES,
-        rule: concat!("self.matches(", percent!(), ")"),
-        message: "is no percentage: write a number and its unit, such as `10%`",
-        expression: Some("'`' + self + '` is no percentage: write a number and its unit, such as `10%`'"),
-        field: None,
-    },
-    Rule {
-        at: SHARES,
         rule: concat!(
             "!self.matches(",
             percent!(),
@@ -51,35 +92,15 @@ pub(in super::super) const RULES: &[Rule] = &[
     },
     Rule {
         at: RATES,
-        rule: concat!("self.matches(", rate!(), ")"),
-        message: "is no link rate in bits per second: write a number and its unit, such as `100Mbit` or `10Gbit`",
-        expression: Some(
-            "'`' + self + '` is no link rate in bits per second: write a number and its unit, such as `100Mbit` or \
-             `10Gbit`'",
-        ),
-        field: None,
-    },
-    Rule {
-        at: RATES,
         rule: concat!(
             "!self.matches(",
             rate!(),
             ") || [",
-            number!(),
-            " * (self.contains('Gbit') ? 1e9 : self.contains('Mbit') ? 1e6 : self.contains('kbit') ? 1e3 : 1.0)]\
-             .all(n, n >= 64000.0 && n <= 1e12)"
+            bits_per_second!(),
+            "].all(n, n >= 64000.0 && n <= 1e12)"
         ),
         message: "is out of range: write 64kbit to 1000Gbit",
         expression: Some("self + ' is out of range: write 64kbit to 1000Gbit'"),
-        field: None,
-    },
-    Rule {
-        at: DELAYS,
-        rule: concat!("self.matches(", span!(), ")"),
-        message: "is no duration: write a number and its unit, such as `500ms` or `2s`",
-        expression: Some(
-            "'`' + self + '` is no duration: write a number and its unit, such as `500ms` or `2s`'",
-        ),
         field: None,
     },
     Rule {
@@ -91,23 +112,12 @@ pub(in super::super) const RULES: &[Rule] = &[
     },
     Rule {
         at: LIMITS,
-        rule: concat!("self.matches(", bytes!(), ")"),
-        message: "is no size: write a number and its unit, such as `64KiB` or `1500B`",
-        expression: Some(
-            "'`' + self + '` is no size: write a number and its unit, such as `64KiB` or `1500B`'",
-        ),
-        field: None,
-    },
-    Rule {
-        at: LIMITS,
         rule: concat!(
             "!self.matches(",
             bytes!(),
             ") || [",
-            number!(),
-            " * (self.contains('GiB') ? 1073741824.0 : self.contains('GB') ? 1e9 : self.contains('MiB') ? 1048576.0 : \
-             self.contains('MB') ? 1e6 : self.contains('KiB') ? 1024.0 : self.contains('kB') ? 1e3 : 1.0)]\
-             .all(n, n >= 65536.0 && n <= 1073741824.0)"
+            byte_count!(),
+            "].all(n, n >= 65536.0 && n <= 1073741824.0)"
         ),
         message: "is out of range: write 64KiB to 1GiB",
         expression: Some("self + ' is out of range: write 64KiB to 1GiB'"),

@@ -333,10 +333,11 @@ proptest! {
         seed: u64, hosts in 2_u8..6, limit in 1_usize..4,
         fails in 0_u32..300, silent in 0_u32..60, vanishes in 0_u32..60, dirty in 0_u32..40,
         kills in proptest::collection::vec(0_i64..40_000_000, 0..4), cancel in proptest::option::of(0_u64..60_000),
+        hub: bool,
     ) {
         let policy = Policy { limit, ..POLICY };
         let mut fleet = fleet(hosts, limit, seed, Faults { fails, silent, vanishes, dirty });
-        fleet.submit(NewCampaign { id: "d".into(), ..new_campaign("c", hosts) });
+        fleet.submit(if hub { with_a_hub("d", hosts) } else { new_campaign("d", hosts) });
         if let Some(at) = cancel {
             fleet.at(at, Event::Cancel { campaign: "d".into(), reason: "no more".into() });
         }

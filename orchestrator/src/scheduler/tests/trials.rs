@@ -175,3 +175,32 @@ fn a_message_about_another_hosts_trial_is_not_believed() {
     fleet.run();
     assert!(matches!(fleet.records[&first].outcome, Outcome::Measured { .. }));
 }
+
+/// Both ends on the first host of the pair, each under an id of its own, and nothing on the second.
+#[test]
+fn a_trial_with_both_ends_on_one_host_asks_nothing_of_the_other() {
+    let mut fleet = Simulation::new(POLICY, 1, NO_FAULTS);
+    fleet.submit(with_a_hub("c", 2));
+    for host in host_plans(2) {
+        fleet.agent_comes(10, &host.name, usable());
+    }
+    fleet.run();
+    assert_eq!(fleet.outcomes(is_measured), fleet.plan().trials.len());
+    let hubs: BTreeSet<TrialId> =
+        fleet.records.values().filter(|record| record.cell.arm == "hub").map(|record| record.trial).collect();
+    assert_eq!(hubs.len(), 2 * 3, "two directions, three blocks");
+    let mut prepared: BTreeMap<TrialId, Vec<(TrialId, std::net::Ipv4Addr)>> = BTreeMap::new();
+    for (host, message) in &fleet.sent {
+        if let ToAgent::Prepare { trial, end } = message
+            && hubs.contains(&trial.near())
+        {
+            assert_eq!(host, "host-0");
+            prepared.entry(trial.near()).or_default().push((*trial, end.address.address));
+        }
+    }
+    for (trial, ends) in &prepared {
+        assert_eq!(ends.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [*trial, trial.far()]);
+        assert_ne!(ends[0].1, ends[1].1);
+    }
+    assert_eq!(prepared.len(), hubs.len());
+}

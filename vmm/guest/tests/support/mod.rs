@@ -96,6 +96,8 @@ impl End {
             mtu: self.mtu,
             address: [10, 9, 0, self.host],
             prefix: 24,
+            gateway: [0; 4],
+            reserved: 0,
             listen_port: PORT,
             mac: self.mac().0,
             random_seed: 0x5eed + u64::from(self.host),

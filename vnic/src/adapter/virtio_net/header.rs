@@ -1,4 +1,4 @@
-//! `struct virtio_net_hdr` (virtio 1.2, 5.1.6): 12 bytes before each frame, in either direction.
+//! What the header before a driver's frame asks for (virtio 1.2, 5.1.6.2).
 
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_HDR_F_NEEDS_CSUM,
@@ -6,19 +6,7 @@ use virtio_bindings::virtio_net::{
 };
 
 use super::features::Features;
-
-/// Its bytes, with VIRTIO_F_VERSION_1.
-pub(super) const LENGTH: usize = 12;
-/// Where `num_buffers` stands in it.
-pub(super) const NUM_BUFFERS: usize = 10;
-
-/// Places of its other fields.
-pub(super) const FLAGS: usize = 0;
-pub(super) const GSO_TYPE: usize = 1;
-pub(super) const HDR_LEN: usize = 2;
-pub(super) const GSO_SIZE: usize = 4;
-pub(super) const CSUM_START: usize = 6;
-pub(super) const CSUM_OFFSET: usize = 8;
+use crate::vnet_header::{FLAGS, GSO_SIZE, GSO_TYPE, LENGTH};
 
 /// What a driver's header asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

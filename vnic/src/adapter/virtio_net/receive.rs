@@ -14,11 +14,12 @@ use arrayvec::ArrayVec;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::chain::{self, Chain, broken, pieces, too_many};
-use super::{Bus, LONGEST_RECEIVED, MINIMUM_FRAME, bad, header, notify};
+use super::{Bus, LONGEST_RECEIVED, MINIMUM_FRAME, bad, notify};
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, MAX_PARTS, PartsMut};
 use crate::port::Framing;
+use crate::vnet_header;
 
 const WHAT: &str = "receive chain";
 /// Chains of one frame at most: each has a part, and the last part is the device's own.
@@ -47,7 +48,7 @@ impl<'m> Room<'m> {
         while room.chains.is_empty() || wanted.is_some_and(|wanted| room.length < wanted) {
             let next = queue.iter(memory).map_err(|error| broken("receive queue", &error))?.next();
             let Some(chain) = next else { break };
-            let (skip, least) = if room.first.is_none() { (skip, header::LENGTH) } else { (0, 1) };
+            let (skip, least) = if room.first.is_none() { (skip, vnet_header::LENGTH) } else { (0, 1) };
             let held = room.parts.len();
             let length = pieces(&chain, true, WHAT, (skip, least), |address, length| {
                 gather::push_mut(&mut room.parts, memory, address, length)
@@ -92,7 +93,7 @@ impl Bus {
         let offloads = features.receive_offloads();
         let with_headers = port.framing() == Framing::VirtioNetHeader;
         // What the port puts before a frame, and what of the header is for the device to write.
-        let (before, skip) = if with_headers { (header::LENGTH, 0) } else { (0, header::LENGTH) };
+        let (before, skip) = if with_headers { (vnet_header::LENGTH, 0) } else { (0, vnet_header::LENGTH) };
         let most = if offloads.segments() { LONGEST_RECEIVED } else { *longest };
         let position = queue.next_avail();
         let mut room = Room::take(queue, memory, skip, features.mergeable().then_some(before + most))?;
@@ -131,7 +132,7 @@ impl Bus {
         }
         waiting.clear();
         let length = length - before;
-        let mut left = header::LENGTH + length;
+        let mut left = vnet_header::LENGTH + length;
         let mut elements = ArrayVec::<(u16, u32), MAX_CHAINS>::new();
         for (head, room) in room.chains {
             let written = left.min(room);
@@ -146,9 +147,9 @@ impl Bus {
         let count = elements.len() as u16;
         if !offloads.checksum {
             // Without VIRTIO_NET_F_GUEST_CSUM flags are zero (5.1.6.4.1), and there are no segments either.
-            chain::write(&first, memory, 0, &[0; header::NUM_BUFFERS])?;
+            chain::write(&first, memory, 0, &[0; vnet_header::NUM_BUFFERS])?;
         }
-        chain::write(&first, memory, header::NUM_BUFFERS, &count.to_le_bytes())?;
+        chain::write(&first, memory, vnet_header::NUM_BUFFERS, &count.to_le_bytes())?;
         counters.receive_frames += 1;
         counters.receive_bytes += length as u64;
         queue.set_next_avail(position.wrapping_add(count));

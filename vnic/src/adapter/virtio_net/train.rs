@@ -19,15 +19,15 @@ use std::io::IoSlice;
 use arrayvec::ArrayVec;
 
 use super::LONGEST_SEGMENT;
-use super::header::{self, Asks};
+use super::header::Asks;
 use crate::segment::{CHECKSUM, LONGEST_HEADERS, PSH, Segment, Version};
+use crate::vnet_header::{self, NEEDS_CSUM};
 
 /// Pieces of payload of a train at most: 65535 bytes in segments of 512 bytes.
 const MAX_PIECES: usize = 128;
 /// Pieces of a train as the port gets them.
 pub(super) type Pieces<'t> = ArrayVec<IoSlice<'t>, { MAX_PIECES + 2 }>;
 
-const NEEDS_CSUM: u8 = virtio_bindings::virtio_net::VIRTIO_NET_HDR_F_NEEDS_CSUM as u8;
 const GSO_TCPV4: u8 = virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_TCPV4 as u8;
 const GSO_TCPV6: u8 = virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_TCPV6 as u8;
 
@@ -55,7 +55,7 @@ impl Car {
         parts: &[IoSlice<'_>],
         length: usize,
         asks: Asks,
-        vnet_header: &[u8; header::LENGTH],
+        vnet_header: &[u8; vnet_header::LENGTH],
     ) -> Option<Self> {
         let mut head = [0; LONGEST_HEADERS];
         let mut filled = 0;
@@ -72,7 +72,8 @@ impl Car {
         let holds = match asks {
             Asks::Segmentation => false,
             Asks::Checksum => {
-                (field(header::CSUM_START), field(header::CSUM_OFFSET)) == (segment.transport, CHECKSUM)
+                (field(vnet_header::CSUM_START), field(vnet_header::CSUM_OFFSET))
+                    == (segment.transport, CHECKSUM)
             }
             Asks::Nothing => segment.holds(&head, behind(parts, segment.payload)),
         };
@@ -84,7 +85,7 @@ impl Car {
 pub(super) struct Train<'m> {
     first: Option<Segment>,
     head: [u8; LONGEST_HEADERS],
-    vnet_header: [u8; header::LENGTH],
+    vnet_header: [u8; vnet_header::LENGTH],
     pieces: ArrayVec<IoSlice<'m>, MAX_PIECES>,
     payload: usize,
     /// Head of each chain.
@@ -100,7 +101,7 @@ impl<'m> Train<'m> {
         Self {
             first: None,
             head: [0; LONGEST_HEADERS],
-            vnet_header: [0; header::LENGTH],
+            vnet_header: [0; vnet_header::LENGTH],
             pieces: ArrayVec::new(),
             payload: 0,
             chains: ArrayVec::new(),
@@ -114,7 +115,7 @@ impl<'m> Train<'m> {
         &mut self,
         car: &Car,
         parts: &[IoSlice<'m>],
-        vnet_header: [u8; header::LENGTH],
+        vnet_header: [u8; vnet_header::LENGTH],
         chain: u16,
     ) {
         self.first = Some(car.segment);
@@ -172,14 +173,14 @@ impl<'m> Train<'m> {
             first.rewrite(&mut self.head, 0, 0, self.payload, flags);
             // Each is below 2^16: a frame is.
             let fields = [
-                (header::HDR_LEN, first.payload),
-                (header::GSO_SIZE, first.length),
-                (header::CSUM_START, first.transport),
-                (header::CSUM_OFFSET, CHECKSUM),
+                (vnet_header::HDR_LEN, first.payload),
+                (vnet_header::GSO_SIZE, first.length),
+                (vnet_header::CSUM_START, first.transport),
+                (vnet_header::CSUM_OFFSET, CHECKSUM),
             ];
-            self.vnet_header = [0; header::LENGTH];
-            self.vnet_header[header::FLAGS] = NEEDS_CSUM;
-            self.vnet_header[header::GSO_TYPE] = match first.version {
+            self.vnet_header = [0; vnet_header::LENGTH];
+            self.vnet_header[vnet_header::FLAGS] = NEEDS_CSUM;
+            self.vnet_header[vnet_header::GSO_TYPE] = match first.version {
                 Version::V4 => GSO_TCPV4,
                 Version::V6 => GSO_TCPV6,
             };

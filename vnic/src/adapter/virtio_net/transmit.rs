@@ -15,6 +15,7 @@ use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, Parts};
 use crate::port::{Framing, Port, PortError, Sent};
+use crate::vnet_header;
 
 const WHAT: &str = "transmit chain";
 
@@ -79,11 +80,11 @@ impl Bus {
             if with_headers {
                 parts.push(IoSlice::new(&[]));
             }
-            let length = pieces(&chain, false, WHAT, (0, header::LENGTH), |address, length| {
+            let length = pieces(&chain, false, WHAT, (0, vnet_header::LENGTH), |address, length| {
                 gather::push(&mut parts, memory, address, length)
-            })? - header::LENGTH;
+            })? - vnet_header::LENGTH;
             // The port gets the bytes that were looked at, not what the guest makes of them meanwhile.
-            let mut head: [u8; header::LENGTH] = gather::take_head(&mut parts);
+            let mut head: [u8; vnet_header::LENGTH] = gather::take_head(&mut parts);
             let asks = header::read(&head, *features).map_err(|why| bad(WHAT, why.to_owned()))?;
             let longest = if asks == Asks::Segmentation { LONGEST_SEGMENT } else { *longest };
             if length < MINIMUM_FRAME || length > longest {
@@ -92,7 +93,7 @@ impl Bus {
             }
             if asks == Asks::Nothing {
                 // The other fields mean nothing then, and the kernel would look at them.
-                head = [0; header::LENGTH];
+                head = [0; vnet_header::LENGTH];
             }
             used += 1;
             let index = chain.head_index();

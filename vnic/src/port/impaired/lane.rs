@@ -40,6 +40,7 @@ struct Entry {
 #[derive(Debug)]
 pub(super) struct Lane {
     impairments: Impairments,
+    header: usize,
     fate: ChaCha8Rng,
     under_way: BinaryHeap<Reverse<Entry>>,
     /// When the last bit of what is queued is on the wire.
@@ -49,9 +50,11 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub fn new(impairments: Impairments, seed: u64) -> Self {
+    /// A lane for frames with `header` bytes before them, which no wire carries.
+    pub fn new(impairments: Impairments, seed: u64, header: usize) -> Self {
         Self {
             impairments,
+            header,
             fate: ChaCha8Rng::seed_from_u64(seed),
             under_way: BinaryHeap::new(),
             free: Duration::ZERO,
@@ -65,7 +68,7 @@ impl Lane {
         let Impairments { rate, delay, loss, duplicate, reorder, .. } = self.impairments;
         let [lost, twice, overtakes] =
             [loss, duplicate, reorder].map(|share| self.fate.random::<f64>() < share);
-        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let length = parts.iter().map(|part| part.len()).sum::<usize>().saturating_sub(self.header);
         let copies = if lost { 0 } else { 1 + usize::from(twice) };
         for _ in 0..copies {
             let start = self.free.max(now);
@@ -135,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_good_wire_changes_nothing() {
-        let mut lane = Lane::new(Impairments::default(), 1);
+        let mut lane = Lane::new(Impairments::default(), 1, 0);
         (0..200).for_each(|n| assert!(enter(&mut lane, n, 60, MS)));
         assert_eq!(all(&mut lane, MS), (0..200).map(|n| (n, MS)).collect::<Vec<_>>());
     }
@@ -144,7 +147,7 @@ mod tests {
     fn a_frame_takes_its_bits_at_the_rate_and_then_the_delay() {
         // 1000 bytes at 8 Mb/s: 1 ms.
         let impairments = Impairments { rate: 8_000_000, delay: 5 * MS, ..Impairments::default() };
-        let mut lane = Lane::new(impairments, 1);
+        let mut lane = Lane::new(impairments, 1, 0);
         (0..3).for_each(|n| assert!(enter(&mut lane, n, 1000, MS)));
         assert_eq!(lane.leave(6 * MS), None, "it left early");
         assert_eq!(all(&mut lane, FOR_EVER), [(0, 7 * MS), (1, 8 * MS), (2, 9 * MS)]);
@@ -154,11 +157,18 @@ mod tests {
     }
 
     #[test]
+    fn a_header_before_a_frame_takes_no_time() {
+        let mut lane = Lane::new(Impairments { rate: 8_000_000, ..Impairments::default() }, 1, 12);
+        (0..2).for_each(|n| assert!(enter(&mut lane, n, 1012, MS)));
+        assert_eq!(all(&mut lane, FOR_EVER), [(0, 2 * MS), (1, 3 * MS)]);
+    }
+
+    #[test]
     fn a_full_queue_drops() {
-        let mut lane = Lane::new(Impairments { rate: 8_000_000, ..Impairments::default() }, 1);
+        let mut lane = Lane::new(Impairments { rate: 8_000_000, ..Impairments::default() }, 1, 0);
         let taken = (0..3000).filter(|_| enter(&mut lane, 0, 1000, MS)).count();
         assert_eq!(taken, QUEUE + 1, "one is on the wire");
-        let mut held = Lane::new(Impairments { delay: FOR_EVER, ..Impairments::default() }, 1);
+        let mut held = Lane::new(Impairments { delay: FOR_EVER, ..Impairments::default() }, 1, 0);
         assert_eq!((0..10_000).filter(|_| enter(&mut held, 0, 60, MS)).count(), MOST);
     }
 
@@ -167,7 +177,7 @@ mod tests {
         let impairments =
             Impairments { loss: 0.1, duplicate: 0.05, reorder: 0.2, delay: MS, ..Impairments::default() };
         let run = |seed| {
-            let mut lane = Lane::new(impairments, seed);
+            let mut lane = Lane::new(impairments, seed, 0);
             let mut left = Vec::new();
             for n in 0..10_000_u32 {
                 let now = n * 2 * MS;
@@ -188,7 +198,7 @@ mod tests {
     #[test]
     fn a_frame_that_is_not_delayed_overtakes() {
         let impairments = Impairments { reorder: 0.5, delay: 10 * MS, ..Impairments::default() };
-        let mut lane = Lane::new(impairments, 3);
+        let mut lane = Lane::new(impairments, 3, 0);
         (0..20).for_each(|n| assert!(enter(&mut lane, n, 60, u32::from(n) * MS)));
         let order: Vec<u8> = all(&mut lane, FOR_EVER).into_iter().map(|(n, _)| n).collect();
         let mut sorted = order.clone();
@@ -208,7 +218,7 @@ mod tests {
         ) {
             let [loss, duplicate, reorder] = shares;
             let delay = Duration::from_micros(delay);
-            let mut lane = Lane::new(Impairments { rate, delay, loss, duplicate, reorder, seed }, seed);
+            let mut lane = Lane::new(Impairments { rate, delay, loss, duplicate, reorder, seed }, seed, 0);
             let (mut now, mut entered, mut left) = (Duration::ZERO, 0, 0);
             for (length, after) in frames {
                 now += Duration::from_micros(after);

@@ -1,0 +1,53 @@
+//! Ports, and what an arm can't be because of its port.
+
+use super::Step::{self, Field};
+use super::{Findings, below, schema};
+use crate::result::Peer;
+use crate::trial::{Adapter, EndKind, Port};
+
+pub(super) fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {
+    let Some(schema::Port { tap, macvtap, hub, nat }) = written else { return Some(Port::Host) };
+    let all = [
+        (tap.is_some(), Port::Tap),
+        (macvtap.is_some(), Port::Macvtap),
+        (hub.is_some(), Port::Hub),
+        (nat.is_some(), Port::Nat),
+    ];
+    let mut named = all.into_iter().filter_map(|(named, port)| named.then_some(port));
+    if let (Some(port), None) = (named.next(), named.next()) {
+        return Some(port);
+    }
+    let message = "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; \
+                   leave it out for what the host's agent offers";
+    out.add(&below(path, &[Field("port")]), message);
+    None
+}
+
+/// What a port is that no wire of a host is: for `peers` of an arm, and its adapter's offloads.
+pub(super) fn check(kind: &EndKind, peers: &[Peer], path: &[Step], out: &mut Findings) {
+    let (engine, adapter, port) = match kind {
+        EndKind::Native { .. } => return,
+        EndKind::SameStack { adapter, port } => ("sameStack", adapter, *port),
+        EndKind::Guest { adapter, port } => ("guest", adapter, *port),
+    };
+    match port {
+        Port::Hub if peers.contains(&Peer::Native) => {
+            let message =
+                "a hub joins two ends of the arm and no native one: write `peers: [same-arm]` in the arm";
+            out.add(path, message);
+        }
+        Port::Nat if peers.contains(&Peer::SameArm) => {
+            let message =
+                "nobody can connect to an end behind address translation: write `peers: [native]` in the arm";
+            out.add(path, message);
+        }
+        _ => {}
+    }
+    if let (Port::Nat, Adapter::VirtioNet(switches)) = (port, adapter)
+        && switches.offloads()
+    {
+        let message = "address translation carries whole frames with their checksums: leave `checksumOffload`, `tso` and \
+                       `segmentCombining` off";
+        out.add(&below(path, &[Field(engine), Field("port"), Field("nat")]), message);
+    }
+}
