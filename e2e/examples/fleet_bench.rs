@@ -265,6 +265,7 @@ fn report() -> Box<EndReport> {
         frames: None,
         spared: None,
         start_to_first_frame: None,
+        overhead: None,
         flags: Vec::new(),
     })
 }

@@ -65,6 +65,8 @@ const NAT: &str =
     "nobody can connect to an end behind address translation: write `peers: [native]` in the arm";
 const WHOLE: &str = "address translation carries whole frames with their checksums: leave `checksumOffload`, `tso` and \
                      `segmentCombining` off";
+const CONDITION: &str = "must be exactly one condition: `toll: {atMost: 10%}`, `goodput: {atLeast: 1Gbit}`";
+const WITHIN: &str = "is out of range: write more than 0% and at most 50%";
 const PORT: &str = "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; leave it out for what the host's \
      agent offers";
 
@@ -211,11 +213,32 @@ pub const CASES: &[Refused] = &[
     one(BLOCKS, "gates: [{toll: {atMost: much%}}]", NO_SHARE),
     // Beyond what a figure can be.
     one(BLOCKS, "gates: [{toll: {atMost: 1e999%}}]", NO_SHARE),
+    one(BLOCKS, "gates: [{toll: {atMost: 10%}, goodput: {atLeast: 1Gbit}}]", CONDITION),
+    one(BLOCKS, "gates: [{cells: {arm: virtio}}]", CONDITION),
+    one(BLOCKS, "gates: [{firstFrame: {atMost: 5ms}, memory: {atMost: 2MiB}}]", CONDITION),
+    one(BLOCKS, "gates: [{ratio: {to: native}}]", "must say exactly one of `atLeast: 95%` and `within: 2%`"),
     one(
         BLOCKS,
-        "gates: [{toll: {atMost: 10%}, goodput: {atLeast: 1Gbit}}]",
-        "must be exactly one condition: `toll: {atMost: 10%}` or `goodput: {atLeast: 1Gbit}`",
+        "gates: [{ratio: {to: native, atLeast: 95%, within: 2%}}]",
+        "must say exactly one of `atLeast: 95%` and `within: 2%`",
     ),
+    one(BLOCKS, "gates: [{ratio: {to: native, within: 51%}}]", WITHIN),
+    one(BLOCKS, "gates: [{ratio: {to: native, within: 0%}}]", WITHIN),
+    one(BLOCKS, "gates: [{ratio: {to: native, within: much%}}]", NO_SHARE),
+    one(BLOCKS, "gates: [{exitsPerMegabyte: {atMost: -1}}]", "is out of range: write 0 or more"),
+    naming(
+        BLOCKS,
+        "gates: [{ratio: {to: other, atLeast: 95%}}]",
+        "there is no arm",
+        "there is no arm that a ratio is to",
+    ),
+    one(
+        BLOCKS,
+        "gates: [{cells: {arm: virtio}, ratio: {to: virtio, atLeast: 95%}}]",
+        "relative to itself is 100%: name another arm",
+    ),
+    one(BLOCKS, "gates: [{firstFrame: {atMost: soon}}]", NO_SPAN),
+    one(BLOCKS, "gates: [{memory: {atMost: little}}]", NO_SIZE),
     naming(
         BLOCKS,
         "gates: [{cells: {arm: other}, toll: {atMost: 10%}}]",

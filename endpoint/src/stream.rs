@@ -357,6 +357,7 @@ fn end_report(measured: Measured, direction: Direction, contention: [Contention;
         frames: None,
         spared: None,
         start_to_first_frame: None,
+        overhead: None,
         flags,
     }
 }

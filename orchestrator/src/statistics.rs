@@ -148,6 +148,16 @@ pub fn at_least(ci95: Option<[f64; 2]>, limit: f64) -> Verdict {
     }
 }
 
+/// Whether a ratio with this interval is 1 within `margin`, either way: two one-sided tests by the interval's ends.
+pub fn equivalent(ci95: Option<[f64; 2]>, margin: f64) -> Verdict {
+    let (least, most) = (1.0 - margin, 1.0 + margin);
+    match ci95 {
+        Some([lower, upper]) if lower >= least && upper <= most => Verdict::Pass,
+        Some([lower, upper]) if upper < least || lower > most => Verdict::Fail,
+        _ => Verdict::Inconclusive,
+    }
+}
+
 fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }

@@ -13,17 +13,16 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::result::{
-    ArmSummary, CampaignResult, CauseSummary, CellKey, CellResult, CpuPerGigabyte, Gate, GateCondition,
-    GateQuantity, GateResult, Outcome, Pair, Peer, Provenance, Run, RunCounts, RunStatus, TrialRecord,
-    Verdict,
+    ArmSummary, CampaignResult, CauseSummary, CellKey, CellResult, CpuPerGigabyte, Gate, Outcome, Pair, Peer,
+    Provenance, Run, RunCounts, RunStatus, TrialRecord,
 };
-use toll_protocol::trial::{Direction, EndKind, TrialId};
+use toll_protocol::trial::{Direction, TrialId};
 use toll_protocol::units::Span;
 
-use crate::format;
 use crate::ledger::{LedgerHeader, PlannedTrial, status};
-use crate::statistics::{PairedBlock, at_least, at_most, median, median_estimate, paired_ratio};
+use crate::statistics::{PairedBlock, median, median_estimate, paired_ratio};
 
+mod gates;
 #[cfg(test)]
 mod tests;
 
@@ -85,7 +84,8 @@ pub fn summarise(
     for (cell, ratios) in cells.iter_mut().zip(ratios) {
         (cell.ratio_to_native, cell.cpu_ratio_to_native) = ratios.unwrap_or_default();
     }
-    let gates = gates.iter().flat_map(|gate| apply(gate, &header.arms, &cells)).collect();
+    let of = gates::Whole { seed: header.seed, arms: &header.arms, cells: &cells };
+    let gates = gates.iter().flat_map(|gate| gates::apply(gate, &of)).collect();
     Ok(CampaignResult {
         campaign: header.campaign.clone(),
         seed: header.seed,
@@ -105,14 +105,25 @@ pub fn baseline_cell<'a>(
     key: &CellKey,
 ) -> Option<&'a CellResult> {
     let baseline = arms.iter().find(|arm| arm.baseline)?;
-    if key.arm == baseline.name {
+    // Native to native is one cell, whichever of the two names the plan gave to its peer.
+    cell_of_arm(&baseline.name, [Peer::Native, Peer::SameArm], cells, key)
+}
+
+/// The cell of another arm that `key`'s is compared with: the same but for the arm, and for the peer the first of `peers` that
+/// it has. `None` for the arm itself.
+fn cell_of_arm<'a>(
+    arm: &str,
+    peers: impl IntoIterator<Item = Peer>,
+    cells: &'a [CellResult],
+    key: &CellKey,
+) -> Option<&'a CellResult> {
+    if key.arm == arm {
         return None;
     }
-    // Native to native is one cell, whichever of the two names the plan gave to its peer.
-    [Peer::Native, Peer::SameArm].into_iter().find_map(|peer| {
+    peers.into_iter().find_map(|peer| {
         cells.iter().find(|cell| {
             let other = &cell.key;
-            (&other.arm, &other.pair, &other.workload) == (&baseline.name, &key.pair, &key.workload)
+            (other.arm.as_str(), &other.pair, &other.workload) == (arm, &key.pair, &key.workload)
                 && (other.direction, other.peer) == (key.direction, peer)
         })
     })
@@ -312,7 +323,9 @@ fn cell_of(key: &CellKey, runs: Vec<Run>, seed: u64) -> CellResult {
             vmm: cpu(|a| a.cpu.vmm),
             host: cpu(|a| a.cpu.host),
         },
+        exits_per_megabyte: median_of(&|a, _| exits_per_megabyte(a)),
         start_to_first_frame_seconds: median_of(&|a, _| a.start_to_first_frame.map(Span::seconds)),
+        overhead_bytes: median_of(&|a, _| a.overhead.map(|overhead| overhead.0 as f64)),
         flags,
         runs,
     }
@@ -336,6 +349,12 @@ fn counts(runs: &[Run]) -> RunCounts {
 /// first, as the two intervals may differ a little.
 fn per_gigabyte(cpu: Span, interval: Span, goodput: f64) -> Option<f64> {
     (interval.0 > 0 && goodput > 0.0).then(|| cpu.seconds() / interval.seconds() / goodput * 1e9)
+}
+
+/// Exits of a guest per 10^6 bytes of payload.
+fn exits_per_megabyte(end: &EndReport) -> Option<f64> {
+    let exits = end.exits.as_ref()?.total();
+    (end.bytes > 0).then(|| exits as f64 * 1e6 / end.bytes as f64)
 }
 
 /// Frames in the direction of the payload at the end of the arm.
@@ -376,68 +395,6 @@ fn causes<'a>(
         };
         totals.into_iter().map(|(cause, total)| (cause.to_owned(), summary(total))).collect()
     })
-}
-
-/// The gate on each cell that it selects. A toll is of virtual arms: a gate on it passes over native cells that its
-/// selector does not name.
-fn apply(gate: &Gate, arms: &[ArmSummary], cells: &[CellResult]) -> Vec<GateResult> {
-    let is_native = |key: &CellKey| {
-        arms.iter().any(|arm| arm.name == key.arm && matches!(arm.kind, EndKind::Native { .. }))
-    };
-    let is_toll = matches!(gate.condition, GateCondition::TollAtMost(_));
-    let results: Vec<GateResult> = cells
-        .iter()
-        .filter(|cell| gate.cells.selects(&cell.key))
-        .filter(|cell| !is_toll || gate.cells.arm.is_some() || !is_native(&cell.key))
-        .map(|cell| judge(&gate.condition, cell))
-        .collect();
-    if results.is_empty() {
-        let condition = describe(&gate.condition);
-        let quantity = quantity(&gate.condition);
-        let verdict = Verdict::Inconclusive;
-        return vec![GateResult { cell: None, condition, quantity, figure: None, ci95: None, verdict }];
-    }
-    results
-}
-
-fn judge(condition: &GateCondition, cell: &CellResult) -> GateResult {
-    let (figure, ci95, verdict) = match condition {
-        GateCondition::TollAtMost(limit) => {
-            let ratio = cell.ratio_to_native;
-            let ci95 = ratio.and_then(|ratio| ratio.ci95).map(|[lower, upper]| [1.0 - upper, 1.0 - lower]);
-            (ratio.map(|ratio| 1.0 - ratio.estimate), ci95, at_most(ci95, limit.fraction()))
-        }
-        GateCondition::GoodputAtLeast(limit) => {
-            let goodput = cell.goodput_bytes_per_second;
-            let ci95 = goodput.and_then(|goodput| goodput.ci95).map(|ci95| ci95.map(|limit| limit * 8.0));
-            (goodput.map(|goodput| goodput.median * 8.0), ci95, at_least(ci95, limit.0 as f64))
-        }
-    };
-    let quantity = quantity(condition);
-    GateResult {
-        cell: Some(cell.key.clone()),
-        condition: describe(condition),
-        quantity,
-        figure,
-        ci95,
-        verdict,
-    }
-}
-
-const fn quantity(condition: &GateCondition) -> GateQuantity {
-    match condition {
-        GateCondition::TollAtMost(_) => GateQuantity::Toll,
-        GateCondition::GoodputAtLeast(_) => GateQuantity::Goodput,
-    }
-}
-
-fn describe(condition: &GateCondition) -> String {
-    match condition {
-        GateCondition::TollAtMost(limit) => format!("toll at most {limit}"),
-        GateCondition::GoodputAtLeast(limit) => {
-            format!("goodput at least {}", format::bit_rate(limit.0 as f64))
-        }
-    }
 }
 
 /// The generator of one figure's bootstrap. Its seed is the FNV-1a hash (64 bits) of the campaign's seed, the

@@ -263,6 +263,7 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
         frames: (!matches!(behaviour.kind, EndKind::Native { .. })).then_some(frames),
         spared: None,
         start_to_first_frame: is_guest.then(|| Span::from_millis(3)),
+        overhead: None,
         flags: if is_guest { vec![Flag::CpuBound] } else { Vec::new() },
     }
 }

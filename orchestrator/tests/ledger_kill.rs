@@ -157,6 +157,7 @@ fn measured(planned: &PlannedTrial) -> TrialRecord {
         frames: None,
         spared: None,
         start_to_first_frame: None,
+        overhead: None,
         flags: vec![Flag::Steal],
     };
     TrialRecord {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::units::Span;
+use crate::units::{Bytes, Span};
 
 /// A reason to read a sample with care (shown beside the figure, stored with it).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -220,6 +220,10 @@ pub struct EndReport {
     pub spared: Option<Spared>,
     /// From the creation of the guest to the first frame that its driver sent.
     pub start_to_first_frame: Option<Span>,
+    /// Memory that a virtual end took beside its guest's own while it was idle, before its start: pages of its
+    /// process that are no file's.
+    #[serde(default)]
+    pub overhead: Option<Bytes>,
     /// Reasons for care.
     pub flags: Vec<Flag>,
 }

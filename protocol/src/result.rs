@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::facts::HostFacts;
 use crate::report::{EndReport, Failure, Flag};
 use crate::trial::{Direction, EndKind, TrialId};
-use crate::units::{BitRate, Percent};
+use crate::units::{BitRate, Bytes, Percent, Span};
 
 /// What stands at the far end of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -239,8 +239,12 @@ pub struct CellResult {
     pub exits_by_cause: Option<BTreeMap<String, CauseSummary>>,
     /// CPU cost at the arm's end.
     pub cpu_seconds_per_gigabyte: CpuPerGigabyte,
+    /// Exits per 10^6 bytes of payload, median over the runs.
+    pub exits_per_megabyte: Option<f64>,
     /// Median time from the creation of the guest to its first frame, seconds.
     pub start_to_first_frame_seconds: Option<f64>,
+    /// Memory of an idle end beside its guest's own, in bytes, median over the runs.
+    pub overhead_bytes: Option<f64>,
     /// Flags of any measured run, with the number of runs that carry each.
     pub flags: BTreeMap<Flag, u32>,
     /// Every run, in block order.
@@ -267,6 +271,14 @@ pub enum GateQuantity {
     Toll,
     /// Median goodput in bits per second.
     Goodput,
+    /// Goodput relative to another arm's, a fraction.
+    Ratio,
+    /// Median of exits per 10^6 bytes of payload.
+    ExitsPerMegabyte,
+    /// Median time from the creation of the guest to its first frame, seconds.
+    FirstFrame,
+    /// Median memory of an idle end beside its guest's own, bytes.
+    Memory,
 }
 
 /// A gate applied to one cell.
@@ -368,12 +380,32 @@ pub struct CampaignResult {
 }
 
 /// Limit of a gate.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum GateCondition {
     /// 1 - ratio to native is at most this.
     TollAtMost(Percent),
     /// Median goodput is at least this.
     GoodputAtLeast(BitRate),
+    /// Goodput relative to that of the arm `to` is at least this, paired within blocks.
+    RatioAtLeast {
+        /// The other arm.
+        to: String,
+        /// The limit.
+        limit: Percent,
+    },
+    /// Goodput relative to that of the arm `to` is 1 within so much, either way: the interval lies between.
+    EquivalentTo {
+        /// The other arm.
+        to: String,
+        /// The margin.
+        within: Percent,
+    },
+    /// Exits per 10^6 bytes of payload are at most this many.
+    ExitsPerMegabyteAtMost(f64),
+    /// The first frame leaves at most this after the guest was created.
+    FirstFrameAtMost(Span),
+    /// An idle end takes at most this beside its guest's own memory.
+    MemoryAtMost(Bytes),
 }
 
 /// A gate that is to be applied to every cell it selects.

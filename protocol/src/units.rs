@@ -261,12 +261,12 @@ pub struct Percent(f64);
 
 impl Percent {
     /// The percentage of a fraction: `0.1` is 10 %.
-    pub fn from_fraction(fraction: f64) -> Self {
+    pub const fn from_fraction(fraction: f64) -> Self {
         Self(fraction * 100.0)
     }
 
     /// The fraction: 10 % is `0.1`.
-    pub fn fraction(self) -> f64 {
+    pub const fn fraction(self) -> f64 {
         self.0 / 100.0
     }
 }

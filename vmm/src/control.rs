@@ -36,6 +36,7 @@ use toll_vnic::port::{Framing, Port, PortError};
 use crate::boot::Program;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
 use crate::contention::cpu_times;
+use crate::footprint;
 use crate::link::Event;
 use crate::recording::{ClaimError, Recording};
 use crate::runner::{self, Runner, StartError};
@@ -187,11 +188,14 @@ impl Control {
         self.boot(&runner, config.deadline)?;
         let address = SocketAddrV4::new(config.address.address, LISTEN_PORT);
         self.send(&ChildEvent::Ready(EndReady { address }))?;
+        // Nobody waits for it now: the guest is idle until its peer is ready too.
+        let overhead = footprint::beside(runner.pages().memory());
         let peer = self.await_start(&runner)?;
         runner.start_traffic(peer);
         let (recording, observed) = self.measure(&runner, config.deadline)?;
         let steal = observed.steal();
         let mut report = recording.report(observed.samples)?;
+        report.overhead = overhead;
         report.flags.extend(steal);
         report.flags.extend(config.capture.as_ref().map(|_| Flag::Captured));
         report.flags.extend(config.impairments.map(|_| Flag::Impaired));

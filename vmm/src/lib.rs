@@ -20,6 +20,7 @@ pub mod config;
 pub mod contention;
 pub mod control;
 pub mod exits;
+mod footprint;
 pub mod guest;
 pub mod image;
 pub mod io_thread;

@@ -38,6 +38,9 @@ pub fn allocate(length: u64) -> Result<GuestMemory, MemoryError> {
     let bytes = usize::try_from(length).unwrap_or(usize::MAX);
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), bytes)])
         .map_err(|source| MemoryError::Map { bytes: length, source })?;
+    // No process that this one might start needs a guest's memory. It also keeps the mapping one of its own, which the kernel
+    // would otherwise join with a neighbour of the same kind: what the VMM takes beside it could not be told.
+    advise(&memory, 0, length, libc::MADV_DONTFORK)?;
     for (start, end) in POPULATED {
         // Before Linux 5.14 the pages come when they are touched.
         advise(&memory, start, end, libc::MADV_POPULATE_WRITE)?;

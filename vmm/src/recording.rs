@@ -172,6 +172,7 @@ impl Recording {
             start_to_first_frame: self
                 .first_frame
                 .map(|first| first.saturating_duration_since(self.created).into()),
+            overhead: None,
             flags,
         })
     }

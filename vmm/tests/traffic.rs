@@ -61,6 +61,8 @@ fn transfers(case: &Transfer) -> Result<(), Failed> {
         if case.direction == Direction::Send { frames.transmit_bytes } else { frames.receive_bytes };
     check(carried.saturating_add(case.memory) > report.bytes, &frames)?;
     check(report.start_to_first_frame.is_some(), report)?;
+    // The guest has written more than that of its own by then: a megabyte of its arena is there from the start.
+    check(report.overhead.is_some_and(|beside| (1..1 << 20).contains(&beside.0)), &report.overhead)?;
     let guest = case.engine == Engine::Kvm;
     check(report.exits.is_some() == guest, &report.exits)?;
     if let Some(exits) = &report.exits {

@@ -137,6 +137,7 @@ pub fn parse(
         frames: None,
         spared: None,
         start_to_first_frame: None,
+        overhead: None,
         flags,
     })
 }

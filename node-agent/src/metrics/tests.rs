@@ -47,6 +47,7 @@ fn report(bytes: u64, frames: Option<FrameCounters>, exits: &[(&str, u64, u64)])
         frames,
         spared: None,
         start_to_first_frame: None,
+        overhead: None,
         flags: Vec::new(),
     }
 }

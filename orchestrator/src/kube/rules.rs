@@ -7,6 +7,7 @@
 
 #[macro_use]
 mod quantities;
+mod gates;
 mod table;
 mod wires;
 
@@ -51,7 +52,7 @@ pub(super) fn apply(schema: &mut JSONSchemaProps) -> Result<(), String> {
             object(&mut root, path)?.insert(bound.keyword.to_owned(), bound.limit.into());
         }
     }
-    for rule in RULES.iter().chain(wires::RULES) {
+    for rule in RULES.iter().chain(gates::RULES).chain(wires::RULES) {
         for path in rule.at {
             let mut entry = Map::from_iter([
                 ("rule".to_owned(), rule.rule.into()),

@@ -96,11 +96,21 @@ fn gate_line(gate: &GateResult) -> String {
     format!("{:<12}  {cell}: {}{figure}", verdict(gate.verdict), plain(&gate.condition))
 }
 
+/// Bytes, which are no more than a process has.
+fn bytes(count: f64) -> String {
+    format::memory(count as u64)
+}
+
+/// Both ends of an interval.
+fn each(ci95: [f64; 2], text: fn(f64) -> String) -> String {
+    ci95.map(text).join("–")
+}
+
 /// The figure that a gate compared, with its interval, in the unit of its condition.
 pub fn gate_figure(gate: &GateResult) -> Option<String> {
     let figure = gate.figure?;
     let (text, interval) = match gate.quantity {
-        GateQuantity::Toll => {
+        GateQuantity::Toll | GateQuantity::Ratio => {
             (format::percent(figure), gate.ci95.map(|ci95| format::percent_interval(figure, ci95)))
         }
         GateQuantity::Goodput => {
@@ -108,6 +118,13 @@ pub fn gate_figure(gate: &GateResult) -> Option<String> {
                 |ci95: [f64; 2]| format::rate_interval(figure / 8.0, ci95.map(|limit| limit / 8.0));
             (format::bit_rate(figure), gate.ci95.map(interval))
         }
+        GateQuantity::ExitsPerMegabyte => {
+            (format::significant(figure), gate.ci95.map(|ci95| each(ci95, format::significant)))
+        }
+        GateQuantity::FirstFrame => {
+            (format::seconds(figure), gate.ci95.map(|ci95| each(ci95, format::seconds)))
+        }
+        GateQuantity::Memory => (bytes(figure), gate.ci95.map(|ci95| each(ci95, bytes))),
     };
     Some(interval.map_or(text.clone(), |interval| format!("{text} [{interval}]")))
 }

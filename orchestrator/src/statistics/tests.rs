@@ -226,3 +226,14 @@ fn without_the_expansion_few_blocks_would_promise_too_much() {
     });
     assert!(covered < 0.85, "{covered}");
 }
+
+#[test]
+fn equivalence_is_shown_by_the_whole_interval() {
+    assert_eq!(equivalent(Some([0.99, 1.01]), 0.02), Verdict::Pass);
+    assert_eq!(equivalent(Some([0.98, 1.02]), 0.02), Verdict::Pass);
+    assert_eq!(equivalent(Some([0.97, 1.01]), 0.02), Verdict::Inconclusive);
+    assert_eq!(equivalent(Some([0.9, 1.1]), 0.02), Verdict::Inconclusive);
+    assert_eq!(equivalent(Some([0.9, 0.97]), 0.02), Verdict::Fail);
+    assert_eq!(equivalent(Some([1.03, 1.1]), 0.02), Verdict::Fail);
+    assert_eq!(equivalent(None, 0.02), Verdict::Inconclusive);
+}

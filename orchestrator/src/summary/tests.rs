@@ -1,5 +1,5 @@
-use toll_protocol::result::{GateSelector, Pair};
-use toll_protocol::units::{BitRate, Percent};
+use toll_protocol::result::{GateCondition, GateQuantity, GateSelector, Pair, Verdict};
+use toll_protocol::units::{BitRate, Bytes, Percent};
 
 use super::*;
 use crate::test_support::{self, BLOCKS, key};
@@ -273,6 +273,64 @@ fn gates_pass_fail_or_show_nothing() {
     assert_eq!(gate.condition, "toll at most 90%");
     let [lower, upper] = gate.ci95.expect("an interval");
     assert!(gate.figure.is_some_and(|toll| lower <= toll && toll <= upper), "{gate:?}");
+}
+
+#[test]
+fn gates_on_other_figures_than_the_toll() {
+    let (header, mut records) = test_support::campaign();
+    for record in &mut records {
+        if let Outcome::Measured { a, .. } = &mut record.outcome {
+            a.overhead = Some(Bytes(1 << 20));
+        }
+    }
+    let judged = |arm: Option<&str>, condition| {
+        let cells = GateSelector {
+            arm: arm.map(str::to_owned),
+            direction: Some(Direction::Send),
+            peer: Some(Peer::Native),
+            ..GateSelector::default()
+        };
+        let gate = Gate { cells, condition };
+        summarise(&header, &records, &[gate]).expect("belongs together").gates
+    };
+    let one = |condition| {
+        let [gate] = &judged(Some("virtio"), condition)[..] else { panic!("one cell") };
+        gate.clone()
+    };
+    let ratio = |percent: f64| GateCondition::RatioAtLeast {
+        to: "pcnet".to_owned(),
+        limit: Percent::from_fraction(percent / 100.0),
+    };
+    let whole = summarise(&header, &records, &[]).expect("belongs together");
+    let goodput =
+        |arm| cell(&whole, arm, Direction::Send, Peer::Native).goodput_bytes_per_second.expect("some").median;
+    let about = goodput("virtio") / goodput("pcnet");
+    let gate = one(ratio(about * 50.0));
+    assert!(gate.figure.is_some_and(|figure| (figure / about - 1.0).abs() < 0.2), "{gate:?} {about}");
+    assert_eq!((gate.quantity, gate.verdict), (GateQuantity::Ratio, Verdict::Pass));
+    assert_eq!(one(ratio(about * 200.0)).verdict, Verdict::Fail);
+    let equal = |within: f64| GateCondition::EquivalentTo {
+        to: "native".to_owned(),
+        within: Percent::from_fraction(within),
+    };
+    assert_eq!(one(equal(0.02)).verdict, Verdict::Fail);
+    // Of all arms but the one that they are relative to.
+    let all = judged(None, equal(0.02));
+    assert!(
+        !all.is_empty() && all.iter().all(|gate| gate.cell.as_ref().is_some_and(|cell| cell.arm != "native"))
+    );
+    let exits =
+        cell(&whole, "virtio", Direction::Send, Peer::Native).exits_per_megabyte.expect("a guest has exits");
+    assert_eq!(one(GateCondition::ExitsPerMegabyteAtMost(exits * 2.0)).verdict, Verdict::Pass);
+    assert_eq!(one(GateCondition::ExitsPerMegabyteAtMost(exits / 2.0)).verdict, Verdict::Fail);
+    assert_eq!(one(GateCondition::FirstFrameAtMost(Span::from_millis(5))).verdict, Verdict::Pass);
+    assert_eq!(one(GateCondition::FirstFrameAtMost(Span::from_millis(1))).verdict, Verdict::Fail);
+    let memory = one(GateCondition::MemoryAtMost(Bytes(2 << 20)));
+    assert_eq!((memory.figure, memory.verdict), (Some(1_048_576.0), Verdict::Pass));
+    assert_eq!(memory.condition, "memory beside the guest's at most 2MiB");
+    // A native end has no exits to count.
+    let native = judged(Some("native"), GateCondition::ExitsPerMegabyteAtMost(1.0));
+    assert_eq!((native[0].figure, native[0].verdict), (None, Verdict::Inconclusive));
 }
 
 #[test]

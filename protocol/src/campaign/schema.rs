@@ -371,6 +371,14 @@ pub struct Gate {
     pub toll: Option<TollLimit>,
     /// Limit on median goodput.
     pub goodput: Option<GoodputLimit>,
+    /// Limit on goodput relative to another arm's.
+    pub ratio: Option<RatioLimit>,
+    /// Limit on exits per 10^6 bytes of payload.
+    pub exits_per_megabyte: Option<CountLimit>,
+    /// Limit on the time from the creation of a guest to its first frame.
+    pub first_frame: Option<TimeLimit>,
+    /// Limit on the memory that an idle virtual end takes beside its guest's own.
+    pub memory: Option<MemoryLimit>,
 }
 
 /// Selects cells.
@@ -401,4 +409,40 @@ pub struct TollLimit {
 pub struct GoodputLimit {
     /// At least this.
     pub at_least: BitRate,
+}
+
+/// Limit on a ratio of goodputs, paired within blocks: exactly one of `atLeast`, `within`.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RatioLimit {
+    /// Name of the arm that it is relative to.
+    pub to: String,
+    /// At least this: 95%, or 900%.
+    pub at_least: Option<Percent>,
+    /// Equal within so much, either way: 2% is 98% to 102%.
+    pub within: Option<Percent>,
+}
+
+/// Limit on a count.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CountLimit {
+    /// At most so many.
+    pub at_most: f64,
+}
+
+/// Limit on a time.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct TimeLimit {
+    /// At most this.
+    pub at_most: Span,
+}
+
+/// Limit on memory.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MemoryLimit {
+    /// At most this.
+    pub at_most: Bytes,
 }

@@ -2,18 +2,20 @@
 
 mod adapters;
 mod decorators;
+mod gates;
 mod ports;
 
 use std::collections::BTreeSet;
 
 use adapters::adapter;
 use decorators::decorators;
+use gates::gates;
 use ports::port;
 
 use super::schema::{self, Document};
 use super::{Arm, Campaign, Lab, Select, Step, Workload};
 use crate::decorators::Decorators;
-use crate::result::{Gate, GateCondition, GateSelector, Peer};
+use crate::result::Peer;
 use crate::trial::{Adapter, Direction, EndKind, NativeProgram, PcnetSwitches};
 use crate::units::{BitRate, Bytes, Span};
 
@@ -27,7 +29,6 @@ const SELECTED: std::ops::RangeInclusive<u32> = 2..=1000;
 const BLOCKS: std::ops::RangeInclusive<u32> = 1..=1000;
 const MAX_ARMS: usize = 64;
 const MAX_WORKLOADS: usize = 64;
-const MAX_GATES: usize = 64;
 /// Findings that are told of one document: whoever has so many begins with the first.
 const MAX_FINDINGS: usize = 50;
 const WRITE_SIZE: std::ops::RangeInclusive<u64> = 1..=1 << 20;
@@ -374,63 +375,4 @@ fn workload(
         }
     }
     Workload { name: name.to_owned(), directions, write_size, warm_up, duration }
-}
-
-fn gates(spec: &schema::Spec, out: &mut Findings) -> Vec<Gate> {
-    if !spec.gates.is_empty()
-        && !count(spec.gates.len(), MAX_GATES, "gate", &[Field("spec"), Field("gates")], out)
-    {
-        return Vec::new();
-    }
-    let mut gates = Vec::new();
-    for (index, written) in spec.gates.iter().enumerate() {
-        let path = [Field("spec"), Field("gates"), Index(index)];
-        let cells = &written.cells;
-        if let Some(arm) = cells.arm.as_ref().filter(|arm| !spec.arms.iter().any(|other| other.name == **arm))
-        {
-            out.add(&below(&path, &[Field("cells"), Field("arm")]), format!("there is no arm `{arm}`"));
-        }
-        let known = |name: &String| spec.workloads.iter().any(|other| other.name == *name);
-        if let Some(workload) = cells.workload.as_ref().filter(|name| !known(name)) {
-            out.add(
-                &below(&path, &[Field("cells"), Field("workload")]),
-                format!("there is no workload `{workload}`"),
-            );
-        }
-        let condition = match (&written.toll, &written.goodput) {
-            (Some(limit), None) => GateCondition::TollAtMost(limit.at_most),
-            (None, Some(limit)) => GateCondition::GoodputAtLeast(limit.at_least),
-            _ => {
-                out.add(
-                    &path,
-                    "must be exactly one condition: `toll: {atMost: 10%}` or `goodput: {atLeast: 1Gbit}`",
-                );
-                continue;
-            }
-        };
-        let cells = GateSelector {
-            arm: cells.arm.clone(),
-            workload: cells.workload.clone(),
-            direction: cells.direction,
-            peer: cells.peer.map(peer),
-        };
-        gates.push(Gate { cells, condition });
-    }
-    if let Some(baseline) = spec.arms.iter().find(|arm| arm.native.is_some()) {
-        for (index, gate) in spec.gates.iter().enumerate() {
-            if gate.toll.is_some() && gate.cells.arm.as_ref() == Some(&baseline.name) {
-                let path = [Field("spec"), Field("gates"), Index(index), Field("cells"), Field("arm")];
-                let message = format!(
-                    "`{}` is the baseline that tolls are relative to: name another arm",
-                    baseline.name
-                );
-                out.add(&path, message);
-            }
-        }
-    }
-    let tolls = gates.iter().any(|gate| matches!(gate.condition, GateCondition::TollAtMost(_)));
-    if tolls && !spec.arms.iter().any(|arm| arm.native.is_some()) {
-        out.add(&[Field("spec"), Field("gates")], "a toll is relative to native: add an arm `native: {}`");
-    }
-    gates
 }

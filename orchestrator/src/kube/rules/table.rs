@@ -58,6 +58,7 @@ pub(in super::super) const BOUNDS: &[Bound] = &[
             "spec.arms[].name",
             "spec.workloads[].name",
             "spec.gates[].cells.arm",
+            "spec.gates[].ratio.to",
             "spec.gates[].cells.workload",
         ],
         keyword: "maxLength",
@@ -73,6 +74,10 @@ pub(in super::super) const BOUNDS: &[Bound] = &[
             "spec.arms[].guest.adapter.pcnet.sendCombining.tick",
             "spec.arms[].sameStack.adapter.pcnet.sendCombining.tick",
             "spec.gates[].goodput.atLeast",
+            "spec.gates[].ratio.atLeast",
+            "spec.gates[].ratio.within",
+            "spec.gates[].firstFrame.atMost",
+            "spec.gates[].memory.atMost",
             "spec.arms[].guest.impairments.rate",
             "spec.arms[].guest.impairments.delay",
             "spec.arms[].guest.impairments.loss",
@@ -317,6 +322,7 @@ pub(in super::super) const RULES: &[Rule] = &[
     Rule {
         at: &[
             "spec.workloads[].stream.writeSize",
+            "spec.gates[].memory.atMost",
             "spec.arms[].guest.capture.limit",
             "spec.arms[].sameStack.capture.limit",
         ],
@@ -344,6 +350,7 @@ pub(in super::super) const RULES: &[Rule] = &[
         at: &[
             "spec.workloads[].stream.warmUp",
             "spec.workloads[].stream.duration",
+            "spec.gates[].firstFrame.atMost",
             "spec.arms[].guest.impairments.delay",
             "spec.arms[].sameStack.impairments.delay",
         ],
@@ -383,6 +390,8 @@ pub(in super::super) const RULES: &[Rule] = &[
     Rule {
         at: &[
             "spec.gates[].toll.atMost",
+            "spec.gates[].ratio.atLeast",
+            "spec.gates[].ratio.within",
             "spec.arms[].guest.impairments.loss",
             "spec.arms[].guest.impairments.duplicate",
             "spec.arms[].guest.impairments.reorder",
@@ -394,13 +403,6 @@ pub(in super::super) const RULES: &[Rule] = &[
         rule: concat!("self.matches(", percent!(), ")"),
         message: "is no percentage: write a number and its unit, such as `10%`",
         expression: Some("'`' + self + '` is no percentage: write a number and its unit, such as `10%`'"),
-        field: None,
-    },
-    Rule {
-        at: &["spec.gates[]"],
-        rule: "has(self.toll) != has(self.goodput)",
-        message: "must be exactly one condition: `toll: {atMost: 10%}` or `goodput: {atLeast: 1Gbit}`",
-        expression: None,
         field: None,
     },
     Rule {
