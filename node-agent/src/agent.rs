@@ -360,8 +360,8 @@ impl Agent {
         }
         let holds = |trial: &Trial| !trial.released.load(Ordering::Acquire);
         // Both ends of one trial may stand here.
-        let others = self.trials.iter().filter(|(id, _)| id.near() != trial.near());
-        let running = others.into_iter().find(|(_, other)| holds(other)).map(|(id, _)| *id);
+        let mut others = self.trials.iter().filter(|(id, _)| id.near() != trial.near());
+        let running = others.find(|(_, other)| holds(other)).map(|(id, _)| *id);
         let failure = match running {
             _ if stopping => Some(Failure::new("the agent was told to stop")),
             Some(other) => Some(Failure::new(format!("this host is busy with trial {other}"))),

@@ -99,6 +99,13 @@ struct Held {
     orphaned: bool,
 }
 
+impl Held {
+    /// Whether it has a port that is an interface of the host.
+    fn is_on_the_wire(&self) -> bool {
+        self.port.as_ref().is_some_and(|port| port.interface().is_some())
+    }
+}
+
 impl Runner {
     /// Lives the trial from `first` to its end, which is `TornDown`. If the agent has dropped the other end of
     /// `events`, the trial shuts down. Returns what is left of it on the host, as `TornDown` says.
@@ -197,10 +204,10 @@ impl Runner {
                 }
             }
             Command::AttachPort => {
-                let on_the_wire = held.port.as_ref().is_some_and(|port| port.interface().is_some());
-                let answer = match on_the_wire {
-                    true => self.host.network.attach(trial, &self.station()).await,
-                    false => Ok(()),
+                let answer = if held.is_on_the_wire() {
+                    self.host.network.attach(trial, &self.station()).await
+                } else {
+                    Ok(())
                 };
                 held.answers
                     .push_back(answer.map_or_else(failed(Event::PortFailed), |()| Event::PortAttached));
@@ -228,7 +235,7 @@ impl Runner {
             }
             Command::Conclude(Err(failure)) => {
                 tracing::warn!(%trial, reason = failure.reason, "failed");
-                if held.port.as_ref().is_some_and(|port| port.interface().is_some()) {
+                if held.is_on_the_wire() {
                     self.host.network.doubt(self.end.address.address);
                 }
                 self.send(FromAgent::Failed { trial, failure }).await;

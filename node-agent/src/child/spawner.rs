@@ -48,7 +48,8 @@ impl Spawner {
     }
 
     /// Starts `program --control-fd N` in a process group of its own, with standard input and output at
-    /// /dev/null and standard error piped; it inherits `socket` too, under the same number. The other end of the control socket is returned beside it.
+    /// /dev/null and standard error piped; it inherits `socket` too, under the same number. The other end of the control
+    /// socket is returned beside it.
     ///
     /// # Errors
     /// The system's, also those of the steps between fork and exec.
