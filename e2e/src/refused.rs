@@ -65,6 +65,9 @@ const NAT: &str =
     "nobody can connect to an end behind address translation: write `peers: [native]` in the arm";
 const WHOLE: &str = "address translation carries whole frames with their checksums: leave `checksumOffload`, `tso` and \
                      `segmentCombining` off";
+const ONE_QUEUE: &str = "a hub and address translation have one queue: write `queuePairs: 1`, or another port";
+const ONE_ORDER: &str = "impairments and a capture are of one queue, in whose order frames go: write `queuePairs: 1`, or leave \
+                         them out";
 const CONDITION: &str = "must be exactly one condition: `toll: {atMost: 10%}`, `goodput: {atLeast: 1Gbit}`";
 const WITHIN: &str = "is out of range: write more than 0% and at most 50%";
 const PORT: &str = "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; leave it out for what the host's \
@@ -143,6 +146,16 @@ pub const CASES: &[Refused] = &[
         "adapter: {virtioNet: {tso: true}}",
         "needs the checksum offload (virtio 1.2, 5.1.3.1): write `checksumOffload: true, tso: true`",
     ),
+    one(VIRTIO, "adapter: {virtioNet: {controlQueue: true, queuePairs: 9}}", "is out of range: write 1 to 8"),
+    one(VIRTIO, "adapter: {virtioNet: {queuePairs: 0}}", "is out of range: write 1 to 8"),
+    one(
+        VIRTIO,
+        "adapter: {virtioNet: {queuePairs: 2}}",
+        "more than one need the control queue (virtio 1.2, 5.1.3.1): write `controlQueue: true` too",
+    ),
+    one(VIRTIO, "adapter: {virtioNet: {controlQueue: true, queuePairs: 2}}, port: {nat: {}}", ONE_QUEUE),
+    one(VIRTIO, "adapter: {virtioNet: {controlQueue: true, queuePairs: 2}}, capture: {}", ONE_ORDER),
+    one(VIRTIO, "adapter: {virtioNet: {controlQueue: true, queuePairs: 2}}, impairments: {loss: 1%}", ONE_ORDER),
     one(VIRTIO, "adapter: {virtioNet: {}}, port: {}", PORT),
     one(VIRTIO, "adapter: {virtioNet: {}}, port: {tap: {}, macvtap: {}}", PORT),
     one(VIRTIO, "adapter: {virtioNet: {}}, port: {hub: {}}", HUB),

@@ -150,6 +150,12 @@ pub struct FrameCounters {
     pub receive_bytes: u64,
     /// Frames for the guest that found no buffer.
     pub receive_drops: u64,
+    /// Frames that came and that the driver of a virtio-net does not want: its filter kept them away.
+    #[serde(default)]
+    pub receive_filtered: u64,
+    /// Commands of the driver of a virtio-net, by its control queue.
+    #[serde(default)]
+    pub commands: u64,
     /// Interrupts raised by the adapter.
     pub interrupts: u64,
     /// Descriptors or register accesses of the guest that were malformed.
@@ -166,6 +172,8 @@ impl FrameCounters {
             receive_frames: self.receive_frames.saturating_sub(earlier.receive_frames),
             receive_bytes: self.receive_bytes.saturating_sub(earlier.receive_bytes),
             receive_drops: self.receive_drops.saturating_sub(earlier.receive_drops),
+            receive_filtered: self.receive_filtered.saturating_sub(earlier.receive_filtered),
+            commands: self.commands.saturating_sub(earlier.commands),
             interrupts: self.interrupts.saturating_sub(earlier.interrupts),
             guest_errors: self.guest_errors.saturating_sub(earlier.guest_errors),
         }

@@ -238,6 +238,76 @@ pub struct VirtioNetSwitches {
     /// A thread of its own moves the frames, woken by notifications that KVM answers itself (KVM_IOEVENTFD), so that the
     /// guest goes on meanwhile.
     pub io_thread: bool,
+    /// The driver says what it wants to receive: VIRTIO_NET_F_CTRL_VQ and what is commanded by it (5.1.6.5).
+    #[serde(default)]
+    pub control_queue: bool,
+    /// Pairs of a receive and a transmit queue: VIRTIO_NET_F_MQ (5.1.2). More than one need `control_queue` (5.1.3.1).
+    #[serde(default)]
+    pub queue_pairs: QueuePairs,
+}
+
+/// A number of queue pairs, from 1 to [`MAX`](Self::MAX).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "u32", into = "u32")]
+pub struct QueuePairs(u8);
+
+impl QueuePairs {
+    /// One.
+    pub const ONE: Self = Self(1);
+    /// Most.
+    pub const MAX: u32 = 8;
+
+    /// So many, if there can be.
+    pub fn new(count: u32) -> Option<Self> {
+        u8::try_from(count).ok().filter(|_| (1..=Self::MAX).contains(&count)).map(Self)
+    }
+
+    /// How many.
+    pub const fn count(self) -> usize {
+        self.0 as usize
+    }
+
+    /// The switch that makes it so many; none for one.
+    const fn name(self) -> Option<&'static str> {
+        match self.0 {
+            2 => Some("queuePairs: 2"),
+            3 => Some("queuePairs: 3"),
+            4 => Some("queuePairs: 4"),
+            5 => Some("queuePairs: 5"),
+            6 => Some("queuePairs: 6"),
+            7 => Some("queuePairs: 7"),
+            8 => Some("queuePairs: 8"),
+            _ => None,
+        }
+    }
+}
+
+impl Default for QueuePairs {
+    fn default() -> Self {
+        Self::ONE
+    }
+}
+
+impl TryFrom<u32> for QueuePairs {
+    type Error = String;
+    fn try_from(count: u32) -> Result<Self, String> {
+        Self::new(count).ok_or_else(|| format!("{count} queue pairs: there are 1 to {}", Self::MAX))
+    }
+}
+
+impl From<QueuePairs> for u32 {
+    fn from(pairs: QueuePairs) -> Self {
+        pairs.0.into()
+    }
+}
+
+impl JsonSchema for QueuePairs {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "QueuePairs".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"description": "Queue pairs.", "type": "integer", "minimum": 1, "maximum": Self::MAX})
+    }
 }
 
 impl VirtioNetSwitches {
@@ -249,6 +319,8 @@ impl VirtioNetSwitches {
         event_index: false,
         segment_combining: false,
         io_thread: false,
+        control_queue: false,
+        queue_pairs: QueuePairs::ONE,
     };
 
     /// Whether frames cross the port with a `virtio_net_hdr` before them.
@@ -257,8 +329,16 @@ impl VirtioNetSwitches {
     }
 
     fn names(self) -> Vec<&'static str> {
-        let Self { checksum_offload, tso, mergeable_buffers, event_index, segment_combining, io_thread } =
-            self;
+        let Self {
+            checksum_offload,
+            tso,
+            mergeable_buffers,
+            event_index,
+            segment_combining,
+            io_thread,
+            control_queue,
+            queue_pairs,
+        } = self;
         let all = [
             (checksum_offload, "checksumOffload"),
             (tso, "tso"),
@@ -266,8 +346,10 @@ impl VirtioNetSwitches {
             (event_index, "eventIndex"),
             (segment_combining, "segmentCombining"),
             (io_thread, "ioThread"),
+            (control_queue, "controlQueue"),
         ];
-        all.into_iter().filter_map(|(on, name)| on.then_some(name)).collect()
+        let on = all.into_iter().filter_map(|(on, name)| on.then_some(name));
+        on.chain(queue_pairs.name()).collect()
     }
 }
 

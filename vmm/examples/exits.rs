@@ -43,7 +43,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             deadline: Span::from_millis(1),
         })?;
         let (port, _other) = memory::pair(1)?;
-        let runner = start(&config, Program::SelfTest(case), Box::new(port))?;
+        let runner = start(&config, Program::SelfTest(case), vec![Box::new(port)])?;
         let recording = loop {
             match runner.next_event(Instant::now() + Duration::from_secs(20)) {
                 Some(Event::Ended(Ok(recording))) => break recording,

@@ -64,7 +64,7 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
         address: config.address.address.octets(),
         prefix: u32::from(config.address.prefix),
         gateway: config.gateway.map_or([0; 4], |gateway| gateway.octets()),
-        reserved: 0,
+        queue_pairs: queue_pairs(&config.adapter),
         listen_port: LISTEN_PORT,
         mac: config.mac.0,
         random_seed: match program {
@@ -79,14 +79,23 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
 fn switches(adapter: &Adapter) -> u64 {
     let Adapter::VirtioNet(switches) = adapter else { return 0 };
     // The guest knows nothing of `segment_combining`.
-    let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index, io_thread, .. } =
-        *switches;
+    let VirtioNetSwitches {
+        checksum_offload, tso, mergeable_buffers, event_index, io_thread, control_queue, ..
+    } = *switches;
     let bits = [
         (checksum_offload, virtio_net::CHECKSUM_OFFLOAD),
         (tso, virtio_net::TSO),
         (mergeable_buffers, virtio_net::MERGEABLE_BUFFERS),
         (event_index, virtio_net::EVENT_INDEX),
         (io_thread, virtio_net::IO_THREAD),
+        (control_queue, virtio_net::CONTROL_QUEUE),
     ];
     bits.into_iter().filter(|(on, _)| *on).fold(0, |bits, (_, bit)| bits | bit)
+}
+
+fn queue_pairs(adapter: &Adapter) -> u32 {
+    match adapter {
+        Adapter::Pcnet(_) => 1,
+        Adapter::VirtioNet(switches) => switches.queue_pairs.into(),
+    }
 }

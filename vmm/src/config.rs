@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toll_protocol::child::{Engine, VmmConfig, VmmPort};
 use toll_protocol::decorators::{Capture, Impairments};
-use toll_protocol::trial::{Adapter, Direction, Open, StreamJob};
+use toll_protocol::trial::{Adapter, Direction, Open, QueuePairs, StreamJob};
 use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress};
 
 use crate::layout::{LARGE_PAGE, MEMORY_MAX, MEMORY_MIN};
@@ -49,6 +49,9 @@ pub enum ConfigError {
     /// Segmentation without checksums.
     #[error("the adapter's switch tso needs checksumOffload (virtio 1.2, 5.1.3.1)")]
     Segmentation,
+    /// Several queue pairs without what they need.
+    #[error("more than one queue pair and {0} don't go together")]
+    QueuePairs(&'static str),
     /// The MAC address is a group address or zero.
     #[error("{0} is no MAC address of one adapter")]
     Mac(MacAddress),
@@ -182,6 +185,20 @@ impl TryFrom<VmmConfig> for EndConfig {
         if matches!(&adapter, Adapter::VirtioNet(switches) if switches.tso && !switches.checksum_offload) {
             return Err(ConfigError::Segmentation);
         }
+        if let Adapter::VirtioNet(switches) = &adapter
+            && switches.queue_pairs > QueuePairs::ONE
+        {
+            let lacking = match &port {
+                _ if !switches.control_queue => Some("no control queue"),
+                VmmPort::Hub { .. } | VmmPort::Nat { .. } => Some("a port of one queue"),
+                _ if impairments.is_some() => Some("impairments"),
+                _ if capture.is_some() => Some("a capture"),
+                _ => None,
+            };
+            if let Some(lacking) = lacking {
+                return Err(ConfigError::QueuePairs(lacking));
+            }
+        }
         if let Some(name) = port.interface().filter(|name| !is_interface_name(name)) {
             return Err(ConfigError::PortName(name.to_owned()));
         }
@@ -248,7 +265,7 @@ impl TryFrom<VmmConfig> for EndConfig {
 
 #[cfg(test)]
 mod tests {
-    use toll_protocol::trial::TrialId;
+    use toll_protocol::trial::{TrialId, VirtioNetSwitches};
     use toll_protocol::units::Span;
 
     use super::*;
@@ -323,8 +340,7 @@ mod tests {
         };
         assert!(behind(|c| c.gateway = None).contains("no gateway"));
         assert!(behind(|c| c.job.open = Open::Listen).contains("a listening end"));
-        let offload =
-            toll_protocol::trial::VirtioNetSwitches { checksum_offload: true, ..Default::default() };
+        let offload = VirtioNetSwitches { checksum_offload: true, ..Default::default() };
         let mut config = good();
         (config.port, config.gateway) = (translated(), Some(Ipv4Addr::new(10, 77, 0, 1)));
         assert!(EndConfig::try_from(config.clone()).is_ok());
@@ -334,6 +350,23 @@ mod tests {
             let gateway = Ipv4Addr::from(gateway);
             assert!(refused(|c| c.gateway = Some(gateway)).contains("is no other host"), "{gateway}");
         }
+    }
+
+    #[test]
+    fn several_queue_pairs_need_a_control_queue_and_a_port_of_as_many_queues() {
+        let pairs = |control_queue| {
+            let queue_pairs = QueuePairs::new(2).expect("two");
+            Adapter::VirtioNet(VirtioNetSwitches { control_queue, queue_pairs, ..Default::default() })
+        };
+        assert!(refused(|c| c.adapter = pairs(false)).contains("no control queue"));
+        let several = |change: fn(&mut VmmConfig)| {
+            refused(|c| {
+                c.adapter = pairs(true);
+                change(c);
+            })
+        };
+        assert!(several(|c| c.port = VmmPort::Hub { descriptor: 3 }).contains("one queue"));
+        assert!(several(|c| c.impairments = Some(Impairments::default())).contains("impairments"));
     }
 
     #[test]

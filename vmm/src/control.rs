@@ -178,13 +178,13 @@ impl Control {
             ChildCommand::Configure(config) => EndConfig::try_from(config)?,
             other => return Err(out_of_turn(&other, "Configure")),
         };
-        let port = open_port(&config)?;
+        let ports = open_ports(&config)?;
         self.send(&ChildEvent::PortOpened)?;
         match self.command("PortAttached")? {
             ChildCommand::PortAttached => {}
             other => return Err(out_of_turn(&other, "PortAttached")),
         }
-        let runner = runner::start(&config, Program::Traffic, port)?;
+        let runner = runner::start(&config, Program::Traffic, ports)?;
         self.boot(&runner, config.deadline)?;
         let address = SocketAddrV4::new(config.address.address, LISTEN_PORT);
         self.send(&ChildEvent::Ready(EndReady { address }))?;
@@ -339,16 +339,29 @@ impl Control {
     }
 }
 
-/// The host side of the adapter, with headers if the adapter's offloads need them.
-fn open_port(config: &EndConfig) -> Result<Box<dyn Port>, PortError> {
-    let framing = match &config.adapter {
-        Adapter::VirtioNet(switches) if switches.offloads() => Framing::VirtioNetHeader,
-        _ => Framing::Bare,
+fn boxed<P: Port + 'static>(ports: Vec<P>) -> Vec<Box<dyn Port>> {
+    ports.into_iter().map(|port| -> Box<dyn Port> { Box::new(port) }).collect()
+}
+
+/// The host side of the adapter, with headers if the adapter's offloads need them: a port for each queue pair.
+fn open_ports(config: &EndConfig) -> Result<Vec<Box<dyn Port>>, PortError> {
+    let (framing, pairs) = match &config.adapter {
+        Adapter::VirtioNet(switches) => {
+            let framing =
+                if switches.offloads() { Framing::VirtioNetHeader } else { Framing::Bare };
+            (framing, switches.queue_pairs.count())
+        }
+        Adapter::Pcnet(_) => (Framing::Bare, 1),
     };
     let mut port: Box<dyn Port> = match &config.port {
+        VmmPort::Tap { name } if pairs > 1 => return Ok(boxed(Tap::create_queues(name, framing, pairs)?)),
         VmmPort::Tap { name } => Box::new(Tap::create(name, framing)?),
         VmmPort::Macvtap { name, major, minor } => {
-            Box::new(Macvtap::open(name, Device { major: *major, minor: *minor }, framing)?)
+            let device = Device { major: *major, minor: *minor };
+            if pairs > 1 {
+                return Ok(boxed(Macvtap::open_queues(name, device, framing, pairs)?));
+            }
+            Box::new(Macvtap::open(name, device, framing)?)
         }
         VmmPort::Hub { descriptor } => Box::new(Hub::inherited(*descriptor, framing)?),
         VmmPort::Nat { outside } => {
@@ -369,7 +382,7 @@ fn open_port(config: &EndConfig) -> Result<Box<dyn Port>, PortError> {
         })?;
         port = Box::new(Capture::new(port, Box::new(BufWriter::new(file)), capture.limit.0)?);
     }
-    Ok(port)
+    Ok(vec![port])
 }
 
 /// Stops a program that is late.

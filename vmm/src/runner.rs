@@ -21,7 +21,7 @@ use toll_protocol::trial::{self, PcnetSwitches};
 use toll_vnic::adapter::pcnet::Pcnet;
 use toll_vnic::adapter::virtio_net::VirtioNet;
 use toll_vnic::adapter::{Adapter, AdapterError};
-use toll_vnic::port::Port;
+use toll_vnic::port::{Port, PortError};
 
 use crate::boot::Program;
 use crate::clock::CpuClock;
@@ -93,11 +93,16 @@ pub struct Runner {
     thread: JoinHandle<()>,
 }
 
-/// Starts the end that `config` describes behind `port`, on a thread of its own.
+/// Starts the end that `config` describes behind `ports`, one for each of its adapter's queue pairs, on a thread of its
+/// own.
 ///
 /// # Errors
 /// [`StartError`]. What goes wrong later comes as [`Event::Ended`].
-pub fn start(config: &EndConfig, program: Program, port: Box<dyn Port>) -> Result<Runner, StartError> {
+pub fn start(
+    config: &EndConfig,
+    program: Program,
+    mut ports: Vec<Box<dyn Port>>,
+) -> Result<Runner, StartError> {
     let failed = |call| move |errno: Errno| StartError::System { call, source: errno.into() };
     install_signal_handler().map_err(failed("sigaction"))?;
     let memory = allocate(config.memory)?;
@@ -105,12 +110,14 @@ pub fn start(config: &EndConfig, program: Program, port: Box<dyn Port>) -> Resul
     let mut io = None;
     let (adapter, switches): (Box<dyn Adapter>, Option<PcnetSwitches>) = match config.adapter {
         trial::Adapter::Pcnet(switches) => {
+            let port = ports.pop().filter(|_| ports.is_empty());
+            let port = port.ok_or(AdapterError::Port(PortError::Queues { pairs: 1, ports: ports.len() }))?;
             let chip = Pcnet::new(memory, port, config.mac);
             let chip = if switches.send_combining.is_some() { chip.holding_back() } else { chip };
             (Box::new(chip), Some(switches))
         }
         trial::Adapter::VirtioNet(switches) => {
-            let device = Box::new(VirtioNet::new(memory, port, config.mac, config.mtu, switches)?);
+            let device = Box::new(VirtioNet::new(memory, ports, config.mac, config.mtu, switches)?);
             if switches.io_thread {
                 let remote = Remote::start(device)?;
                 io = Some(remote.io()?);

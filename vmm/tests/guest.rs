@@ -51,7 +51,7 @@ fn config(adapter: Adapter) -> EndConfig {
 /// Boots the self-test program with a port that nobody else holds.
 fn boot(adapter: Adapter, case: u64) -> Runner {
     let (port, _other) = memory::pair(64).expect("ports");
-    start(&config(adapter), Program::SelfTest(case), Box::new(port)).expect("starts")
+    start(&config(adapter), Program::SelfTest(case), vec![Box::new(port)]).expect("starts")
 }
 
 fn ended(runner: &Runner) -> Ended {

@@ -18,11 +18,13 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use program::{End, PORT, VIRTIO_NET};
 use support::{PATIENCE, bring_up, enter_namespace};
 use toll_guest::program::pattern;
-use toll_protocol::trial::VirtioNetSwitches;
+use toll_protocol::trial::{QueuePairs, VirtioNetSwitches};
 use toll_vmm::io_thread::Remote;
-use toll_vnic::port::Framing;
+use toll_vnic::port::{Framing, Port};
 use toll_vnic::port::tap::Tap;
 
+/// The TAP.
+const NAME: &str = "toll-peer";
 /// Of each write, and so the period of the stream.
 const WRITE_SIZE: usize = 50_000;
 
@@ -66,10 +68,13 @@ fn transfer(switches: VirtioNetSwitches, program_sends: bool) -> Result<(), Fail
     let base = if program_sends { End::sender(VIRTIO_NET) } else { End::receiver(VIRTIO_NET) };
     let duration = Duration::from_millis(150);
     let end =
-        End { switches, arena: 8 << 20, write_size: WRITE_SIZE as u32, listens: true, duration, ..base };
+        End { switches, arena: 16 << 20, write_size: WRITE_SIZE as u32, listens: true, duration, ..base };
     let framing = if switches.offloads() { Framing::VirtioNetHeader } else { Framing::Bare };
-    let tap = Tap::create("toll-peer", framing)?;
-    bring_up(tap.name(), Ipv4Addr::new(10, 9, 0, end.peer), end.mtu as u16)?;
+    let taps = match switches.queue_pairs.count() {
+        1 => vec![Tap::create(NAME, framing)?],
+        pairs => Tap::create_queues(NAME, framing, pairs)?,
+    };
+    bring_up(NAME, Ipv4Addr::new(10, 9, 0, end.peer), end.mtu as u16)?;
     let address = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, end.host), PORT);
     let kernel = thread::spawn(move || {
         let stream = TcpStream::connect_timeout(&address.into(), PATIENCE)?;
@@ -77,7 +82,8 @@ fn transfer(switches: VirtioNetSwitches, program_sends: bool) -> Result<(), Fail
         stream.set_write_timeout(Some(PATIENCE))?;
         if program_sends { receive(stream, duration * 2) } else { send(stream) }
     });
-    let (result, outcome) = end.run_behind(Box::new(tap), |adapter| {
+    let ports = taps.into_iter().map(|tap| -> Box<dyn Port> { Box::new(tap) }).collect();
+    let (result, outcome) = end.run_behind(ports, |adapter| {
         if switches.io_thread { Box::new(Remote::start(adapter).unwrap()) } else { adapter }
     });
     result?;
@@ -89,27 +95,44 @@ fn transfer(switches: VirtioNetSwitches, program_sends: bool) -> Result<(), Fail
     Ok(())
 }
 
-fn main() -> ExitCode {
-    let mut arguments = Arguments::from_args();
-    // One TAP and one network.
-    arguments.test_threads = Some(1);
-    let obstacle = if arguments.list { Ok(()) } else { enter_namespace() };
-    let mut trials = Vec::new();
-    for bits in 0..64 {
+/// Those of the driver in all combinations; a thread of its own, the control queue and several pairs with none of the
+/// others and with all of them.
+fn combinations() -> Vec<VirtioNetSwitches> {
+    let pairs = |count| QueuePairs::new(count).expect("in range");
+    let mut all = Vec::new();
+    for bits in 0..32 {
         let switches = VirtioNetSwitches {
             checksum_offload: bits & 1 != 0,
             tso: bits & 2 != 0,
             mergeable_buffers: bits & 4 != 0,
             event_index: bits & 8 != 0,
             segment_combining: bits & 16 != 0,
-            io_thread: bits & 32 != 0,
+            ..VirtioNetSwitches::OFF
         };
-        // With a thread of its own the device is the same: none of the others and all of them.
-        let wanted = !switches.io_thread || matches!(bits & 31, 0 | 31);
-        if switches.tso && !switches.checksum_offload || !wanted {
+        if switches.tso && !switches.checksum_offload {
             continue;
         }
-        let on = toll_protocol::trial::Adapter::VirtioNet(switches).switches().join("_");
+        all.push(switches);
+        if matches!(bits, 0 | 31) {
+            let commanded = VirtioNetSwitches { control_queue: true, ..switches };
+            let several = [2, 4].map(|count| VirtioNetSwitches { queue_pairs: pairs(count), ..commanded });
+            let synchronous = [commanded, several[0], several[1]];
+            let threaded = [switches, commanded, several[0]]
+                .map(|switches| VirtioNetSwitches { io_thread: true, ..switches });
+            all.extend(synchronous.into_iter().chain(threaded));
+        }
+    }
+    all
+}
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // One TAP and one network.
+    arguments.test_threads = Some(1);
+    let obstacle = if arguments.list { Ok(()) } else { enter_namespace() };
+    let mut trials = Vec::new();
+    for switches in combinations() {
+        let on = toll_protocol::trial::Adapter::VirtioNet(switches).switches().join("_").replace(": ", "_");
         for (verb, program_sends) in [("sends", true), ("receives", false)] {
             let name = format!("the_program_{verb}_with_{}", if on.is_empty() { "nothing" } else { &on });
             trials.push(match &obstacle {

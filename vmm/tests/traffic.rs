@@ -168,6 +168,7 @@ fn combinations() -> impl Iterator<Item = VirtioNetSwitches> {
         event_index: bits & 8 != 0,
         segment_combining: bits & 16 != 0,
         io_thread: bits & 32 != 0,
+        ..VirtioNetSwitches::OFF
     });
     // Those of the driver in all combinations; what the device does of its own accord with none of them and with all.
     let ours = |switches: &VirtioNetSwitches| switches.segment_combining || switches.io_thread;

@@ -132,6 +132,19 @@ pub(crate) fn head<const N: usize>(parts: &[IoSliceMut<'_>]) -> [u8; N] {
     bytes
 }
 
+/// `N` bytes of `parts`, `skip` bytes from their beginning; zero where there are none.
+pub(crate) fn head_at<const N: usize>(parts: &[IoSliceMut<'_>], mut skip: usize) -> [u8; N] {
+    let (mut bytes, mut filled) = ([0; N], 0);
+    for part in parts {
+        let from = skip.min(part.len());
+        skip -= from;
+        let count = (part.len() - from).min(N - filled);
+        bytes[filled..filled + count].copy_from_slice(&part[from..from + count]);
+        filled += count;
+    }
+    bytes
+}
+
 /// The 32-bit words that hold any of `length` bytes at `address`.
 fn words(address: u64, length: usize) -> impl Iterator<Item = GuestAddress> {
     (address & !3..address + length as u64).step_by(4).map(GuestAddress)
@@ -217,6 +230,8 @@ mod tests {
         let mut parts = [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)];
         write_at(&mut parts, 2, &[1, 2, 3]);
         assert_eq!(head::<6>(&parts), [0, 0, 1, 2, 3, 0]);
+        assert_eq!(head_at::<3>(&parts, 2), [1, 2, 3]);
+        assert_eq!(head_at::<3>(&parts, 5), [0, 0, 0], "two of them are not there");
         write_at(&mut parts, 6, &[9, 9, 9]);
         assert_eq!((a, b), ([0, 0, 1], [2, 3, 0, 9]));
     }

@@ -49,6 +49,14 @@ pub enum PortError {
     /// The adapter's offloads need a header before each frame, and the port has none.
     #[error("the adapter's offloads need a port whose frames have a virtio_net_hdr")]
     NoHeaders,
+    /// A queue pair has no port of its own, or a port no pair.
+    #[error("{pairs} queue pairs need as many ports, and there are {ports}")]
+    Queues {
+        /// Queue pairs.
+        pairs: usize,
+        /// Ports.
+        ports: usize,
+    },
 }
 
 /// What stands before a frame on its way through a port.
@@ -69,6 +77,15 @@ impl Framing {
             Self::VirtioNetHeader => vnet_header::LENGTH,
         }
     }
+}
+
+/// Whether an interface has one queue or several, of which each is a port (IFF_MULTI_QUEUE).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Queues {
+    /// One.
+    Single,
+    /// Several: the kernel sends the frames of a flow to the queue that its frames came from last.
+    Multiple,
 }
 
 /// Which frames an adapter takes from a port with headers before they are finished.
@@ -123,6 +140,15 @@ pub trait Port: Send {
     /// # Errors
     /// [`PortError::Io`].
     fn set_offloads(&mut self, _offloads: Offloads) -> Result<(), PortError> {
+        Ok(())
+    }
+
+    /// Whether frames are to come this way: a port that is one queue of a network interface gets none while it is
+    /// detached. Attached, until this is called. Without meaning to a port that is all there is.
+    ///
+    /// # Errors
+    /// [`PortError::Io`].
+    fn set_attached(&mut self, _attached: bool) -> Result<(), PortError> {
         Ok(())
     }
 

@@ -265,6 +265,11 @@ pub struct VirtioNet {
     pub segment_combining: Option<bool>,
     /// A thread of its own moves the frames while the guest goes on. Default false.
     pub io_thread: Option<bool>,
+    /// The guest's driver says which frames it wants, and by how many queue pairs. Default false.
+    pub control_queue: Option<bool>,
+    /// Pairs of a receive and a transmit queue, 1 to 8; more than one need `controlQueue` and a port with as many: a TAP or
+    /// a macvtap. Default 1.
+    pub queue_pairs: Option<u32>,
 }
 
 /// A port: at most one field; without one it is what the host's agent offers.

@@ -72,6 +72,8 @@ fn the_switches_of_virtio_net_are_off_unless_set() {
     assert_eq!(all.switches(), ["checksumOffload", "tso", "mergeableBuffers", "eventIndex"]);
     assert_eq!(all.to_string(), "virtio-net", "a metric label has no switches in it");
     assert_eq!(adapter("checksumOffload: true, tso: false").switches(), ["checksumOffload"]);
+    assert_eq!(adapter("controlQueue: true, queuePairs: 1").switches(), ["controlQueue"]);
+    assert_eq!(adapter("controlQueue: true, queuePairs: 8").switches(), ["controlQueue", "queuePairs: 8"]);
 }
 
 #[test]

@@ -294,7 +294,7 @@ fn arm(
         (Some(own), false) => peers(Some(own), &below(path, &[Field("peers")]), out),
         (None, false) => peers_of_all.to_vec(),
     };
-    ports::check(&kind, &peers, path, out);
+    ports::check(&kind, &decorated, &peers, path, out);
     Some(Arm { name: written.name.clone(), kind, decorators: decorated, cpu, peers, paper: written.paper })
 }
 

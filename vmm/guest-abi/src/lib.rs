@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// `BootInfo::magic`: "TOLLBOOT".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TOLLBOOT");
 /// Version of this interface.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// Doorbells: 32-bit writes to an I/O port.
 pub mod doorbell {
@@ -58,6 +58,8 @@ pub mod virtio_net {
     /// The device looks at its rings while the program runs: it says whether it wants to be notified of buffers, and
     /// interrupts a wait for room if it is asked to.
     pub const IO_THREAD: u64 = 1 << 4;
+    /// The device is told what to receive, and by how many queue pairs.
+    pub const CONTROL_QUEUE: u64 = 1 << 5;
 }
 
 /// `BootInfo::direction`.
@@ -114,8 +116,8 @@ pub struct BootInfo {
     pub prefix: u32,
     /// IPv4 address of who takes what goes to other networks, network order; 0.0.0.0 if there is nobody.
     pub gateway: [u8; 4],
-    /// No meaning: it fills the space.
-    pub reserved: u32,
+    /// Queue pairs that a virtio-net driver is to use.
+    pub queue_pairs: u32,
     /// TCP port to listen on.
     pub listen_port: u16,
     /// MAC address; zero bytes pad it.

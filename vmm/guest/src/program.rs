@@ -32,7 +32,7 @@ use toll_guest_abi::{
 use crate::device::Device;
 use crate::dma::Dma;
 use crate::driver::pcnet::{self, PcnetDriver};
-use crate::driver::virtio_net::{Setup, VirtioNetDriver};
+use crate::driver::virtio_net::{MAX_PAIRS, Setup, VirtioNetDriver};
 use crate::driver::{Driver, DriverError, ETHERNET_HEADER};
 use crate::platform::Platform;
 use crate::retransmits::Retransmits;
@@ -155,7 +155,11 @@ pub fn run<P: Platform>(
         adapter::VIRTIO_NET => {
             let tso = boot.switches & virtio_net::TSO != 0;
             check(!tso || boot.switches & virtio_net::CHECKSUM_OFFLOAD != 0, "switches")?;
-            let setup = Setup { mtu, switches: boot.switches, sends: boot.direction == direction::SEND };
+            let pairs = boot.queue_pairs as usize;
+            check((1..=MAX_PAIRS).contains(&pairs), "queue_pairs")?;
+            check(pairs == 1 || boot.switches & virtio_net::CONTROL_QUEUE != 0, "queue_pairs")?;
+            let sends = boot.direction == direction::SEND;
+            let setup = Setup { mtu, switches: boot.switches, sends, pairs };
             let bulk = if tso { LARGE_BULK_BUFFER } else { BULK_BUFFER };
             let buffers = Buffers::fit(boot, setup.memory(), bulk)?;
             let driver = VirtioNetDriver::open(platform, setup)?;

@@ -118,6 +118,10 @@ impl Port for Capture {
         self.port.set_offloads(offloads)
     }
 
+    fn set_attached(&mut self, attached: bool) -> Result<(), PortError> {
+        self.port.set_attached(attached)
+    }
+
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.port.fd()
     }

@@ -167,6 +167,10 @@ impl Port for Impaired {
         self.port.set_offloads(offloads)
     }
 
+    fn set_attached(&mut self, attached: bool) -> Result<(), PortError> {
+        self.port.set_attached(attached)
+    }
+
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.ready.0.as_fd())
     }

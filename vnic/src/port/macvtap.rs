@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use rustix::fs::{FileType, Mode, OFlags, makedev, mknodat, openat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
-use super::{Framing, Offloads, Port, PortError, Sent, descriptor, tun};
+use super::{Framing, Offloads, Port, PortError, Queues, Sent, descriptor, tun};
 
 /// What may wait to be sent, in bytes of kernel memory: no bound, as a TAP has none (`tun->sndbuf`); the NIC's queue
 /// bounds it. The default of a socket would drop frames that the wire could take.
@@ -41,6 +41,7 @@ pub struct Macvtap {
     descriptor: OwnedFd,
     name: String,
     framing: Framing,
+    attached: bool,
 }
 
 impl Macvtap {
@@ -49,6 +50,23 @@ impl Macvtap {
     /// # Errors
     /// [`PortError::Open`] with what to do: no node can be made or opened, or the device is another link's.
     pub fn open(name: &str, device: Device, framing: Framing) -> Result<Self, PortError> {
+        Self::open_queue(name, device, framing, Queues::Single)
+    }
+
+    /// As [`open`](Self::open), with `count` queues, all attached: each port is one of them.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_queues(
+        name: &str,
+        device: Device,
+        framing: Framing,
+        count: usize,
+    ) -> Result<Vec<Self>, PortError> {
+        (0..count).map(|_| Self::open_queue(name, device, framing, Queues::Multiple)).collect()
+    }
+
+    fn open_queue(name: &str, device: Device, framing: Framing, queues: Queues) -> Result<Self, PortError> {
         let Device { major, minor } = device;
         let port = || format!("macvtap `{name}` ({major}:{minor})");
         let refused = |advice, error: Errno| PortError::Open { port: port(), advice, source: error.into() };
@@ -58,13 +76,13 @@ impl Macvtap {
         if of_link != name.as_bytes() {
             return Err(refused("the number is another link's by now: the link was removed", Errno::ENODEV));
         }
-        tun::set_interface(descriptor.as_fd(), "", framing).map_err(|error| match framing {
+        tun::set_interface(descriptor.as_fd(), "", framing, queues).map_err(|error| match framing {
             Framing::Bare => refused("it takes no plain frames", error),
             Framing::VirtioNetHeader => refused(tun::of_header(error), error),
         })?;
         tun::set_send_buffer(descriptor.as_fd(), SEND_BUFFER)
             .map_err(|error| refused("its send buffer can't be set", error))?;
-        Ok(Self { descriptor, name: name.to_owned(), framing })
+        Ok(Self { descriptor, name: name.to_owned(), framing, attached: true })
     }
 
     /// Name of the link.
@@ -152,6 +170,15 @@ impl Port for Macvtap {
             Framing::VirtioNetHeader => tun::set_offloads(self.descriptor.as_fd(), offloads)
                 .map_err(|error| self.failed("TUNSETOFFLOAD", error)),
         }
+    }
+
+    fn set_attached(&mut self, attached: bool) -> Result<(), PortError> {
+        if self.attached != attached {
+            tun::set_attached(self.descriptor.as_fd(), attached)
+                .map_err(|error| self.failed("TUNSETQUEUE", error))?;
+            self.attached = attached;
+        }
+        Ok(())
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

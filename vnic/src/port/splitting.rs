@@ -139,6 +139,10 @@ impl Port for Splitting {
         self.port.set_offloads(if offloads.segments() { offloads } else { all })
     }
 
+    fn set_attached(&mut self, attached: bool) -> Result<(), PortError> {
+        self.port.set_attached(attached)
+    }
+
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.port.fd()
     }

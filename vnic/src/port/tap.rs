@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tun_tap::{Iface, Mode};
 
-use super::{Framing, Offloads, Port, PortError, Sent, descriptor, tun};
+use super::{Framing, Offloads, Port, PortError, Queues, Sent, descriptor, tun};
 
 /// Longest name of an interface in bytes: IFNAMSIZ without its terminator.
 const MAX_NAME: usize = 15;
@@ -20,19 +20,25 @@ const MAX_NAME: usize = 15;
 /// The clone device: what is opened becomes a TAP by TUNSETIFF.
 const DEVICE: &str = "/dev/net/tun";
 
-/// An open TAP.
+/// An open TAP, or one queue of it.
 #[derive(Debug)]
 pub struct Tap {
     interface: Interface,
+    framing: Framing,
+    attached: bool,
 }
 
-/// Who opened it: `tun-tap` knows no IFF_VNET_HDR.
+/// Who opened it: `tun-tap` knows neither IFF_VNET_HDR nor IFF_MULTI_QUEUE.
 #[derive(Debug)]
 enum Interface {
-    /// Bare frames.
-    Bare(Iface),
-    /// Each frame with its header.
-    WithHeaders { device: File, name: String },
+    /// Bare frames, one queue.
+    Plain(Iface),
+    /// Anything else.
+    Other { device: File, name: String },
+}
+
+fn refused(name: &str, advice: &'static str, source: io::Error) -> PortError {
+    PortError::Open { port: format!("TAP `{name}`"), advice, source }
 }
 
 impl Tap {
@@ -43,9 +49,29 @@ impl Tap {
     /// [`PortError::Open`] with what to do: the name is no name of an interface or is taken, there is no
     /// `/dev/net/tun`, or the process lacks CAP_NET_ADMIN in the namespace.
     pub fn create(name: &str, framing: Framing) -> Result<Self, PortError> {
-        let refused = |advice, source| PortError::Open { port: format!("TAP `{name}`"), advice, source };
+        Self::check(name)?;
+        let interface = match framing {
+            Framing::Bare => Iface::without_packet_info(name, Mode::Tap).map(Interface::Plain),
+            Framing::VirtioNetHeader => Self::queue(name, framing, Queues::Single),
+        };
+        Self::opened(name, framing, interface)
+    }
+
+    /// As [`create`](Self::create), with `count` queues, all attached: each port is one of them, and the interface is
+    /// gone when the last is.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create).
+    pub fn create_queues(name: &str, framing: Framing, count: usize) -> Result<Vec<Self>, PortError> {
+        Self::check(name)?;
+        let queue = |_| Self::opened(name, framing, Self::queue(name, framing, Queues::Multiple));
+        (0..count).map(queue).collect()
+    }
+
+    /// Whether `name` can be that of a new interface.
+    fn check(name: &str) -> Result<(), PortError> {
         let invalid =
-            |advice, why: &str| refused(advice, io::Error::new(io::ErrorKind::InvalidInput, why.to_owned()));
+            |advice, why: &str| refused(name, advice, io::Error::new(io::ErrorKind::InvalidInput, why));
         if name.is_empty() || name.len() > MAX_NAME {
             return Err(invalid("choose a name of 1 to 15 bytes", "the name's length is out of range"));
         }
@@ -59,15 +85,20 @@ impl Tap {
         }
         // A persistent TAP of this name would be taken over instead of created.
         if nix::net::if_::if_nametoindex(name).is_ok() {
-            return Err(refused(
-                "an interface of this name exists: remove it or choose another name",
-                Errno::EEXIST.into(),
-            ));
+            let advice = "an interface of this name exists: remove it or choose another name";
+            return Err(refused(name, advice, Errno::EEXIST.into()));
         }
-        let interface = match framing {
-            Framing::Bare => Iface::without_packet_info(name, Mode::Tap).map(Interface::Bare),
-            Framing::VirtioNetHeader => Self::open_with_headers(name),
-        };
+        Ok(())
+    }
+
+    fn queue(name: &str, framing: Framing, queues: Queues) -> io::Result<Interface> {
+        let device = OpenOptions::new().read(true).write(true).open(DEVICE)?;
+        tun::set_interface(device.as_fd(), name, framing, queues)?;
+        Ok(Interface::Other { device, name: name.to_owned() })
+    }
+
+    /// The port, made non-blocking.
+    fn opened(name: &str, framing: Framing, interface: io::Result<Interface>) -> Result<Self, PortError> {
         let interface = interface.map_err(|error| {
             let advice = match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO) => {
@@ -77,37 +108,32 @@ impl Tap {
                 Some(Errno::EPERM) => "CAP_NET_ADMIN is needed: run as root, or inside a user namespace",
                 Some(errno @ Errno::EINVAL) => tun::of_header(errno),
                 Some(Errno::EBUSY) => "another process holds an interface of this name: choose another",
+                Some(Errno::E2BIG) => "the kernel gives an interface no more queues: choose fewer",
                 _ => "see the system's word",
             };
-            refused(advice, error)
+            refused(name, advice, error)
         })?;
-        let tap = Self { interface };
+        let tap = Self { interface, framing, attached: true };
         let flags = fcntl(tap.descriptor(), FcntlArg::F_GETFL).map(OFlag::from_bits_retain);
         flags
             .and_then(|flags| fcntl(tap.descriptor(), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)))
-            .map_err(|error| refused("it could not be made non-blocking", error.into()))?;
+            .map_err(|error| refused(name, "it could not be made non-blocking", error.into()))?;
         Ok(tap)
-    }
-
-    fn open_with_headers(name: &str) -> io::Result<Interface> {
-        let device = OpenOptions::new().read(true).write(true).open(DEVICE)?;
-        tun::set_interface(device.as_fd(), name, Framing::VirtioNetHeader)?;
-        Ok(Interface::WithHeaders { device, name: name.to_owned() })
     }
 
     /// Name of the interface.
     pub fn name(&self) -> &str {
         match &self.interface {
-            Interface::Bare(interface) => interface.name(),
-            Interface::WithHeaders { name, .. } => name,
+            Interface::Plain(interface) => interface.name(),
+            Interface::Other { name, .. } => name,
         }
     }
 
     fn descriptor(&self) -> BorrowedFd<'_> {
         match &self.interface {
             // SAFETY: the descriptor is open as long as `interface`, which the borrow keeps.
-            Interface::Bare(interface) => unsafe { BorrowedFd::borrow_raw(interface.as_raw_fd()) },
-            Interface::WithHeaders { device, .. } => device.as_fd(),
+            Interface::Plain(interface) => unsafe { BorrowedFd::borrow_raw(interface.as_raw_fd()) },
+            Interface::Other { device, .. } => device.as_fd(),
         }
     }
 
@@ -126,10 +152,7 @@ impl Port for Tap {
     }
 
     fn framing(&self) -> Framing {
-        match self.interface {
-            Interface::Bare(_) => Framing::Bare,
-            Interface::WithHeaders { .. } => Framing::VirtioNetHeader,
-        }
+        self.framing
     }
 
     fn set_offloads(&mut self, offloads: Offloads) -> Result<(), PortError> {
@@ -138,6 +161,15 @@ impl Port for Tap {
             Framing::VirtioNetHeader => tun::set_offloads(self.descriptor(), offloads)
                 .map_err(|error| self.failed("TUNSETOFFLOAD", error)),
         }
+    }
+
+    fn set_attached(&mut self, attached: bool) -> Result<(), PortError> {
+        if self.attached != attached {
+            tun::set_attached(self.descriptor(), attached)
+                .map_err(|error| self.failed("TUNSETQUEUE", error))?;
+            self.attached = attached;
+        }
+        Ok(())
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
 
-use super::{Framing, Offloads};
+use super::{Framing, Offloads, Queues};
 use crate::vnet_header;
 
 /// Bytes of a name in an ioctl: IFNAMSIZ.
@@ -16,6 +16,9 @@ static HEADER_BYTES: i32 = vnet_header::LENGTH as i32;
 const IFF_TAP: i16 = 0x0002;
 const IFF_NO_PI: i16 = 0x1000;
 const IFF_VNET_HDR: i16 = 0x4000;
+const IFF_MULTI_QUEUE: i16 = 0x0100;
+const IFF_ATTACH_QUEUE: i16 = 0x0200;
+const IFF_DETACH_QUEUE: i16 = 0x0400;
 
 const TUN_F_CSUM: i32 = 0x01;
 const TUN_F_TSO4: i32 = 0x02;
@@ -55,16 +58,28 @@ mod ioctl {
         set_send_buffer, request_code_write!(b'T', 212, size_of::<i32>()), i32
     }
     ioctl_write_ptr_bad! {
+        /// TUNSETQUEUE: whether a queue of several gets frames.
+        set_queue, request_code_write!(b'T', 217, size_of::<i32>()), InterfaceRequest
+    }
+    ioctl_write_ptr_bad! {
         /// TUNSETVNETHDRSZ: bytes of the header.
         set_header_size, request_code_write!(b'T', 216, size_of::<i32>()), i32
     }
 }
 
-/// Makes an open device give and take Ethernet frames (IFF_TAP, IFF_NO_PI), with or without a header. A TAP is
-/// created with `name`; a macvtap has its name already.
-pub(super) fn set_interface(descriptor: BorrowedFd<'_>, name: &str, framing: Framing) -> nix::Result<()> {
+/// Makes an open device give and take Ethernet frames (IFF_TAP, IFF_NO_PI), with or without a header, as one of the
+/// interface's queues. A TAP is created with `name`, or gets another queue if it has several; a macvtap has its name
+/// already.
+pub(super) fn set_interface(
+    descriptor: BorrowedFd<'_>,
+    name: &str,
+    framing: Framing,
+    queues: Queues,
+) -> nix::Result<()> {
     let header = framing == Framing::VirtioNetHeader;
-    let flags = IFF_TAP | IFF_NO_PI | if header { IFF_VNET_HDR } else { 0 };
+    let mut flags = IFF_TAP | IFF_NO_PI;
+    flags |= if header { IFF_VNET_HDR } else { 0 };
+    flags |= if queues == Queues::Multiple { IFF_MULTI_QUEUE } else { 0 };
     let mut request = InterfaceRequest { name: [0; NAME_BYTES], flags, rest: [0; 22] };
     // The last byte stays 0.
     for (to, from) in request.name[..NAME_BYTES - 1].iter_mut().zip(name.bytes()) {
@@ -86,6 +101,14 @@ pub(super) fn set_offloads(descriptor: BorrowedFd<'_>, offloads: Offloads) -> ni
     let flags = bits.into_iter().filter(|(on, _)| *on).map(|(_, bit)| bit).sum();
     // SAFETY: TUNSETOFFLOAD takes flags and no pointer.
     unsafe { ioctl::set_offload(descriptor.as_raw_fd(), flags) }.map(drop)
+}
+
+/// A change of whether this queue of several gets frames.
+pub(super) fn set_attached(descriptor: BorrowedFd<'_>, attached: bool) -> nix::Result<()> {
+    let flags = if attached { IFF_ATTACH_QUEUE } else { IFF_DETACH_QUEUE };
+    let request = InterfaceRequest { name: [0; NAME_BYTES], flags, rest: [0; 22] };
+    // SAFETY: TUNSETQUEUE reads an ifreq.
+    unsafe { ioctl::set_queue(descriptor.as_raw_fd(), &raw const request) }.map(drop)
 }
 
 /// Bytes that may wait to be sent.

@@ -277,6 +277,20 @@ pub(in super::super) const RULES: &[Rule] = &[
         field: Some(".tso"),
     },
     Rule {
+        at: VIRTIO_NETS,
+        rule: "!has(self.queuePairs) || (self.queuePairs >= 1 && self.queuePairs <= 8)",
+        message: "is out of range: write 1 to 8",
+        expression: Some("string(self.queuePairs) + ' is out of range: write 1 to 8'"),
+        field: Some(".queuePairs"),
+    },
+    Rule {
+        at: VIRTIO_NETS,
+        rule: "!has(self.queuePairs) || self.queuePairs < 2 || (has(self.controlQueue) && self.controlQueue)",
+        message: "more than one need the control queue (virtio 1.2, 5.1.3.1): write `controlQueue: true` too",
+        expression: None,
+        field: Some(".queuePairs"),
+    },
+    Rule {
         at: PORTS,
         rule: "[has(self.tap), has(self.macvtap), has(self.hub), has(self.nat)].filter(is, is).size() == 1",
         message: "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; leave it out for \

@@ -29,6 +29,13 @@ macro_rules! has_port {
     };
 }
 
+/// Whether an end has one queue pair.
+macro_rules! one_pair {
+    () => {
+        "!has(self.adapter.virtioNet) || !has(self.adapter.virtioNet.queuePairs) || self.adapter.virtioNet.queuePairs < 2"
+    };
+}
+
 pub(in super::super) const RULES: &[Rule] = &[
     Rule {
         at: &["spec"],
@@ -64,6 +71,24 @@ pub(in super::super) const RULES: &[Rule] = &[
                   `segmentCombining` off",
         expression: None,
         field: Some(".port"),
+    },
+    Rule {
+        at: &["spec.arms[].guest", "spec.arms[].sameStack"],
+        rule: concat!(
+            one_pair!(),
+            " || !has(self.port) || (!has(self.port.hub) && !has(self.port.nat))"
+        ),
+        message: "a hub and address translation have one queue: write `queuePairs: 1`, or another port",
+        expression: None,
+        field: Some(".adapter"),
+    },
+    Rule {
+        at: &["spec.arms[].guest", "spec.arms[].sameStack"],
+        rule: concat!(one_pair!(), " || (!has(self.impairments) && !has(self.capture))"),
+        message: "impairments and a capture are of one queue, in whose order frames go: write `queuePairs: 1`, or leave \
+                  them out",
+        expression: None,
+        field: Some(".adapter"),
     },
     Rule {
         at: IMPAIRMENTS,

@@ -2,7 +2,7 @@
 
 use super::Step::{self, Field};
 use super::{Findings, below, schema};
-use crate::trial::{Adapter, PcnetSwitches, SendCombining, VirtioNetSwitches};
+use crate::trial::{Adapter, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches};
 use crate::units::Span;
 
 /// pcnet is an Ethernet chip: frames of 1518 bytes with FCS (IEEE 802.3).
@@ -71,6 +71,12 @@ fn pcnet(written: &schema::Pcnet, path: &[Step], out: &mut Findings) -> Adapter 
 
 fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) -> Adapter {
     let on = |switch: Option<bool>| switch.unwrap_or(false);
+    let count = written.queue_pairs.unwrap_or(1);
+    let queue_pairs = QueuePairs::new(count).unwrap_or_else(|| {
+        let message = format!("{count} is out of range: write 1 to {}", QueuePairs::MAX);
+        out.add(&below(path, &[Field("queuePairs")]), message);
+        QueuePairs::ONE
+    });
     let switches = VirtioNetSwitches {
         checksum_offload: on(written.checksum_offload),
         tso: on(written.tso),
@@ -78,6 +84,8 @@ fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) ->
         event_index: on(written.event_index),
         segment_combining: on(written.segment_combining),
         io_thread: on(written.io_thread),
+        control_queue: on(written.control_queue),
+        queue_pairs,
     };
     // virtio 1.2, 5.1.3.1: VIRTIO_NET_F_HOST_TSO4 requires VIRTIO_NET_F_CSUM.
     if switches.tso && !switches.checksum_offload {
@@ -85,6 +93,11 @@ fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) ->
             &below(path, &[Field("tso")]),
             "needs the checksum offload (virtio 1.2, 5.1.3.1): write `checksumOffload: true, tso: true`",
         );
+    }
+    // VIRTIO_NET_F_MQ requires VIRTIO_NET_F_CTRL_VQ.
+    if switches.queue_pairs > QueuePairs::ONE && !switches.control_queue {
+        let message = "more than one need the control queue (virtio 1.2, 5.1.3.1): write `controlQueue: true` too";
+        out.add(&below(path, &[Field("queuePairs")]), message);
     }
     Adapter::VirtioNet(switches)
 }

@@ -2,8 +2,9 @@
 
 use super::Step::{self, Field};
 use super::{Findings, below, schema};
+use crate::decorators::Decorators;
 use crate::result::Peer;
-use crate::trial::{Adapter, EndKind, Port};
+use crate::trial::{Adapter, EndKind, Port, QueuePairs};
 
 pub(super) fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {
     let Some(schema::Port { tap, macvtap, hub, nat }) = written else { return Some(Port::Host) };
@@ -23,8 +24,25 @@ pub(super) fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Find
     None
 }
 
-/// What a port is that no wire of a host is: for `peers` of an arm, and its adapter's offloads.
-pub(super) fn check(kind: &EndKind, peers: &[Peer], path: &[Step], out: &mut Findings) {
+/// What an arm has that is of one queue.
+fn of_one_queue(port: Port, decorators: &Decorators) -> Option<&'static str> {
+    if matches!(port, Port::Hub | Port::Nat) {
+        return Some("a hub and address translation have one queue: write `queuePairs: 1`, or another port");
+    }
+    let Decorators { impairments, capture } = decorators;
+    (impairments.is_some() || capture.is_some()).then_some(
+        "impairments and a capture are of one queue, in whose order frames go: write `queuePairs: 1`, or leave them out",
+    )
+}
+
+/// What a port is that no wire of a host is: for `peers` of an arm, its adapter's offloads and queue pairs.
+pub(super) fn check(
+    kind: &EndKind,
+    decorators: &Decorators,
+    peers: &[Peer],
+    path: &[Step],
+    out: &mut Findings,
+) {
     let (engine, adapter, port) = match kind {
         EndKind::Native { .. } => return,
         EndKind::SameStack { adapter, port } => ("sameStack", adapter, *port),
@@ -49,5 +67,13 @@ pub(super) fn check(kind: &EndKind, peers: &[Peer], path: &[Step], out: &mut Fin
         let message = "address translation carries whole frames with their checksums: leave `checksumOffload`, `tso` and \
                        `segmentCombining` off";
         out.add(&below(path, &[Field(engine), Field("port"), Field("nat")]), message);
+    }
+    if let Adapter::VirtioNet(switches) = adapter
+        && switches.queue_pairs > QueuePairs::ONE
+        && let Some(fault) = of_one_queue(port, decorators)
+    {
+        let path =
+            below(path, &[Field(engine), Field("adapter"), Field("virtioNet"), Field("queuePairs")]);
+        out.add(&path, fault);
     }
 }

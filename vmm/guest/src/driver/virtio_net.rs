@@ -17,7 +17,11 @@
 //! received one comes as large, into a buffer of that size or several mergeable ones. These are given back in the
 //! order in which they came, so they stay neighbours and the frame is read in place; only where the ring wraps it is
 //! copied together.
+//!
+//! Of several queue pairs the program, which has one flow and one CPU, sends by the last, so that the flow's frames come
+//! back there (automatic receive steering, 5.1.6.5.6), and looks at the receive queues of all.
 
+mod control;
 mod header;
 mod queue;
 
@@ -69,11 +73,18 @@ const CHECKSUMS: u32 = 1 << 0 | 1 << 1;
 const TSO: u32 = 1 << 7 | 1 << 11;
 /// VIRTIO_NET_F_MRG_RXBUF.
 const MERGEABLE: u32 = 1 << 15;
+/// VIRTIO_NET_F_CTRL_VQ and VIRTIO_NET_F_CTRL_RX.
+const CONTROL: u32 = 1 << 17 | 1 << 18;
+/// VIRTIO_NET_F_MQ.
+const MULTIQUEUE: u32 = 1 << 22;
 /// VIRTIO_F_EVENT_IDX.
 const EVENT_INDEX: u32 = 1 << 29;
 
-const RECEIVEQ: u32 = 0;
-const TRANSMITQ: u32 = 1;
+/// Where `max_virtqueue_pairs` stands in the registers (5.1.4).
+const MAX_VIRTQUEUE_PAIRS: u64 = 0x108;
+
+/// Queue pairs at most.
+pub(crate) const MAX_PAIRS: usize = 8;
 /// `struct virtio_net_hdr` (5.1.6).
 const HEADER: usize = 12;
 /// Where `num_buffers` stands in it.
@@ -98,6 +109,9 @@ const SEGMENT_LIMIT: usize = 65_535;
 /// IPv4 and TCP headers without options.
 const IP_AND_TCP: usize = 20 + 20;
 
+/// A transmit queue that has to be there and that nothing is sent by.
+const UNUSED: Layout = Layout { size: 1, stride: ALIGN };
+
 /// What a driver is to drive.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Setup {
@@ -107,6 +121,8 @@ pub(crate) struct Setup {
     pub(crate) switches: u64,
     /// Whether the payload is sent: only then are long segments.
     pub(crate) sends: bool,
+    /// Queue pairs, 1 to [`MAX_PAIRS`]; more than one need [`switches::CONTROL_QUEUE`].
+    pub(crate) pairs: usize,
 }
 
 impl Setup {
@@ -138,6 +154,11 @@ impl Setup {
         }
     }
 
+    /// Index of the transmit queue that is used: the last one.
+    const fn transmitq(self) -> u32 {
+        2 * self.pairs as u32 - 1
+    }
+
     /// Where a frame is copied together.
     fn copied(self) -> usize {
         if self.has(switches::MERGEABLE_BUFFERS) { LARGE_BUFFER.next_multiple_of(ALIGN) } else { 0 }
@@ -145,7 +166,9 @@ impl Setup {
 
     /// Bytes of DMA memory that [`VirtioNetDriver::open`] takes.
     pub(crate) fn memory(self) -> usize {
-        self.receive().memory() + self.transmit().memory() + self.copied()
+        let unused = (self.pairs - 1) * UNUSED.memory();
+        let control = if self.has(switches::CONTROL_QUEUE) { control::LAYOUT.memory() } else { 0 };
+        self.pairs * self.receive().memory() + self.transmit().memory() + unused + control + self.copied()
     }
 
     fn features(self) -> u32 {
@@ -154,8 +177,10 @@ impl Setup {
             (switches::TSO, TSO),
             (switches::MERGEABLE_BUFFERS, MERGEABLE),
             (switches::EVENT_INDEX, EVENT_INDEX),
+            (switches::CONTROL_QUEUE, CONTROL),
         ];
-        bits.into_iter().filter(|(switch, _)| self.has(*switch)).fold(0, |bits, (_, bit)| bits | bit)
+        let several = if self.pairs > 1 { MULTIQUEUE } else { 0 };
+        bits.into_iter().filter(|(switch, _)| self.has(*switch)).fold(several, |bits, (_, bit)| bits | bit)
     }
 }
 
@@ -163,12 +188,15 @@ impl Setup {
 #[derive(Debug)]
 pub(crate) struct VirtioNetDriver {
     setup: Setup,
-    receive: Queue,
+    /// Those of as many pairs as there are.
+    receives: [Option<Queue>; MAX_PAIRS],
+    /// Which of them frames were taken from last.
+    current: usize,
     transmit: Queue,
     /// Transmit descriptors that are the driver's.
     free: [u16; MAX_QUEUE_SIZE],
     free_count: usize,
-    /// The receive descriptors whose frame is lent, in their order.
+    /// The receive descriptors of the current queue whose frame is lent, in their order.
     lent: [u16; MOST_MERGED],
     lent_count: usize,
     /// Whether the lent frame's checksum needs no look.
@@ -217,12 +245,27 @@ impl VirtioNetDriver {
             return Err(DriverError::Unsupported { what: "these features together" });
         }
 
+        let most = if setup.pairs > 1 { platform.read_register(MAX_VIRTQUEUE_PAIRS, 2) } else { 1 };
+        if (most as usize) < setup.pairs {
+            return Err(DriverError::Unexpected { register: "max_virtqueue_pairs", found: most });
+        }
+
         let mut memory = Dma::allocate(platform, setup.memory(), ALIGN);
         let (receive, transmit) = (setup.receive(), setup.transmit());
         let event_index = setup.has(switches::EVENT_INDEX);
-        let mut driver = Self {
+        let mut receives = [const { None }; MAX_PAIRS];
+        for (pair, queue) in receives.iter_mut().enumerate().take(setup.pairs) {
+            let queue = queue.insert(Queue::new(&mut memory, receive, WRITE, event_index));
+            queue.set_up(platform, 2 * pair as u32)?;
+            (0..receive.size).for_each(|id| queue.give(id as u16));
+            if pair + 1 < setup.pairs {
+                Queue::new(&mut memory, UNUSED, 0, event_index).set_up(platform, 2 * pair as u32 + 1)?;
+            }
+        }
+        let driver = Self {
             setup,
-            receive: Queue::new(&mut memory, receive, WRITE, event_index),
+            receives,
+            current: 0,
             transmit: Queue::new(&mut memory, transmit, 0, event_index),
             free: core::array::from_fn(|index| index as u16),
             free_count: transmit.size,
@@ -233,13 +276,36 @@ impl VirtioNetDriver {
             segment: None,
             asked: false,
         };
-        driver.receive.set_up(platform, RECEIVEQ)?;
-        driver.transmit.set_up(platform, TRANSMITQ)?;
-        for id in 0..receive.size {
-            driver.receive.give(id as u16);
+        driver.transmit.set_up(platform, setup.transmitq())?;
+        let mut control = None;
+        if setup.has(switches::CONTROL_QUEUE) {
+            let index = 2 * most;
+            control = Some(control::Control::new(&mut memory, event_index, index).set_up(platform)?);
         }
         advance(platform, DRIVER_OK);
+        if let Some(control) = &mut control {
+            control.receive_own(platform)?;
+            if setup.pairs > 1 {
+                control.use_pairs(platform, setup.pairs as u16)?;
+            }
+        }
         Ok(driver)
+    }
+
+    fn current(&mut self) -> &mut Queue {
+        self.receives[self.current].as_mut().unwrap_or_else(|| unreachable!("no such pair"))
+    }
+
+    /// The next frame's first buffer, of the current pair as long as it has any, and then of the next.
+    fn take(&mut self) -> Option<(u16, usize)> {
+        for _ in 0..self.setup.pairs {
+            let taken = self.current().take();
+            if taken.is_some() {
+                return taken;
+            }
+            self.current = (self.current + 1) % self.setup.pairs;
+        }
+        None
     }
 
     /// Takes back the transmit descriptors that the device has used.
@@ -275,21 +341,23 @@ impl VirtioNetDriver {
     /// The rest of a frame whose first `length` bytes, header included, are in descriptor `first` and which has `count`
     /// buffers (5.1.6.4).
     fn merge(&mut self, first: u16, length: usize, count: u16) -> NonNull<[u8]> {
-        let stride = self.receive.layout.stride;
+        let stride = self.current().layout.stride;
         let mut total = length;
         // While the frame's buffers are neighbours, each full, nothing is copied.
         let (mut copied, mut end) = (false, usize::from(first) * stride + length);
         for _ in 1..count {
             // The device shows all buffers of a frame at once (2.7.8).
-            let (id, length) = self.receive.take().unwrap_or_else(|| unreachable!("a frame in part"));
+            let (id, length) = self.current().take().unwrap_or_else(|| unreachable!("a frame in part"));
             let start = usize::from(id) * stride;
             self.lend(id);
             if !copied && start != end {
-                self.copied.copy(0, &self.receive.buffers, end - total, total);
+                let buffers = self.current().buffers;
+                self.copied.copy(0, &buffers, end - total, total);
                 copied = true;
             }
             if copied {
-                self.copied.copy(total, &self.receive.buffers, start, length);
+                let buffers = self.current().buffers;
+                self.copied.copy(total, &buffers, start, length);
             }
             total += length;
             end = start + length;
@@ -297,7 +365,7 @@ impl VirtioNetDriver {
         if copied {
             self.copied.bytes(HEADER, total.saturating_sub(HEADER))
         } else {
-            self.receive.frame(first, total.saturating_sub(HEADER))
+            self.current().frame(first, total.saturating_sub(HEADER))
         }
     }
 }
@@ -308,7 +376,7 @@ impl Driver for VirtioNetDriver {
             self.reclaim();
         }
         if self.free_count == 0 && self.transmit.notification_wanted() {
-            registers.write_register(register::QUEUE_NOTIFY, 4, TRANSMITQ);
+            registers.write_register(register::QUEUE_NOTIFY, 4, self.setup.transmitq());
             self.reclaim();
         }
         if self.setup.has(switches::IO_THREAD) {
@@ -341,27 +409,30 @@ impl Driver for VirtioNetDriver {
         self.transmit.set_length(id, HEADER + length);
         self.transmit.give(id);
         if self.setup.has(switches::IO_THREAD) && self.transmit.notification_wanted() {
-            registers.write_register(register::QUEUE_NOTIFY, 4, TRANSMITQ);
+            registers.write_register(register::QUEUE_NOTIFY, 4, self.setup.transmitq());
         }
         result
     }
 
     fn receive(&mut self) -> Option<NonNull<[u8]>> {
         self.release();
-        let (id, length) = self.receive.take()?;
+        let (id, length) = self.take()?;
         self.lend(id);
-        let start = usize::from(id) * self.receive.layout.stride;
-        self.vouched = header::vouched(self.receive.buffers.read32(start));
+        let queue = self.current();
+        let start = usize::from(id) * queue.layout.stride;
+        let (buffers, frame) = (queue.buffers, queue.frame(id, length.saturating_sub(HEADER)));
+        self.vouched = header::vouched(buffers.read32(start));
         if self.setup.has(switches::MERGEABLE_BUFFERS) {
-            let count = self.receive.buffers.acquire16(start + NUM_BUFFERS);
+            let count = buffers.acquire16(start + NUM_BUFFERS);
             return Some(self.merge(id, length, count));
         }
-        Some(self.receive.frame(id, length.saturating_sub(HEADER)))
+        Some(frame)
     }
 
     fn release(&mut self) {
         for index in 0..core::mem::take(&mut self.lent_count) {
-            self.receive.give(self.lent[index]);
+            let id = self.lent[index];
+            self.current().give(id);
         }
     }
 

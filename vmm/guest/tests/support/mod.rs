@@ -97,7 +97,7 @@ impl End {
             address: [10, 9, 0, self.host],
             prefix: 24,
             gateway: [0; 4],
-            reserved: 0,
+            queue_pairs: self.switches.queue_pairs.into(),
             listen_port: PORT,
             mac: self.mac().0,
             random_seed: 0x5eed + u64::from(self.host),
@@ -106,30 +106,32 @@ impl End {
     }
 
     fn switch_bits(&self) -> u64 {
-        let VirtioNetSwitches { checksum_offload, tso, mergeable_buffers, event_index, io_thread, .. } =
-            self.switches;
+        let VirtioNetSwitches {
+            checksum_offload, tso, mergeable_buffers, event_index, io_thread, control_queue, ..
+        } = self.switches;
         let bits = [
             (checksum_offload, virtio_net::CHECKSUM_OFFLOAD),
             (tso, virtio_net::TSO),
             (mergeable_buffers, virtio_net::MERGEABLE_BUFFERS),
             (event_index, virtio_net::EVENT_INDEX),
             (io_thread, virtio_net::IO_THREAD),
+            (control_queue, virtio_net::CONTROL_QUEUE),
         ];
         bits.into_iter().filter(|(on, _)| *on).fold(0, |bits, (_, bit)| bits | bit)
     }
 
     /// Runs the program on this thread, on `port`.
     pub fn run(&self, port: Box<dyn Port>) -> (Result<(), ProgramError>, Outcome) {
-        self.run_behind(port, |adapter| adapter)
+        self.run_behind(vec![port], |adapter| adapter)
     }
 
-    /// The same with something around the adapter.
+    /// The same on a port for each queue pair, with something around the adapter.
     pub fn run_behind(
         &self,
-        port: Box<dyn Port>,
+        ports: Vec<Box<dyn Port>>,
         around: impl FnOnce(Box<dyn Adapter>) -> Box<dyn Adapter>,
     ) -> (Result<(), ProgramError>, Outcome) {
-        let mut platform = HostPlatform::behind(self, port, around);
+        let mut platform = HostPlatform::behind(self, ports, around);
         let (boot, command, status) = (self.boot(), Command::default(), Status::default());
         command.peer_address.store(u32::from_ne_bytes([10, 9, 0, self.peer]), Ordering::Relaxed);
         command.peer_port.store(PORT.into(), Ordering::Relaxed);
@@ -202,21 +204,21 @@ pub struct HostPlatform {
 
 impl HostPlatform {
     pub fn new(end: &End, port: Box<dyn Port>) -> Self {
-        Self::behind(end, port, |adapter| adapter)
+        Self::behind(end, vec![port], |adapter| adapter)
     }
 
     pub fn behind(
         end: &End,
-        port: Box<dyn Port>,
+        mut ports: Vec<Box<dyn Port>>,
         around: impl FnOnce(Box<dyn Adapter>) -> Box<dyn Adapter>,
     ) -> Self {
         let boot = end.boot();
         let arena_end = boot.arena_base + boot.arena_length;
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), arena_end as usize)]).unwrap();
         let adapter: Box<dyn Adapter> = if end.adapter == PCNET {
-            Box::new(Pcnet::new(memory.clone(), port, end.mac()))
+            Box::new(Pcnet::new(memory.clone(), ports.pop().expect("a port"), end.mac()))
         } else {
-            Box::new(VirtioNet::new(memory.clone(), port, end.mac(), end.mtu as u16, end.switches).unwrap())
+            Box::new(VirtioNet::new(memory.clone(), ports, end.mac(), end.mtu as u16, end.switches).unwrap())
         };
         Self {
             adapter: around(adapter),

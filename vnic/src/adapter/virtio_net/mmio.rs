@@ -27,10 +27,26 @@ use virtio_queue::{Queue, QueueT};
 
 use super::features::Features;
 
-/// Index of receiveq1 (5.1.2).
-pub(super) const RECEIVE: usize = 0;
-/// Index of transmitq1.
-pub(super) const TRANSMIT: usize = 1;
+/// What a queue is (5.1.2): receiveq and transmitq of pair 1, of pair 2, ..., controlq.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Role {
+    /// The receiveq of a pair; the first has index 0.
+    Receive(usize),
+    /// The transmitq of a pair.
+    Transmit(usize),
+    /// The controlq.
+    Control,
+}
+
+/// Index of the receiveq of a pair.
+pub(super) const fn receive_queue(pair: usize) -> usize {
+    2 * pair
+}
+
+/// Index of the transmitq of a pair.
+pub(super) const fn transmit_queue(pair: usize) -> usize {
+    2 * pair + 1
+}
 
 /// "virt" in little-endian order.
 const MAGIC: u32 = 0x7472_6976;
@@ -44,10 +60,12 @@ const VENDOR: u32 = u32::from_le_bytes(*b"TOLL");
 pub(super) enum Order {
     /// Nothing.
     None,
+    /// The driver has reset the device.
+    Reset,
     /// The driver is ready: check the queues.
     Activate,
     /// The driver has made buffers of a queue available.
-    Notify(usize),
+    Notify(Role),
     /// The access has no meaning here.
     Malformed,
 }
@@ -62,17 +80,25 @@ pub(super) struct Mmio {
     queue_select: u32,
     interrupt_status: u32,
     status: u32,
-    /// receiveq1 and transmitq1.
-    pub(super) queues: [Queue; 2],
+    /// Two for each pair and, if it is offered, the controlq. Where the driver hasn't taken several pairs, the controlq
+    /// is the third one.
+    pub(super) queues: Vec<Queue>,
     /// `struct virtio_net_config` (5.1.4): mac, status, max_virtqueue_pairs, mtu.
     config: [u8; 12],
 }
 
 impl Mmio {
     /// After reset.
-    pub(super) fn new(queues: [Queue; 2], mac: MacAddress, mtu: u16, device_features: Features) -> Self {
+    pub(super) fn new(
+        queues: Vec<Queue>,
+        mac: MacAddress,
+        mtu: u16,
+        pairs: u16,
+        device_features: Features,
+    ) -> Self {
         let mut config = [0; 12];
         config[..6].copy_from_slice(&mac.0);
+        config[8..10].copy_from_slice(&pairs.to_le_bytes());
         config[10..].copy_from_slice(&mtu.to_le_bytes());
         Self {
             device_features,
@@ -85,6 +111,31 @@ impl Mmio {
             queues,
             config,
         }
+    }
+
+    /// Pairs that there are for what the driver has taken (5.1.5).
+    fn pairs(&self) -> usize {
+        if self.driver_features.multiqueue() { self.queues.len() / 2 } else { 1 }
+    }
+
+    /// Index of the controlq, if the driver has taken it.
+    pub(super) fn control_queue(&self) -> Option<usize> {
+        self.driver_features.control().then(|| 2 * self.pairs())
+    }
+
+    /// What the queue of this index is.
+    fn role(&self, index: usize) -> Option<Role> {
+        if self.control_queue() == Some(index) {
+            return Some(Role::Control);
+        }
+        let pair = index / 2;
+        let role = if index == receive_queue(pair) { Role::Receive(pair) } else { Role::Transmit(pair) };
+        (pair < self.pairs()).then_some(role)
+    }
+
+    /// Changes the device's MAC address (5.1.6.5.2.2).
+    pub(super) fn set_mac(&mut self, mac: MacAddress) {
+        self.config[..6].copy_from_slice(&mac.0);
     }
 
     /// What the driver has taken.
@@ -175,12 +226,8 @@ impl Mmio {
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt_status &= !value,
             VIRTIO_MMIO_STATUS => return self.write_status(value),
             VIRTIO_MMIO_QUEUE_NOTIFY => {
-                let index = value as usize;
-                return if self.live() && index < self.queues.len() {
-                    Order::Notify(index)
-                } else {
-                    Order::Malformed
-                };
+                let role = self.role(value as usize).filter(|_| self.live());
+                return role.map_or(Order::Malformed, Order::Notify);
             }
             VIRTIO_MMIO_DRIVER_FEATURES if self.status & VIRTIO_CONFIG_S_FEATURES_OK == 0 => {
                 let (value, features) = (u64::from(value), &mut self.driver_features.0);
@@ -232,7 +279,7 @@ impl Mmio {
     fn write_status(&mut self, value: u32) -> Order {
         if value == 0 {
             self.reset();
-            return Order::None;
+            return Order::Reset;
         }
         let mut status = value & 0xff | self.status & VIRTIO_CONFIG_S_NEEDS_RESET;
         // The device takes FEATURES_OK only with a subset of its features that makes sense (2.2.2).

@@ -1,9 +1,10 @@
-//! virtio-net: the network device of virtio 1.2 (OASIS, 5.1) over MMIO (4.2), one pair of split queues.
+//! virtio-net: the network device of virtio 1.2 (OASIS, 5.1) over MMIO (4.2), with split queues: one pair or several.
 //!
 //! ```text
 //!  driver                       shared memory                      device
 //!  fill, publish ------------> transmitq (split ring) --writev---> port
 //!  take, give buffers back <-- receiveq  (split ring) <--readv---- port
+//!  command, answer          <-> controlq  (split ring): what is received, and by how many pairs
 //!  QueueNotify, or the guest waits: one exit moves all that the rings hold
 //! ```
 //!
@@ -14,10 +15,13 @@
 //! the guest, and the device asks for a reset (2.1.2, DEVICE_NEEDS_RESET).
 
 mod chain;
+mod control;
 mod features;
+mod filter;
 mod header;
 mod mmio;
 mod notify;
+mod pairs;
 mod receive;
 #[cfg(test)]
 mod tests;
@@ -37,8 +41,11 @@ use crate::GuestMemory;
 use crate::adapter::{Adapter, AdapterError, Window};
 use crate::port::splitting::Splitting;
 use crate::port::{Framing, Port, PortError};
+use control::{Command, Request};
 use features::Features;
-use mmio::{Mmio, Order, RECEIVE, TRANSMIT};
+use filter::Filter;
+use mmio::{Mmio, Order, Role, receive_queue, transmit_queue};
+use pairs::Pairs;
 
 /// Bytes of the MMIO window.
 const WINDOW: u64 = 0x200;
@@ -60,6 +67,8 @@ pub const MAX_QUEUE_SIZE: u16 = 1024;
 pub struct VirtioNet {
     mmio: Mmio,
     bus: Bus,
+    /// The address that it has after a reset.
+    permanent: MacAddress,
     /// Somebody looks at the rings without being notified.
     watched: bool,
 }
@@ -67,17 +76,19 @@ pub struct VirtioNet {
 /// What the device is connected to, apart from the registers so that queues and frames can be borrowed at once.
 struct Bus {
     memory: GuestMemory,
-    port: Box<dyn Port>,
+    pairs: Pairs,
     counters: FrameCounters,
     port_time: Duration,
     /// Longest frame that is sent, in bytes.
     longest: usize,
-    /// What the driver took.
+    /// What the driver took, less the receive offloads that it has turned off since.
     features: Features,
     /// Where the end of a frame goes that is longer than the guest's buffers.
     overflow: Box<[u8]>,
-    /// A frame as the port gave it that waits for more mergeable buffers; empty if there is none.
-    waiting: Vec<u8>,
+    /// What the driver wants to receive.
+    filter: Filter,
+    /// The device's address, as the filter needs it.
+    mac: MacAddress,
     /// Whether segments that follow each other leave as one.
     combines: bool,
 }
@@ -93,43 +104,72 @@ fn bad(what: &'static str, detail: String) -> AdapterError {
 }
 
 impl VirtioNet {
-    /// A device after reset that offers what `switches` say. `mtu` is in bytes of IP packet; the driver learns it
-    /// (VIRTIO_NET_F_MTU) and a frame over it that is not to be segmented fails the guest.
+    /// A device after reset that offers what `switches` say, with a port for each queue pair: all of them queues of
+    /// one interface. `mtu` is in bytes of IP packet; the driver learns it (VIRTIO_NET_F_MTU) and a frame over it that is
+    /// not to be segmented fails the guest.
     ///
     /// # Errors
-    /// [`PortError::NoHeaders`] if offloads are on and the port has no headers; [`AdapterError::Guest`] if
+    /// [`PortError::NoHeaders`] if offloads are on and a port has no headers; [`PortError::Queues`] if there are not as
+    /// many ports as queue pairs; [`PortError::Io`] if they can't be waited for; [`AdapterError::Guest`] if
     /// [`MAX_QUEUE_SIZE`] were no power of two (2.7).
     pub fn new(
         memory: GuestMemory,
-        port: Box<dyn Port>,
+        ports: Vec<Box<dyn Port>>,
         mac: MacAddress,
         mtu: u16,
         switches: VirtioNetSwitches,
     ) -> Result<Self, AdapterError> {
-        if switches.offloads() && port.framing() != Framing::VirtioNetHeader {
+        if switches.offloads() && ports.iter().any(|port| port.framing() != Framing::VirtioNetHeader) {
             return Err(PortError::NoHeaders.into());
         }
-        let port = if switches.segment_combining { Box::new(Splitting::new(port)) } else { port };
-        let queue = || Queue::new(MAX_QUEUE_SIZE).map_err(|error| bad("queue size", error.to_string()));
+        let count = switches.queue_pairs.count();
+        if ports.len() != count {
+            return Err(PortError::Queues { pairs: count, ports: ports.len() }.into());
+        }
+        let around = |port| -> Box<dyn Port> {
+            if switches.segment_combining { Box::new(Splitting::new(port)) } else { port }
+        };
         let bus = Bus {
             memory,
-            port,
+            pairs: Pairs::new(ports.into_iter().map(around).collect())?,
             counters: FrameCounters::default(),
             port_time: Duration::ZERO,
             longest: usize::from(mtu) + FRAMING,
             features: Features::default(),
             overflow: vec![0; LONGEST_RECEIVED].into_boxed_slice(),
-            waiting: Vec::new(),
+            filter: Filter::new(false),
+            mac,
             combines: switches.segment_combining,
         };
-        let offered = Features::offered(switches);
-        Ok(Self { mmio: Mmio::new([queue()?, queue()?], mac, mtu, offered), bus, watched: false })
+        let queue = |_| Queue::new(MAX_QUEUE_SIZE).map_err(|error| bad("queue size", error.to_string()));
+        let queues = (0..2 * count + usize::from(switches.control_queue)).map(queue);
+        // At most QueuePairs::MAX.
+        let mmio =
+            Mmio::new(queues.collect::<Result<_, _>>()?, mac, mtu, count as u16, Features::offered(switches));
+        Ok(Self { mmio, bus, permanent: mac, watched: false })
     }
 
-    /// DRIVER_OK: from now on the queues are used, so they have to be whole.
+    /// The driver starts again from the beginning (2.4).
+    fn reset(&mut self) -> Result<(), AdapterError> {
+        self.mmio.set_mac(self.permanent);
+        self.bus.mac = self.permanent;
+        self.bus.features = Features::default();
+        self.bus.filter = Filter::new(false);
+        Ok(self.bus.pairs.reset()?)
+    }
+
+    /// DRIVER_OK: from now on the queues are used, so they have to be whole. A driver may leave out pairs that it doesn't
+    /// use.
     fn activate(&mut self) -> Result<(), AdapterError> {
-        for (queue, name) in self.mmio.queues.iter_mut().zip(["receive queue", "transmit queue"]) {
-            if !queue.is_valid(&self.bus.memory) {
+        let control = self.mmio.control_queue();
+        for (index, queue) in self.mmio.queues.iter().enumerate() {
+            let name = match index {
+                _ if Some(index) == control => "control queue",
+                _ if index % 2 == 0 => "receive queue",
+                _ => "transmit queue",
+            };
+            let needed = index < 2 || Some(index) == control;
+            if (needed || queue.ready()) && !queue.is_valid(&self.bus.memory) {
                 return Err(bad(
                     name,
                     "it is not ready, or part of it is outside of guest memory".to_owned(),
@@ -137,42 +177,100 @@ impl VirtioNet {
             }
         }
         let features = self.mmio.driver_features();
-        for queue in &mut self.mmio.queues {
+        self.bus.features = features;
+        self.bus.filter = Filter::new(features.vlans());
+        for (index, queue) in self.mmio.queues.iter_mut().enumerate().filter(|(_, queue)| queue.ready()) {
             queue.set_event_idx(features.event_index());
             if self.watched {
-                notify::want(queue, &self.bus.memory, false)?;
+                // Nobody looks at the control queue unasked for long.
+                notify::want(queue, &self.bus.memory, Some(index) == control)?;
             }
         }
-        self.bus.features = features;
-        self.bus.waiting.clear();
-        self.bus.port.set_offloads(features.receive_offloads())?;
+        self.bus.pairs.reset()?;
+        self.bus.pairs.set_offloads(features.receive_offloads())?;
         Ok(())
     }
 
-    fn transmit(&mut self) -> Result<usize, AdapterError> {
-        let queue = &mut self.mmio.queues[TRANSMIT];
+    fn transmit(&mut self, pair: usize) -> Result<usize, AdapterError> {
+        let index = transmit_queue(pair);
+        let queue = &mut self.mmio.queues[index];
         let before = queue.next_used();
-        let mut sent = self.bus.transmit(queue)?;
+        let mut sent = self.bus.transmit(pair, queue)?;
         let asks = self.bus.features.event_index() && !self.watched;
         if asks && notify::ask_for_next(queue, &self.bus.memory)? {
-            sent += self.bus.transmit(queue)?;
+            sent += self.bus.transmit(pair, queue)?;
         }
-        self.used(TRANSMIT, before);
+        self.used(index, before);
         Ok(sent)
     }
 
-    fn receive(&mut self) -> Result<usize, AdapterError> {
-        let queue = &mut self.mmio.queues[RECEIVE];
+    fn receive(&mut self, pair: usize) -> Result<usize, AdapterError> {
+        let index = receive_queue(pair);
+        let queue = &mut self.mmio.queues[index];
         let before = queue.next_used();
-        let mut received = self.bus.receive(queue)?;
+        let mut received = self.bus.receive(pair, queue)?;
         // Of new receive buffers the device needs to hear only when it has none.
         let asks = self.bus.features.event_index() && !self.watched;
         let starved = asks && !notify::has_available(queue, &self.bus.memory);
         if starved && notify::ask_for_next(queue, &self.bus.memory)? {
-            received += self.bus.receive(queue)?;
+            received += self.bus.receive(pair, queue)?;
         }
-        self.used(RECEIVE, before);
+        self.used(index, before);
         Ok(received)
+    }
+
+    /// Answers the commands that the control queue holds, if there is one.
+    fn control(&mut self) -> Result<(), AdapterError> {
+        let Some(index) = self.mmio.control_queue() else { return Ok(()) };
+        let before = self.mmio.queues[index].next_used();
+        // A driver on another CPU could go on for ever: one turn takes no more than the queue holds.
+        for _ in 0..self.mmio.queues[index].size() {
+            let memory = &self.bus.memory;
+            let queue = &mut self.mmio.queues[index];
+            let mut request = Request::take(queue, memory)?;
+            if request.is_none() && self.bus.features.event_index() && notify::ask_for_next(queue, memory)? {
+                request = Request::take(queue, memory)?;
+            }
+            let Some(request) = request else { break };
+            let command = request.command(self.mmio.driver_features());
+            let done = command.map_or(Ok(false), |command| self.execute(command))?;
+            request.answer(&mut self.mmio.queues[index], &self.bus.memory, done)?;
+            self.bus.counters.commands += 1;
+        }
+        self.used(index, before);
+        Ok(())
+    }
+
+    /// Does what the driver commands; whether it could be done.
+    fn execute(&mut self, command: Command) -> Result<bool, AdapterError> {
+        let Self { mmio, bus, .. } = self;
+        match command {
+            Command::Receive(mode, on) => bus.filter.set(mode, on),
+            Command::MacTable(table) => bus.filter.set_table(table),
+            // A group address is nobody's own (IEEE 802).
+            Command::MacAddress(mac) if mac.0[0] & 1 != 0 => return Ok(false),
+            Command::MacAddress(mac) => {
+                mmio.set_mac(mac);
+                bus.mac = mac;
+            }
+            Command::Vlan(id, wanted) => return Ok(bus.filter.set_vlan(id, wanted)),
+            Command::Pairs(count) => {
+                let count = usize::from(count);
+                let has = |pair| {
+                    let ready = |index: usize| mmio.queues.get(index).is_some_and(QueueT::ready);
+                    ready(receive_queue(pair)) && ready(transmit_queue(pair))
+                };
+                if !(1..=bus.pairs.count()).contains(&count) || !(0..count).all(has) {
+                    return Ok(false);
+                }
+                bus.pairs.enable(count)?;
+            }
+            Command::Offloads(features) => {
+                bus.features = features;
+                bus.pairs.set_offloads(features.receive_offloads())?;
+            }
+        }
+        Ok(true)
     }
 
     /// Used buffer notification, unless there is nothing new since the used index was `before`, or the driver
@@ -184,6 +282,18 @@ impl VirtioNet {
         if wanted && mmio.raise() {
             bus.counters.interrupts += 1;
         }
+    }
+
+    /// Serves all queues in use; how many frames the guest got.
+    fn turn(&mut self) -> Result<usize, AdapterError> {
+        // What the driver wants goes before what it gets.
+        self.control()?;
+        let mut received = 0;
+        for pair in 0..self.bus.pairs.enabled() {
+            self.transmit(pair)?;
+            received += self.receive(pair)?;
+        }
+        Ok(received)
     }
 
     /// Counts a fault of the guest; the device then needs a reset.
@@ -232,9 +342,13 @@ impl Adapter for VirtioNet {
         };
         let result = match order {
             Order::None => Ok(()),
+            Order::Reset => self.reset(),
             Order::Activate => self.activate(),
-            Order::Notify(TRANSMIT) => self.transmit().map(|_| ()),
-            Order::Notify(_) => self.receive().map(|_| ()),
+            Order::Notify(Role::Control) => self.control(),
+            // The rings of a pair that is not in use are nobody's.
+            Order::Notify(Role::Receive(pair) | Role::Transmit(pair)) if pair >= self.bus.pairs.enabled() => Ok(()),
+            Order::Notify(Role::Transmit(pair)) => self.transmit(pair).map(|_| ()),
+            Order::Notify(Role::Receive(pair)) => self.receive(pair).map(|_| ()),
             Order::Malformed => {
                 self.bus.counters.guest_errors += 1;
                 Ok(())
@@ -247,7 +361,7 @@ impl Adapter for VirtioNet {
         if !self.mmio.live() {
             return Ok(false);
         }
-        let result = self.transmit().and_then(|_| self.receive());
+        let result = self.turn();
         // Frames sent need no look: a guest that has more to send asks for no sleep.
         self.concluded(result).map(|received| received > 0 || self.mmio.interrupt())
     }
@@ -263,16 +377,24 @@ impl Adapter for VirtioNet {
         }
         let Self { mmio, bus, .. } = self;
         let mut more = false;
-        for (index, queue) in mmio.queues.iter_mut().enumerate() {
+        for pair in 0..bus.pairs.enabled() {
+            let queue = &mut mmio.queues[transmit_queue(pair)];
+            more |= notify::want(queue, &bus.memory, !watched)?;
             // Of receive buffers the device needs to hear only when it has none.
-            let wanted = !watched && (index == TRANSMIT || !notify::has_available(queue, &bus.memory));
+            let queue = &mut mmio.queues[receive_queue(pair)];
+            let wanted = !watched && !notify::has_available(queue, &bus.memory);
             more |= notify::want(queue, &bus.memory, wanted)?;
+        }
+        if let Some(index) = mmio.control_queue() {
+            more |= notify::want(&mut mmio.queues[index], &bus.memory, true)?;
         }
         Ok(more)
     }
 
     fn can_receive(&self) -> bool {
-        self.mmio.live() && notify::has_available(&self.mmio.queues[RECEIVE], &self.bus.memory)
+        let Self { mmio, bus, .. } = self;
+        let has_room = |pair| notify::has_available(&mmio.queues[receive_queue(pair)], &bus.memory);
+        mmio.live() && (0..bus.pairs.enabled()).any(has_room)
     }
 
     fn interrupt(&self) -> bool {
@@ -288,7 +410,7 @@ impl Adapter for VirtioNet {
     }
 
     fn port_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.bus.port.fd()
+        self.bus.pairs.fd()
     }
 
     fn port_nanoseconds(&self) -> u64 {

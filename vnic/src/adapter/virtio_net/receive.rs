@@ -14,6 +14,7 @@ use arrayvec::ArrayVec;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
 use super::chain::{self, Chain, broken, pieces, too_many};
+use super::pairs::Pair;
 use super::{Bus, LONGEST_RECEIVED, MINIMUM_FRAME, bad, notify};
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
@@ -73,11 +74,11 @@ impl<'m> Room<'m> {
 }
 
 impl Bus {
-    /// Fills the buffers of `queue` from the port; how many frames the guest got.
-    pub(super) fn receive(&mut self, queue: &mut Queue) -> Result<usize, AdapterError> {
+    /// Fills the buffers of `queue`, that of this pair, from its port; how many frames the guest got.
+    pub(super) fn receive(&mut self, pair: usize, queue: &mut Queue) -> Result<usize, AdapterError> {
         let mut received = 0;
         for _ in 0..queue.size() {
-            match self.receive_one(queue)? {
+            match self.receive_one(pair, queue)? {
                 Some(true) => received += 1,
                 Some(false) => {}
                 None => break,
@@ -87,9 +88,10 @@ impl Bus {
     }
 
     /// The next frame: whether the guest got it, or `None` if there is none, or no room for it.
-    fn receive_one(&mut self, queue: &mut Queue) -> Result<Option<bool>, AdapterError> {
-        let Self { memory, port, counters, port_time, longest, features, overflow, waiting, .. } = self;
+    fn receive_one(&mut self, pair: usize, queue: &mut Queue) -> Result<Option<bool>, AdapterError> {
+        let Self { memory, pairs, counters, port_time, longest, features, overflow, filter, mac, .. } = self;
         let memory: &GuestMemory = memory;
+        let Pair { port, waiting } = pairs.get(pair);
         let offloads = features.receive_offloads();
         let with_headers = port.framing() == Framing::VirtioNetHeader;
         // What the port puts before a frame, and what of the header is for the device to write.
@@ -131,6 +133,12 @@ impl Bus {
             return Ok(Some(false));
         }
         waiting.clear();
+        if !filter.is_open() && !filter.takes(&gather::head_at(&room.parts, before), *mac) {
+            // The buffers stay available, as if it had not come.
+            queue.set_next_avail(position);
+            counters.receive_filtered += 1;
+            return Ok(Some(false));
+        }
         let length = length - before;
         let mut left = vnet_header::LENGTH + length;
         let mut elements = ArrayVec::<(u16, u32), MAX_CHAINS>::new();

@@ -1,6 +1,7 @@
 //! Negotiation, rings and attacks; names carry the clause of virtio 1.2 that they check.
 
 mod combining;
+mod control;
 mod offloads;
 
 use std::io::{IoSlice, IoSliceMut};
@@ -23,12 +24,18 @@ const SIZE: u16 = 8;
 struct Bench {
     device: VirtioNet,
     memory: GuestMemory,
+    /// Of the first pair.
     wire: MemoryPort,
+    /// Of the others.
+    wires: Vec<MemoryPort>,
     /// Next available index of each queue.
-    available: [u16; 2],
+    available: [u16; QUEUES],
     /// Where frames that left are taken to.
     room: Vec<u8>,
 }
+
+/// Queues of a driver at most: three pairs and the control queue.
+const QUEUES: usize = 7;
 
 /// Table, driver area and device area of a queue.
 fn areas(queue: usize) -> [u64; 3] {
@@ -43,9 +50,16 @@ impl Bench {
 
     fn with(switches: VirtioNetSwitches) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
-        let (port, wire) = if switches.offloads() { pair_with_headers(64) } else { pair(64) }.unwrap();
-        let device = VirtioNet::new(memory.clone(), Box::new(port), MAC, 1500, switches).unwrap();
-        Self { device, memory, wire, available: [0; 2], room: vec![0; 70_000] }
+        let mut ports: Vec<Box<dyn Port>> = Vec::new();
+        let mut wires = Vec::new();
+        for _ in 0..switches.queue_pairs.count() {
+            let (port, wire) = if switches.offloads() { pair_with_headers(64) } else { pair(64) }.unwrap();
+            ports.push(Box::new(port));
+            wires.push(wire);
+        }
+        let device = VirtioNet::new(memory.clone(), ports, MAC, 1500, switches).unwrap();
+        let wire = wires.remove(0);
+        Self { device, memory, wire, wires, available: [0; QUEUES], room: vec![0; 70_000] }
     }
 
     /// 3.1.1: a driver that does everything right.
@@ -57,12 +71,21 @@ impl Bench {
     fn live_with(switches: VirtioNetSwitches, features: u32) -> Self {
         let mut bench = Self::with(switches);
         bench.negotiate(features);
-        for queue in 0..2 {
+        for queue in 0..bench.queues() {
             bench.set_up(queue);
         }
         bench.write(0x70, 15);
         assert_eq!(bench.read(0x70), 15);
         bench
+    }
+
+    /// Queues that the device has.
+    fn queues(&mut self) -> usize {
+        let exists = |queue: usize| {
+            self.write(0x30, queue as u32);
+            self.read(0x34) > 0
+        };
+        (0..QUEUES).map(exists).take_while(|exists| *exists).count()
     }
 
     fn negotiate(&mut self, features: u32) {
@@ -388,6 +411,7 @@ enum Step {
     Memory(u64, u64),
     Describe(usize, u16, u64, u32, u16, u16),
     Give(usize, u16),
+    Command(u8, u8, Vec<u8>),
     Arrives(usize),
     Service,
     Revive,
@@ -400,10 +424,12 @@ fn step() -> impl Strategy<Value = Step> {
         (0_u64..0x210, 0_usize..9).prop_map(|(offset, width)| Step::Read(offset, width)),
         (0_u64..0x110, any::<u32>()).prop_map(|(offset, value)| Step::Write(offset & !3, value)),
         (0_u64..0x8000, any::<u64>()).prop_map(|(at, value)| Step::Memory(0x1000 + at, value)),
-        (0_usize..2, 0..SIZE, address, length, 0_u16..8, 0..SIZE + 1).prop_map(
+        (0..QUEUES, 0..SIZE, address, length, 0_u16..8, 0..SIZE + 1).prop_map(
             |(queue, index, at, length, flags, next)| Step::Describe(queue, index, at, length, flags, next)
         ),
-        (0_usize..2, 0..SIZE + 1).prop_map(|(queue, head)| Step::Give(queue, head)),
+        (0..QUEUES, 0..SIZE + 1).prop_map(|(queue, head)| Step::Give(queue, head)),
+        (any::<[u8; 2]>(), prop::collection::vec(any::<u8>(), 0..20))
+            .prop_map(|([class, command], about)| Step::Command(class % 7, command % 7, about)),
         (0_usize..3000).prop_map(Step::Arrives),
         Just(Step::Service),
         Just(Step::Revive),
@@ -416,12 +442,13 @@ proptest! {
     /// Whatever a guest does, the device neither panics nor hangs, and nothing but guest memory is touched: an
     /// access outside of the mapping is a fault of this process.
     #[test]
-    fn no_sequence_of_accesses_panics(on in 0..4_usize, steps in prop::collection::vec(step(), 1..200)) {
+    fn no_sequence_of_accesses_panics(on in 0..5_usize, steps in prop::collection::vec(step(), 1..200)) {
         let combining = VirtioNetSwitches { segment_combining: true, ..VirtioNetSwitches::OFF };
         let all = VirtioNetSwitches { segment_combining: true, ..offloads::ALL };
-        let switches = [VirtioNetSwitches::OFF, offloads::ALL, combining, all][on];
+        let switches = [VirtioNetSwitches::OFF, offloads::ALL, combining, all, control::several(all)][on];
         let features = Bench::with(switches).read(0x10);
         let mut bench = Bench::live_with(switches, features);
+        let queues = bench.queues();
         for step in steps {
             let result = match step {
                 Step::Read(offset, width) => bench.device.read(offset, &mut vec![0; width]),
@@ -438,6 +465,10 @@ proptest! {
                     bench.give(queue, head);
                     Ok(())
                 }
+                Step::Command(class, command, about) => {
+                    control::put(&mut bench, QUEUES - 1, &[&[class, command], &about[..]].concat());
+                    bench.device.write(0x50, &(QUEUES as u32 - 1).to_le_bytes())
+                }
                 Step::Arrives(length) => {
                     bench.arrives(&frame(length));
                     Ok(())
@@ -445,12 +476,12 @@ proptest! {
                 Step::Service => bench.device.service().map(|_| ()),
                 Step::Revive => {
                     bench.write(0x70, 0);
-                    bench.available = [0; 2];
-                    for queue in 0..2 {
+                    bench.available = [0; QUEUES];
+                    for queue in 0..QUEUES {
                         bench.memory.write_obj(0_u32, GuestAddress(areas(queue)[1])).unwrap();
                     }
                     bench.negotiate(features);
-                    (0..2).for_each(|queue| bench.set_up(queue));
+                    (0..queues).for_each(|queue| bench.set_up(queue));
                     bench.device.write(0x70, &15_u32.to_le_bytes())
                 }
             };

@@ -64,10 +64,11 @@ impl Outlet<'_> {
 }
 
 impl Bus {
-    /// Sends what `queue` holds; how many chains it used.
-    pub(super) fn transmit(&mut self, queue: &mut Queue) -> Result<usize, AdapterError> {
-        let Self { memory, port, counters, port_time, longest, features, combines, .. } = self;
+    /// Sends what `queue`, that of this pair, holds; how many chains it used.
+    pub(super) fn transmit(&mut self, pair: usize, queue: &mut Queue) -> Result<usize, AdapterError> {
+        let Self { memory, pairs, counters, port_time, longest, features, combines, .. } = self;
         let memory: &GuestMemory = memory;
+        let port = &mut pairs.get(pair).port;
         let with_headers = port.framing() == Framing::VirtioNetHeader;
         let mut outlet = Outlet { port: &mut **port, counters, port_time };
         let mut train = Train::new();

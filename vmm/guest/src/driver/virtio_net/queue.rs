@@ -147,6 +147,13 @@ impl Queue {
         core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
     }
 
+    /// Gives descriptor `id` other flags, and a next one.
+    pub(super) fn chain(&self, id: u16, flags: u16, next: u16) {
+        let at = usize::from(id) * DESCRIPTOR;
+        self.table.write16(at + 12, flags);
+        self.table.write16(at + 14, next);
+    }
+
     /// Says how many bytes descriptor `id` has.
     pub(super) fn set_length(&self, id: u16, length: usize) {
         self.table.write32(usize::from(id) * DESCRIPTOR + 8, length as u32);

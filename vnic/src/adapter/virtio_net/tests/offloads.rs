@@ -68,7 +68,7 @@ fn virtio_1_2_s5_1_3_1_segmentation_is_not_taken_without_checksums() {
 fn offloads_need_a_port_with_headers() {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), MEMORY)]).unwrap();
     let (port, _wire) = pair(1).unwrap();
-    let refused = VirtioNet::new(memory, Box::new(port), MAC, 1500, CHECKSUM);
+    let refused = VirtioNet::new(memory, vec![Box::new(port)], MAC, 1500, CHECKSUM);
     assert!(matches!(refused, Err(AdapterError::Port(PortError::NoHeaders))));
 }
 
