@@ -65,7 +65,8 @@ const NAT: &str =
     "nobody can connect to an end behind address translation: write `peers: [native]` in the arm";
 const WHOLE: &str = "address translation carries whole frames with their checksums: leave `checksumOffload`, `tso` and \
                      `segmentCombining` off";
-const ONE_QUEUE: &str = "a hub and address translation have one queue: write `queuePairs: 1`, or another port";
+const ONE_QUEUE: &str =
+    "a hub and address translation have one queue: write `queuePairs: 1`, or another port";
 const ONE_ORDER: &str = "impairments and a capture are of one queue, in whose order frames go: write `queuePairs: 1`, or leave \
                          them out";
 const CONDITION: &str = "must be exactly one condition: `toll: {atMost: 10%}`, `goodput: {atLeast: 1Gbit}`";
@@ -155,7 +156,16 @@ pub const CASES: &[Refused] = &[
     ),
     one(VIRTIO, "adapter: {virtioNet: {controlQueue: true, queuePairs: 2}}, port: {nat: {}}", ONE_QUEUE),
     one(VIRTIO, "adapter: {virtioNet: {controlQueue: true, queuePairs: 2}}, capture: {}", ONE_ORDER),
-    one(VIRTIO, "adapter: {virtioNet: {controlQueue: true, queuePairs: 2}}, impairments: {loss: 1%}", ONE_ORDER),
+    one(
+        VIRTIO,
+        "adapter: {virtioNet: {controlQueue: true, queuePairs: 2}}, impairments: {loss: 1%}",
+        ONE_ORDER,
+    ),
+    one(
+        VIRTIO,
+        "pin: {vcpu: 0, io: 1}, adapter: {virtioNet: {}}",
+        "the adapter has no thread of its own: write `ioThread: true` in it, or leave `io` out",
+    ),
     one(VIRTIO, "adapter: {virtioNet: {}}, port: {}", PORT),
     one(VIRTIO, "adapter: {virtioNet: {}}, port: {tap: {}, macvtap: {}}", PORT),
     one(VIRTIO, "adapter: {virtioNet: {}}, port: {hub: {}}", HUB),

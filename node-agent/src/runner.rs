@@ -338,6 +338,7 @@ impl Runner {
             memory: GUEST_MEMORY,
             job: self.end.job.clone(),
             cpu: self.end.cpu,
+            io_cpu: self.end.io_cpu,
             deadline: self.end.deadline,
         })
     }
@@ -424,6 +425,7 @@ mod tests {
             mac: MacAddress([2; 6]),
             mtu: 1500,
             cpu: None,
+            io_cpu: None,
             deadline: Span(1),
         }
     }

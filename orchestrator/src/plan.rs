@@ -162,7 +162,7 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
     let drain = rate.map_or(Duration::ZERO, |rate| {
         Duration::from_secs_f64(IN_FLIGHT.0 as f64 * 8.0 / (rate.0.max(SLOWEST.0) as f64))
     });
-    let end = |kind: EndKind, host: &Host, direction, open, cpu| {
+    let end = |kind: EndKind, host: &Host, direction, open, (cpu, io_cpu)| {
         let (address, gateway) = address(&kind, host, open);
         EndSpec {
             decorators: if matches!(kind, EndKind::Native { .. }) {
@@ -183,6 +183,7 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
             mac: mac(address),
             mtu,
             cpu,
+            io_cpu,
             deadline: Span::from(
                 workload.warm_up.duration() + workload.duration.duration() + GRACE.duration() + drain,
             ),
@@ -191,7 +192,8 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
     // The pin counts the CPUs of a host; the far end of a guest-to-guest cell is pinned alike, unless that would be to the
     // same CPU.
     let local = arm.kind.port() == Some(Port::Hub);
-    let far_cpu = arm.cpu.filter(|_| peer == Peer::SameArm && !local);
+    let near_cpus = (arm.cpu, arm.io_cpu);
+    let far_cpus = if peer == Peer::SameArm && !local { near_cpus } else { (None, None) };
     Cell {
         key: CellKey {
             pair: Pair { a: a.name.clone(), b: b.name.clone() },
@@ -200,8 +202,8 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
             arm: arm.name.clone(),
             peer,
         },
-        a: end(arm.kind.clone(), a, direction, Open::Connect, arm.cpu),
-        b: end(far, b, direction.opposite(), Open::Listen, far_cpu),
+        a: end(arm.kind.clone(), a, direction, Open::Connect, near_cpus),
+        b: end(far, b, direction.opposite(), Open::Listen, far_cpus),
     }
 }
 

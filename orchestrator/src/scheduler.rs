@@ -505,6 +505,7 @@ fn begin(
             free_since = free_since.max(host.free_since);
             let facts = host.facts.as_deref();
             end.cpu = end.cpu.and_then(|cpu| own_cpu(facts?, cpu));
+            end.io_cpu = end.io_cpu.and_then(|cpu| own_cpu(facts?, cpu));
         }
     }
     course.flying += 1;

@@ -104,6 +104,8 @@ pub struct VmmConfig {
     pub job: StreamJob,
     /// CPU to pin the vCPU thread to.
     pub cpu: Option<u32>,
+    /// CPU to pin the adapter's own thread to.
+    pub io_cpu: Option<u32>,
     /// From `Start` to the end of the job at most; also the limit for booting.
     pub deadline: Span,
 }

@@ -449,6 +449,9 @@ pub struct EndSpec {
     /// CPU to pin the vCPU (or the same-stack thread, or the endpoint's traffic thread) to: the machine's number in
     /// what an agent gets; in a plan, whose hosts are not known yet, counted from 0 among the host's own.
     pub cpu: Option<u32>,
+    /// The same for the adapter's own thread.
+    #[serde(default)]
+    pub io_cpu: Option<u32>,
     /// How long after `Start` the end may take before it is stopped and counted as failed.
     pub deadline: Span,
 }

@@ -40,6 +40,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             memory: Bytes(4 << 20),
             job,
             cpu: None,
+            io_cpu: None,
             deadline: Span::from_millis(1),
         })?;
         let (port, _other) = memory::pair(1)?;

@@ -80,7 +80,13 @@ fn switches(adapter: &Adapter) -> u64 {
     let Adapter::VirtioNet(switches) = adapter else { return 0 };
     // The guest knows nothing of `segment_combining`.
     let VirtioNetSwitches {
-        checksum_offload, tso, mergeable_buffers, event_index, io_thread, control_queue, ..
+        checksum_offload,
+        tso,
+        mergeable_buffers,
+        event_index,
+        io_thread,
+        control_queue,
+        ..
     } = *switches;
     let bits = [
         (checksum_offload, virtio_net::CHECKSUM_OFFLOAD),

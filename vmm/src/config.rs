@@ -114,6 +114,8 @@ pub struct EndConfig {
     pub duration: Duration,
     /// CPU to pin to.
     pub cpu: Option<usize>,
+    /// CPU to pin the adapter's own thread to.
+    pub io_cpu: Option<usize>,
     /// Limit for booting, and again from `Start` to the end.
     pub deadline: Duration,
 }
@@ -170,6 +172,7 @@ impl TryFrom<VmmConfig> for EndConfig {
             memory,
             job,
             cpu,
+            io_cpu,
             deadline,
         } = config;
         let StreamJob { direction, open, write_size, warm_up, duration } = job;
@@ -258,6 +261,7 @@ impl TryFrom<VmmConfig> for EndConfig {
             warm_up,
             duration,
             cpu: cpu.map(|cpu| cpu as usize),
+            io_cpu: io_cpu.map(|cpu| cpu as usize),
             deadline,
         })
     }
@@ -291,6 +295,7 @@ mod tests {
                 duration: Span::from_millis(2000),
             },
             cpu: None,
+            io_cpu: None,
             deadline: Span::from_millis(10_000),
         }
     }

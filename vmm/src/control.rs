@@ -347,8 +347,7 @@ fn boxed<P: Port + 'static>(ports: Vec<P>) -> Vec<Box<dyn Port>> {
 fn open_ports(config: &EndConfig) -> Result<Vec<Box<dyn Port>>, PortError> {
     let (framing, pairs) = match &config.adapter {
         Adapter::VirtioNet(switches) => {
-            let framing =
-                if switches.offloads() { Framing::VirtioNetHeader } else { Framing::Bare };
+            let framing = if switches.offloads() { Framing::VirtioNetHeader } else { Framing::Bare };
             (framing, switches.queue_pairs.count())
         }
         Adapter::Pcnet(_) => (Framing::Bare, 1),

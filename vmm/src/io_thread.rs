@@ -28,6 +28,7 @@ use toll_vnic::adapter::{Adapter, AdapterError, Window};
 use toll_vnic::port::PortError;
 
 use crate::clock::{CpuClock, ticks};
+use crate::runner::{StartError, pin};
 
 /// How long the thread looks on when nothing moves: as long as going to sleep and being woken takes.
 const SPIN: Duration = Duration::from_micros(20);
@@ -168,11 +169,11 @@ fn panicked() -> AdapterError {
 }
 
 impl Remote {
-    /// Gives `adapter` to a new thread.
+    /// Gives `adapter` to a new thread, on `cpu` if there is a wish.
     ///
     /// # Errors
-    /// [`AdapterError::Port`] if the process has no descriptor or thread left.
-    pub fn start(adapter: Box<dyn Adapter>) -> Result<Self, AdapterError> {
+    /// [`StartError::Adapter`] if the process has no descriptor or thread left; [`StartError::Pin`].
+    pub fn start(adapter: Box<dyn Adapter>, cpu: Option<usize>) -> Result<Self, StartError> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let eventfd = || EventFd::from_value_and_flags(0, flags).map_err(system("eventfd"));
         let (window, notify_register) = (adapter.window(), adapter.notify_register());
@@ -195,8 +196,13 @@ impl Remote {
         let thread = std::thread::Builder::new()
             .name(NAME.into())
             .spawn(move || {
+                let pinned = cpu.map_or(Ok(()), |cpu| pin(NAME, cpu));
+                let refused = pinned.is_err();
                 // Whoever waits for it has gone only if this thread is to end.
-                let _ = sender.send(CpuClock::of_this_thread());
+                let _ = sender.send(pinned.map(|()| CpuClock::of_this_thread()));
+                if refused {
+                    return;
+                }
                 let port = port;
                 let end = catch_unwind(AssertUnwindSafe(|| run(&body, port.as_ref().map(AsFd::as_fd))));
                 // A guest whose adapter nobody looks after would wait until somebody's patience ends.
@@ -205,8 +211,8 @@ impl Remote {
                     body.signal();
                 }
             })
-            .map_err(|source| PortError::Io { call: "creating a thread", port: NAME.to_owned(), source })?;
-        let cpu = receiver.recv().ok().flatten();
+            .map_err(|source| StartError::System { call: "creating a thread", source })?;
+        let cpu = receiver.recv().ok().transpose()?.flatten();
         Ok(Self { shared, thread: Some(thread), window, notify_register, cpu })
     }
 
@@ -418,7 +424,7 @@ mod tests {
 
     #[test]
     fn a_panic_of_the_thread_wakes_the_program_and_is_its_error() {
-        let mut remote = Remote::start(Box::new(Faulty { calls: 0 })).expect("a thread");
+        let mut remote = Remote::start(Box::new(Faulty { calls: 0 }), None).expect("a thread");
         let mut fds = [PollFd::new(remote.shared.done.as_fd(), PollFlags::POLLIN)];
         assert_eq!(
             ppoll(&mut fds, Some(nix::sys::time::TimeSpec::new(10, 0)), None),

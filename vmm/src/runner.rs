@@ -47,11 +47,13 @@ pub enum StartError {
     /// Its adapter.
     #[error("the end's adapter could not be made")]
     Adapter(#[from] AdapterError),
-    /// Its thread can't run on the CPU that was asked for.
+    /// A thread can't run on the CPU that was asked for.
     #[error(
-        "the program's thread could not be pinned to CPU {cpu}: choose one that is online and allowed to this process"
+        "the thread {thread} could not be pinned to CPU {cpu}: choose one that is online and allowed to this process"
     )]
     Pin {
+        /// Its name in reports.
+        thread: &'static str,
         /// The CPU's number.
         cpu: usize,
         /// The system's word.
@@ -119,7 +121,7 @@ pub fn start(
         trial::Adapter::VirtioNet(switches) => {
             let device = Box::new(VirtioNet::new(memory, ports, config.mac, config.mtu, switches)?);
             if switches.io_thread {
-                let remote = Remote::start(device)?;
+                let remote = Remote::start(device, config.io_cpu)?;
                 io = Some(remote.io()?);
                 (Box::new(remote), None)
             } else {
@@ -138,10 +140,7 @@ pub fn start(
         control_cpu: CpuClock::of_this_thread(),
         io,
     };
-    let name = match config.engine {
-        Engine::Kvm => "vcpu0",
-        Engine::HostProcess => "payload",
-    };
+    let name = thread_name(config.engine);
     let (config, reporting) = (config.clone(), Arc::clone(&link));
     let thread = std::thread::Builder::new()
         .name(name.into())
@@ -153,7 +152,8 @@ pub fn start(
 /// The body of the program's thread. Its last event is sent when all else has been dropped, the TAP included.
 fn run(config: &EndConfig, program: Program, stage: Stage) {
     let reporter = stage.reporter.clone();
-    let result = match config.cpu.map(pin).transpose() {
+    let name = thread_name(config.engine);
+    let result = match config.cpu.map(|cpu| pin(name, cpu)).transpose() {
         Err(error) => Err(crate::failure(&error, Vec::new())),
         Ok(_) => match config.engine {
             Engine::Kvm => guest::run(config, &program, stage),
@@ -163,10 +163,19 @@ fn run(config: &EndConfig, program: Program, stage: Stage) {
     reporter.send(Event::Ended(result));
 }
 
-fn pin(cpu: usize) -> Result<(), StartError> {
+/// Name of the program's thread in reports.
+fn thread_name(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Kvm => "vcpu0",
+        Engine::HostProcess => "payload",
+    }
+}
+
+/// Pins the calling thread, whose name is `thread`.
+pub(crate) fn pin(thread: &'static str, cpu: usize) -> Result<(), StartError> {
     let mut set = CpuSet::new();
     let pinned = set.set(cpu).and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-    pinned.map_err(|errno| StartError::Pin { cpu, source: errno.into() })
+    pinned.map_err(|errno| StartError::Pin { thread, cpu, source: errno.into() })
 }
 
 fn install_signal_handler() -> Result<(), Errno> {

@@ -43,6 +43,7 @@ fn config(adapter: Adapter) -> EndConfig {
             duration: Span::from_millis(1),
         },
         cpu: None,
+        io_cpu: None,
         deadline: Span::from_millis(1000),
     };
     EndConfig::try_from(config).expect("a good configuration")

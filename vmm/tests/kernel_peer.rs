@@ -20,8 +20,8 @@ use support::{PATIENCE, bring_up, enter_namespace};
 use toll_guest::program::pattern;
 use toll_protocol::trial::{QueuePairs, VirtioNetSwitches};
 use toll_vmm::io_thread::Remote;
-use toll_vnic::port::{Framing, Port};
 use toll_vnic::port::tap::Tap;
+use toll_vnic::port::{Framing, Port};
 
 /// The TAP.
 const NAME: &str = "toll-peer";
@@ -66,7 +66,7 @@ fn receive(mut stream: TcpStream, time: Duration) -> std::io::Result<u64> {
 
 fn transfer(switches: VirtioNetSwitches, program_sends: bool) -> Result<(), Failed> {
     let base = if program_sends { End::sender(VIRTIO_NET) } else { End::receiver(VIRTIO_NET) };
-    let duration = Duration::from_millis(150);
+    let duration = Duration::from_millis(80);
     let end =
         End { switches, arena: 16 << 20, write_size: WRITE_SIZE as u32, listens: true, duration, ..base };
     let framing = if switches.offloads() { Framing::VirtioNetHeader } else { Framing::Bare };
@@ -84,7 +84,7 @@ fn transfer(switches: VirtioNetSwitches, program_sends: bool) -> Result<(), Fail
     });
     let ports = taps.into_iter().map(|tap| -> Box<dyn Port> { Box::new(tap) }).collect();
     let (result, outcome) = end.run_behind(ports, |adapter| {
-        if switches.io_thread { Box::new(Remote::start(adapter).unwrap()) } else { adapter }
+        if switches.io_thread { Box::new(Remote::start(adapter, None).unwrap()) } else { adapter }
     });
     result?;
     let at_kernel = kernel.join().map_err(|_| "the kernel's end panicked")??;

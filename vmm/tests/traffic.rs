@@ -16,7 +16,9 @@ use support::{
 };
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
 use toll_protocol::report::{EndReport, Flag};
-use toll_protocol::trial::{Adapter, Direction, Open, PcnetSwitches, SendCombining, VirtioNetSwitches};
+use toll_protocol::trial::{
+    Adapter, Direction, Open, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches,
+};
 use toll_protocol::units::{Bytes, Span};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_toll-vmm");
@@ -181,6 +183,22 @@ fn combinations() -> impl Iterator<Item = VirtioNetSwitches> {
     })
 }
 
+/// Several queue pairs, and so the control queue, with nothing else and with all else.
+fn commanded() -> impl Iterator<Item = VirtioNetSwitches> {
+    let off = VirtioNetSwitches { control_queue: true, ..VirtioNetSwitches::OFF };
+    let all = VirtioNetSwitches {
+        checksum_offload: true,
+        tso: true,
+        mergeable_buffers: true,
+        event_index: true,
+        ..off
+    };
+    let threaded = VirtioNetSwitches { io_thread: true, ..all };
+    [(off, 2), (all, 2), (all, 8), (threaded, 2)].into_iter().filter_map(|(switches, count)| {
+        Some(VirtioNetSwitches { queue_pairs: QueuePairs::new(count)?, ..switches })
+    })
+}
+
 /// A transfer of which the kernel looks at every byte that it receives.
 fn offloads(case: &Transfer, switches: VirtioNetSwitches) -> Result<(), Failed> {
     let report = transfer(PROGRAM, case)?.report;
@@ -216,7 +234,17 @@ fn a_cpu_that_there_is_not_is_named() -> Result<(), Failed> {
     expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
     vmm.send(&ChildCommand::PortAttached)?;
     let failure = failure(&mut vmm)?;
-    check(failure.reason.contains("pinned to CPU 4000"), &failure)
+    check(failure.reason.contains("the thread payload could not be pinned to CPU 4000"), &failure)?;
+    let switches = VirtioNetSwitches { io_thread: true, ..VirtioNetSwitches::OFF };
+    let mut config = case(109).config();
+    (config.engine, config.io_cpu) = (Engine::HostProcess, Some(4001));
+    config.adapter = Adapter::VirtioNet(switches);
+    let mut vmm = Vmm::spawn(PROGRAM)?;
+    vmm.send(&ChildCommand::Configure(config))?;
+    expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
+    vmm.send(&ChildCommand::PortAttached)?;
+    let words = self::failure(&mut vmm)?;
+    check(words.reason.contains("the thread io0 could not be pinned to CPU 4001"), &words)
 }
 
 fn messages_out_of_turn_and_garbage_are_refused() -> Result<(), Failed> {
@@ -363,13 +391,15 @@ fn main() -> ExitCode {
             test(needs, name, Box::new(move || optimisations(engine, direction, number)));
         }
         let kind = if engine == Engine::Kvm { "guest" } else { "same_stack" };
-        for switches in combinations() {
+        for switches in combinations().chain(commanded()) {
             for direction in [Direction::Send, Direction::Receive] {
                 number += 1;
                 let adapter = Adapter::VirtioNet(switches);
-                let on = adapter.switches().join("_");
-                let (warm_up, duration) = (Duration::from_millis(50), Duration::from_millis(150));
-                let case = Transfer { engine, adapter, direction, warm_up, duration, ..case(number) };
+                let on = adapter.switches().join("_").replace(": ", "_");
+                let (warm_up, duration) = (Duration::from_millis(30), Duration::from_millis(100));
+                // Each pair has receive buffers of its own.
+                let memory = (12 + 4 * switches.queue_pairs.count() as u64) << 20;
+                let case = Transfer { engine, adapter, direction, warm_up, duration, memory, ..case(number) };
                 let name = format!("{kind}_{direction}s_with_{on}");
                 test(needs, name, Box::new(move || offloads(&case, switches)));
             }

@@ -10,16 +10,15 @@ use toll_protocol::trial::VirtioNetSwitches;
 use toll_vnic::port::Framing;
 use toll_vnic::port::tap::Tap;
 
-const TSO: VirtioNetSwitches = VirtioNetSwitches {
-    checksum_offload: true,
-    tso: true,
-    control_queue: true,
-    ..VirtioNetSwitches::OFF
-};
+const TSO: VirtioNetSwitches =
+    VirtioNetSwitches { checksum_offload: true, tso: true, control_queue: true, ..VirtioNetSwitches::OFF };
 const COMBINING: VirtioNetSwitches = VirtioNetSwitches { segment_combining: true, ..VirtioNetSwitches::OFF };
 
 /// Two guests on a bridge.
-fn pair(one: VirtioNetSwitches, other: VirtioNetSwitches) -> Result<(Guest, Guest), Box<dyn std::error::Error>> {
+fn pair(
+    one: VirtioNetSwitches,
+    other: VirtioNetSwitches,
+) -> Result<(Guest, Guest), Box<dyn std::error::Error>> {
     let tap = |name: &str, switches: VirtioNetSwitches| {
         let framing = if switches.offloads() { Framing::VirtioNetHeader } else { Framing::Bare };
         Tap::create(name, framing)

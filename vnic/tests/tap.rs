@@ -9,7 +9,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-use support::{HEADER, Ip, NEEDS_CSUM, Outcome, bridge, next_frame, next_frame_to, set_up, sums_hold, unfinished};
+use support::{
+    HEADER, Ip, NEEDS_CSUM, Outcome, bridge, next_frame, next_frame_to, set_up, sums_hold, unfinished,
+};
 use toll_vnic::port::tap::Tap;
 use toll_vnic::port::{Framing, Offloads, Port, PortError, Sent};
 
@@ -192,8 +194,17 @@ fn a_flow_comes_back_to_the_queue_that_it_left_by() -> Outcome {
 
 /// A frame of [`unfinished`] over IPv4 on its way back: addresses and ports are those of the other end.
 fn swapped(frame: &[u8]) -> Vec<u8> {
-    [&frame[6..12], &frame[..6], &frame[12..26], &frame[30..34], &frame[26..30], &frame[36..38], &frame[34..36], &frame[38..]]
-        .concat()
+    [
+        &frame[6..12],
+        &frame[..6],
+        &frame[12..26],
+        &frame[30..34],
+        &frame[26..30],
+        &frame[36..38],
+        &frame[34..36],
+        &frame[38..],
+    ]
+    .concat()
 }
 
 fn a_header_that_does_not_fit_its_frame_is_refused() -> Outcome {

@@ -186,6 +186,7 @@ pub fn native(direction: Direction, open: Open, duration: Span) -> EndSpec {
         mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
         mtu: 1500,
         cpu: None,
+        io_cpu: None,
         deadline: Span::from_millis(8_000),
     }
 }

@@ -15,7 +15,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use toll_protocol::facts::Wire;
 use toll_protocol::message::{FromAgent, ToAgent};
-use toll_protocol::trial::{Adapter, Direction, EndKind, EndSpec, Open, Port, TrialId, VirtioNetSwitches};
+use toll_protocol::trial::{
+    Adapter, Direction, EndKind, EndSpec, Open, Port, QueuePairs, TrialId, VirtioNetSwitches,
+};
 use toll_protocol::units::{InterfaceAddress, MacAddress, Span};
 
 use crate::Test;
@@ -76,6 +78,8 @@ fn with_offloads(end: EndSpec) -> EndSpec {
         event_index: true,
         segment_combining: true,
         io_thread: true,
+        control_queue: true,
+        queue_pairs: QueuePairs::new(2).expect("two"),
     };
     let adapter = Adapter::VirtioNet(switches);
     let kind = match end.kind {

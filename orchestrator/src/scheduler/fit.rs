@@ -16,7 +16,8 @@ pub(super) fn own_cpu(facts: &HostFacts, n: u32) -> Option<u32> {
 
 /// Why a host can't be this end, if it can't.
 pub(super) fn obstacle(end: &EndSpec, facts: &HostFacts) -> Option<String> {
-    if let Some(cpu) = end.cpu.filter(|cpu| own_cpu(facts, *cpu).is_none()) {
+    let pins = [end.cpu, end.io_cpu].into_iter().flatten();
+    if let Some(cpu) = pins.into_iter().find(|cpu| own_cpu(facts, *cpu).is_none()) {
         let count = facts.cpus.len();
         return Some(format!(
             "the arm is pinned to CPU {cpu} of the host, which has {count} (the first is 0)"

@@ -112,6 +112,8 @@ pub struct Arm {
     pub decorators: Decorators,
     /// CPU of the vCPU or traffic thread, counted from 0 among those that its host has.
     pub cpu: Option<u32>,
+    /// The same for the adapter's own thread.
+    pub io_cpu: Option<u32>,
     /// What it is measured against.
     pub peers: Vec<Peer>,
     /// Which arm of the paper of 2001 it stands for.

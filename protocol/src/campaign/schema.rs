@@ -213,6 +213,8 @@ pub struct VirtualPin {
     /// CPU of the vCPU thread, counted from 0 among those that its host has: a lab gives each host some of the
     /// machine's.
     pub vcpu: u32,
+    /// The same for the thread of `ioThread: true`. Where it is left out, that thread runs where the system lets it.
+    pub io: Option<u32>,
 }
 
 /// An adapter: exactly one of `pcnet`, `virtioNet`.

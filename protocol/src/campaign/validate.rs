@@ -16,7 +16,7 @@ use super::schema::{self, Document};
 use super::{Arm, Campaign, Lab, Select, Step, Workload};
 use crate::decorators::Decorators;
 use crate::result::Peer;
-use crate::trial::{Adapter, Direction, EndKind, NativeProgram, PcnetSwitches};
+use crate::trial::{Adapter, Direction, EndKind, NativeProgram, PcnetSwitches, VirtioNetSwitches};
 use crate::units::{BitRate, Bytes, Span};
 
 const API_VERSION: &str = "toll.dev/v1alpha1";
@@ -244,7 +244,7 @@ fn arm(
     mtu: Option<u32>,
     out: &mut Findings,
 ) -> Option<Arm> {
-    let mut decorated = Decorators::default();
+    let (mut decorated, mut io_cpu) = (Decorators::default(), None);
     let (kind, cpu) = match (&written.native, &written.same_stack, &written.guest) {
         (Some(native), None, None) => {
             let program = match native.program.unwrap_or(schema::Program::Endpoint) {
@@ -262,6 +262,7 @@ fn arm(
             }
             let port = port(same.port.as_ref(), &path, out)?;
             decorated = decorators(same.impairments.as_ref(), same.capture.as_ref(), &path, out);
+            io_cpu = io_pin(same.pin.as_ref(), &adapter, &path, out);
             (EndKind::SameStack { adapter, port }, same.pin.as_ref().map(|pin| pin.vcpu))
         }
         (None, None, Some(guest)) => {
@@ -269,6 +270,7 @@ fn arm(
             let adapter = adapter(&guest.adapter, &path, mtu, out)?;
             let port = port(guest.port.as_ref(), &path, out)?;
             decorated = decorators(guest.impairments.as_ref(), guest.capture.as_ref(), &path, out);
+            io_cpu = io_pin(guest.pin.as_ref(), &adapter, &path, out);
             (EndKind::Guest { adapter, port }, guest.pin.as_ref().map(|pin| pin.vcpu))
         }
         (None, None, None) => {
@@ -295,7 +297,23 @@ fn arm(
         (None, false) => peers_of_all.to_vec(),
     };
     ports::check(&kind, &decorated, &peers, path, out);
-    Some(Arm { name: written.name.clone(), kind, decorators: decorated, cpu, peers, paper: written.paper })
+    let name = written.name.clone();
+    Some(Arm { name, kind, decorators: decorated, cpu, io_cpu, peers, paper: written.paper })
+}
+
+/// The CPU of the adapter's own thread.
+fn io_pin(
+    pin: Option<&schema::VirtualPin>,
+    adapter: &Adapter,
+    path: &[Step],
+    out: &mut Findings,
+) -> Option<u32> {
+    let io = pin?.io?;
+    if !matches!(adapter, Adapter::VirtioNet(VirtioNetSwitches { io_thread: true, .. })) {
+        let message = "the adapter has no thread of its own: write `ioThread: true` in it, or leave `io` out";
+        out.add(&below(path, &[Field("pin"), Field("io")]), message);
+    }
+    Some(io)
 }
 
 fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {

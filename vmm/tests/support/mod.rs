@@ -195,6 +195,7 @@ impl Transfer {
                 duration: self.duration.into(),
             },
             cpu: self.cpu,
+            io_cpu: None,
             deadline: Span::from_millis(15_000),
         }
     }

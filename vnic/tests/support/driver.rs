@@ -115,7 +115,11 @@ impl Guest {
                 return frame;
             }
             let mut fds = [PollFd::new(self.device.port_fd().unwrap(), PollFlags::POLLIN)];
-            assert_eq!(poll(&mut fds, PollTimeout::from(5000_u16)).unwrap(), 1, "nothing within five seconds");
+            assert_eq!(
+                poll(&mut fds, PollTimeout::from(5000_u16)).unwrap(),
+                1,
+                "nothing within five seconds"
+            );
         }
     }
 

@@ -291,6 +291,14 @@ pub(in super::super) const RULES: &[Rule] = &[
         field: Some(".queuePairs"),
     },
     Rule {
+        at: &["spec.arms[].guest", "spec.arms[].sameStack"],
+        rule: "!has(self.pin) || !has(self.pin.io) || (has(self.adapter.virtioNet) && \
+               has(self.adapter.virtioNet.ioThread) && self.adapter.virtioNet.ioThread)",
+        message: "the adapter has no thread of its own: write `ioThread: true` in it, or leave `io` out",
+        expression: None,
+        field: Some(".pin"),
+    },
+    Rule {
         at: PORTS,
         rule: "[has(self.tap), has(self.macvtap), has(self.hub), has(self.nat)].filter(is, is).size() == 1",
         message: "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; leave it out for \

@@ -74,10 +74,7 @@ pub(in super::super) const RULES: &[Rule] = &[
     },
     Rule {
         at: &["spec.arms[].guest", "spec.arms[].sameStack"],
-        rule: concat!(
-            one_pair!(),
-            " || !has(self.port) || (!has(self.port.hub) && !has(self.port.nat))"
-        ),
+        rule: concat!(one_pair!(), " || !has(self.port) || (!has(self.port.hub) && !has(self.port.nat))"),
         message: "a hub and address translation have one queue: write `queuePairs: 1`, or another port",
         expression: None,
         field: Some(".adapter"),

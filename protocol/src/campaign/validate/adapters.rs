@@ -96,7 +96,8 @@ fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) ->
     }
     // VIRTIO_NET_F_MQ requires VIRTIO_NET_F_CTRL_VQ.
     if switches.queue_pairs > QueuePairs::ONE && !switches.control_queue {
-        let message = "more than one need the control queue (virtio 1.2, 5.1.3.1): write `controlQueue: true` too";
+        let message =
+            "more than one need the control queue (virtio 1.2, 5.1.3.1): write `controlQueue: true` too";
         out.add(&below(path, &[Field("queuePairs")]), message);
     }
     Adapter::VirtioNet(switches)

@@ -72,8 +72,7 @@ pub(super) fn check(
         && switches.queue_pairs > QueuePairs::ONE
         && let Some(fault) = of_one_queue(port, decorators)
     {
-        let path =
-            below(path, &[Field(engine), Field("adapter"), Field("virtioNet"), Field("queuePairs")]);
+        let path = below(path, &[Field(engine), Field("adapter"), Field("virtioNet"), Field("queuePairs")]);
         out.add(&path, fault);
     }
 }

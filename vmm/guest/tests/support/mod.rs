@@ -107,7 +107,13 @@ impl End {
 
     fn switch_bits(&self) -> u64 {
         let VirtioNetSwitches {
-            checksum_offload, tso, mergeable_buffers, event_index, io_thread, control_queue, ..
+            checksum_offload,
+            tso,
+            mergeable_buffers,
+            event_index,
+            io_thread,
+            control_queue,
+            ..
         } = self.switches;
         let bits = [
             (checksum_offload, virtio_net::CHECKSUM_OFFLOAD),

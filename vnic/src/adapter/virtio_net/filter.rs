@@ -110,8 +110,7 @@ impl Filter {
         } else {
             (Mode::AllUnicast, Mode::NoUnicast, &self.table.unicast)
         };
-        !self.is(none)
-            && (self.is(all) || destination == own || table.binary_search(&destination).is_ok())
+        !self.is(none) && (self.is(all) || destination == own || table.binary_search(&destination).is_ok())
     }
 }
 

@@ -346,7 +346,9 @@ impl Adapter for VirtioNet {
             Order::Activate => self.activate(),
             Order::Notify(Role::Control) => self.control(),
             // The rings of a pair that is not in use are nobody's.
-            Order::Notify(Role::Receive(pair) | Role::Transmit(pair)) if pair >= self.bus.pairs.enabled() => Ok(()),
+            Order::Notify(Role::Receive(pair) | Role::Transmit(pair)) if pair >= self.bus.pairs.enabled() => {
+                Ok(())
+            }
             Order::Notify(Role::Transmit(pair)) => self.transmit(pair).map(|_| ()),
             Order::Notify(Role::Receive(pair)) => self.receive(pair).map(|_| ()),
             Order::Malformed => {

@@ -146,7 +146,11 @@ fn virtio_1_2_s5_1_6_5_2_addresses_are_set_and_a_table_is_kept() {
     assert!(passes(&mut bench, &OTHER) && !passes(&mut bench, &group));
     assert_eq!(command(&mut bench, 2, &table(&vec![MAC.0; 1366], &[])), 1, "over 8 KiB");
     assert_eq!(command(&mut bench, 2, &[1, 0, 1, 0, 0, 0]), 1, "an address is missing");
-    assert_eq!(command(&mut bench, 2, &[1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]), 1, "so many are not there");
+    assert_eq!(
+        command(&mut bench, 2, &[1, 0, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]),
+        1,
+        "so many are not there"
+    );
     assert!(passes(&mut bench, &OTHER), "what was refused changes nothing");
     // VIRTIO_NET_CTRL_MAC_ADDR_SET.
     let own = [0x52, 0x54, 0, 0, 0, 0x77];
