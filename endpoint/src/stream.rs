@@ -231,7 +231,11 @@ impl<'a> Run<'a> {
 
     /// After the reading that it belongs to, which it would spread.
     fn contend(&self) -> Contention {
-        Contention { run_delay: self.traffic.run_delay(), cpu_times: cpu_times() }
+        Contention {
+            run_delay: self.traffic.run_delay(),
+            thread: self.traffic.times(),
+            cpu_times: cpu_times(),
+        }
     }
 
     fn report(&mut self, control: &mut Control, step: Step) -> Result<(), StreamError> {
@@ -320,9 +324,14 @@ fn end_report(measured: Measured, direction: Direction, contention: [Contention;
     let between = |begin: Option<Duration>, end: Option<Duration>| Some(end?.saturating_sub(begin?));
     let traffic = between(begin.traffic_cpu, end.traffic_cpu);
     let control = between(begin.control_cpu, end.control_cpu);
-    let threads = [("traffic", traffic), ("control", control)]
+    let [before, after] = contention;
+    let split = before.thread.zip(after.thread).map(|(begin, end)| end.since(&begin));
+    let threads = [("traffic", traffic, split), ("control", control, None)]
         .into_iter()
-        .filter_map(|(name, total)| Some(ThreadCpu { name: name.to_owned(), total: total?.into() }))
+        .filter_map(|(name, total, split)| {
+            let (user, system) = split.unzip();
+            Some(ThreadCpu { name: name.to_owned(), total: total?.into(), user, system })
+        })
         .collect();
     let mut flags = Vec::new();
     if cfg!(debug_assertions) {
@@ -334,12 +343,12 @@ fn end_report(measured: Measured, direction: Direction, contention: [Contention;
     if begin.retransmits.zip(end.retransmits).is_some_and(|(begin, end)| end > begin) {
         flags.push(Flag::Retransmits);
     }
-    let [before, after] = contention;
     let delays = before.run_delay.zip(after.run_delay);
     if delays.is_some_and(|(begin, end)| validity::waits_for_cpu(begin, end, interval)) {
         flags.push(Flag::CpuWait);
     }
-    if before.cpu_times.zip(after.cpu_times).is_some_and(|(begin, end)| end.stolen_since(&begin)) {
+    let cpu_times = before.cpu_times.zip(after.cpu_times);
+    if cpu_times.is_some_and(|(begin, end)| end.stolen_since(&begin)) {
         flags.push(Flag::Steal);
     }
     let bytes = samples.last().map_or(0, |sample: &Sample| sample.bytes);
@@ -352,6 +361,9 @@ fn end_report(measured: Measured, direction: Direction, contention: [Contention;
         samples,
         threads,
         times: Vec::new(),
+        transmit_stages: None,
+        receive_stages: None,
+        host_cpu: cpu_times.and_then(|(begin, end)| end.host_since(&begin)),
         cpu: CpuSplit { guest: None, vmm: None, host: traffic.map(Into::into) },
         exits: None,
         frames: None,
@@ -364,7 +376,7 @@ fn end_report(measured: Measured, direction: Direction, contention: [Contention;
 
 #[cfg(test)]
 mod tests {
-    use toll_protocol::validity::CpuTimes;
+    use toll_protocol::cpu::CpuTimes;
 
     use super::*;
 
@@ -416,7 +428,8 @@ mod tests {
     fn competition_for_the_cpu_is_flagged_and_what_is_unknown_is_no_statement() {
         let at = |delay, steal| Contention {
             run_delay: Some(Duration::from_millis(delay)),
-            cpu_times: Some(CpuTimes { total: 1_000 + steal * 10, steal }),
+            thread: None,
+            cpu_times: Some(CpuTimes { user: 1_000 + steal * 9, steal, ..CpuTimes::default() }),
         };
         let flags = |contention| flags(Direction::Receive, 1_000, contention);
         assert_eq!(flags([at(900, 7), at(950, 7)]), []);

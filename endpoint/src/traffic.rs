@@ -18,10 +18,11 @@ use std::time::Duration;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
+use toll_protocol::cpu::ThreadTimes;
 use toll_protocol::trial::Direction;
 
 use crate::clock::{Clock, CpuClock};
-use crate::contention::RunDelay;
+use crate::contention::ThreadFiles;
 
 /// Why the thread stopped.
 #[derive(Debug, thiserror::Error)]
@@ -60,8 +61,8 @@ struct Shared {
     first_byte: AtomicU64,
     stop: AtomicBool,
     finished: AtomicBool,
-    /// Set by the thread before its first call, where the kernel keeps it.
-    run_delay: OnceLock<RunDelay>,
+    /// Set by the thread before its first call.
+    files: OnceLock<ThreadFiles>,
     /// Becomes readable at the first byte and at the end.
     news: EventFd,
 }
@@ -94,7 +95,7 @@ impl Traffic {
             first_byte: AtomicU64::new(NOT_YET),
             stop: AtomicBool::new(false),
             finished: AtomicBool::new(false),
-            run_delay: OnceLock::new(),
+            files: OnceLock::new(),
             news: news.map_err(|errno| TrafficError::Start(errno.into()))?,
         });
         let worker = Worker { shared: Arc::clone(&shared), stream, clock };
@@ -118,7 +119,12 @@ impl Traffic {
 
     /// How long the thread has been runnable without a CPU so far.
     pub fn run_delay(&self) -> Option<Duration> {
-        self.shared.run_delay.get().and_then(RunDelay::now)
+        self.shared.files.get().and_then(ThreadFiles::run_delay)
+    }
+
+    /// User and system time of the thread so far.
+    pub fn times(&self) -> Option<ThreadTimes> {
+        self.shared.files.get().and_then(ThreadFiles::times)
     }
 
     /// Moment of the first payload byte, once there was one.
@@ -176,9 +182,7 @@ impl Worker {
         if let Some(cpu) = cpu {
             pin(cpu).map_err(|source| TrafficError::Pin { cpu, source })?;
         }
-        if let Some(delay) = RunDelay::of_this_thread() {
-            self.shared.run_delay.get_or_init(|| delay);
-        }
+        self.shared.files.get_or_init(ThreadFiles::of_this_thread);
         match direction {
             Direction::Send => self.send(&pattern(write_size)),
             Direction::Receive => self.receive(&mut vec![0; write_size]),

@@ -3,6 +3,7 @@
 
 pub mod campaign;
 pub mod child;
+pub mod cpu;
 pub mod decorators;
 pub mod facts;
 pub mod frame;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::cpu::HostCpu;
 use crate::units::{Bytes, Span};
 
 /// A reason to read a sample with care (shown beside the figure, stored with it).
@@ -53,6 +54,12 @@ pub struct ThreadCpu {
     pub name: String,
     /// Its CPU time, user and system together (CLOCK_THREAD_CPUTIME_ID).
     pub total: Span,
+    /// Of that user time, guest code of a vCPU included, in steps of 10 ms.
+    #[serde(default)]
+    pub user: Option<Span>,
+    /// And system time: KVM, and system calls.
+    #[serde(default)]
+    pub system: Option<Span>,
 }
 
 /// What a thread did during a part of the measured interval.
@@ -93,6 +100,66 @@ impl ThreadTime {
         let sum: u64 = self.parts.values().map(|part| part.0).fold(0, u64::saturating_add);
         sum as f64 / self.interval.0.max(1) as f64
     }
+}
+
+/// A stage of a frame's way through an adapter, in the order of time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Stage {
+    /// In the guest's ring, held back for others to come: send combining.
+    Held,
+    /// From the exit, or the beginning of a look of the adapter's thread, until the model looks at the frame: dispatch,
+    /// and the frames before it.
+    Turn,
+    /// Rings and descriptors, up to the call of the port.
+    Adapter,
+    /// The call of the port: the host's kernel.
+    Port,
+    /// Header and rings, until the guest may see it.
+    Back,
+    /// The frames behind it, until the guest goes on or the look is over.
+    Resume,
+}
+
+impl Stage {
+    /// All of them, in the order of time.
+    pub const ALL: [Self; 6] = [Self::Held, Self::Turn, Self::Adapter, Self::Port, Self::Back, Self::Resume];
+
+    /// Whether a frame has it for itself: other frames are not in it at the same time.
+    pub const fn is_its_own(self) -> bool {
+        matches!(self, Self::Adapter | Self::Port | Self::Back)
+    }
+}
+
+/// The way of one frame.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FrameWay {
+    /// Its number among those of its direction, from 1.
+    pub frame: u64,
+    /// Its bytes; of frames that crossed the port as one, those of all.
+    pub bytes: u64,
+    /// Time in each stage.
+    pub stages: BTreeMap<Stage, Span>,
+}
+
+impl FrameWay {
+    /// All stages together.
+    pub fn total(&self) -> Span {
+        Span(self.stages.values().map(|span| span.0).fold(0, u64::saturating_add))
+    }
+}
+
+/// What was noted of the ways of some frames of one direction, drawn at random.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FrameStages {
+    /// Frames that were noted, at least one.
+    pub noted: u64,
+    /// Time of all of them in each stage.
+    pub stages: BTreeMap<Stage, Span>,
+    /// One of usual length: the median of some.
+    pub usual: FrameWay,
+    /// The longest.
+    pub slowest: FrameWay,
 }
 
 /// An end's CPU time split by who used it. The parts don't overlap; their sum is the CPU time of the end's
@@ -218,6 +285,15 @@ pub struct EndReport {
     /// What the threads of a virtual end did with the interval.
     #[serde(default)]
     pub times: Vec<ThreadTime>,
+    /// The ways of frames that a virtual end sent; nothing if none was noted.
+    #[serde(default)]
+    pub transmit_stages: Option<FrameStages>,
+    /// The ways of frames that it received.
+    #[serde(default)]
+    pub receive_stages: Option<FrameStages>,
+    /// CPU time of the whole host.
+    #[serde(default)]
+    pub host_cpu: Option<HostCpu>,
     /// CPU time by who used it.
     pub cpu: CpuSplit,
     /// Exits of a guest.

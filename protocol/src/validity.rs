@@ -4,7 +4,7 @@
 //! | Flag | Reading | Taken |
 //! |---|---|---|
 //! | `cpu-wait` | run delay of the thread that carries the traffic | at both ends of the measured interval |
-//! | `steal` | CPU times of the host | at both ends of the measured interval |
+//! | `steal` | CPU times of the host ([`CpuTimes`](crate::cpu::CpuTimes)) | at both ends of the measured interval |
 //! | `stalled` | the receiver's samples | every 100 ms, as they are |
 
 use std::time::Duration;
@@ -14,8 +14,6 @@ use crate::units::Span;
 
 /// Waiting for a CPU is told of from this share of the interval on.
 const CPU_WAIT: f64 = 0.05;
-/// Steal is told of from this share of the host's CPU time on.
-const STEAL: f64 = 0.01;
 /// Two steps of samples (100 ms each), less what a punctual look may be early by.
 const STANDSTILL: Span = Span::from_millis(190);
 /// The longest time between two looks that is a step of samples and no hole.
@@ -30,35 +28,6 @@ pub fn run_delay(schedstat: &str) -> Option<Duration> {
 /// Whether a thread waited for a CPU for over 5 % of `interval`, by its run delay at both ends of it.
 pub fn waits_for_cpu(begin: Duration, end: Duration, interval: Duration) -> bool {
     end.saturating_sub(begin).as_secs_f64() > CPU_WAIT * interval.as_secs_f64()
-}
-
-/// CPU time of a host since its start, all CPUs together, in ticks of USER_HZ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CpuTimes {
-    /// All of it, idle included.
-    pub total: u64,
-    /// What the hypervisor below gave to others while a CPU here had work.
-    pub steal: u64,
-}
-
-impl CpuTimes {
-    /// The first line of `/proc/stat`: `cpu user nice system idle iowait irq softirq steal guest guest_nice`, of which
-    /// user and nice include the last two (proc_stat(5)). `None` if `stat` is not that file's text.
-    pub fn parse(stat: &str) -> Option<Self> {
-        let fields = stat.lines().next()?.strip_prefix("cpu ")?;
-        let times = fields.split_ascii_whitespace().take(8).map(str::parse);
-        let times: Vec<u64> = times.collect::<Result<_, _>>().ok()?;
-        let steal = *times.get(7)?;
-        Some(Self { total: times.iter().fold(0, |sum, time| sum.saturating_add(*time)), steal })
-    }
-
-    /// Whether over 1 % of the time since `earlier` was stolen for certain: between two readings in whole ticks, one
-    /// tick may be from before.
-    pub fn stolen_since(&self, earlier: &Self) -> bool {
-        let total = self.total.saturating_sub(earlier.total);
-        let certain = self.steal.saturating_sub(earlier.steal).saturating_sub(1);
-        certain as f64 > STEAL * total as f64
-    }
 }
 
 /// Whether a receiver's payload stood still: two whole steps of its `samples` in a row without a byte, or a hole of
@@ -105,25 +74,6 @@ mod tests {
         assert!(!waits_for_cpu(ms(7), ms(107), ms(2_000)));
         assert!(waits_for_cpu(ms(7), ms(108), ms(2_000)));
         assert!(!waits_for_cpu(ms(108), ms(7), ms(2_000)), "a counter that runs backwards says nothing");
-    }
-
-    #[test]
-    fn cpu_times_are_the_first_line_without_what_it_counts_twice() {
-        let stat = "cpu  10 20 30 40 50 60 70 80 90 100\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        assert_eq!(CpuTimes::parse(stat), Some(CpuTimes { total: 360, steal: 80 }));
-        for other in ["", "cpu0 1 2 3 4 5 6 7 8 9 10", "cpu  1 2 3 4", "cpu  1 2 x 4 5 6 7 8", "intr 1 2 3"] {
-            assert_eq!(CpuTimes::parse(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn over_a_hundredth_of_the_cpu_time_is_steal() {
-        let stolen = |total: u64, steal: u64| {
-            let earlier = CpuTimes { total: 5_000, steal: 10 };
-            CpuTimes { total: 5_000 + total, steal: 10 + steal }.stolen_since(&earlier)
-        };
-        assert!(!stolen(400, 0) && !stolen(400, 5) && stolen(400, 6));
-        assert!(!stolen(20, 1), "one tick may be from before the interval");
     }
 
     /// Samples every 100 ms, a byte a step but for `silent` ones.

@@ -1,13 +1,8 @@
 //! Clocks: the time stamp counter for what happens tens of thousands of times a second, CPU clocks of threads.
 
-use std::arch::x86_64::_rdtsc;
 use std::time::{Duration, Instant};
 
-/// Ticks of the time stamp counter. Only differences mean something, and only over [`Timebase`].
-pub fn ticks() -> u64 {
-    // SAFETY: RDTSC reads a counter; Linux lets every process use it.
-    unsafe { _rdtsc() }
-}
+pub use toll_vnic::stages::ticks;
 
 /// Relates ticks to time: two moments at which both were read.
 #[derive(Debug, Clone, Copy)]

@@ -6,27 +6,45 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use toll_protocol::validity::{CpuTimes, run_delay};
+use toll_protocol::cpu::{CpuTimes, ThreadTimes};
+use toll_protocol::validity::run_delay;
 
-/// Room for the text of a `schedstat` (three numbers of 64 bits), and for the first line of `/proc/stat` (ten).
-const LINE: usize = 256;
+/// Room for the text of a thread's `stat` (52 numbers and a name) or `schedstat` (three), and for the first line of
+/// `/proc/stat` (ten).
+const LINE: usize = 1024;
 
-/// The run delay of one thread.
+/// What the kernel says of one thread, readable from any other.
 #[derive(Debug)]
-pub struct RunDelay(File);
+pub struct ThreadFiles {
+    schedstat: Option<File>,
+    stat: Option<File>,
+}
 
-impl RunDelay {
-    /// The calling thread's; `None` on a kernel without CONFIG_SCHED_INFO.
-    pub fn of_this_thread() -> Option<Self> {
-        File::open("/proc/thread-self/schedstat").ok().map(Self)
+impl ThreadFiles {
+    /// The calling thread's.
+    pub fn of_this_thread() -> Self {
+        // A kernel without CONFIG_SCHED_INFO has no `schedstat`.
+        let [schedstat, stat] =
+            ["schedstat", "stat"].map(|name| File::open(format!("/proc/thread-self/{name}")).ok());
+        Self { schedstat, stat }
     }
 
-    /// How long the thread has been runnable without a CPU. A system call of about a microsecond.
-    pub fn now(&self) -> Option<Duration> {
-        let mut text = [0; LINE];
-        let length = self.0.read_at(&mut text, 0).ok()?;
-        run_delay(std::str::from_utf8(&text[..length]).ok()?)
+    /// How long the thread has been runnable without a CPU; `None` where nobody counts it, or once it has ended.
+    pub fn run_delay(&self) -> Option<Duration> {
+        text(self.schedstat.as_ref()?, run_delay)
     }
+
+    /// Its user and system time; `None` once it has ended.
+    pub fn times(&self) -> Option<ThreadTimes> {
+        text(self.stat.as_ref()?, ThreadTimes::parse)
+    }
+}
+
+/// What `parse` makes of a file's text, which is short.
+fn text<T>(file: &File, parse: fn(&str) -> Option<T>) -> Option<T> {
+    let mut text = [0; LINE];
+    let length = file.read_at(&mut text, 0).ok()?;
+    parse(std::str::from_utf8(&text[..length]).ok()?)
 }
 
 /// CPU times of the host so far. The kernel writes the whole file for it, a line for each CPU and a number for each
@@ -43,8 +61,11 @@ mod tests {
 
     #[test]
     fn this_kernel_is_understood() {
-        let delay = RunDelay::of_this_thread().expect("CONFIG_SCHED_INFO");
-        assert!(delay.now().expect("runs") <= delay.now().expect("runs"));
-        assert!(cpu_times().expect("a line of CPU times").total > 0);
+        let files = ThreadFiles::of_this_thread();
+        assert!(files.run_delay().expect("CONFIG_SCHED_INFO") <= files.run_delay().expect("runs"));
+        let began = files.times().expect("runs");
+        let (user, system) = files.times().expect("runs").since(&began);
+        assert!(user.0 + system.0 < 1_000_000_000);
+        assert!(cpu_times().expect("a line of CPU times").idle > 0);
     }
 }

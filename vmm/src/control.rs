@@ -20,11 +20,12 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::alarm;
 use toll_guest_abi::phase;
 use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
+use toll_protocol::cpu::{CpuTimes, HostCpu};
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
 use toll_protocol::trial::{Adapter, Direction, EndReady};
 use toll_protocol::units::{InterfaceAddress, Span};
-use toll_protocol::validity::{self, CpuTimes};
+use toll_protocol::validity;
 use toll_vnic::port::capture::Capture;
 use toll_vnic::port::hub::Hub;
 use toll_vnic::port::impaired::{Impaired, Impairments};
@@ -129,6 +130,11 @@ impl Observed {
         let (begin, end) = self.cpu_times;
         end?.stolen_since(&begin?).then_some(Flag::Steal)
     }
+
+    fn host_cpu(&self) -> Option<HostCpu> {
+        let (begin, end) = self.cpu_times;
+        end?.host_since(&begin?)
+    }
 }
 
 /// What the control thread waits for.
@@ -193,9 +199,10 @@ impl Control {
         let peer = self.await_start(&runner)?;
         runner.start_traffic(peer);
         let (recording, observed) = self.measure(&runner, config.deadline)?;
-        let steal = observed.steal();
+        let (steal, host_cpu) = (observed.steal(), observed.host_cpu());
         let mut report = recording.report(observed.samples)?;
         report.overhead = overhead;
+        report.host_cpu = host_cpu;
         report.flags.extend(steal);
         report.flags.extend(config.capture.as_ref().map(|_| Flag::Captured));
         report.flags.extend(config.impairments.map(|_| Flag::Impaired));

@@ -137,8 +137,10 @@ impl Guest {
             }
             let entered = ticks();
             self.loop_ticks += entered.saturating_sub(left);
+            self.machine.turn_ended(entered);
             let exit = self.vcpu.run()?;
             let now = ticks();
+            self.machine.turn_began(now);
             let running = now.saturating_sub(entered);
             // They came before whatever this exit is.
             if let Some(postbox) = &mut self.postbox {

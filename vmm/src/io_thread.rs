@@ -23,11 +23,14 @@ use std::{io, mem};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use toll_protocol::cpu::ThreadTimes;
 use toll_protocol::report::FrameCounters;
 use toll_vnic::adapter::{Adapter, AdapterError, Window};
 use toll_vnic::port::PortError;
+use toll_vnic::stages::Stages;
 
 use crate::clock::{CpuClock, ticks};
+use crate::contention::ThreadFiles;
 use crate::runner::{StartError, pin};
 
 /// How long the thread looks on when nothing moves: as long as going to sleep and being woken takes.
@@ -128,6 +131,7 @@ pub struct Remote {
     window: Window,
     notify_register: Option<u64>,
     cpu: Option<CpuClock>,
+    files: Option<Arc<ThreadFiles>>,
 }
 
 /// What the engine needs to know of an I/O thread.
@@ -142,6 +146,7 @@ pub struct Io {
 #[derive(Clone)]
 pub struct IoClocks {
     cpu: Option<CpuClock>,
+    files: Option<Arc<ThreadFiles>>,
     shared: Arc<Shared>,
 }
 
@@ -149,6 +154,11 @@ impl IoClocks {
     /// CPU time; `None` if the system gives none.
     pub fn cpu(&self) -> Option<Duration> {
         self.cpu.and_then(CpuClock::read)
+    }
+
+    /// User and system time.
+    pub fn times(&self) -> Option<ThreadTimes> {
+        self.files.as_ref().and_then(|files| files.times())
     }
 
     /// What it did with its time.
@@ -199,7 +209,8 @@ impl Remote {
                 let pinned = cpu.map_or(Ok(()), |cpu| pin(NAME, cpu));
                 let refused = pinned.is_err();
                 // Whoever waits for it has gone only if this thread is to end.
-                let _ = sender.send(pinned.map(|()| CpuClock::of_this_thread()));
+                let _ =
+                    sender.send(pinned.map(|()| (CpuClock::of_this_thread(), ThreadFiles::of_this_thread())));
                 if refused {
                     return;
                 }
@@ -212,8 +223,9 @@ impl Remote {
                 }
             })
             .map_err(|source| StartError::System { call: "creating a thread", source })?;
-        let cpu = receiver.recv().ok().transpose()?.flatten();
-        Ok(Self { shared, thread: Some(thread), window, notify_register, cpu })
+        let (cpu, files) = receiver.recv().ok().transpose()?.unzip();
+        let (cpu, files) = (cpu.flatten(), files.map(Arc::new));
+        Ok(Self { shared, thread: Some(thread), window, notify_register, cpu, files })
     }
 
     /// What the engine needs to know of it.
@@ -223,7 +235,7 @@ impl Remote {
     pub fn io(&self) -> Result<Io, AdapterError> {
         let kick = self.shared.kick.as_fd().try_clone_to_owned();
         let kick = kick.map_err(|source| PortError::Io { call: "dup", port: NAME.to_owned(), source })?;
-        let clocks = IoClocks { cpu: self.cpu, shared: Arc::clone(&self.shared) };
+        let clocks = IoClocks { cpu: self.cpu, files: self.files.clone(), shared: Arc::clone(&self.shared) };
         Ok(Io { clocks, notify: self.notify_register.map(|register| (register, kick)) })
     }
 
@@ -274,7 +286,9 @@ fn run(shared: &Shared, port: Option<BorrowedFd<'_>>) -> Result<(), AdapterError
 fn look(shared: &Shared) -> Result<(bool, bool), AdapterError> {
     let mut adapter = lock(&shared.adapter);
     let before = adapter.counters();
+    adapter.with_stages(&mut |stages| stages.turn_began(ticks()));
     adapter.service()?;
+    adapter.with_stages(&mut |stages| stages.turn_ended(ticks()));
     let FrameCounters { transmit_frames, transmit_drops, receive_frames, receive_drops, interrupts, .. } =
         adapter.counters().since(&before);
     let news = receive_frames + interrupts > 0;
@@ -364,8 +378,8 @@ impl Adapter for Remote {
         Some(self.shared.done.as_fd())
     }
 
-    fn port_nanoseconds(&self) -> u64 {
-        lock(&self.shared.adapter).port_nanoseconds()
+    fn with_stages(&mut self, act: &mut dyn FnMut(&mut Stages)) {
+        lock(&self.shared.adapter).with_stages(act);
     }
 }
 
@@ -417,9 +431,7 @@ mod tests {
             None
         }
 
-        fn port_nanoseconds(&self) -> u64 {
-            0
-        }
+        fn with_stages(&mut self, _act: &mut dyn FnMut(&mut Stages)) {}
     }
 
     #[test]

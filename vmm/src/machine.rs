@@ -23,7 +23,7 @@ use toll_vnic::port::arrivals::Arrivals;
 
 use crate::alarm::Alarm;
 use crate::clock::{CpuClock, Timebase, ticks};
-use crate::contention::RunDelay;
+use crate::contention::ThreadFiles;
 use crate::exits::Exits;
 use crate::io_thread::IoClocks;
 use crate::kvm::KvmCounts;
@@ -98,7 +98,7 @@ pub struct Machine {
     cpu: Option<CpuClock>,
     control_cpu: Option<CpuClock>,
     io: Option<IoClocks>,
-    run_delay: Option<RunDelay>,
+    files: ThreadFiles,
     memory: u64,
     phase: u32,
     snapshots: (Option<Snapshot>, Option<Snapshot>),
@@ -170,7 +170,7 @@ impl Machine {
             cpu: CpuClock::of_this_thread(),
             control_cpu,
             io,
-            run_delay: RunDelay::of_this_thread(),
+            files: ThreadFiles::of_this_thread(),
             memory,
             phase: 0,
             snapshots: (None, None),
@@ -366,6 +366,7 @@ impl Machine {
         let woken = self.sleep(Duration::from_micros(u64::from(timeout_us)));
         self.asleep = self.asleep.saturating_add(ticks().saturating_sub(asleep));
         let (kicked, readable) = woken?;
+        self.turn_began(ticks());
         if kicked {
             self.reporter.link().drain_kicks();
             self.check_stop()?;
@@ -454,18 +455,48 @@ impl Machine {
         let (created, first_frame, memory) = (self.created, self.first_frame, self.memory);
         Ok(Box::new(Recording { start, end, claim, created, first_frame, memory }))
     }
-    fn snapshot(&self, view: &EngineView<'_>) -> Snapshot {
+
+    /// The program has stopped at `now`: an exit, or a call that stands for one.
+    pub fn turn_began(&mut self, now: u64) {
+        // Of what a thread of its own does, that thread says it.
+        if self.io.is_none() {
+            self.adapter.with_stages(&mut |stages| stages.turn_began(now));
+        }
+    }
+
+    /// The program goes on at `now`.
+    pub fn turn_ended(&mut self, now: u64) {
+        if self.io.is_none() {
+            self.adapter.with_stages(&mut |stages| stages.turn_ended(now));
+        }
+    }
+
+    fn snapshot(&mut self, view: &EngineView<'_>) -> Snapshot {
+        // First: what follows may wait for a look of the adapter's thread to end, and `view` is of before.
+        let at = Timebase::now();
+        let (mut port_ticks, mut noted, begins) = (0, Default::default(), self.phase < phase::MEASURE);
+        self.adapter.with_stages(&mut |stages| {
+            port_ticks = stages.port_ticks();
+            if begins {
+                stages.restart();
+            } else {
+                noted = stages.noted();
+            }
+        });
         Snapshot {
-            at: Timebase::now(),
+            at,
             cpu: self.cpu.and_then(CpuClock::read),
             control_cpu: self.control_cpu.and_then(CpuClock::read),
             io: self.io.as_ref().map(|io| (io.cpu(), io.ticks())),
+            io_thread: self.io.as_ref().and_then(IoClocks::times),
             asleep_ticks: self.asleep,
             loop_ticks: view.loop_ticks,
-            run_delay: self.run_delay.as_ref().and_then(RunDelay::now),
+            run_delay: self.files.run_delay(),
+            thread: self.files.times(),
             program_ticks: view.program_ticks,
             model_ticks: view.model_ticks,
-            port_nanoseconds: self.adapter.port_nanoseconds(),
+            port_ticks,
+            noted,
             retransmits: self.pages.status().retransmits.load(Ordering::Relaxed),
             frames: self.adapter.counters(),
             spared: self.spared(),

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use toll_protocol::cpu::ThreadTimes;
 use toll_protocol::report::{
-    CpuSplit, EndReport, ExitReport, Flag, FrameCounters, Part, Sample, Spared, ThreadCpu, ThreadTime,
+    CpuSplit, EndReport, ExitReport, Flag, FrameCounters, FrameStages, FrameWay, Part, Sample, Spared, Stage,
+    ThreadCpu, ThreadTime,
 };
 use toll_protocol::units::Span;
 use toll_protocol::validity;
+use toll_vnic::stages::{Noted, Way};
 
 use crate::clock::Timebase;
 use crate::exits::Exits;
@@ -36,12 +39,18 @@ pub struct Snapshot {
     pub loop_ticks: u64,
     /// How long the program's thread has been runnable without a CPU.
     pub run_delay: Option<Duration>,
+    /// Its user and system time.
+    pub thread: Option<ThreadTimes>,
+    /// The same of the adapter's own thread.
+    pub io_thread: Option<ThreadTimes>,
     /// Ticks in the program: inside `KVM_RUN`, or outside of the model for a host process.
     pub program_ticks: u64,
     /// Ticks in the VMM's model of the machine, time asleep left out, the port's system calls included.
     pub model_ticks: u64,
-    /// Nanoseconds in system calls of the port.
-    pub port_nanoseconds: u64,
+    /// Ticks in calls of the port.
+    pub port_ticks: u64,
+    /// What was noted of frames sent and received since the interval began.
+    pub noted: [Noted; 2],
     /// Segments that the program's stack has sent more than once, as it says.
     pub retransmits: u32,
     /// Frames.
@@ -134,7 +143,12 @@ impl Recording {
         let io_cpu = |snapshot: &Snapshot| snapshot.io.and_then(|(cpu, _)| cpu);
         let io = difference(io_cpu(start), io_cpu(end));
         let control = difference(start.control_cpu, end.control_cpu);
-        let threads = [(name, cpu), (io_thread::NAME, io), ("control", control)];
+        let split = |of: fn(&Snapshot) -> Option<ThreadTimes>| Some(of(end)?.since(&of(start)?));
+        let threads = [
+            (name, cpu, split(|snapshot| snapshot.thread)),
+            (io_thread::NAME, io, split(|snapshot| snapshot.io_thread)),
+            ("control", control, None),
+        ];
         let mut flags = Vec::new();
         if cfg!(debug_assertions) {
             flags.push(Flag::DebugBuild);
@@ -162,9 +176,15 @@ impl Recording {
             samples,
             threads: threads
                 .into_iter()
-                .filter_map(|(name, cpu)| Some(ThreadCpu { name: name.into(), total: cpu?.into() }))
+                .filter_map(|(name, cpu, split)| {
+                    let (user, system) = split.unzip();
+                    Some(ThreadCpu { name: name.into(), total: cpu?.into(), user, system })
+                })
                 .collect(),
             times: self.times(name, seen, ns_per_tick),
+            transmit_stages: stages(&end.noted[0], ns_per_tick),
+            receive_stages: stages(&end.noted[1], ns_per_tick),
+            host_cpu: None,
             cpu: cpu.map(|cpu| self.split(cpu, io, ns_per_tick)).unwrap_or_default(),
             exits,
             frames: Some(frames),
@@ -192,8 +212,7 @@ impl Recording {
     fn times(&self, name: &str, seen: Duration, ns_per_tick: f64) -> Vec<ThreadTime> {
         let Self { start, end, .. } = self;
         let span = |before: u64, after: u64| Span((after.saturating_sub(before) as f64 * ns_per_tick) as u64);
-        let port = Span(end.port_nanoseconds.saturating_sub(start.port_nanoseconds));
-        // System calls are timed by the other clock: a few more nanoseconds than the model that they are part of.
+        let port = span(start.port_ticks, end.port_ticks);
         let without = |whole: Span, part: Span| Span(whole.0.saturating_sub(part.0));
         let (model, io) = (span(start.model_ticks, end.model_ticks), start.io.zip(end.io));
         let of_program = if end.exits.is_some() { Part::Guest } else { Part::Program };
@@ -230,7 +249,7 @@ impl Recording {
         let ticks = |before: u64, after: u64| after.saturating_sub(before) as f64 * ns_per_tick;
         let program = ticks(self.start.program_ticks, self.end.program_ticks);
         let model = ticks(self.start.model_ticks, self.end.model_ticks);
-        let port = self.end.port_nanoseconds.saturating_sub(self.start.port_nanoseconds) as f64;
+        let port = ticks(self.start.port_ticks, self.end.port_ticks);
         if let Some(io) = io {
             let ours =
                 Duration::from_nanos((cpu.as_nanos() as f64 * model / (program + model).max(1.0)) as u64);
@@ -249,6 +268,21 @@ impl Recording {
         let guest = Span(Span::from(cpu).0.saturating_sub(vmm.0).saturating_sub(host.0));
         CpuSplit { guest: Some(guest), vmm: Some(vmm), host: Some(host) }
     }
+}
+
+/// What was noted of frames, in time.
+fn stages(noted: &Noted, ns_per_tick: f64) -> Option<FrameStages> {
+    let time = |ticks: &[u64; Stage::ALL.len()]| {
+        let spans = Stage::ALL.into_iter().zip(ticks).filter(|(_, ticks)| **ticks > 0);
+        spans.map(|(stage, ticks)| (stage, Span((*ticks as f64 * ns_per_tick) as u64))).collect()
+    };
+    let way = |way: Way| FrameWay { frame: way.frame, bytes: way.bytes, stages: time(&way.ticks) };
+    Some(FrameStages {
+        noted: noted.count,
+        stages: time(&noted.ticks),
+        usual: way(noted.usual?),
+        slowest: way(noted.slowest?),
+    })
 }
 
 fn difference(before: Option<Duration>, after: Option<Duration>) -> Option<Duration> {
@@ -271,7 +305,10 @@ mod tests {
             run_delay: None,
             program_ticks: 0,
             model_ticks: 0,
-            port_nanoseconds: 0,
+            thread: None,
+            io_thread: None,
+            port_ticks: 0,
+            noted: Default::default(),
             retransmits: 0,
             frames: FrameCounters::default(),
             spared: None,
@@ -304,7 +341,10 @@ mod tests {
         let report = recording.report(Vec::new()).expect("good");
         assert_eq!((report.bytes, report.interval.0), (1000, recording.claim.end_ns - 5));
         assert_eq!(report.frames.expect("virtual").receive_frames, 2);
-        assert_eq!(report.threads, [ThreadCpu { name: "payload".into(), total: Span::from_millis(2) }]);
+        assert_eq!(
+            report.threads,
+            [ThreadCpu { name: "payload".into(), total: Span::from_millis(2), user: None, system: None }]
+        );
         assert!(report.start_to_first_frame.is_some_and(|span| span.0 >= 3_000_000));
     }
 
@@ -312,8 +352,7 @@ mod tests {
     fn parts_of_the_cpu_time_add_up_to_it() {
         let mut recording = recording();
         (recording.end.program_ticks, recording.end.model_ticks) = (3_000_000, 1_000_000);
-        let ns = recording.end.at.nanoseconds_per_tick_since(&recording.start.at);
-        recording.end.port_nanoseconds = (500_000.0 * ns) as u64;
+        recording.end.port_ticks = 500_000;
         let CpuSplit { guest: Some(guest), vmm: Some(vmm), host: Some(host) } =
             recording.report(Vec::new()).expect("good").cpu
         else {

@@ -114,8 +114,11 @@ impl HostPlatform {
     /// Does `work` on the machine, on the machine's account.
     fn on_machine<T>(&mut self, work: impl FnOnce(&mut Machine) -> Result<T, MachineError>) -> T {
         let entered = ticks();
+        self.machine.turn_began(entered);
         let result = work(&mut self.machine);
-        self.machine_ticks += ticks().saturating_sub(entered);
+        let left = ticks();
+        self.machine.turn_ended(left);
+        self.machine_ticks += left.saturating_sub(entered);
         match result {
             Ok(value) => value,
             Err(error) => resume_unwind(Box::new(error)),

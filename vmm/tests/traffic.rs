@@ -15,7 +15,7 @@ use support::{
     PATIENCE, Transfer, Vmm, bring_up, disturbed_transfer, enter_namespace, expect, failure, transfer,
 };
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
-use toll_protocol::report::{EndReport, Flag};
+use toll_protocol::report::{EndReport, Flag, Stage};
 use toll_protocol::trial::{
     Adapter, Direction, Open, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches,
 };
@@ -75,6 +75,7 @@ fn transfers(case: &Transfer) -> Result<(), Failed> {
         }
     }
     parts_add_up(report, case.engine, false)?;
+    frames_were_noted(report, case.direction)?;
     let name = if guest { "vcpu0" } else { "payload" };
     let thread = report.threads.iter().find(|thread| thread.name == name).ok_or("the thread is reported")?;
     let parts = [report.cpu.guest, report.cpu.vmm, report.cpu.host].into_iter().flatten().map(|span| span.0);
@@ -93,6 +94,23 @@ fn parts_add_up(report: &EndReport, engine: Engine, io_thread: bool) -> Result<(
         check(thread.parts.values().filter(|part| part.0 > 0).count() > 1, thread)?;
     }
     Ok(())
+}
+
+/// The ways of some frames were noted, in the direction of the payload, and their stages are parts of the interval.
+fn frames_were_noted(report: &EndReport, direction: Direction) -> Result<(), Failed> {
+    let frames = report.frames.ok_or("a virtual adapter counts frames")?;
+    let (noted, frames) = match direction {
+        Direction::Send => (&report.transmit_stages, frames.transmit_frames),
+        Direction::Receive => (&report.receive_stages, frames.receive_frames),
+    };
+    // One of 128 is noted for sure, if the calls of the port are as many as the frames.
+    let Some(noted) = noted else { return check(frames < 10_000, &(frames, "none was noted")) };
+    check(noted.noted > 0 && noted.noted <= frames, &(noted, frames))?;
+    for stage in [Stage::Turn, Stage::Adapter, Stage::Port, Stage::Back, Stage::Resume] {
+        check(noted.stages.get(&stage).is_some_and(|time| time.0 > 0), &(stage, noted))?;
+    }
+    let own: u64 = noted.stages.iter().filter(|(stage, _)| stage.is_its_own()).map(|(_, time)| time.0).sum();
+    check(own < report.interval.0 && noted.usual.total() <= noted.slowest.total(), noted)
 }
 
 /// Interrupts of the traffic program come through the gate, each to one run of the driver's handler: what the handler
@@ -153,6 +171,9 @@ fn optimisations(engine: Engine, direction: Direction, number: u8) -> Result<(),
             check(transmissions == 0, &spared)?;
         } else if direction == Direction::Send {
             check(together > 0 && transmissions < frames.transmit_frames, &(spared, frames))?;
+            if let Some(noted) = &report.transmit_stages {
+                check(noted.stages.contains_key(&Stage::Held), noted)?;
+            }
         }
         // A receiver's port is hardly ever empty when it looks.
         let looked = spared.looks > 0 || direction == Direction::Receive;
@@ -203,6 +224,7 @@ fn commanded() -> impl Iterator<Item = VirtioNetSwitches> {
 fn offloads(case: &Transfer, switches: VirtioNetSwitches) -> Result<(), Failed> {
     let report = transfer(PROGRAM, case)?.report;
     parts_add_up(&report, case.engine, switches.io_thread)?;
+    frames_were_noted(&report, case.direction)?;
     let frames = report.frames.ok_or("a virtual adapter counts frames")?;
     check(
         frames.guest_errors == 0 && (frames.interrupts == 0 || switches.io_thread) && report.bytes > 100_000,

@@ -6,6 +6,7 @@ pub mod virtio_net;
 use toll_protocol::report::FrameCounters;
 
 use crate::port::PortError;
+use crate::stages::Stages;
 
 /// What the guest or the port did that an adapter can't go on from.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +116,6 @@ pub trait Adapter: Send {
     /// Descriptor that becomes readable when the port has a frame.
     fn port_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
 
-    /// Nanoseconds spent in system calls of the port so far.
-    fn port_nanoseconds(&self) -> u64;
+    /// Does `act` with what is noted of frames' ways, and of the time in the port.
+    fn with_stages(&mut self, act: &mut dyn FnMut(&mut Stages));
 }

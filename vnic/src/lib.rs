@@ -7,6 +7,7 @@ pub mod fuzzing;
 mod gather;
 pub mod port;
 mod segment;
+pub mod stages;
 mod vnet_header;
 
 /// Guest memory as adapters see it.

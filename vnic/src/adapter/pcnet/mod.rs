@@ -40,7 +40,6 @@ mod transmit;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use toll_protocol::report::FrameCounters;
 use toll_protocol::units::MacAddress;
@@ -50,6 +49,7 @@ use crate::GuestMemory;
 use crate::adapter::{Adapter, AdapterError, Window};
 use crate::gather::{self, PartsMut};
 use crate::port::{Port, PortError, Sent};
+use crate::stages::{Mark, Stages};
 use bits::{csr0, csr4};
 use registers::{Orders, RegisterFile};
 use rings::{Descriptor, Outside, Ring, Style};
@@ -102,7 +102,7 @@ struct Bus {
     memory: Arc<GuestMemory>,
     port: Box<dyn Port>,
     counters: FrameCounters,
-    port_time: Duration,
+    stages: Stages,
     /// A loop-back frame with its FCS, on its way from the transmitter to the receiver; empty otherwise.
     looped: Vec<u8>,
     /// Where the end of a frame goes that is longer than the guest's buffers.
@@ -117,20 +117,19 @@ impl std::fmt::Debug for Bus {
 
 impl Bus {
     /// Sends one frame by the port, on the port's account.
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
-        let began = Instant::now();
-        let sent = self.port.send(parts);
-        self.port_time += began.elapsed();
-        sent
+    fn send(&mut self, mark: &mut Mark, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+        let Self { port, stages, .. } = self;
+        stages.in_port(mark, || port.send(parts))
     }
 
     /// Receives one frame of the port into `parts`, on the port's account: its length, which is that of `parts` or more
     /// if it did not fit, and its first `N` bytes.
     fn receive<const N: usize>(
         &mut self,
+        mark: &mut Mark,
         parts: &mut PartsMut<'_>,
     ) -> Result<Option<(usize, [u8; N])>, PortError> {
-        let Self { port, overflow, port_time, .. } = self;
+        let Self { port, overflow, stages, .. } = self;
         let mut pieces = PartsMut::new();
         for part in parts.iter_mut() {
             // As many as there were.
@@ -140,9 +139,7 @@ impl Bus {
         if pieces.try_push(IoSliceMut::new(&mut overflow[..])).is_err() {
             return Ok(None);
         }
-        let began = Instant::now();
-        let length = port.receive(&mut pieces);
-        *port_time += began.elapsed();
+        let length = stages.in_port(mark, || port.receive(&mut pieces));
         Ok(length?.map(|length| (length, gather::head(&pieces))))
     }
 }
@@ -179,7 +176,7 @@ impl Pcnet {
             memory: Arc::new(memory),
             port,
             counters: FrameCounters::default(),
-            port_time: Duration::ZERO,
+            stages: Stages::default(),
             looped: Vec::new(),
             overflow: Box::new([0; 2048]),
         };
@@ -242,7 +239,10 @@ impl Pcnet {
         self.demand |= orders.transmit || polls;
         // A chip that is started or reset has no frames that could wait for others.
         if self.holds_back && !orders.start && !orders.initialise {
-            self.held_back += u64::from(orders.transmit);
+            if orders.transmit {
+                self.held_back += 1;
+                self.bus.stages.asked();
+            }
             return Ok(());
         }
         self.meet_demand()
@@ -252,6 +252,9 @@ impl Pcnet {
     fn meet_demand(&mut self) -> Result<(), AdapterError> {
         if std::mem::take(&mut self.demand) {
             self.demand = self.transmit()?;
+            if !self.demand {
+                self.bus.stages.none_held();
+            }
         }
         Ok(())
     }
@@ -445,7 +448,7 @@ impl Adapter for Pcnet {
         self.bus.port.fd()
     }
 
-    fn port_nanoseconds(&self) -> u64 {
-        u64::try_from(self.bus.port_time.as_nanos()).unwrap_or(u64::MAX)
+    fn with_stages(&mut self, act: &mut dyn FnMut(&mut Stages)) {
+        act(&mut self.bus.stages);
     }
 }

@@ -15,10 +15,11 @@ use arrayvec::ArrayVec;
 use super::bits::{csr0, csr3, csr4, csr15};
 use super::registers::RegisterFile;
 use super::rings::{Descriptor, Layout, Ring, status};
-use super::{FCS, HEADER, MAXIMUM, MINIMUM, MOST_FRAMES, NoDescriptor, Pcnet, bad_buffer, bad_ring};
+use super::{Bus, FCS, HEADER, MAXIMUM, MINIMUM, MOST_FRAMES, NoDescriptor, Pcnet, bad_buffer, bad_ring};
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, PartsMut, Refused};
+use crate::stages::Mark;
 
 /// What became of a frame at the receiver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,14 +109,15 @@ impl Pcnet {
         let (layout, ring) = (self.registers.layout(), self.registers.receive);
         if !self.registers.link() {
             // What comes while the cable is out is lost, and nobody here knows of it.
-            let lost = self.bus.receive::<HEADER>(&mut PartsMut::new())?;
+            let lost = self.bus.receive::<HEADER>(&mut Mark::default(), &mut PartsMut::new())?;
             return Ok(lost.map_or(Received::Nothing, |_| Received::Discarded));
         }
+        let mut mark = self.bus.stages.receives();
         let Room { mut parts, descriptors, capacity } = Room::gather(&ring, layout, &memory)?;
         if descriptors.is_empty() && self.no_descriptor == NoDescriptor::Wait {
             return Ok(Received::Nothing);
         }
-        let Some((length, head)) = self.bus.receive::<HEADER>(&mut parts)? else {
+        let Some((length, head)) = self.bus.receive::<HEADER>(&mut mark, &mut parts)? else {
             return Ok(Received::Nothing);
         };
         if length < HEADER {
@@ -132,7 +134,10 @@ impl Pcnet {
             None => complete(length, &mut parts),
         };
         drop(parts);
-        self.deliver(&descriptors, capacity, &Placed { message, bits, length })
+        let received = self.deliver(&descriptors, capacity, &Placed { message, bits, length })?;
+        let Bus { counters, stages, .. } = &mut self.bus;
+        stages.received(mark, counters.receive_frames, length);
+        Ok(received)
     }
 
     /// A frame has found no descriptor.

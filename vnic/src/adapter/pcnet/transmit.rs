@@ -19,6 +19,7 @@ use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, Parts, Refused};
 use crate::port::Sent;
+use crate::stages::Mark;
 
 const PAD: [u8; MINIMUM] = [0; MINIMUM];
 
@@ -84,6 +85,7 @@ impl Pcnet {
             self.registers.transmit.advance(1);
             return Ok(1);
         }
+        let mut mark = self.bus.stages.transmits();
         let memory = Arc::clone(&self.bus.memory);
         let swap = self.registers.csr3() & csr3::BSWP != 0;
         let mut swapped = Vec::new();
@@ -99,13 +101,20 @@ impl Pcnet {
             parts.clear();
             parts.push(IoSlice::new(&swapped));
         }
-        let outcome = self.send(&chain, parts)?;
+        let outcome = self.send(&mut mark, &chain, parts)?;
         self.conclude(&chain, layout, outcome)?;
+        let Bus { counters, stages, .. } = &mut self.bus;
+        stages.transmitted(mark, counters.transmit_frames, chain.length);
         Ok(chain.count)
     }
 
     /// Hands the frame to the port or to the receiver.
-    fn send(&mut self, chain: &Chain, mut parts: Parts<'_>) -> Result<Outcome, AdapterError> {
+    fn send(
+        &mut self,
+        mark: &mut Mark,
+        chain: &Chain,
+        mut parts: Parts<'_>,
+    ) -> Result<Outcome, AdapterError> {
         let mode = self.registers.mode();
         let is = |bit| mode & bit != 0;
         let internal = is(csr15::LOOP) && is(csr15::INTL);
@@ -163,9 +172,9 @@ impl Pcnet {
         let sent = if fcs_from_driver {
             let mut bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
             bytes.truncate(length);
-            self.bus.send(&[IoSlice::new(&bytes)])?
+            self.bus.send(mark, &[IoSlice::new(&bytes)])?
         } else {
-            self.bus.send(&parts)?
+            self.bus.send(mark, &parts)?
         };
         match sent {
             Sent::Taken => {

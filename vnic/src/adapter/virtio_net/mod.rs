@@ -29,7 +29,6 @@ mod train;
 mod transmit;
 
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
 
 use toll_protocol::report::FrameCounters;
 use toll_protocol::trial::VirtioNetSwitches;
@@ -41,6 +40,7 @@ use crate::GuestMemory;
 use crate::adapter::{Adapter, AdapterError, Window};
 use crate::port::splitting::Splitting;
 use crate::port::{Framing, Port, PortError};
+use crate::stages::Stages;
 use control::{Command, Request};
 use features::Features;
 use filter::Filter;
@@ -78,7 +78,7 @@ struct Bus {
     memory: GuestMemory,
     pairs: Pairs,
     counters: FrameCounters,
-    port_time: Duration,
+    stages: Stages,
     /// Longest frame that is sent, in bytes.
     longest: usize,
     /// What the driver took, less the receive offloads that it has turned off since.
@@ -133,7 +133,7 @@ impl VirtioNet {
             memory,
             pairs: Pairs::new(ports.into_iter().map(around).collect())?,
             counters: FrameCounters::default(),
-            port_time: Duration::ZERO,
+            stages: Stages::default(),
             longest: usize::from(mtu) + FRAMING,
             features: Features::default(),
             overflow: vec![0; LONGEST_RECEIVED].into_boxed_slice(),
@@ -415,7 +415,7 @@ impl Adapter for VirtioNet {
         self.bus.pairs.fd()
     }
 
-    fn port_nanoseconds(&self) -> u64 {
-        u64::try_from(self.bus.port_time.as_nanos()).unwrap_or(u64::MAX)
+    fn with_stages(&mut self, act: &mut dyn FnMut(&mut Stages)) {
+        act(&mut self.bus.stages);
     }
 }

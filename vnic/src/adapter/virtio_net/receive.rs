@@ -8,7 +8,6 @@
 //! waits in the device for the next ones: the port has given it away already.
 
 use std::io::IoSliceMut;
-use std::time::Instant;
 
 use arrayvec::ArrayVec;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -89,7 +88,7 @@ impl Bus {
 
     /// The next frame: whether the guest got it, or `None` if there is none, or no room for it.
     fn receive_one(&mut self, pair: usize, queue: &mut Queue) -> Result<Option<bool>, AdapterError> {
-        let Self { memory, pairs, counters, port_time, longest, features, overflow, filter, mac, .. } = self;
+        let Self { memory, pairs, counters, stages, longest, features, overflow, filter, mac, .. } = self;
         let memory: &GuestMemory = memory;
         let Pair { port, waiting } = pairs.get(pair);
         let offloads = features.receive_offloads();
@@ -97,15 +96,14 @@ impl Bus {
         // What the port puts before a frame, and what of the header is for the device to write.
         let (before, skip) = if with_headers { (vnet_header::LENGTH, 0) } else { (0, vnet_header::LENGTH) };
         let most = if offloads.segments() { LONGEST_RECEIVED } else { *longest };
+        let mut mark = stages.receives();
         let position = queue.next_avail();
         let mut room = Room::take(queue, memory, skip, features.mergeable().then_some(before + most))?;
         let Some(first) = room.first else { return Ok(None) };
         let length = if waiting.is_empty() {
             // The last piece tells a frame that fits from one that was cut off.
             room.parts.push(IoSliceMut::new(&mut overflow[..]));
-            let began = Instant::now();
-            let length = port.receive(&mut room.parts);
-            *port_time += began.elapsed();
+            let length = stages.in_port(&mut mark, || port.receive(&mut room.parts));
             let Some(length) = length? else {
                 queue.set_next_avail(position);
                 return Ok(None);
@@ -162,6 +160,7 @@ impl Bus {
         counters.receive_bytes += length as u64;
         queue.set_next_avail(position.wrapping_add(count));
         notify::publish(queue, memory, elements)?;
+        stages.received(mark, counters.receive_frames, length);
         Ok(Some(true))
     }
 }

@@ -2,7 +2,6 @@
 //! (virtio 1.2, 5.1.6.2); or, with combining, one call for the frames of a [`Train`].
 
 use std::io::IoSlice;
-use std::time::{Duration, Instant};
 
 use toll_protocol::report::FrameCounters;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -15,6 +14,7 @@ use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, Parts};
 use crate::port::{Framing, Port, PortError, Sent};
+use crate::stages::{Mark, Stages};
 use crate::vnet_header;
 
 const WHAT: &str = "transmit chain";
@@ -23,16 +23,20 @@ const WHAT: &str = "transmit chain";
 struct Outlet<'b> {
     port: &'b mut dyn Port,
     counters: &'b mut FrameCounters,
-    port_time: &'b mut Duration,
+    stages: &'b mut Stages,
 }
 
 impl Outlet<'_> {
     /// One call of the port, for what the guest sent as `frames` frames of `bytes` bytes.
-    fn send(&mut self, parts: &[IoSlice<'_>], frames: u64, bytes: usize) -> Result<(), AdapterError> {
-        let began = Instant::now();
-        let sent = self.port.send(parts);
-        *self.port_time += began.elapsed();
-        match sent {
+    fn send(
+        &mut self,
+        mark: &mut Mark,
+        parts: &[IoSlice<'_>],
+        frames: u64,
+        bytes: usize,
+    ) -> Result<(), AdapterError> {
+        let Self { port, stages, .. } = self;
+        match stages.in_port(mark, || port.send(parts)) {
             Ok(Sent::Taken) => {
                 self.counters.transmit_frames += frames;
                 self.counters.transmit_bytes += bytes as u64;
@@ -50,14 +54,17 @@ impl Outlet<'_> {
     fn dispatch(
         &mut self,
         train: &mut Train<'_>,
+        mark: &mut Mark,
         queue: &mut Queue,
         memory: &GuestMemory,
     ) -> Result<(), AdapterError> {
         if !train.couple() {
             return Ok(());
         }
-        self.send(&train.parts(), train.chains().len() as u64, train.bytes())?;
+        let mut mark = std::mem::take(mark);
+        self.send(&mut mark, &train.parts(), train.chains().len() as u64, train.bytes())?;
         notify::publish(queue, memory, train.chains().iter().map(|head| (*head, 0)))?;
+        self.stages.transmitted(mark, self.counters.transmit_frames, train.bytes());
         train.clear();
         Ok(())
     }
@@ -66,17 +73,19 @@ impl Outlet<'_> {
 impl Bus {
     /// Sends what `queue`, that of this pair, holds; how many chains it used.
     pub(super) fn transmit(&mut self, pair: usize, queue: &mut Queue) -> Result<usize, AdapterError> {
-        let Self { memory, pairs, counters, port_time, longest, features, combines, .. } = self;
+        let Self { memory, pairs, counters, stages, longest, features, combines, .. } = self;
         let memory: &GuestMemory = memory;
         let port = &mut pairs.get(pair).port;
         let with_headers = port.framing() == Framing::VirtioNetHeader;
-        let mut outlet = Outlet { port: &mut **port, counters, port_time };
-        let mut train = Train::new();
+        let mut outlet = Outlet { port: &mut **port, counters, stages };
+        // That of a train is its first frame's.
+        let (mut train, mut of_train) = (Train::new(), Mark::default());
         let mut used = 0;
         // A driver on another CPU could go on for ever: one turn takes no more than the queue holds.
         for _ in 0..queue.size() {
             let chain = queue.iter(memory).map_err(|error| broken("transmit queue", &error))?.next();
             let Some(chain) = chain else { break };
+            let mut mark = outlet.stages.transmits();
             let mut parts = Parts::new();
             if with_headers {
                 parts.push(IoSlice::new(&[]));
@@ -101,21 +110,23 @@ impl Bus {
             let car = combines.then(|| Car::of(&parts, length, asks, &head)).flatten();
             if let Some(car) = car {
                 if !train.append(&car, &parts, index) {
-                    outlet.dispatch(&mut train, queue, memory)?;
+                    outlet.dispatch(&mut train, &mut of_train, queue, memory)?;
                     train.begin(&car, &parts, head, index);
+                    of_train = mark;
                 }
                 continue;
             }
             // In the order of the guest.
-            outlet.dispatch(&mut train, queue, memory)?;
+            outlet.dispatch(&mut train, &mut of_train, queue, memory)?;
             let mut framed: Parts<'_> = parts;
             if let Some(first) = framed.first_mut().filter(|_| with_headers) {
                 *first = IoSlice::new(&head);
             }
-            outlet.send(&framed, 1, length)?;
+            outlet.send(&mut mark, &framed, 1, length)?;
             queue.add_used(memory, index, 0).map_err(|error| broken("transmit queue", &error))?;
+            outlet.stages.transmitted(mark, outlet.counters.transmit_frames, length);
         }
-        outlet.dispatch(&mut train, queue, memory)?;
+        outlet.dispatch(&mut train, &mut of_train, queue, memory)?;
         Ok(used)
     }
 }
