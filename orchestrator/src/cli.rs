@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use toll_protocol::trial::TrialId;
 
 use crate::exit::{Exit, print_out};
 use crate::manifest::{self, ManifestError};
@@ -11,6 +12,7 @@ use crate::pki::{DEFAULT_DAYS, files};
 use crate::remote::{self, Question, Server};
 use crate::run::{self, Format};
 use crate::serve::{self, ServeArguments};
+use crate::trace::{self, Source};
 use crate::{doctor, kube, show_plan};
 
 /// Measures what virtualisation takes on a network.
@@ -108,6 +110,19 @@ enum Command {
         /// What to print on stdout
         #[arg(long, value_enum, default_value = "text")]
         format: Format,
+        #[command(flatten)]
+        server: Server,
+    },
+    /// Show the way of a frame through the adapter of a trial's guest, stage by stage
+    Trace {
+        /// The trial's id, 12 hexadecimal digits, as in result.json and the report
+        trial: TrialId,
+        /// A result.json or its directory [default: of those in this directory the latest that has the trial]
+        #[arg(long, value_name = "PATH", conflicts_with = "campaign")]
+        results: Option<PathBuf>,
+        /// A campaign of a service, by its id
+        #[arg(long, value_name = "ID")]
+        campaign: Option<String>,
         #[command(flatten)]
         server: Server,
     },
@@ -220,6 +235,14 @@ impl Cli {
                 remote::ask(&server, Question::Results { id: &id, out: out.as_deref(), format })
             }
             Command::Agents { format, server } => remote::ask(&server, Question::Agents(format)),
+            Command::Trace { trial, results, campaign, server } => {
+                let source = match (&results, &campaign) {
+                    (Some(path), _) => Source::Path(path),
+                    (None, Some(id)) => Source::Campaign(&server, id),
+                    (None, None) => Source::Here,
+                };
+                trace::trace(trial, source)
+            }
             Command::Pki { action } => action.execute(),
         }
     }

@@ -26,3 +26,4 @@ pub mod statistics;
 pub mod summary;
 #[cfg(test)]
 mod test_support;
+pub mod trace;

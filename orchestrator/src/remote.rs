@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use comfy_table::{Table, presets};
 use serde::Serialize;
-use toll_protocol::result::{RunCounts, Verdict};
+use toll_protocol::result::{CampaignResult, RunCounts, Verdict};
 use toll_protocol::service::{AgentStatus, CampaignState, CampaignStatus};
 
 use crate::exit::{Exit, print_out};
@@ -81,6 +81,19 @@ pub fn ask(server: &Server, question: Question<'_>) -> Result<Exit> {
         },
         other => other,
     }
+}
+
+/// What a campaign of a service found, so far.
+///
+/// # Errors
+/// When there is no answer.
+pub fn result(server: &Server, id: &str) -> Result<CampaignResult> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no runtime can be started")?;
+    let client = Client::new(&server.server, server.token_file.as_deref())?;
+    Ok(runtime.block_on(client.result(id))?)
 }
 
 async fn answer(client: &Client, question: Question<'_>) -> Result<Exit> {

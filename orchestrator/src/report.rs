@@ -6,10 +6,12 @@ use toll_protocol::report::Flag;
 use toll_protocol::result::{ArmSummary, CampaignResult, CellResult, Peer, RunStatus, Verdict};
 use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram};
 
+pub mod account;
 pub mod breakdown;
 pub mod html;
 pub mod paper;
 pub mod plot;
+pub mod stages;
 pub mod terminal;
 
 /// Cells of one pair of hosts and one workload: what is read together.

@@ -23,14 +23,15 @@ pub fn cells(result: &CampaignResult) -> Markup {
                 thead {
                     tr {
                         th { "arm" } th { "payload" } th.r { "goodput" } th { "interval" } th.r { "of native" }
-                        th { "interval" } th.r { "exits per frame" } th.r { "start to first frame" } th.r { "runs" }
+                        th { "interval" } th.r { "exits per frame" } th.r { "exits per MB" } th.r { "start to first frame" }
+                        th.r { "memory beside the guest's" } th.r { "runs" }
                         th { "flags (runs)" }
                     }
                 }
                 tbody {
                     @for (index, group) in groups.iter().enumerate() {
                         @if let Some(label) = group_label(&groups, index) {
-                            tr.part { th colspan="10" { (label) } }
+                            tr.part { th colspan="12" { (label) } }
                         }
                         @for cell in &group.cells { (cell_row(result, cell)) }
                     }
@@ -61,7 +62,11 @@ fn cell_row(result: &CampaignResult, cell: &CellResult) -> Markup {
                 td.ci {}
             }
             td.r { (format::optional(cell.exits_per_frame)) }
+            td.r { (format::optional(cell.exits_per_megabyte)) }
             td.r { (cell.start_to_first_frame_seconds.map_or_else(|| format::ABSENT.to_owned(), format::seconds)) }
+            td.r {
+                (cell.overhead_bytes.map_or_else(|| format::ABSENT.to_owned(), |bytes| format::memory(bytes as u64)))
+            }
             td.r.bad[counts.measured < counts.planned] { (counts.measured) "/" (counts.planned) }
             td { @for (flag, runs) in &cell.flags { span.flag { (explain(*flag).0) " " (runs) } " " } }
         }
