@@ -50,6 +50,10 @@ pub struct Metrics {
     dropped: IntCounterVec,
     exits: IntCounterVec,
     handling: CounterVec,
+    spared: IntCounterVec,
+    transmissions: IntCounterVec,
+    filtered: IntCounterVec,
+    thread_time: CounterVec,
     cpu: CounterVec,
     cpu_measured: CounterVec,
     connected: Gauge,
@@ -101,6 +105,10 @@ impl Metrics {
             dropped: build.add(&f::DROPPED_FRAMES, IntCounterVec::new)?,
             exits: build.add(&f::EXITS, IntCounterVec::new)?,
             handling: build.add(&f::EXIT_HANDLING_SECONDS, CounterVec::new)?,
+            spared: build.add(&f::SPARED, IntCounterVec::new)?,
+            transmissions: build.add(&f::TRANSMISSIONS, IntCounterVec::new)?,
+            filtered: build.add(&f::FILTERED_FRAMES, IntCounterVec::new)?,
+            thread_time: build.add(&f::THREAD_TIME_SECONDS, CounterVec::new)?,
             cpu: build.add(&f::CPU_SECONDS, CounterVec::new)?,
             cpu_measured: build.add(&f::CPU_MEASURED_SECONDS, CounterVec::new)?,
             connected: build.add(&f::CONNECTED, |opts, _| Gauge::with_opts(opts))?,
@@ -127,6 +135,15 @@ impl Metrics {
         });
         let ends = virtual_ends.chain([("native", families::HOST_NIC.to_owned())]);
         for (end, adapter) in ends {
+            if end != "native" {
+                self.filtered.with_label_values(&[end, adapter.as_str()]);
+                for what in ["exits", "looks"] {
+                    self.spared.with_label_values(&[end, adapter.as_str(), what]);
+                }
+                for frames in families::TOGETHER {
+                    self.transmissions.with_label_values(&[end, adapter.as_str(), frames]);
+                }
+            }
             for direction in ["transmit", "receive"] {
                 let labels = [end, &adapter, direction];
                 self.measured.with_label_values(&labels);
@@ -185,6 +202,7 @@ impl Metrics {
         self.measured.with_label_values(&of_payload).inc_by(report.interval.seconds());
         self.payload.with_label_values(&of_payload).inc_by(report.bytes);
         if let Some(frames) = report.frames {
+            self.filtered.with_label_values(&[*end, adapter.as_str()]).inc_by(frames.receive_filtered);
             let counts = [
                 ("transmit", frames.transmit_frames, frames.transmit_bytes, frames.transmit_drops),
                 ("receive", frames.receive_frames, frames.receive_bytes, frames.receive_drops),
@@ -194,6 +212,21 @@ impl Metrics {
                 self.frames.with_label_values(&labels).inc_by(count);
                 self.frame_bytes.with_label_values(&labels).inc_by(bytes);
                 self.dropped.with_label_values(&labels).inc_by(drops);
+            }
+        }
+        if let Some(spared) = report.spared {
+            for (what, count) in [("exits", spared.exits), ("looks", spared.looks)] {
+                self.spared.with_label_values(&[*end, adapter.as_str(), what]).inc_by(count);
+            }
+            for (frames, count) in families::TOGETHER.into_iter().zip(spared.combined) {
+                self.transmissions.with_label_values(&[*end, adapter.as_str(), frames]).inc_by(count);
+            }
+        }
+        // Names of threads and parts are ours, and few.
+        for thread in &report.times {
+            for (part, time) in &thread.parts {
+                let labels = [*end, adapter.as_str(), thread.name.as_str(), part.name()];
+                self.thread_time.with_label_values(&labels).inc_by(time.seconds());
             }
         }
         for (cause, stat) in report.exits.iter().flat_map(|exits| &exits.by_cause) {

@@ -14,7 +14,7 @@ use toll_protocol::result::{
     TrialRecord,
 };
 use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram, Port, TrialId};
-use toll_protocol::units::{BitRate, Percent, Span};
+use toll_protocol::units::{BitRate, Bytes, Percent, Span};
 
 use crate::ledger::{LedgerHeader, PlannedTrial};
 
@@ -271,7 +271,7 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
         frames: (!matches!(behaviour.kind, EndKind::Native { .. })).then_some(frames),
         spared: None,
         start_to_first_frame: is_guest.then(|| Span::from_millis(3)),
-        overhead: None,
+        overhead: is_guest.then_some(Bytes(320 << 10)),
         flags: if is_guest { vec![Flag::CpuBound] } else { Vec::new() },
     }
 }

@@ -82,6 +82,21 @@ pub enum Part {
     Wait,
 }
 
+impl Part {
+    /// Its name, as it is serialised: a metric label.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::Program => "program",
+            Self::Adapter => "adapter",
+            Self::Port => "port",
+            Self::Loop => "loop",
+            Self::Look => "look",
+            Self::Wait => "wait",
+        }
+    }
+}
+
 /// What a thread did with the measured interval, by the clock: time without a CPU is in the part that it was in. The parts
 /// don't overlap, and add up to the interval within 1 %.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -125,6 +125,61 @@ pub const EXIT_HANDLING_SECONDS: Family = Family {
     labels: &[VIRTUAL_ADAPTER, CAUSE],
     help: "Seconds from the return of KVM_RUN to the next entry, time asleep left out, in measured intervals.",
 };
+/// What optimisations spared.
+pub const SPARED: Family = Family {
+    name: "toll_agent_spared_total",
+    kind: Kind::Counter,
+    labels: &[
+        VIRTUAL_END,
+        VIRTUAL_ADAPTER,
+        Label {
+            name: "what",
+            values: "`exits` (accesses of the guest that did not leave the kernel), `looks` (at the port, without a system \
+                     call)",
+        },
+    ],
+    help: "What the optimisations of virtual adapters spared in measured intervals.",
+};
+/// Transmissions of held back frames.
+pub const TRANSMISSIONS: Family = Family {
+    name: "toll_agent_combined_transmissions_total",
+    kind: Kind::Counter,
+    labels: &[
+        VIRTUAL_END,
+        VIRTUAL_ADAPTER,
+        Label { name: "frames", values: "how many frames one sent: `1`, `2`, `3`, `4-7`, `8-15`, `16+`" },
+    ],
+    help: "Transmissions of adapters that combine sends, by how many frames each sent together, in measured intervals.",
+};
+/// Values of `frames` of [`TRANSMISSIONS`].
+pub const TOGETHER: [&str; 6] = ["1", "2", "3", "4-7", "8-15", "16+"];
+/// Filtered frames.
+pub const FILTERED_FRAMES: Family = Family {
+    name: "toll_agent_filtered_frames_total",
+    kind: Kind::Counter,
+    labels: &[VIRTUAL_END, VIRTUAL_ADAPTER],
+    help: "Ethernet frames that came to virtual adapters and that their drivers did not want, in measured intervals.",
+};
+/// What threads did.
+pub const THREAD_TIME_SECONDS: Family = Family {
+    name: "toll_agent_thread_time_seconds_total",
+    kind: Kind::Counter,
+    labels: &[
+        VIRTUAL_END,
+        VIRTUAL_ADAPTER,
+        Label {
+            name: "thread",
+            values: "`vcpu0` (a guest's vCPU), `payload` (a same-stack program), `io0` (the adapter's own)",
+        },
+        Label {
+            name: "part",
+            values: "`guest`, `program`, `adapter`, `port` (the host's kernel), `loop` (between exits), `look` (that found \
+                     nothing), `wait` (asleep)",
+        },
+    ],
+    help: "Seconds of measured intervals by what the threads of virtual ends did, by the clock. The parts of a thread add up \
+           to the intervals. A part has no series before there was any.",
+};
 /// CPU time.
 pub const CPU_SECONDS: Family = Family {
     name: "toll_agent_cpu_seconds_total",

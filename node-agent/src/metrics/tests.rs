@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use prometheus::TextEncoder;
-use toll_protocol::report::{CpuSplit, ExitReport, ExitStat, Failure, FrameCounters};
+use toll_protocol::report::{
+    CpuSplit, ExitReport, ExitStat, Failure, FrameCounters, Part, Spared, ThreadTime,
+};
 use toll_protocol::trial::{NativeProgram, PcnetSwitches, Port};
 use toll_protocol::units::Span;
 
@@ -86,6 +88,29 @@ fn bytes_of_a_sender_are_transmit() {
     assert_eq!(of("measured_seconds", &native("receive")), Some(2.0));
     // No figure is made up for the frames of a native end, whose NIC others use too.
     assert_eq!(of("frames", &native("receive")), None);
+}
+
+#[test]
+fn what_was_spared_and_what_threads_did_is_added_by_kind() {
+    let metrics = Metrics::new().expect("registers");
+    let frames = FrameCounters { receive_filtered: 4, ..FrameCounters::default() };
+    let mut spared = report(1, Some(frames), &[]);
+    spared.spared = Some(Spared { exits: 70, combined: [5, 0, 3, 0, 0, 1], looks: 9 });
+    let parts = [(Part::Guest, Span::from_millis(1_500)), (Part::Wait, Span::from_millis(500))].into();
+    spared.times = vec![ThreadTime { name: "vcpu0".to_owned(), interval: Span::from_millis(2_000), parts }];
+    measured(&metrics, &GUEST, Direction::Send, &spared);
+    measured(&metrics, &GUEST, Direction::Send, &spared);
+    let of = |family: &str, more: &str| {
+        value(&metrics, &format!(r#"toll_agent_{family}_total{{adapter="pcnet",end="guest"{more}}}"#))
+    };
+    assert_eq!(of("spared", r#",what="exits""#), Some(140.0));
+    assert_eq!(of("spared", r#",what="looks""#), Some(18.0));
+    let together = r#"toll_agent_combined_transmissions_total{adapter="pcnet",end="guest",frames="#;
+    let of_frames = |frames: &str| value(&metrics, &format!("{together}\"{frames}\"}}"));
+    assert_eq!(["1", "2", "3", "16+"].map(of_frames), [Some(10.0), Some(0.0), Some(6.0), Some(2.0)]);
+    assert_eq!(of("filtered_frames", ""), Some(8.0));
+    assert_eq!(of("thread_time_seconds", r#",part="guest",thread="vcpu0""#), Some(3.0));
+    assert_eq!(of("thread_time_seconds", r#",part="adapter",thread="vcpu0""#), None);
 }
 
 #[test]
@@ -241,7 +266,10 @@ fn every_family_is_written_with_the_type_and_help_that_it_documents() {
     let mut watch = metrics.trial(&NATIVE, Direction::Send);
     watch.enters(&running());
     watch.sees(&sample(100, 50));
-    measured(&metrics, &GUEST, Direction::Send, &report(1, None, &[("wait", 1, 1)]));
+    let mut guest = report(1, None, &[("wait", 1, 1)]);
+    let parts = [(Part::Wait, Span::from_millis(2_000))].into();
+    guest.times = vec![ThreadTime { name: "vcpu0".to_owned(), interval: Span::from_millis(2_000), parts }];
+    measured(&metrics, &GUEST, Direction::Send, &guest);
     let written: BTreeMap<String, (String, String)> = metrics
         .registry()
         .gather()

@@ -16,15 +16,18 @@ use super::families as f;
 
 /// Campaigns that are shown.
 pub const MOST_CAMPAIGNS: usize = 10;
-/// Cells that are shown, of all campaigns together, those of later campaigns first. One has up to 15 series.
+/// Cells that are shown, of all campaigns together, those of later campaigns first. One has up to 18 series.
 pub const MOST_CELLS: usize = 5_000;
 /// Families of this collector.
-pub const FAMILIES: [&Family; 9] = [
+pub const FAMILIES: [&Family; 12] = [
     &f::CELL_GOODPUT,
     &f::CELL_GOODPUT_LIMIT,
     &f::CELL_TOLL,
     &f::CELL_TOLL_LIMIT,
     &f::CELL_EXITS,
+    &f::CELL_EXITS_PER_BYTE,
+    &f::CELL_FIRST_FRAME,
+    &f::CELL_OVERHEAD,
     &f::CELL_CPU,
     &f::CELL_RUNS,
     &f::GATE,
@@ -194,6 +197,9 @@ fn show_cell(shown: &mut Shown, labels: &[String], cell: &CellResult) {
         shown.add(&f::CELL_TOLL_LIMIT, labels, &[limit], figure);
     }
     shown.add(&f::CELL_EXITS, labels, &[], cell.exits_per_frame);
+    shown.add(&f::CELL_EXITS_PER_BYTE, labels, &[], cell.exits_per_megabyte.map(|exits| exits / 1e6));
+    shown.add(&f::CELL_FIRST_FRAME, labels, &[], cell.start_to_first_frame_seconds);
+    shown.add(&f::CELL_OVERHEAD, labels, &[], cell.overhead_bytes);
     let cpu = cell.cpu_seconds_per_gigabyte;
     for (part, figure) in [("guest", cpu.guest), ("vmm", cpu.vmm), ("host", cpu.host)] {
         shown.add(&f::CELL_CPU, labels, &[part], figure.map(|seconds| seconds / 1e9));

@@ -120,6 +120,27 @@ pub const CELL_EXITS: Family = Family {
     labels: &CELL,
     help: "Exits of the guest on `a` per frame in the direction of the payload, median over the runs.",
 };
+/// Exits of a cell for its payload.
+pub const CELL_EXITS_PER_BYTE: Family = Family {
+    name: "toll_cell_exits_per_byte",
+    kind: Kind::Gauge,
+    labels: &CELL,
+    help: "Exits of the guest on `a` per payload byte, median over the runs; times 10^6 for exits per megabyte.",
+};
+/// First frame of a cell.
+pub const CELL_FIRST_FRAME: Family = Family {
+    name: "toll_cell_first_frame_seconds",
+    kind: Kind::Gauge,
+    labels: &CELL,
+    help: "Seconds from the creation of the guest on `a` to the first frame that its driver sent, median over the runs.",
+};
+/// Memory of a cell.
+pub const CELL_OVERHEAD: Family = Family {
+    name: "toll_cell_overhead_bytes",
+    kind: Kind::Gauge,
+    labels: &CELL,
+    help: "Memory that the idle end on `a` takes beside its guest's own, in bytes, median over the runs.",
+};
 /// CPU of a cell.
 pub const CELL_CPU: Family = Family {
     name: "toll_cell_cpu_seconds_per_byte",
