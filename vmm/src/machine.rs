@@ -363,6 +363,8 @@ impl Machine {
             return self.check_stop();
         }
         let asleep = ticks();
+        // The program has nothing to go on with: no frame waits for it.
+        self.turn_ended(asleep);
         let woken = self.sleep(Duration::from_micros(u64::from(timeout_us)));
         self.asleep = self.asleep.saturating_add(ticks().saturating_sub(asleep));
         let (kicked, readable) = woken?;
