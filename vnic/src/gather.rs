@@ -4,7 +4,7 @@
 use std::io::{IoSlice, IoSliceMut};
 
 use arrayvec::ArrayVec;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::GuestMemory;
 
@@ -33,10 +33,22 @@ fn ranges(
     address: u64,
     length: usize,
 ) -> impl Iterator<Item = Result<(*mut u8, usize), Refused>> + '_ {
-    memory.get_slices(GuestAddress(address), length).map(|slice| {
+    let whole = in_one_region(memory, address, length);
+    let pieces = whole.is_none().then(|| memory.get_slices(GuestAddress(address), length));
+    let pieces = pieces.into_iter().flatten().map(|slice| {
         let slice = slice.map_err(|_| Refused::Outside)?;
         Ok((slice.ptr_guard_mut().as_ptr(), slice.len()))
-    })
+    });
+    whole.map(|pointer| Ok((pointer, length))).into_iter().chain(pieces)
+}
+
+/// The same where they lie in one region, as they do but for a buffer across two: a fraction of the time.
+fn in_one_region(memory: &GuestMemory, address: u64, length: usize) -> Option<*mut u8> {
+    let region = memory.find_region(GuestAddress(address))?;
+    let offset = usize::try_from(address - region.start_addr().0).ok()?;
+    let left = usize::try_from(region.len()).ok()?.checked_sub(offset)?;
+    // SAFETY: `length` bytes from there are in the region's mapping, as just seen.
+    (0 < length && length <= left).then(|| unsafe { region.as_ptr().add(offset) })
 }
 
 /// Appends the guest's `length` bytes at `address` to a frame.

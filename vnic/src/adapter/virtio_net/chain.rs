@@ -1,22 +1,15 @@
 //! Descriptor chains (virtio 1.2, 2.7.5) as pieces of guest memory. A driver cuts header and frame as it likes.
 
-use virtio_queue::DescriptorChain;
-use virtio_queue::desc::split::Descriptor;
 use vm_memory::Bytes;
 
 use super::bad;
+use super::ring::{Chain, Descriptor};
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, Refused};
 
-pub(super) type Chain<'m> = DescriptorChain<&'m GuestMemory>;
-
-pub(super) fn broken(what: &'static str, error: &virtio_queue::Error) -> AdapterError {
-    bad(what, error.to_string())
-}
-
 fn refused(what: &'static str, refused: Refused, descriptor: &Descriptor) -> AdapterError {
-    let (address, length) = (descriptor.addr().0, descriptor.len());
+    let Descriptor { address, length, .. } = descriptor;
     bad(
         what,
         match refused {
@@ -34,26 +27,26 @@ pub(super) fn too_many(most: usize) -> String {
 /// Calls `take` with the address and length of each piece of a chain that comes after its first `skip` bytes. The
 /// chain's length, which is at least `least`.
 pub(super) fn pieces(
-    chain: &Chain<'_>,
+    chain: Chain<'_>,
     writable: bool,
     what: &'static str,
     (skip, least): (usize, usize),
     mut take: impl FnMut(u64, usize) -> Result<(), Refused>,
 ) -> Result<usize, AdapterError> {
     let (mut total, mut last) = (0_usize, None);
-    for (index, descriptor) in chain.clone().enumerate() {
+    for (index, descriptor) in chain.enumerate() {
         // Empty ones count too: the work for a frame is bounded.
         if index == gather::MAX_PARTS {
             return Err(refused(what, Refused::TooManyParts, &descriptor));
         }
-        if descriptor.is_write_only() != writable {
+        if descriptor.is_writable() != writable {
             return Err(bad(what, "a buffer is for the other direction".to_owned()));
         }
         // The iterator ends a chain before it is over 2^32 bytes long.
-        let (skip, length) = (skip.saturating_sub(total), descriptor.len() as usize);
+        let (skip, length) = (skip.saturating_sub(total), descriptor.length as usize);
         total += length;
         if skip < length {
-            let address = descriptor.addr().0.checked_add(skip as u64);
+            let address = descriptor.address.checked_add(skip as u64);
             let taken = address.ok_or(Refused::Outside).and_then(|address| take(address, length - skip));
             taken.map_err(|reason| refused(what, reason, &descriptor))?;
         }
@@ -72,20 +65,20 @@ pub(super) fn pieces(
 
 /// Writes `bytes` into a device-writable chain, `offset` bytes from its beginning.
 pub(super) fn write(
-    chain: &Chain<'_>,
+    chain: Chain<'_>,
     memory: &GuestMemory,
     mut offset: usize,
     mut bytes: &[u8],
 ) -> Result<(), AdapterError> {
-    for descriptor in chain.clone() {
-        let length = descriptor.len() as usize;
+    for descriptor in chain {
+        let length = descriptor.length as usize;
         if offset >= length {
             offset -= length;
             continue;
         }
         let count = bytes.len().min(length - offset);
         let outside = || refused("receive chain", Refused::Outside, &descriptor);
-        let address = descriptor.addr().0.checked_add(offset as u64).ok_or_else(outside)?;
+        let address = descriptor.address.checked_add(offset as u64).ok_or_else(outside)?;
         memory.write_slice(&bytes[..count], vm_memory::GuestAddress(address)).map_err(|_| outside())?;
         bytes = &bytes[count..];
         offset = 0;

@@ -17,13 +17,13 @@ use virtio_bindings::virtio_net::{
     VIRTIO_NET_CTRL_VLAN_DEL, VIRTIO_NET_ERR, VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_MAC_ADDR,
     VIRTIO_NET_F_CTRL_RX, VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_MQ, VIRTIO_NET_OK,
 };
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::bad;
-use super::chain::{Chain, broken, too_many};
+use super::chain::too_many;
 use super::features::Features;
 use super::filter::{MacTable, Mode};
+use super::ring::Ring;
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::MAX_PARTS;
@@ -115,30 +115,29 @@ pub(super) struct Request {
 
 impl Request {
     /// The next one, if the driver has made any available.
-    pub(super) fn take(queue: &mut Queue, memory: &GuestMemory) -> Result<Option<Self>, AdapterError> {
-        let chain = queue.iter(memory).map_err(|error| broken("control queue", &error))?.next();
-        chain.map(|chain| Self::read(&chain, memory)).transpose()
+    pub(super) fn take(ring: &mut Ring, memory: &GuestMemory) -> Result<Option<Self>, AdapterError> {
+        let head = ring.take("control queue")?;
+        head.map(|head| Self::read(ring, head, memory)).transpose()
     }
 
-    fn read(chain: &Chain<'_>, memory: &GuestMemory) -> Result<Self, AdapterError> {
+    fn read(ring: &Ring, head: u16, memory: &GuestMemory) -> Result<Self, AdapterError> {
         let (mut bytes, mut fits) = (Vec::new(), true);
-        for (index, descriptor) in chain.clone().enumerate() {
+        for (index, descriptor) in ring.chain(head).enumerate() {
             if index == MAX_PARTS {
                 return Err(bad(WHAT, too_many(MAX_PARTS)));
             }
-            let length = descriptor.len() as usize;
+            let (address, length) = (GuestAddress(descriptor.address), descriptor.length as usize);
             if length == 0 {
                 continue;
             }
-            if descriptor.is_write_only() {
-                let (head, answer) = (chain.head_index(), descriptor.addr());
-                return Ok(Self { head, bytes: fits.then_some(bytes), answer });
+            if descriptor.is_writable() {
+                return Ok(Self { head, bytes: fits.then_some(bytes), answer: address });
             }
             let filled = bytes.len();
             fits &= length <= LONGEST - filled;
             if fits {
                 bytes.resize(filled + length, 0);
-                let copied = memory.read_slice(&mut bytes[filled..], descriptor.addr());
+                let copied = memory.read_slice(&mut bytes[filled..], address);
                 copied.map_err(|_| bad(WHAT, "part of it is outside of guest memory".to_owned()))?;
             }
         }
@@ -153,13 +152,14 @@ impl Request {
     /// Gives the chain back, with the answer whether its command was `done`.
     pub(super) fn answer(
         self,
-        queue: &mut Queue,
+        ring: &mut Ring,
         memory: &GuestMemory,
         done: bool,
     ) -> Result<(), AdapterError> {
         let ack = if done { VIRTIO_NET_OK } else { VIRTIO_NET_ERR } as u8;
         let written = memory.write_obj(ack, self.answer);
         written.map_err(|_| bad(WHAT, "its answer is outside of guest memory".to_owned()))?;
-        queue.add_used(memory, self.head, 1).map_err(|error| broken("control queue", &error))
+        ring.publish([(self.head, 1)]);
+        Ok(())
     }
 }

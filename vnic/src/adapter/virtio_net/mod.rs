@@ -20,9 +20,9 @@ mod features;
 mod filter;
 mod header;
 mod mmio;
-mod notify;
 mod pairs;
 mod receive;
+mod ring;
 #[cfg(test)]
 mod tests;
 mod train;
@@ -46,6 +46,7 @@ use features::Features;
 use filter::Filter;
 use mmio::{Mmio, Order, Role, receive_queue, transmit_queue};
 use pairs::Pairs;
+use ring::Ring;
 
 /// Bytes of the MMIO window.
 const WINDOW: u64 = 0x200;
@@ -67,6 +68,8 @@ pub const MAX_QUEUE_SIZE: u16 = 1024;
 pub struct VirtioNet {
     mmio: Mmio,
     bus: Bus,
+    /// The queues in use, by index; none before DRIVER_OK.
+    rings: Vec<Option<Ring>>,
     /// The address that it has after a reset.
     permanent: MacAddress,
     /// Somebody looks at the rings without being notified.
@@ -146,11 +149,12 @@ impl VirtioNet {
         // At most QueuePairs::MAX.
         let mmio =
             Mmio::new(queues.collect::<Result<_, _>>()?, mac, mtu, count as u16, Features::offered(switches));
-        Ok(Self { mmio, bus, permanent: mac, watched: false })
+        Ok(Self { mmio, bus, rings: Vec::new(), permanent: mac, watched: false })
     }
 
     /// The driver starts again from the beginning (2.4).
     fn reset(&mut self) -> Result<(), AdapterError> {
+        self.rings.clear();
         self.mmio.set_mac(self.permanent);
         self.bus.mac = self.permanent;
         self.bus.features = Features::default();
@@ -161,31 +165,30 @@ impl VirtioNet {
     /// DRIVER_OK: from now on the queues are used, so they have to be whole. A driver may leave out pairs that it doesn't
     /// use.
     fn activate(&mut self) -> Result<(), AdapterError> {
-        let control = self.mmio.control_queue();
+        let (features, control) = (self.mmio.driver_features(), self.mmio.control_queue());
+        self.rings.clear();
         for (index, queue) in self.mmio.queues.iter().enumerate() {
             let name = match index {
                 _ if Some(index) == control => "control queue",
                 _ if index % 2 == 0 => "receive queue",
                 _ => "transmit queue",
             };
-            let needed = index < 2 || Some(index) == control;
-            if (needed || queue.ready()) && !queue.is_valid(&self.bus.memory) {
+            let mut ring = Ring::map(queue, &self.bus.memory, features.event_index());
+            let needed = index < 2 || Some(index) == control || queue.ready();
+            if needed && ring.is_none() {
                 return Err(bad(
                     name,
                     "it is not ready, or part of it is outside of guest memory".to_owned(),
                 ));
             }
+            if let Some(ring) = ring.as_mut().filter(|_| self.watched) {
+                // Nobody looks at the control queue unasked for long.
+                ring.want(Some(index) == control);
+            }
+            self.rings.push(ring);
         }
-        let features = self.mmio.driver_features();
         self.bus.features = features;
         self.bus.filter = Filter::new(features.vlans());
-        for (index, queue) in self.mmio.queues.iter_mut().enumerate().filter(|(_, queue)| queue.ready()) {
-            queue.set_event_idx(features.event_index());
-            if self.watched {
-                // Nobody looks at the control queue unasked for long.
-                notify::want(queue, &self.bus.memory, Some(index) == control)?;
-            }
-        }
         self.bus.pairs.reset()?;
         self.bus.pairs.set_offloads(features.receive_offloads())?;
         Ok(())
@@ -193,12 +196,12 @@ impl VirtioNet {
 
     fn transmit(&mut self, pair: usize) -> Result<usize, AdapterError> {
         let index = transmit_queue(pair);
-        let queue = &mut self.mmio.queues[index];
-        let before = queue.next_used();
-        let mut sent = self.bus.transmit(pair, queue)?;
+        let Some(Some(ring)) = self.rings.get_mut(index) else { return Ok(0) };
+        let before = ring.next_used();
+        let mut sent = self.bus.transmit(pair, ring)?;
         let asks = self.bus.features.event_index() && !self.watched;
-        if asks && notify::ask_for_next(queue, &self.bus.memory)? {
-            sent += self.bus.transmit(pair, queue)?;
+        if asks && ring.want(true) {
+            sent += self.bus.transmit(pair, ring)?;
         }
         self.used(index, before);
         Ok(sent)
@@ -206,14 +209,13 @@ impl VirtioNet {
 
     fn receive(&mut self, pair: usize) -> Result<usize, AdapterError> {
         let index = receive_queue(pair);
-        let queue = &mut self.mmio.queues[index];
-        let before = queue.next_used();
-        let mut received = self.bus.receive(pair, queue)?;
+        let Some(Some(ring)) = self.rings.get_mut(index) else { return Ok(0) };
+        let before = ring.next_used();
+        let mut received = self.bus.receive(pair, ring)?;
         // Of new receive buffers the device needs to hear only when it has none.
         let asks = self.bus.features.event_index() && !self.watched;
-        let starved = asks && !notify::has_available(queue, &self.bus.memory);
-        if starved && notify::ask_for_next(queue, &self.bus.memory)? {
-            received += self.bus.receive(pair, queue)?;
+        if asks && !ring.has_available() && ring.want(true) {
+            received += self.bus.receive(pair, ring)?;
         }
         self.used(index, before);
         Ok(received)
@@ -222,19 +224,21 @@ impl VirtioNet {
     /// Answers the commands that the control queue holds, if there is one.
     fn control(&mut self) -> Result<(), AdapterError> {
         let Some(index) = self.mmio.control_queue() else { return Ok(()) };
-        let before = self.mmio.queues[index].next_used();
+        let Some(Some(ring)) = self.rings.get(index) else { return Ok(()) };
+        let before = ring.next_used();
         // A driver on another CPU could go on for ever: one turn takes no more than the queue holds.
-        for _ in 0..self.mmio.queues[index].size() {
-            let memory = &self.bus.memory;
-            let queue = &mut self.mmio.queues[index];
-            let mut request = Request::take(queue, memory)?;
-            if request.is_none() && self.bus.features.event_index() && notify::ask_for_next(queue, memory)? {
-                request = Request::take(queue, memory)?;
+        for _ in 0..ring.size() {
+            let Self { mmio, bus, rings, .. } = self;
+            let Some(Some(ring)) = rings.get_mut(index) else { break };
+            let mut request = Request::take(ring, &bus.memory)?;
+            if request.is_none() && bus.features.event_index() && ring.want(true) {
+                request = Request::take(ring, &bus.memory)?;
             }
             let Some(request) = request else { break };
-            let command = request.command(self.mmio.driver_features());
+            let command = request.command(mmio.driver_features());
             let done = command.map_or(Ok(false), |command| self.execute(command))?;
-            request.answer(&mut self.mmio.queues[index], &self.bus.memory, done)?;
+            let Some(Some(ring)) = self.rings.get_mut(index) else { break };
+            request.answer(ring, &self.bus.memory, done)?;
             self.bus.counters.commands += 1;
         }
         self.used(index, before);
@@ -243,7 +247,7 @@ impl VirtioNet {
 
     /// Does what the driver commands; whether it could be done.
     fn execute(&mut self, command: Command) -> Result<bool, AdapterError> {
-        let Self { mmio, bus, .. } = self;
+        let Self { mmio, bus, rings, .. } = self;
         match command {
             Command::Receive(mode, on) => bus.filter.set(mode, on),
             Command::MacTable(table) => bus.filter.set_table(table),
@@ -257,7 +261,7 @@ impl VirtioNet {
             Command::Pairs(count) => {
                 let count = usize::from(count);
                 let has = |pair| {
-                    let ready = |index: usize| mmio.queues.get(index).is_some_and(QueueT::ready);
+                    let ready = |index: usize| rings.get(index).is_some_and(Option::is_some);
                     ready(receive_queue(pair)) && ready(transmit_queue(pair))
                 };
                 if !(1..=bus.pairs.count()).contains(&count) || !(0..count).all(has) {
@@ -276,10 +280,9 @@ impl VirtioNet {
     /// Used buffer notification, unless there is nothing new since the used index was `before`, or the driver
     /// suppressed it.
     fn used(&mut self, index: usize, before: u16) {
-        let Self { mmio, bus, .. } = self;
-        let event_index = bus.features.event_index();
-        let wanted = notify::wants_interrupt(&mmio.queues[index], &bus.memory, event_index, before);
-        if wanted && mmio.raise() {
+        let Self { mmio, bus, rings, .. } = self;
+        let wanted = |ring: &Ring| ring.wants_interrupt(before);
+        if rings.get(index).and_then(Option::as_ref).is_some_and(wanted) && mmio.raise() {
             bus.counters.interrupts += 1;
         }
     }
@@ -377,26 +380,27 @@ impl Adapter for VirtioNet {
         if !self.mmio.live() {
             return Ok(false);
         }
-        let Self { mmio, bus, .. } = self;
         let mut more = false;
-        for pair in 0..bus.pairs.enabled() {
-            let queue = &mut mmio.queues[transmit_queue(pair)];
-            more |= notify::want(queue, &bus.memory, !watched)?;
-            // Of receive buffers the device needs to hear only when it has none.
-            let queue = &mut mmio.queues[receive_queue(pair)];
-            let wanted = !watched && !notify::has_available(queue, &bus.memory);
-            more |= notify::want(queue, &bus.memory, wanted)?;
+        for pair in 0..self.bus.pairs.enabled() {
+            if let Some(Some(ring)) = self.rings.get_mut(transmit_queue(pair)) {
+                more |= ring.want(!watched);
+            }
+            if let Some(Some(ring)) = self.rings.get_mut(receive_queue(pair)) {
+                // Of receive buffers the device needs to hear only when it has none.
+                more |= ring.want(!watched && !ring.has_available());
+            }
         }
-        if let Some(index) = mmio.control_queue() {
-            more |= notify::want(&mut mmio.queues[index], &bus.memory, true)?;
+        let control = self.mmio.control_queue().and_then(|index| self.rings.get_mut(index));
+        if let Some(Some(ring)) = control {
+            more |= ring.want(true);
         }
         Ok(more)
     }
 
     fn can_receive(&self) -> bool {
-        let Self { mmio, bus, .. } = self;
-        let has_room = |pair| notify::has_available(&mmio.queues[receive_queue(pair)], &bus.memory);
-        mmio.live() && (0..bus.pairs.enabled()).any(has_room)
+        let ring = |pair| self.rings.get(receive_queue(pair)).and_then(Option::as_ref);
+        let has_room = |pair| ring(pair).is_some_and(Ring::has_available);
+        self.mmio.live() && (0..self.bus.pairs.enabled()).any(has_room)
     }
 
     fn interrupt(&self) -> bool {

@@ -10,11 +10,11 @@
 use std::io::IoSliceMut;
 
 use arrayvec::ArrayVec;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
-use super::chain::{self, Chain, broken, pieces, too_many};
+use super::chain::{self, pieces, too_many};
 use super::pairs::Pair;
-use super::{Bus, LONGEST_RECEIVED, MINIMUM_FRAME, bad, notify};
+use super::ring::Ring;
+use super::{Bus, LONGEST_RECEIVED, MINIMUM_FRAME, bad};
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, MAX_PARTS, PartsMut};
@@ -32,25 +32,24 @@ struct Room<'m> {
     length: usize,
     /// Head and length of each chain.
     chains: ArrayVec<(u16, usize), MAX_CHAINS>,
-    first: Option<Chain<'m>>,
 }
 
 impl<'m> Room<'m> {
     /// The next chain, or with `wanted` as many as have room for so many bytes behind the first `skip`, as far as the
     /// driver has made any available.
     fn take(
-        queue: &mut Queue,
+        ring: &mut Ring,
         memory: &'m GuestMemory,
         skip: usize,
         wanted: Option<usize>,
     ) -> Result<Self, AdapterError> {
-        let mut room = Self { parts: PartsMut::new(), length: 0, chains: ArrayVec::new(), first: None };
+        let mut room = Self { parts: PartsMut::new(), length: 0, chains: ArrayVec::new() };
         while room.chains.is_empty() || wanted.is_some_and(|wanted| room.length < wanted) {
-            let next = queue.iter(memory).map_err(|error| broken("receive queue", &error))?.next();
-            let Some(chain) = next else { break };
-            let (skip, least) = if room.first.is_none() { (skip, vnet_header::LENGTH) } else { (0, 1) };
+            let position = ring.position();
+            let Some(head) = ring.take("receive queue")? else { break };
+            let (skip, least) = if room.chains.is_empty() { (skip, vnet_header::LENGTH) } else { (0, 1) };
             let held = room.parts.len();
-            let length = pieces(&chain, true, WHAT, (skip, least), |address, length| {
+            let length = pieces(ring.chain(head), true, WHAT, (skip, least), |address, length| {
                 gather::push_mut(&mut room.parts, memory, address, length)
             });
             // The last part is the device's own.
@@ -60,24 +59,23 @@ impl<'m> Room<'m> {
                 }
                 // As many chains as one call takes: this one is for another frame.
                 room.parts.truncate(held);
-                queue.go_to_previous_position();
+                ring.set_position(position);
                 break;
             }
             let length = length?;
             room.length += length - skip;
-            room.chains.push((chain.head_index(), length));
-            room.first.get_or_insert(chain);
+            room.chains.push((head, length));
         }
         Ok(room)
     }
 }
 
 impl Bus {
-    /// Fills the buffers of `queue`, that of this pair, from its port; how many frames the guest got.
-    pub(super) fn receive(&mut self, pair: usize, queue: &mut Queue) -> Result<usize, AdapterError> {
+    /// Fills the buffers of `ring`, that of this pair, from its port; how many frames the guest got.
+    pub(super) fn receive(&mut self, pair: usize, ring: &mut Ring) -> Result<usize, AdapterError> {
         let mut received = 0;
-        for _ in 0..queue.size() {
-            match self.receive_one(pair, queue)? {
+        for _ in 0..ring.size() {
+            match self.receive_one(pair, ring)? {
                 Some(true) => received += 1,
                 Some(false) => {}
                 None => break,
@@ -87,7 +85,7 @@ impl Bus {
     }
 
     /// The next frame: whether the guest got it, or `None` if there is none, or no room for it.
-    fn receive_one(&mut self, pair: usize, queue: &mut Queue) -> Result<Option<bool>, AdapterError> {
+    fn receive_one(&mut self, pair: usize, ring: &mut Ring) -> Result<Option<bool>, AdapterError> {
         let Self { memory, pairs, counters, stages, longest, features, overflow, filter, mac, .. } = self;
         let memory: &GuestMemory = memory;
         let Pair { port, waiting } = pairs.get(pair);
@@ -97,15 +95,15 @@ impl Bus {
         let (before, skip) = if with_headers { (vnet_header::LENGTH, 0) } else { (0, vnet_header::LENGTH) };
         let most = if offloads.segments() { LONGEST_RECEIVED } else { *longest };
         let mut mark = stages.receives();
-        let position = queue.next_avail();
-        let mut room = Room::take(queue, memory, skip, features.mergeable().then_some(before + most))?;
-        let Some(first) = room.first else { return Ok(None) };
+        let position = ring.position();
+        let mut room = Room::take(ring, memory, skip, features.mergeable().then_some(before + most))?;
+        let Some((first, _)) = room.chains.first().copied() else { return Ok(None) };
         let length = if waiting.is_empty() {
             // The last piece tells a frame that fits from one that was cut off.
             room.parts.push(IoSliceMut::new(&mut overflow[..]));
             let length = stages.in_port(&mut mark, || port.receive(&mut room.parts));
             let Some(length) = length? else {
-                queue.set_next_avail(position);
+                ring.set_position(position);
                 return Ok(None);
             };
             length
@@ -116,9 +114,9 @@ impl Bus {
             waiting.len()
         };
         if length > room.length || length < before + MINIMUM_FRAME {
-            queue.set_next_avail(position);
+            ring.set_position(position);
             // More chains may come, unless the driver has given all that there can be.
-            let more = features.mergeable() && length > room.length && room.chains.len() < most_chains(queue);
+            let more = features.mergeable() && length > room.length && room.chains.len() < most_chains(ring);
             if more && waiting.is_empty() {
                 gather::for_each_piece(&room.parts, length, |piece| waiting.extend_from_slice(piece));
             }
@@ -133,7 +131,7 @@ impl Bus {
         waiting.clear();
         if !filter.is_open() && !filter.takes(&gather::head_at(&room.parts, before), *mac) {
             // The buffers stay available, as if it had not come.
-            queue.set_next_avail(position);
+            ring.set_position(position);
             counters.receive_filtered += 1;
             return Ok(Some(false));
         }
@@ -153,19 +151,19 @@ impl Bus {
         let count = elements.len() as u16;
         if !offloads.checksum {
             // Without VIRTIO_NET_F_GUEST_CSUM flags are zero (5.1.6.4.1), and there are no segments either.
-            chain::write(&first, memory, 0, &[0; vnet_header::NUM_BUFFERS])?;
+            chain::write(ring.chain(first), memory, 0, &[0; vnet_header::NUM_BUFFERS])?;
         }
-        chain::write(&first, memory, vnet_header::NUM_BUFFERS, &count.to_le_bytes())?;
+        chain::write(ring.chain(first), memory, vnet_header::NUM_BUFFERS, &count.to_le_bytes())?;
         counters.receive_frames += 1;
         counters.receive_bytes += length as u64;
-        queue.set_next_avail(position.wrapping_add(count));
-        notify::publish(queue, memory, elements)?;
+        ring.set_position(position.wrapping_add(count));
+        ring.publish(elements);
         stages.received(mark, counters.receive_frames, length);
         Ok(Some(true))
     }
 }
 
 /// Chains that a frame can ever have.
-fn most_chains(queue: &Queue) -> usize {
-    usize::from(queue.size()).min(MAX_CHAINS)
+fn most_chains(ring: &Ring) -> usize {
+    usize::from(ring.size()).min(MAX_CHAINS)
 }

@@ -4,12 +4,12 @@
 use std::io::IoSlice;
 
 use toll_protocol::report::FrameCounters;
-use virtio_queue::{Queue, QueueOwnedT, QueueT};
 
-use super::chain::{broken, pieces};
+use super::chain::pieces;
 use super::header::{self, Asks};
+use super::ring::Ring;
 use super::train::{Car, Train};
-use super::{Bus, LONGEST_SEGMENT, MINIMUM_FRAME, bad, notify};
+use super::{Bus, LONGEST_SEGMENT, MINIMUM_FRAME, bad};
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, Parts};
@@ -55,15 +55,14 @@ impl Outlet<'_> {
         &mut self,
         train: &mut Train<'_>,
         mark: &mut Mark,
-        queue: &mut Queue,
-        memory: &GuestMemory,
+        ring: &mut Ring,
     ) -> Result<(), AdapterError> {
         if !train.couple() {
             return Ok(());
         }
         let mut mark = std::mem::take(mark);
         self.send(&mut mark, &train.parts(), train.chains().len() as u64, train.bytes())?;
-        notify::publish(queue, memory, train.chains().iter().map(|head| (*head, 0)))?;
+        ring.publish(train.chains().iter().map(|head| (*head, 0)));
         self.stages.transmitted(mark, self.counters.transmit_frames, train.bytes());
         train.clear();
         Ok(())
@@ -71,8 +70,8 @@ impl Outlet<'_> {
 }
 
 impl Bus {
-    /// Sends what `queue`, that of this pair, holds; how many chains it used.
-    pub(super) fn transmit(&mut self, pair: usize, queue: &mut Queue) -> Result<usize, AdapterError> {
+    /// Sends what `ring`, that of this pair, holds; how many chains it used.
+    pub(super) fn transmit(&mut self, pair: usize, ring: &mut Ring) -> Result<usize, AdapterError> {
         let Self { memory, pairs, counters, stages, longest, features, combines, .. } = self;
         let memory: &GuestMemory = memory;
         let port = &mut pairs.get(pair).port;
@@ -82,17 +81,17 @@ impl Bus {
         let (mut train, mut of_train) = (Train::new(), Mark::default());
         let mut used = 0;
         // A driver on another CPU could go on for ever: one turn takes no more than the queue holds.
-        for _ in 0..queue.size() {
-            let chain = queue.iter(memory).map_err(|error| broken("transmit queue", &error))?.next();
-            let Some(chain) = chain else { break };
+        for _ in 0..ring.size() {
+            let Some(index) = ring.take("transmit queue")? else { break };
             let mut mark = outlet.stages.transmits();
             let mut parts = Parts::new();
             if with_headers {
                 parts.push(IoSlice::new(&[]));
             }
-            let length = pieces(&chain, false, WHAT, (0, vnet_header::LENGTH), |address, length| {
-                gather::push(&mut parts, memory, address, length)
-            })? - vnet_header::LENGTH;
+            let length =
+                pieces(ring.chain(index), false, WHAT, (0, vnet_header::LENGTH), |address, length| {
+                    gather::push(&mut parts, memory, address, length)
+                })? - vnet_header::LENGTH;
             // The port gets the bytes that were looked at, not what the guest makes of them meanwhile.
             let mut head: [u8; vnet_header::LENGTH] = gather::take_head(&mut parts);
             let asks = header::read(&head, *features).map_err(|why| bad(WHAT, why.to_owned()))?;
@@ -106,27 +105,26 @@ impl Bus {
                 head = [0; vnet_header::LENGTH];
             }
             used += 1;
-            let index = chain.head_index();
             let car = combines.then(|| Car::of(&parts, length, asks, &head)).flatten();
             if let Some(car) = car {
                 if !train.append(&car, &parts, index) {
-                    outlet.dispatch(&mut train, &mut of_train, queue, memory)?;
+                    outlet.dispatch(&mut train, &mut of_train, ring)?;
                     train.begin(&car, &parts, head, index);
                     of_train = mark;
                 }
                 continue;
             }
             // In the order of the guest.
-            outlet.dispatch(&mut train, &mut of_train, queue, memory)?;
+            outlet.dispatch(&mut train, &mut of_train, ring)?;
             let mut framed: Parts<'_> = parts;
             if let Some(first) = framed.first_mut().filter(|_| with_headers) {
                 *first = IoSlice::new(&head);
             }
             outlet.send(&mut mark, &framed, 1, length)?;
-            queue.add_used(memory, index, 0).map_err(|error| broken("transmit queue", &error))?;
+            ring.publish([(index, 0)]);
             outlet.stages.transmitted(mark, outlet.counters.transmit_frames, length);
         }
-        outlet.dispatch(&mut train, &mut of_train, queue, memory)?;
+        outlet.dispatch(&mut train, &mut of_train, ring)?;
         Ok(used)
     }
 }
