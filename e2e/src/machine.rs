@@ -19,8 +19,18 @@ pub fn no_tun() -> Option<&'static str> {
 
 /// Why no capture can be read, if none can.
 pub fn no_tshark() -> Option<&'static str> {
-    let version = std::process::Command::new("tshark").arg("--version").output();
-    (!version.is_ok_and(|output| output.status.success())).then_some("no tshark")
+    (!runs("tshark")).then_some("no tshark")
+}
+
+/// Why no arm of iperf3 can run, if none can.
+pub fn no_iperf3() -> Option<&'static str> {
+    (!runs("iperf3")).then_some("no iperf3")
+}
+
+/// Whether a program is installed.
+fn runs(program: &str) -> bool {
+    let version = std::process::Command::new(program).arg("--version").output();
+    version.is_ok_and(|output| output.status.success())
 }
 
 /// Why this user can't change mounts and users, if it can't.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use support::{Transfer, enter_namespace, transfer};
 use toll_protocol::child::Engine;
-use toll_protocol::trial::{Adapter, Direction, Open, PcnetSwitches, SendCombining, VirtioNetSwitches};
+use toll_protocol::trial::{Adapter, Direction, PcnetSwitches, SendCombining, VirtioNetSwitches};
 
 /// pcnet in the order of the paper, then with a larger threshold, and virtio-net with one switch more each time.
 fn adapters(engine: Engine) -> Vec<Adapter> {
@@ -69,15 +69,11 @@ fn main() -> Result<(), String> {
                     engine,
                     adapter: adapter.clone(),
                     direction,
-                    open: Open::Connect,
-                    write_size: 65_536,
                     warm_up: Duration::from_millis(200),
                     duration: Duration::from_secs_f64(seconds),
-                    mtu: 1500,
                     cpu: Some(0),
                     memory: 64 << 20,
-                    translated: false,
-                    number,
+                    ..Transfer::number(number)
                 };
                 let report = transfer(&program.to_string_lossy(), &case)?.report;
                 let interval = report.interval.seconds();

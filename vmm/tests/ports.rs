@@ -9,33 +9,17 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
-use support::{Transfer, Vmm, bring_up, enter_namespace, expect, failure, transfer};
+use support::{Transfer, Vmm, bring_up, check, enter_namespace, expect, failure, transfer};
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
-use toll_protocol::report::EndReport;
+use toll_protocol::decorators::{Impairments, Millionths};
+use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::trial::{Adapter, Direction, Open, PcnetSwitches, VirtioNetSwitches};
-use toll_protocol::units::MacAddress;
+use toll_protocol::units::{MacAddress, Span};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_toll-vmm");
 
 fn case(number: u8, engine: Engine, adapter: Adapter, direction: Direction) -> Transfer {
-    Transfer {
-        engine,
-        adapter,
-        direction,
-        open: Open::Connect,
-        write_size: 65_536,
-        warm_up: Duration::from_millis(100),
-        duration: Duration::from_millis(300),
-        mtu: 1500,
-        cpu: None,
-        memory: 16 << 20,
-        translated: false,
-        number,
-    }
-}
-
-fn check(condition: bool, what: &dyn std::fmt::Debug) -> Result<(), Failed> {
-    if condition { Ok(()) } else { Err(format!("{what:#?}").into()) }
+    Transfer { engine, adapter, direction, duration: Duration::from_millis(300), ..Transfer::number(number) }
 }
 
 fn adapters() -> Vec<Adapter> {
@@ -70,6 +54,35 @@ fn translated() -> Result<(), Failed> {
                 check(frames.guest_errors == 0 && frames.receive_frames > 0, &frames)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// A wire that loses, delays and repeats frames is one of a translator's too: both stacks send again, and no byte is
+/// counted twice.
+fn worse() -> Result<(), Failed> {
+    let share = |percent: &str| Millionths::from_percent(percent.parse().unwrap_or_default());
+    let impairments = Impairments {
+        delay: Span::from_millis(1),
+        loss: share("0.5%").ok_or("a share")?,
+        duplicate: share("1%").ok_or("a share")?,
+        ..Impairments::default()
+    };
+    for direction in [Direction::Send, Direction::Receive] {
+        let adapter = Adapter::VirtioNet(VirtioNetSwitches::OFF);
+        let case = Transfer {
+            translated: true,
+            impairments: Some(impairments),
+            duration: Duration::from_millis(800),
+            ..case(98, Engine::Kvm, adapter, direction)
+        };
+        let done = transfer(PROGRAM, &case).map_err(|why| format!("{direction}: {why}"))?;
+        let report = &done.report;
+        check(report.bytes > 0 && report.bytes <= done.kernel_bytes, &(report, done.kernel_bytes))?;
+        check(report.flags.contains(&Flag::Impaired), &report.flags)?;
+        // As many as there are, some were lost.
+        let resent = direction == Direction::Receive || report.flags.contains(&Flag::Retransmits);
+        check(resent, &(direction, report))?;
     }
     Ok(())
 }
@@ -186,6 +199,7 @@ fn main() -> ExitCode {
     };
     let tests = vec![
         test("a_guest_behind_a_translator_reaches_the_kernels_tcp_both_ways", translated),
+        test("a_translator_carries_a_stream_over_a_bad_wire", worse),
         test("a_connection_that_is_refused_is_refused_to_the_guest", refused),
         test("two_guests_of_one_host_talk_without_its_network", joined),
         test("what_is_no_hub_is_refused", no_hub),

@@ -12,7 +12,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::{
-    PATIENCE, Transfer, Vmm, bring_up, disturbed_transfer, enter_namespace, expect, failure, transfer,
+    PATIENCE, Transfer, Vmm, bring_up, check, disturbed_transfer, enter_namespace, expect, failure, transfer,
 };
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
 use toll_protocol::report::{EndReport, Flag, Stage};
@@ -24,24 +24,7 @@ use toll_protocol::units::{Bytes, Span};
 const PROGRAM: &str = env!("CARGO_BIN_EXE_toll-vmm");
 
 fn case(number: u8) -> Transfer {
-    Transfer {
-        engine: Engine::Kvm,
-        adapter: Adapter::VirtioNet(Default::default()),
-        direction: Direction::Send,
-        open: Open::Connect,
-        write_size: 65_536,
-        warm_up: Duration::from_millis(100),
-        duration: Duration::from_millis(400),
-        mtu: 1500,
-        cpu: None,
-        memory: 16 << 20,
-        translated: false,
-        number,
-    }
-}
-
-fn check(condition: bool, what: &dyn std::fmt::Debug) -> Result<(), Failed> {
-    if condition { Ok(()) } else { Err(format!("{what:#?}").into()) }
+    Transfer::number(number)
 }
 
 /// A transfer whose report must be whole and agree with the kernel's own count.

@@ -11,9 +11,11 @@ use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use libtest_mimic::Failed;
 use nix::sched::{CloneFlags, unshare};
 use toll_guest::program::pattern;
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmConfig, VmmPort};
+use toll_protocol::decorators::Impairments;
 use toll_protocol::frame::{Decoder, encode};
 use toll_protocol::report::{EndReport, Failure, Sample};
 use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
@@ -34,6 +36,11 @@ pub fn enter_namespace() -> Result<(), String> {
         .open("/dev/net/tun")
         .map(drop)
         .map_err(|error| format!("no TUN: {error}"))
+}
+
+/// Fails with what is seen unless the condition holds.
+pub fn check(condition: bool, what: &dyn std::fmt::Debug) -> Result<(), Failed> {
+    if condition { Ok(()) } else { Err(format!("{what:#?}").into()) }
 }
 
 /// Gives interface `name` an address in a network of 24 bits and brings it up.
@@ -169,18 +176,39 @@ pub struct Transfer {
     pub memory: u64,
     /// Whether the VMM's translator stands in for a TAP.
     pub translated: bool,
+    /// What is wrong with the wire behind the port.
+    pub impairments: Option<Impairments>,
     /// Distinguishes transfers of one process: TAP name and network.
     pub number: u8,
 }
 
 impl Transfer {
+    /// A guest with virtio-net that connects and sends, for 400 ms.
+    pub fn number(number: u8) -> Self {
+        Self {
+            engine: Engine::Kvm,
+            adapter: Adapter::VirtioNet(Default::default()),
+            direction: Direction::Send,
+            open: Open::Connect,
+            write_size: 65_536,
+            warm_up: Duration::from_millis(100),
+            duration: Duration::from_millis(400),
+            mtu: 1500,
+            cpu: None,
+            memory: 16 << 20,
+            translated: false,
+            impairments: None,
+            number,
+        }
+    }
+
     pub fn config(&self) -> VmmConfig {
         VmmConfig {
             trial: TrialId::new(u64::from(self.number)),
             engine: self.engine,
             adapter: self.adapter.clone(),
             port: VmmPort::Tap { name: format!("toll{}", self.number) },
-            impairments: None,
+            impairments: self.impairments,
             capture: None,
             mac: MacAddress([0x52, 0x54, 0, 0, 0, self.number]),
             address: format!("10.77.{}.2/24", self.number).parse().expect("an address"),
