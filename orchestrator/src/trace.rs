@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use toll_protocol::result::{CampaignResult, CellResult, Run};
 use toll_protocol::trial::TrialId;
 
@@ -29,14 +29,17 @@ pub enum Source<'a> {
 /// Prints the way of a frame of `trial`.
 ///
 /// # Errors
-/// When there is no result, or none with this trial: the error names some that there are.
+/// When there is no result. A result without this trial is the user's mistake, who is told some that it has.
 pub fn trace(trial: TrialId, source: Source<'_>) -> Result<Exit> {
     let (result, from) = match source {
         Source::Path(path) => (read(path)?, path.display().to_string()),
         Source::Here => find(trial, Path::new("."))?,
         Source::Campaign(server, id) => (remote::result(server, id)?, format!("campaign {id}")),
     };
-    let Some((cell, run)) = run_of(&result, trial) else { bail!("{}", unknown(trial, &result, &from)) };
+    let Some((cell, run)) = run_of(&result, trial) else {
+        eprintln!("toll: {}", unknown(trial, &result, &from));
+        return Ok(Exit::Usage);
+    };
     print_out(&stages::trace(cell, run))?;
     Ok(Exit::Ok)
 }

@@ -61,7 +61,7 @@ fn translated() -> Result<(), Failed> {
 /// A wire that loses, delays and repeats frames is one of a translator's too: both stacks send again, and no byte is
 /// counted twice.
 fn worse() -> Result<(), Failed> {
-    let share = |percent: &str| Millionths::from_percent(percent.parse().unwrap_or_default());
+    let share = |percent: &str| Millionths::from_percent(percent.parse().ok()?);
     let impairments = Impairments {
         delay: Span::from_millis(1),
         loss: share("0.5%").ok_or("a share")?,

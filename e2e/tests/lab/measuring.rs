@@ -25,6 +25,7 @@ pub fn tests() -> Vec<Trial> {
         test("a_gate_decides_the_exit_code", &[], gates),
         test("a_link_rate_limits_native", &[], link_rate),
         test("a_wire_is_made_worse_and_captured", &[no_kvm(), no_tun(), no_tshark()], decorated),
+        test("a_frames_way_is_shown_of_the_trial_that_is_asked_for", &[no_kvm(), no_tun()], traced),
         test("guests_on_a_hub_and_behind_a_translator_are_measured", &[no_kvm()], off_the_wire),
     ]
 }
@@ -91,6 +92,41 @@ fn every_arm() -> Result<()> {
     let page = std::fs::read_to_string(out.join("report.html"))?;
     ensure!(page.contains("<svg") && !page.contains("http-equiv=\"refresh\""), "the page has no plots");
     Ok(())
+}
+
+/// `toll trace` finds the trial in the results beside it, or where it is told to look; an unknown one is a usage fault that
+/// names others.
+fn traced() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let text = campaign(&[NATIVE, VIRTIO], 1, "500ms", "");
+    let (output, out) = programs::start(&text, directory.path(), |_| {})?.end(Duration::from_secs(60))?;
+    expect(&output, 0)?;
+    let result = programs::result(&out)?;
+    let trace = |trial: &str, more: &[&str]| -> Result<std::process::Output> {
+        let mut toll = Command::new(programs::directory()?.join("toll"));
+        Ok(toll.arg("trace").arg(trial).args(more).current_dir(directory.path()).output()?)
+    };
+    let sends = |cell: &&CellResult| cell.key.direction == Direction::Send && cell.key.peer == Peer::Native;
+    let cells = cells(&result.cells, "virtio");
+    let cell = cells.into_iter().find(|cell| sends(cell)).context("virtio sends")?;
+    let trial = cell.runs[0].trial.to_string();
+    for more in [&[][..], &["--results", "out"], &["--results", "out/result.json"]] {
+        let shown = trace(&trial, more)?;
+        expect(&shown, 0)?;
+        let told = String::from_utf8(shown.stdout)?;
+        ensure!(told.starts_with(&format!("trial {trial}: virtio → native, bulk, block 0")), "{told}");
+        ensure!(told.contains("a usual frame of") && told.contains("host-1 sent: number"), "{told}");
+        ensure!(told.lines().any(|line| line.contains(" port ") && line.contains("µs")), "{told}");
+    }
+    let native = &self::cells(&result.cells, "native")[0].runs[0].trial;
+    let shown = trace(&native.to_string(), &[])?;
+    expect(&shown, 0)?;
+    ensure!(String::from_utf8(shown.stdout)?.contains("no frame's way was noted"));
+    let unknown = trace("0123456789ab", &[])?;
+    expect(&unknown, 2)?;
+    ensure!(String::from_utf8(unknown.stderr)?.contains(&trial), "others are named");
+    expect(&trace("no id", &[])?, 2)?;
+    expect(&trace(&trial, &["--results", "nowhere"])?, 4)
 }
 
 fn network_untouched() -> Result<()> {

@@ -106,8 +106,8 @@ const MERGEABLE_PAGE: usize = 4096;
 const MOST_MERGED: usize = LARGE_BUFFER.div_ceil(MERGEABLE_PAGE);
 /// A segment and its headers are shorter than this in Linux.
 const SEGMENT_LIMIT: usize = 65_535;
-/// IPv4 and TCP headers without options.
-const IP_AND_TCP: usize = 20 + 20;
+/// IPv4 and TCP headers, with the timestamps option.
+const IP_AND_TCP: usize = 20 + 20 + 12;
 
 /// A transmit queue that has to be there and that nothing is sent by.
 const UNUSED: Layout = Layout { size: 1, stride: ALIGN };

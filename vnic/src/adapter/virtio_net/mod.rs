@@ -60,6 +60,9 @@ const LONGEST_SEGMENT: usize = 65_535;
 /// Longest that a port may give us: an IP packet of 65535 bytes (5.1.6.3.1) and the rest of a frame.
 const LONGEST_RECEIVED: usize = 65_535 + FRAMING;
 
+/// Commands of one turn at most. One that takes a queue pair out of use waits for the kernel, for milliseconds.
+const MOST_COMMANDS: u16 = 64;
+
 /// Buffers of a queue at most: a power of two.
 pub const MAX_QUEUE_SIZE: u16 = 1024;
 
@@ -226,8 +229,7 @@ impl VirtioNet {
         let Some(index) = self.mmio.control_queue() else { return Ok(()) };
         let Some(Some(ring)) = self.rings.get(index) else { return Ok(()) };
         let before = ring.next_used();
-        // A driver on another CPU could go on for ever: one turn takes no more than the queue holds.
-        for _ in 0..ring.size() {
+        for _ in 0..MOST_COMMANDS {
             let Self { mmio, bus, rings, .. } = self;
             let Some(Some(ring)) = rings.get_mut(index) else { break };
             let mut request = Request::take(ring, &bus.memory)?;
@@ -287,8 +289,8 @@ impl VirtioNet {
         }
     }
 
-    /// Serves all queues in use; how many frames the guest got.
-    fn turn(&mut self) -> Result<usize, AdapterError> {
+    /// Serves all queues in use; whether the guest has something to look at, or the device something left to do.
+    fn turn(&mut self) -> Result<bool, AdapterError> {
         // What the driver wants goes before what it gets.
         self.control()?;
         let mut received = 0;
@@ -296,7 +298,8 @@ impl VirtioNet {
             self.transmit(pair)?;
             received += self.receive(pair)?;
         }
-        Ok(received)
+        let control = self.mmio.control_queue().and_then(|index| self.rings.get(index)?.as_ref());
+        Ok(received > 0 || control.is_some_and(Ring::has_available))
     }
 
     /// Counts a fault of the guest; the device then needs a reset.
@@ -368,7 +371,7 @@ impl Adapter for VirtioNet {
         }
         let result = self.turn();
         // Frames sent need no look: a guest that has more to send asks for no sleep.
-        self.concluded(result).map(|received| received > 0 || self.mmio.interrupt())
+        self.concluded(result).map(|news| news || self.mmio.interrupt())
     }
 
     fn notify_register(&self) -> Option<u64> {

@@ -363,6 +363,24 @@ fn pairs_and_ports_are_as_many() {
 }
 
 #[test]
+fn one_turn_does_so_many_commands_and_the_next_the_rest() {
+    let mut bench = Bench::with(COMMANDED);
+    bench.negotiate(CTRL_VQ | CTRL_RX);
+    (0..2).for_each(|queue| bench.set_up(queue));
+    // As long as they come: each entry of the ring is the same chain.
+    bench.set_up_of(2, 128);
+    bench.write(0x70, 15);
+    bench.put(COMMAND, &[0, 0, 1]);
+    bench.describe(2, 0, COMMAND, 3, NEXT, 1);
+    bench.describe(2, 1, ANSWER, 1, WRITE, 0);
+    bench.memory.write_obj(100_u16, GuestAddress(areas(2)[1] + 2)).unwrap();
+    assert!(bench.device.service().unwrap(), "there is more to do");
+    assert_eq!(bench.used(2), 64);
+    bench.device.service().unwrap();
+    assert_eq!((bench.used(2), bench.device.counters().commands), (100, 100));
+}
+
+#[test]
 fn a_pair_that_is_not_set_up_is_not_used() {
     let mut bench = Bench::with(several(VirtioNetSwitches::OFF));
     bench.negotiate(CTRL_VQ | MQ);
