@@ -54,6 +54,11 @@ fn measure() -> Result<()> {
         let out = fleet.path("results");
         fleet.toll(["results", &id, "--out", out.to_str().context("UTF-8")?])?;
         ensure!(out.join("report.html").exists() && out.join("result.json").exists());
+        // A frame's way, of the service's result.
+        let run = result.cells.iter().find(|cell| cell.key.arm == "pcnet").and_then(|cell| cell.runs.first());
+        let trial = run.context("pcnet was measured")?.trial.to_string();
+        let told = fleet.toll(["trace", &trial, "--campaign", &id])?;
+        ensure!(told.starts_with(&format!("trial {trial}: pcnet")), "{told}");
         Ok(())
     })
 }

@@ -61,7 +61,13 @@ fn commands() -> Result<()> {
                 fleet.wait_for_agents(2)?;
             } else {
                 let id = fleet.campaigns().unwrap_or_default().pop().map_or(String::new(), |last| last.id);
-                let mut command = shell(fleet, &line.replace(" ID", &format!(" {id}")))?;
+                let mut line = line.replace(" ID", &format!(" {id}"));
+                if line.contains("TRIAL") {
+                    let (result, _) = fleet.result(&id, Duration::from_secs(10))?;
+                    let run = result.cells.first().and_then(|cell| cell.runs.first()).context("a run")?;
+                    line = line.replace("TRIAL", &run.trial.to_string());
+                }
+                let mut command = shell(fleet, &line)?;
                 let output = toll_e2e::fleet::enter(&mut command, wire).output()?;
                 programs::expect(&output, 0).with_context(|| line.clone())?;
             }
