@@ -16,7 +16,7 @@ use crate::service::store::RESULT;
 const NAMED: usize = 8;
 
 /// Where the result is.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Source<'a> {
     /// A result.json, or the directory that it is in.
     Path(&'a Path),

@@ -17,6 +17,8 @@ use toll_vnic::port::{Framing, Port};
 pub mod driver;
 
 pub type Outcome = Result<(), Failed>;
+/// A test and its name.
+pub type Test = (&'static str, fn() -> Outcome);
 
 /// Why TAPs can't be tested here.
 fn obstacle() -> Option<&'static str> {
@@ -208,7 +210,7 @@ pub fn next_frame_to(tap: &mut Tap, host: u8) -> Vec<u8> {
 }
 
 /// Runs these tests, each in a network namespace of its own, if there can be one.
-pub fn run<const N: usize>(tests: [(&str, fn() -> Outcome); N]) -> ! {
+pub fn run<const N: usize>(tests: [Test; N]) -> ! {
     let obstacle = obstacle();
     let trials = tests.into_iter().map(|(name, test)| match obstacle {
         None => Trial::test(name, move || isolated(test)),
