@@ -20,7 +20,7 @@ use quinn::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use quinn::rustls::server::WebPkiClientVerifier;
 use quinn::rustls::{RootCertStore, ServerConfig};
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::facts::HostFacts;
@@ -40,6 +40,8 @@ pub const AGENT_TIMEOUTS: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(2)..=Duration::from_secs(60);
 /// From the connection to its Hello.
 const HELLO: Duration = Duration::from_secs(10);
+/// How long the end of a connection may take.
+const CLOSING: Duration = Duration::from_secs(1);
 /// Messages to an agent that may wait to be sent.
 const OUTGOING: usize = 256;
 /// Events that may wait to be handled; past that agents wait.
@@ -143,6 +145,8 @@ pub struct Link {
     address: SocketAddr,
     agents: Agents,
     accepting: tokio::task::JoinHandle<()>,
+    /// Tells it that no more connections are to be taken.
+    closing: oneshot::Sender<()>,
 }
 
 impl Link {
@@ -166,8 +170,9 @@ impl Link {
         let address = endpoint.local_addr().map_err(bind)?;
         let (events, receiver) = mpsc::channel(EVENTS);
         let agents = Agents::default();
-        let accepting = tokio::spawn(accept(endpoint.clone(), agents.clone(), events));
-        Ok((Self { endpoint, address, agents, accepting }, receiver))
+        let (closing, closed) = oneshot::channel();
+        let accepting = tokio::spawn(accept(endpoint.clone(), agents.clone(), events, closed));
+        Ok((Self { endpoint, address, agents, accepting, closing }, receiver))
     }
 
     /// Where agents dial.
@@ -185,12 +190,17 @@ impl Link {
         }
     }
 
-    /// Closes every connection and waits until the agents have been told.
-    pub async fn close(self) {
+    /// Closes every connection and waits until the agents have been told, and have what was sent before: a trial that has
+    /// begun in the ledger is to begin.
+    pub async fn close(mut self) {
+        // Nobody can send to them any more: each connection writes what waits, and ends.
+        lock(&self.agents).clear();
+        let _ = self.closing.send(());
+        let _ = timeout(CLOSING, &mut self.accepting).await;
         self.accepting.abort();
         self.endpoint.close(VarInt::from_u32(0), b"the orchestrator ends");
         // Agents that are gone can't be told.
-        let _ = timeout(Duration::from_secs(1), self.endpoint.wait_idle()).await;
+        let _ = timeout(CLOSING, self.endpoint.wait_idle()).await;
     }
 }
 
@@ -229,10 +239,17 @@ fn server_config(identity: &Identity, agent_timeout: Duration) -> Result<quinn::
     Ok(config)
 }
 
-async fn accept(endpoint: Endpoint, agents: Agents, events: mpsc::Sender<LinkEvent>) {
+/// Takes connections until `closing` says that no more are to come, and those that there are have ended.
+async fn accept(
+    endpoint: Endpoint,
+    agents: Agents,
+    events: mpsc::Sender<LinkEvent>,
+    mut closing: oneshot::Receiver<()>,
+) {
     let mut connections = tokio::task::JoinSet::new();
     loop {
         tokio::select! {
+            _ = &mut closing => break,
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { return };
                 connections.spawn(serve(incoming, agents.clone(), events.clone()));
@@ -244,6 +261,7 @@ async fn accept(endpoint: Endpoint, agents: Agents, events: mpsc::Sender<LinkEve
             }
         }
     }
+    while connections.join_next().await.is_some() {}
 }
 
 /// One connection from its first packet to its end.
@@ -342,6 +360,10 @@ fn is_certified(connection: &Connection, name: &str) -> bool {
 async fn write(stream: &mut SendStream, mut queue: mpsc::Receiver<ToAgent>) -> Result<(), LinkError> {
     while let Some(message) = queue.recv().await {
         stream.write_all(&frame::encode(&message)?).await?;
+    }
+    // Nobody sends any more. What was written is not to be lost with the connection; an agent that is gone has its time.
+    if stream.finish().is_ok() {
+        let _ = timeout(CLOSING, stream.stopped()).await;
     }
     Ok(())
 }

@@ -137,6 +137,33 @@ async fn a_new_connection_of_an_agent_takes_the_place_of_the_old() {
     assert!(events.try_recv().is_err(), "the agent was taken for lost");
 }
 
+#[tokio::test]
+async fn what_was_sent_before_the_end_arrives() {
+    let party = Party::new();
+    let (link, mut events) = party.listen();
+    let (_endpoint, connection) = party.dial("host-1", link.address()).await;
+    let hello = frame::encode(&hello(PROTOCOL_VERSION, "host-1")).expect("encoded");
+    let (_to, mut from) = say(&connection, &hello).await;
+    let event = timeout(LIMIT, events.recv()).await.expect("in time");
+    assert!(matches!(event, Some(LinkEvent::Connected { .. })), "{event:?}");
+    for number in 0..20 {
+        link.send("host-1", ToAgent::Teardown { trial: TrialId::new(number) });
+    }
+    // Nothing of it has been written yet: this is the only thread.
+    let closing = tokio::spawn(link.close());
+    let (mut decoder, mut heard) = (Decoder::default(), 0);
+    while let Some(chunk) =
+        timeout(LIMIT, from.read_chunk(READ, true)).await.expect("in time").expect("whole")
+    {
+        decoder.push(&chunk.bytes);
+        while let Some(message) = decoder.next_message::<ToAgent>().expect("well formed") {
+            heard += u32::from(matches!(message, ToAgent::Teardown { .. }));
+        }
+    }
+    assert_eq!(heard, 20);
+    timeout(LIMIT, closing).await.expect("it ends in time").expect("well");
+}
+
 /// Carries datagrams between one client and the server that `to` says at the time.
 async fn relay(socket: UdpSocket, to: tokio::sync::watch::Receiver<SocketAddr>) {
     let behind = UdpSocket::bind(address()).await.expect("a socket");
