@@ -6,7 +6,7 @@ use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
-use toll_protocol::cpu::{CpuTimes, ThreadTimes};
+use toll_protocol::cpu::{HostCpu, ThreadTimes};
 use toll_protocol::validity::run_delay;
 
 /// Room for the text of a thread's `stat` (52 numbers and a name) or `schedstat` (three), and for the first line of
@@ -48,10 +48,10 @@ fn text<T>(file: &File, parse: fn(&str) -> Option<T>) -> Option<T> {
 }
 
 /// CPU times of the host so far.
-pub fn cpu_times() -> Option<CpuTimes> {
+pub fn host_cpu() -> Option<HostCpu> {
     let mut text = [0; LINE];
     let length = File::open("/proc/stat").ok()?.read(&mut text).ok()?;
-    CpuTimes::parse(std::str::from_utf8(&text[..length]).ok()?)
+    HostCpu::parse(std::str::from_utf8(&text[..length]).ok()?)
 }
 
 /// Both at one moment.
@@ -62,7 +62,7 @@ pub struct Contention {
     /// User and system time of that thread.
     pub thread: Option<ThreadTimes>,
     /// CPU times of the host.
-    pub cpu_times: Option<CpuTimes>,
+    pub host: Option<HostCpu>,
 }
 
 #[cfg(test)]
@@ -76,7 +76,7 @@ mod tests {
         let began = files.times().expect("runs");
         let (user, system) = files.times().expect("runs").since(&began);
         assert!(user.0 + system.0 < 1_000_000_000);
-        assert!(cpu_times().expect("a line of CPU times").idle > 0);
+        assert!(host_cpu().expect("a line of CPU times").idle.0 > 0);
     }
 
     #[test]

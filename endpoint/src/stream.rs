@@ -23,7 +23,7 @@ use toll_protocol::validity;
 
 use crate::clock::{CpuClock, waited};
 use crate::config::Plan;
-use crate::contention::{Contention, cpu_times};
+use crate::contention::{Contention, host_cpu};
 use crate::control::{Control, ControlError};
 use crate::meter::{Measured, Meter, MeterError, Reading, Step};
 use crate::socket::{self, SocketError};
@@ -231,11 +231,7 @@ impl<'a> Run<'a> {
 
     /// After the reading that it belongs to, which it would spread.
     fn contend(&self) -> Contention {
-        Contention {
-            run_delay: self.traffic.run_delay(),
-            thread: self.traffic.times(),
-            cpu_times: cpu_times(),
-        }
+        Contention { run_delay: self.traffic.run_delay(), thread: self.traffic.times(), host: host_cpu() }
     }
 
     fn report(&mut self, control: &mut Control, step: Step) -> Result<(), StreamError> {
@@ -347,8 +343,8 @@ fn end_report(measured: Measured, direction: Direction, contention: [Contention;
     if delays.is_some_and(|(begin, end)| validity::waits_for_cpu(begin, end, interval)) {
         flags.push(Flag::CpuWait);
     }
-    let cpu_times = before.cpu_times.zip(after.cpu_times);
-    if cpu_times.is_some_and(|(begin, end)| end.stolen_since(&begin)) {
+    let host_cpu = before.host.zip(after.host).and_then(|(begin, end)| end.since(&begin));
+    if host_cpu.is_some_and(|host| host.is_stolen()) {
         flags.push(Flag::Steal);
     }
     let bytes = samples.last().map_or(0, |sample: &Sample| sample.bytes);
@@ -363,7 +359,7 @@ fn end_report(measured: Measured, direction: Direction, contention: [Contention;
         times: Vec::new(),
         transmit_stages: None,
         receive_stages: None,
-        host_cpu: cpu_times.and_then(|(begin, end)| end.host_since(&begin)),
+        host_cpu,
         cpu: CpuSplit { guest: None, vmm: None, host: traffic.map(Into::into) },
         exits: None,
         frames: None,
@@ -376,7 +372,7 @@ fn end_report(measured: Measured, direction: Direction, contention: [Contention;
 
 #[cfg(test)]
 mod tests {
-    use toll_protocol::cpu::CpuTimes;
+    use toll_protocol::cpu::HostCpu;
 
     use super::*;
 
@@ -429,7 +425,7 @@ mod tests {
         let at = |delay, steal| Contention {
             run_delay: Some(Duration::from_millis(delay)),
             thread: None,
-            cpu_times: Some(CpuTimes { user: 1_000 + steal * 9, steal, ..CpuTimes::default() }),
+            host: HostCpu::parse(&format!("cpu  {} 0 0 0 0 0 0 {steal}", 1_000 + steal * 9)),
         };
         let flags = |contention| flags(Direction::Receive, 1_000, contention);
         assert_eq!(flags([at(900, 7), at(950, 7)]), []);

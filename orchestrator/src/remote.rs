@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use comfy_table::{Table, presets};
 use serde::Serialize;
+use tokio::runtime::{Builder, Runtime};
 use toll_protocol::result::{CampaignResult, RunCounts, Verdict};
 use toll_protocol::service::{AgentStatus, CampaignState, CampaignStatus};
 
@@ -64,11 +65,7 @@ pub enum Question<'a> {
 /// # Errors
 /// When there is none, or it can't be printed or saved.
 pub fn ask(server: &Server, question: Question<'_>) -> Result<Exit> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("no runtime can be started")?;
-    let client = Client::new(&server.server, server.token_file.as_deref())?;
+    let (runtime, client) = client(server)?;
     let answered = runtime.block_on(answer(&client, question));
     match answered {
         Err(error) => match error.downcast_ref::<ClientError>() {
@@ -88,12 +85,13 @@ pub fn ask(server: &Server, question: Question<'_>) -> Result<Exit> {
 /// # Errors
 /// When there is no answer.
 pub fn result(server: &Server, id: &str) -> Result<CampaignResult> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("no runtime can be started")?;
-    let client = Client::new(&server.server, server.token_file.as_deref())?;
+    let (runtime, client) = client(server)?;
     Ok(runtime.block_on(client.result(id))?)
+}
+
+fn client(server: &Server) -> Result<(Runtime, Client)> {
+    let runtime = Builder::new_current_thread().enable_all().build().context("no runtime can be started")?;
+    Ok((runtime, Client::new(&server.server, server.token_file.as_deref())?))
 }
 
 async fn answer(client: &Client, question: Question<'_>) -> Result<Exit> {

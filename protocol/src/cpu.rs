@@ -11,24 +11,30 @@ const STEAL: f64 = 0.01;
 /// A tick of USER_HZ, which is 100 a second on every machine that KVM's payload program runs on (include/asm-generic/param.h).
 const TICK: Span = Span::from_millis(10);
 
-/// CPU time of a host since its start, all CPUs together, in ticks of USER_HZ.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct CpuTimes {
-    /// Programs, those with a low priority and guests of KVM included.
-    pub user: u64,
-    /// The kernel, for programs and of its own accord.
-    pub system: u64,
-    /// Interrupts.
-    pub irq: u64,
-    /// Soft interrupts: most of what the kernel does with received frames.
-    pub softirq: u64,
-    /// What the hypervisor below gave to others while a CPU here had work.
-    pub steal: u64,
-    /// Nothing to do, waits for disks included.
-    pub idle: u64,
+/// A number of ticks.
+const fn span(ticks: u64) -> Span {
+    Span(ticks.saturating_mul(TICK.0))
 }
 
-impl CpuTimes {
+/// CPU time of a host, all its CPUs together, in steps of 10 ms: since its start as it is read, over the measured interval
+/// as it is reported. Of a lab, whose hosts share one machine, it is that of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct HostCpu {
+    /// Programs, those with a low priority and guests of KVM included.
+    pub user: Span,
+    /// The kernel, for programs and of its own accord.
+    pub system: Span,
+    /// Interrupts.
+    pub irq: Span,
+    /// Soft interrupts: most of what the kernel does with received frames.
+    pub softirq: Span,
+    /// What the hypervisor below gave to others while a CPU here had work.
+    pub steal: Span,
+    /// Nothing to do, waits for disks included.
+    pub idle: Span,
+}
+
+impl HostCpu {
     /// The first line of `/proc/stat`: `cpu user nice system idle iowait irq softirq steal guest guest_nice`, of which
     /// user and nice include the last two (proc_stat(5)). `None` if `stat` is not that file's text.
     pub fn parse(stat: &str) -> Option<Self> {
@@ -36,69 +42,31 @@ impl CpuTimes {
         let times = fields.split_ascii_whitespace().take(8).map(str::parse);
         let times: Vec<u64> = times.collect::<Result<_, _>>().ok()?;
         let [user, nice, system, idle, iowait, irq, softirq, steal] = times.try_into().ok()?;
-        let (user, idle) = (user.saturating_add(nice), idle.saturating_add(iowait));
-        Some(Self { user, system, irq, softirq, steal, idle })
-    }
-
-    /// What passed since `earlier`. The kernel's own count of idle time may run backwards a little: that is none.
-    fn since(&self, earlier: &Self) -> Self {
-        Self {
-            user: self.user.saturating_sub(earlier.user),
-            system: self.system.saturating_sub(earlier.system),
-            irq: self.irq.saturating_sub(earlier.irq),
-            softirq: self.softirq.saturating_sub(earlier.softirq),
-            steal: self.steal.saturating_sub(earlier.steal),
-            idle: self.idle.saturating_sub(earlier.idle),
-        }
-    }
-
-    fn total(&self) -> u64 {
-        let Self { user, system, irq, softirq, steal, idle } = *self;
-        [user, system, irq, softirq, steal, idle].into_iter().fold(0, u64::saturating_add)
-    }
-
-    /// Whether over 1 % of the time since `earlier` was stolen for certain: between two readings in whole ticks, one
-    /// tick may be from before.
-    pub fn stolen_since(&self, earlier: &Self) -> bool {
-        let passed = self.since(earlier);
-        passed.steal.saturating_sub(1) as f64 > STEAL * passed.total() as f64
-    }
-
-    /// The host's CPU time since `earlier`; `None` if none passed.
-    pub fn host_since(&self, earlier: &Self) -> Option<HostCpu> {
-        let passed = self.since(earlier);
-        let span = |ticks: u64| Span(ticks.saturating_mul(TICK.0));
-        let Self { user, system, irq, softirq, steal, idle } = passed;
-        (passed.total() > 0).then(|| HostCpu {
-            user: span(user),
+        Some(Self {
+            user: span(user.saturating_add(nice)),
             system: span(system),
             irq: span(irq),
             softirq: span(softirq),
             steal: span(steal),
-            idle: span(idle),
+            idle: span(idle.saturating_add(iowait)),
         })
     }
-}
 
-/// CPU time of a whole host over the measured interval, all its CPUs together, in steps of 10 ms: of a lab, whose hosts share
-/// one machine, that of the machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct HostCpu {
-    /// Programs and guests.
-    pub user: Span,
-    /// The kernel.
-    pub system: Span,
-    /// Interrupts.
-    pub irq: Span,
-    /// Soft interrupts: most of what the kernel does with received frames.
-    pub softirq: Span,
-    /// Taken by the hypervisor below.
-    pub steal: Span,
-    /// Nothing to do.
-    pub idle: Span,
-}
+    /// What passed since `earlier`; `None` if nothing did. The kernel's own count of idle time may run backwards a
+    /// little: that is none.
+    pub fn since(&self, earlier: &Self) -> Option<Self> {
+        let passed = |now: Span, before: Span| Span(now.0.saturating_sub(before.0));
+        let passed = Self {
+            user: passed(self.user, earlier.user),
+            system: passed(self.system, earlier.system),
+            irq: passed(self.irq, earlier.irq),
+            softirq: passed(self.softirq, earlier.softirq),
+            steal: passed(self.steal, earlier.steal),
+            idle: passed(self.idle, earlier.idle),
+        };
+        (passed.total() > 0).then_some(passed)
+    }
 
-impl HostCpu {
     /// Its parts with their names, which add up to the whole.
     pub const fn parts(&self) -> [(&'static str, Span); 6] {
         let Self { user, system, irq, softirq, steal, idle } = *self;
@@ -110,6 +78,16 @@ impl HostCpu {
             ("steal", steal),
             ("idle", idle),
         ]
+    }
+
+    fn total(&self) -> u64 {
+        self.parts().iter().map(|(_, part)| part.0).fold(0, u64::saturating_add)
+    }
+
+    /// Whether over 1 % of this time was stolen for certain: between two readings in whole ticks, one tick may be from
+    /// before.
+    pub fn is_stolen(&self) -> bool {
+        self.steal.0.saturating_sub(TICK.0) as f64 > STEAL * self.total() as f64
     }
 }
 
@@ -132,8 +110,7 @@ impl ThreadTimes {
 
     /// User and system time since `earlier`.
     pub fn since(&self, earlier: &Self) -> (Span, Span) {
-        let span = |now: u64, before: u64| Span(now.saturating_sub(before).saturating_mul(TICK.0));
-        (span(self.user, earlier.user), span(self.system, earlier.system))
+        (span(self.user.saturating_sub(earlier.user)), span(self.system.saturating_sub(earlier.system)))
     }
 }
 
@@ -144,19 +121,18 @@ mod tests {
     #[test]
     fn cpu_times_are_the_first_line_without_what_it_counts_twice() {
         let stat = "cpu  10 20 30 40 50 60 70 80 90 100\ncpu0 1 1 1 1 1 1 1 1 1 1\n";
-        let expected = CpuTimes { user: 30, system: 30, irq: 60, softirq: 70, steal: 80, idle: 90 };
-        assert_eq!(CpuTimes::parse(stat), Some(expected));
+        let times = HostCpu::parse(stat).expect("is one");
+        assert_eq!(times.parts().map(|(_, part)| part), [30, 30, 60, 70, 80, 90].map(span));
         for other in ["", "cpu0 1 2 3 4 5 6 7 8 9 10", "cpu  1 2 3 4", "cpu  1 2 x 4 5 6 7 8", "intr 1 2 3"] {
-            assert_eq!(CpuTimes::parse(other), None, "{other}");
+            assert_eq!(HostCpu::parse(other), None, "{other}");
         }
     }
 
     #[test]
     fn over_a_hundredth_of_the_cpu_time_is_steal() {
         let stolen = |total: u64, steal: u64| {
-            let earlier = CpuTimes { user: 5_000, steal: 10, ..CpuTimes::default() };
-            let now = CpuTimes { user: 5_000 + total - steal, steal: 10 + steal, ..CpuTimes::default() };
-            now.stolen_since(&earlier)
+            let (user, steal) = (span(total - steal), span(steal));
+            HostCpu { user, steal, ..HostCpu::default() }.is_stolen()
         };
         assert!(!stolen(400, 0) && !stolen(400, 5) && stolen(400, 6));
         assert!(!stolen(20, 1), "one tick may be from before the interval");
@@ -164,14 +140,13 @@ mod tests {
 
     #[test]
     fn the_hosts_time_is_in_parts_that_add_up() {
-        let earlier = CpuTimes { user: 1, system: 2, irq: 3, softirq: 4, steal: 5, idle: 6 };
-        let now = CpuTimes { user: 101, system: 22, irq: 3, softirq: 14, steal: 6, idle: 5 };
-        let host = now.host_since(&earlier).expect("time passed");
+        let at = |times: &str| HostCpu::parse(&format!("cpu  {times}")).expect("is one");
+        let (earlier, now) = (at("1 0 2 6 0 3 4 5"), at("101 0 22 5 0 3 14 6"));
+        let host = now.since(&earlier).expect("time passed");
         assert_eq!((host.user, host.softirq), (Span::from_millis(1000), Span::from_millis(100)));
-        assert_eq!((host.irq, host.idle), (Span(0), Span(0)));
-        let sum: u64 = host.parts().iter().map(|(_, span)| span.0).sum();
-        assert_eq!(Span(sum), Span::from_millis(1310));
-        assert_eq!(earlier.host_since(&earlier), None);
+        assert_eq!((host.irq, host.idle), (Span(0), Span(0)), "none, and one that ran backwards");
+        assert_eq!(Span(host.total()), Span::from_millis(1310));
+        assert_eq!(earlier.since(&earlier), None);
     }
 
     #[test]

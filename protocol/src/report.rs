@@ -235,9 +235,6 @@ pub struct FrameCounters {
     /// Frames that came and that the driver of a virtio-net does not want: its filter kept them away.
     #[serde(default)]
     pub receive_filtered: u64,
-    /// Commands of the driver of a virtio-net, by its control queue.
-    #[serde(default)]
-    pub commands: u64,
     /// Interrupts raised by the adapter.
     pub interrupts: u64,
     /// Descriptors or register accesses of the guest that were malformed.
@@ -255,7 +252,6 @@ impl FrameCounters {
             receive_bytes: self.receive_bytes.saturating_sub(earlier.receive_bytes),
             receive_drops: self.receive_drops.saturating_sub(earlier.receive_drops),
             receive_filtered: self.receive_filtered.saturating_sub(earlier.receive_filtered),
-            commands: self.commands.saturating_sub(earlier.commands),
             interrupts: self.interrupts.saturating_sub(earlier.interrupts),
             guest_errors: self.guest_errors.saturating_sub(earlier.guest_errors),
         }

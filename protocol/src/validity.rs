@@ -4,7 +4,7 @@
 //! | Flag | Reading | Taken |
 //! |---|---|---|
 //! | `cpu-wait` | run delay of the thread that carries the traffic | at both ends of the measured interval |
-//! | `steal` | CPU times of the host ([`CpuTimes`](crate::cpu::CpuTimes)) | at both ends of the measured interval |
+//! | `steal` | CPU time of the host ([`HostCpu`](crate::cpu::HostCpu)) | at both ends of the measured interval |
 //! | `stalled` | the receiver's samples | every 100 ms, as they are |
 
 use std::time::Duration;

@@ -20,7 +20,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::alarm;
 use toll_guest_abi::phase;
 use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
-use toll_protocol::cpu::{CpuTimes, HostCpu};
+use toll_protocol::cpu::HostCpu;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
 use toll_protocol::trial::{Adapter, Direction, EndReady};
@@ -36,7 +36,7 @@ use toll_vnic::port::{Framing, Port, PortError};
 
 use crate::boot::Program;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
-use crate::contention::cpu_times;
+use crate::contention::host_cpu;
 use crate::footprint;
 use crate::link::Event;
 use crate::recording::{ClaimError, Recording};
@@ -122,18 +122,13 @@ struct Observed {
     /// Every 100 ms.
     samples: Vec<Sample>,
     /// CPU times of the host when it began and when it ended, where they could be read.
-    cpu_times: (Option<CpuTimes>, Option<CpuTimes>),
+    host: (Option<HostCpu>, Option<HostCpu>),
 }
 
 impl Observed {
-    fn steal(&self) -> Option<Flag> {
-        let (begin, end) = self.cpu_times;
-        end?.stolen_since(&begin?).then_some(Flag::Steal)
-    }
-
     fn host_cpu(&self) -> Option<HostCpu> {
-        let (begin, end) = self.cpu_times;
-        end?.host_since(&begin?)
+        let (begin, end) = self.host;
+        end?.since(&begin?)
     }
 }
 
@@ -199,11 +194,11 @@ impl Control {
         let peer = self.await_start(&runner)?;
         runner.start_traffic(peer);
         let (recording, observed) = self.measure(&runner, config.deadline)?;
-        let (steal, host_cpu) = (observed.steal(), observed.host_cpu());
+        let host_cpu = observed.host_cpu();
         let mut report = recording.report(observed.samples)?;
         report.overhead = overhead;
         report.host_cpu = host_cpu;
-        report.flags.extend(steal);
+        report.flags.extend(host_cpu.filter(HostCpu::is_stolen).map(|_| Flag::Steal));
         report.flags.extend(config.capture.as_ref().map(|_| Flag::Captured));
         report.flags.extend(config.impairments.map(|_| Flag::Impaired));
         // A sender may find its buffer full for the whole interval; what it sends is the receiver's to count.
@@ -256,11 +251,11 @@ impl Control {
             match self.next(Some(runner), Some(due.map_or(deadline, |due| due.min(deadline))))? {
                 Happening::Event(Event::Phase(phase::MEASURE, at)) => {
                     measuring = Some(at);
-                    observed.cpu_times.0 = cpu_times();
+                    observed.host.0 = host_cpu();
                 }
                 Happening::Event(Event::Phase(phase::MEASURED, _)) => {
                     measuring = None;
-                    observed.cpu_times.1 = cpu_times();
+                    observed.host.1 = host_cpu();
                 }
                 Happening::Event(Event::Phase(..)) => {}
                 Happening::Event(Event::Ended(Ok(recording))) => return Ok((recording, observed)),

@@ -241,7 +241,6 @@ impl VirtioNet {
             let done = command.map_or(Ok(false), |command| self.execute(command))?;
             let Some(Some(ring)) = self.rings.get_mut(index) else { break };
             request.answer(ring, &self.bus.memory, done)?;
-            self.bus.counters.commands += 1;
         }
         self.used(index, before);
         Ok(())

@@ -93,7 +93,7 @@ fn virtio_1_2_s5_1_2_the_control_queue_is_behind_the_pairs_that_are_taken() {
     // Whoever doesn't finds it behind the first.
     let mut bench = Bench::live_with(several(VirtioNetSwitches::OFF), CTRL_VQ | CTRL_RX);
     assert_eq!(command(&mut bench, 2, &[0, 0, 1]), 0);
-    assert_eq!((bench.device.counters().commands, bench.errors()), (1, 0));
+    assert_eq!(bench.errors(), 0);
     bench.write(0x50, 6);
     assert_eq!(bench.errors(), 1, "there is no such queue then");
 }
@@ -377,7 +377,7 @@ fn one_turn_does_so_many_commands_and_the_next_the_rest() {
     assert!(bench.device.service().unwrap(), "there is more to do");
     assert_eq!(bench.used(2), 64);
     bench.device.service().unwrap();
-    assert_eq!((bench.used(2), bench.device.counters().commands), (100, 100));
+    assert_eq!(bench.used(2), 100);
 }
 
 #[test]
