@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 use toll_orchestrator::lab::namespace::Namespace;
@@ -61,6 +62,31 @@ impl Process {
     /// When the process is gone.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         Ok(kill(self.id(), signal)?)
+    }
+
+    /// Stops it, and returns when all its threads stand still.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub fn stop(&self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)?;
+        // Its end stays to be waited for: WNOWAIT.
+        let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+        match waitid(Id::Pid(self.id()), flags)? {
+            WaitStatus::Stopped(..) => Ok(()),
+            other => bail!("a process that is stopped has ended: {other:?}"),
+        }
+    }
+
+    /// Lets it go on after [`Process::stop`], unless it has been killed meanwhile.
+    ///
+    /// # Errors
+    /// When it can't be asked.
+    pub fn go_on(&mut self) -> Result<()> {
+        match self.child.try_wait()? {
+            Some(_) => Ok(()),
+            None => self.signal(Signal::SIGCONT),
+        }
     }
 
     /// Kills it and waits for its end.

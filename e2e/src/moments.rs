@@ -1,12 +1,12 @@
 //! States of a trial on a host, as the log of its agent tells them: so that a fault comes at every one.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::fleet::{Fleet, LIMIT};
@@ -67,23 +67,33 @@ pub struct Fault<'f> {
     pub states: &'f [&'f str],
     /// Whether it strikes the process of an end, which must be there.
     pub of_an_end: bool,
-    /// What it does, on a host, to the process of its end.
+    /// What it does, on a host, to the process of its end. Meanwhile the host's agent stands still.
     pub strike: &'f mut Strike<'f>,
-    /// What follows.
+    /// What follows, when the agent goes on, if the blow has left it alive.
     pub mend: &'f mut Mend<'f>,
     /// What must hold of a campaign in the end, which was struck in these states.
     pub check: &'f mut Check<'f>,
 }
 
-/// Waits until a trial on host `index` is in `state`. `None` if campaign `id` is over before.
-fn wait_until(fleet: &Fleet, id: &str, index: usize, state: &str, of_an_end: bool) -> Result<Option<Trial>> {
-    let log = fleet.hosts[index].agent.as_ref().context("an agent runs")?.log.clone();
-    let mut trial = Trial::from_now(&log)?;
+/// Stops the agent of host `index` when its trial is in one of `states`. `None` if campaign `id` is over before. What the
+/// log of an agent that stands still says is true until it goes on, however short the state and however slow the blow.
+fn catch(fleet: &Fleet, id: &str, index: usize, states: &[&str], of_an_end: bool) -> Result<Option<Trial>> {
+    let agent = fleet.hosts[index].agent.as_ref().context("an agent runs")?;
+    let mut trial = Trial::from_now(&agent.log)?;
+    let is_wanted = |trial: &Trial| {
+        let state = trial.state.as_deref();
+        state.is_some_and(|state| states.contains(&state)) && (trial.process.is_some() || !of_an_end)
+    };
     let (deadline, mut asked) = (Instant::now() + LIMIT, Instant::now());
     while Instant::now() < deadline {
         trial.read()?;
-        if trial.state.as_deref() == Some(state) && (trial.process.is_some() || !of_an_end) {
-            return Ok(Some(trial));
+        if is_wanted(&trial) {
+            agent.stop()?;
+            trial.read()?;
+            if is_wanted(&trial) {
+                return Ok(Some(trial));
+            }
+            agent.signal(Signal::SIGCONT)?;
         }
         if asked.elapsed() > Duration::from_millis(200) {
             asked = Instant::now();
@@ -94,33 +104,28 @@ fn wait_until(fleet: &Fleet, id: &str, index: usize, state: &str, of_an_end: boo
         // Some states last for a millisecond.
         std::thread::park_timeout(Duration::from_micros(200));
     }
-    bail!("no trial was in {state} within {LIMIT:?}")
+    bail!("no trial was in any of {states:?} within {LIMIT:?}")
 }
 
-/// Runs campaigns and strikes trials, on the hosts in turn, until a blow has met each state. Between the word of the log
-/// and the blow a trial may go on: which state was met is what the log says right after it.
+/// Runs campaigns and strikes trials, on the hosts in turn, until a blow has met each state.
 ///
 /// # Errors
 /// When a state is never met, or a campaign does not end as it must.
 pub fn at_every_state(fleet: &mut Fleet, campaign: &str, fault: &mut Fault<'_>) -> Result<()> {
-    let mut missing: VecDeque<&str> = fault.states.iter().copied().collect();
+    let mut missing = fault.states.to_vec();
     let mut turn = 0;
     for _ in 0..CAMPAIGNS {
         let id = fleet.submit(campaign)?;
         let mut met = Vec::new();
-        while let Some(state) = missing.pop_front() {
+        while !missing.is_empty() {
             let index = turn % fleet.hosts.len();
-            let Some(mut trial) = wait_until(fleet, &id, index, state, fault.of_an_end)? else {
-                missing.push_front(state);
-                break;
-            };
+            let Some(trial) = catch(fleet, &id, index, &missing, fault.of_an_end)? else { break };
             turn += 1;
             (fault.strike)(fleet, index, trial.process)?;
-            trial.read()?;
-            let state_met = trial.state.unwrap_or_else(|| state.to_owned());
-            missing.push_back(state);
-            missing.retain(|missing| *missing != state_met);
-            met.push(state_met);
+            fleet.hosts[index].agent.as_mut().context("the agent")?.go_on()?;
+            let state = trial.state.context("a state")?;
+            missing.retain(|missing| *missing != state);
+            met.push(state);
             (fault.mend)(fleet, index)?;
         }
         (fault.check)(fleet, &id, &met)?;
@@ -128,6 +133,5 @@ pub fn at_every_state(fleet: &mut Fleet, campaign: &str, fault: &mut Fault<'_>) 
             return Ok(());
         }
     }
-    ensure!(missing.is_empty(), "no blow has met a trial in {missing:?}");
-    Ok(())
+    bail!("no blow has met a trial in {missing:?}")
 }

@@ -178,17 +178,13 @@ fn stop_agent() -> Result<()> {
         states: &STATES,
         of_an_end: false,
         strike: &mut |fleet, index, _| {
-            fleet.hosts[index].agent.as_ref().context("it runs")?.signal(Signal::SIGSTOP)
-        },
-        mend: &mut |fleet, index| {
             let host = &fleet.hosts[index];
             wait_for("the loss", LIMIT, || {
                 let away = |agent: &AgentStatus| agent.name == host.name && agent.state == AgentState::Away;
                 Ok(fleet.agents()?.iter().any(away).then_some(()))
-            })?;
-            host.agent.as_ref().context("it runs")?.signal(Signal::SIGCONT)?;
-            fleet.wait_for_agents(4)
+            })
         },
+        mend: &mut |fleet, _| fleet.wait_for_agents(4),
         check: &mut |fleet, id, met| ends(fleet, id, met, Cost::Failure),
     };
     disturb(&trials(&[NATIVE, VIRTIO], 1), fault)
