@@ -13,4 +13,5 @@ pub mod programs;
 pub mod prometheus;
 pub mod readme;
 pub mod refused;
+pub mod stillness;
 pub mod suite;

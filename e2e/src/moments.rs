@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
 use crate::fleet::{Fleet, LIMIT};
+use crate::stillness::{self, Stillness};
 
 /// Campaigns that may be needed until each state has been met: one mostly is enough.
 const CAMPAIGNS: usize = 8;
@@ -107,16 +108,19 @@ fn catch(fleet: &Fleet, id: &str, index: usize, states: &[&str], of_an_end: bool
     bail!("no trial was in any of {states:?} within {LIMIT:?}")
 }
 
-/// Runs campaigns and strikes trials, on the hosts in turn, until a blow has met each state.
+/// Runs campaigns and strikes trials, on the hosts in turn, until a blow has met each state. A campaign that has not ended as
+/// it must while the machine itself stood still is repeated.
 ///
 /// # Errors
 /// When a state is never met, or a campaign does not end as it must.
 pub fn at_every_state(fleet: &mut Fleet, campaign: &str, fault: &mut Fault<'_>) -> Result<()> {
     let mut missing = fault.states.to_vec();
+    let mut stillness = Stillness::watch(fleet.directory.path())?;
     let mut turn = 0;
     for _ in 0..CAMPAIGNS {
         let id = fleet.submit(campaign)?;
-        let mut met = Vec::new();
+        stillness.longest()?;
+        let (before, mut met) = (missing.clone(), Vec::new());
         while !missing.is_empty() {
             let index = turn % fleet.hosts.len();
             let Some(trial) = catch(fleet, &id, index, &missing, fault.of_an_end)? else { break };
@@ -128,7 +132,14 @@ pub fn at_every_state(fleet: &mut Fleet, campaign: &str, fault: &mut Fault<'_>) 
             met.push(state);
             (fault.mend)(fleet, index)?;
         }
-        (fault.check)(fleet, &id, &met)?;
+        if let Err(error) = (fault.check)(fleet, &id, &met) {
+            let longest = stillness.longest()?;
+            if longest < stillness::LIMIT {
+                return Err(error);
+            }
+            eprintln!("{id} is repeated, the machine stood still for {longest:?}: {error:#}");
+            missing = before;
+        }
         if missing.is_empty() {
             return Ok(());
         }

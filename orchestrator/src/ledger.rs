@@ -161,8 +161,8 @@ pub enum LedgerError {
         /// SQLite's word.
         source: rusqlite::Error,
     },
-    /// Another process holds the file.
-    #[error("{path} is held by another process: end it, then try again", path = path.display())]
+    /// Somebody else, of this process or another, has the file locked for longer than a commit takes.
+    #[error("{path} is locked and stays so: try again, or end the process that holds it", path = path.display())]
     Busy {
         /// The file.
         path: PathBuf,
