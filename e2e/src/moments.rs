@@ -5,7 +5,7 @@ use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 
@@ -60,7 +60,15 @@ impl Trial {
 
 type Strike<'f> = dyn FnMut(&mut Fleet, usize, Option<Pid>) -> Result<()> + 'f;
 type Mend<'f> = dyn FnMut(&mut Fleet, usize) -> Result<()> + 'f;
-type Check<'f> = dyn FnMut(&mut Fleet, &str, &[String]) -> Result<()> + 'f;
+type Check<'f> = dyn FnMut(&mut Fleet, &str, &[String]) -> Result<Ending> + 'f;
+
+/// How a struck campaign has ended, if everything holds that must hold at all times.
+pub enum Ending {
+    /// The blows cost no more than they may.
+    AsItMust,
+    /// More trials have failed than the blows may cost, for these reasons.
+    TooDear(String),
+}
 
 /// A fault for trials at each of some states.
 pub struct Fault<'f> {
@@ -108,8 +116,9 @@ fn catch(fleet: &Fleet, id: &str, index: usize, states: &[&str], of_an_end: bool
     bail!("no trial was in any of {states:?} within {LIMIT:?}")
 }
 
-/// Runs campaigns and strikes trials, on the hosts in turn, until a blow has met each state. A campaign that has not ended as
-/// it must while the machine itself stood still is repeated.
+/// Runs campaigns and strikes trials, on the hosts in turn, until a blow has met each state. Trials that fail by a limit of
+/// time while the machine stands still are nobody's: a campaign with more failures than its blows may cost is repeated then.
+/// Nothing else is forgiven.
 ///
 /// # Errors
 /// When a state is never met, or a campaign does not end as it must.
@@ -132,12 +141,10 @@ pub fn at_every_state(fleet: &mut Fleet, campaign: &str, fault: &mut Fault<'_>) 
             met.push(state);
             (fault.mend)(fleet, index)?;
         }
-        if let Err(error) = (fault.check)(fleet, &id, &met) {
+        if let Ending::TooDear(why) = (fault.check)(fleet, &id, &met)? {
             let longest = stillness.longest()?;
-            if longest < stillness::LIMIT {
-                return Err(error);
-            }
-            eprintln!("{id} is repeated, the machine stood still for {longest:?}: {error:#}");
+            ensure!(longest >= stillness::LIMIT, "{why}");
+            eprintln!("{id} is repeated, the machine stood still for {longest:?}: {why}");
             missing = before;
         }
         if missing.is_empty() {

@@ -1,11 +1,10 @@
-//! Times in which the machine itself stood still, as one that shares its CPUs, memory and disk with others now and then does:
-//! every time limit of every program here passes meanwhile, and what failed then says nothing about the programs.
+//! Times in which the kernel let everybody wait, as on a machine that shares its CPUs, memory and disk with others: limits of time
+//! pass meanwhile. Who made it stand still, others or the load of the tests, is not told apart.
 
-use std::fs::File;
 use std::io::Write as _;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,9 +16,10 @@ pub const LIMIT: Duration = Duration::from_secs(1);
 const PACE: Duration = Duration::from_millis(100);
 
 /// Looks, until it is dropped, at how long the kernel takes for what any program may need: a CPU, a grace period (every
-/// change of a network waits for those), and bytes on a disk. Nothing that the tests strike is part of it.
+/// change of a network waits for those), and bytes on a disk.
 pub struct Stillness {
-    longest: Arc<AtomicU64>,
+    /// Held during a look.
+    longest: Arc<Mutex<Duration>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Result<()>>>,
 }
@@ -30,25 +30,46 @@ impl Stillness {
     /// # Errors
     /// When there can be no such file.
     pub fn watch(directory: &Path) -> Result<Self> {
-        let file = tempfile::tempfile_in(directory).context("a file to look at the disk with")?;
-        let (longest, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
-        let (seen, stopped) = (longest.clone(), stop.clone());
-        let thread = std::thread::spawn(move || look(file, &seen, &stopped));
-        Ok(Self { longest, stop, thread: Some(thread) })
+        let mut file = tempfile::tempfile_in(directory).context("a file to look at the disk with")?;
+        Ok(Self::of(move || {
+            file.write_all(b"x")?;
+            Ok(file.sync_data()?)
+        }))
     }
 
-    /// The longest time that the machine stood still since the last question.
+    fn of(mut disk: impl FnMut() -> Result<()> + Send + 'static) -> Self {
+        let (longest, stop) = (Arc::new(Mutex::new(Duration::ZERO)), Arc::new(AtomicBool::new(false)));
+        let (seen, stopped) = (longest.clone(), stop.clone());
+        let look = move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let due = Instant::now() + PACE;
+                std::thread::park_timeout(PACE);
+                let mut longest = seen.lock().unwrap_or_else(PoisonError::into_inner);
+                let began = Instant::now();
+                grace_period()?;
+                let network = began.elapsed();
+                disk()?;
+                let disk = began.elapsed() - network;
+                *longest = longest.max(began.saturating_duration_since(due)).max(network).max(disk);
+            }
+            Ok(())
+        };
+        Self { longest, stop, thread: Some(std::thread::spawn(look)) }
+    }
+
+    /// The longest time that the machine stood still since the last question. A look that is going on is waited for.
     ///
     /// # Errors
     /// When nobody looks any more.
     pub fn longest(&mut self) -> Result<Duration> {
+        let longest = std::mem::take(&mut *self.longest.lock().unwrap_or_else(PoisonError::into_inner));
         if self.thread.as_ref().is_none_or(JoinHandle::is_finished) {
             match self.thread.take().map(JoinHandle::join) {
                 Some(Ok(Err(error))) => return Err(error),
                 _ => bail!("nobody looks whether the machine stands still"),
             }
         }
-        Ok(Duration::from_nanos(self.longest.swap(0, Ordering::Relaxed)))
+        Ok(longest)
     }
 }
 
@@ -63,25 +84,6 @@ impl Drop for Stillness {
     }
 }
 
-fn look(mut file: File, longest: &AtomicU64, stop: &AtomicBool) -> Result<()> {
-    let mut began = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
-        std::thread::park_timeout(PACE);
-        let due = began + PACE;
-        let late = Instant::now().saturating_duration_since(due);
-        began = Instant::now();
-        grace_period()?;
-        let network = began.elapsed();
-        file.write_all(b"x")?;
-        file.sync_data()?;
-        let disk = began.elapsed() - network;
-        let most = late.max(network).max(disk);
-        longest.fetch_max(u64::try_from(most.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        began = Instant::now();
-    }
-    Ok(())
-}
-
 /// Waits for one (membarrier(2), MEMBARRIER_CMD_GLOBAL).
 fn grace_period() -> Result<()> {
     // SAFETY: this command has no other argument and touches no memory.
@@ -94,19 +96,35 @@ fn grace_period() -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[test]
-    fn what_was_asked_for_is_forgotten() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let mut stillness = Stillness::watch(directory.path()).expect("begins");
-        let seen = |stillness: &mut Stillness| {
-            crate::machine::wait_for("a look", Duration::from_secs(60), || {
-                Ok(Some(stillness.longest()?).filter(|longest| !longest.is_zero()))
-            })
-        };
-        // A look takes some time on any machine, and the next one is seen by itself.
-        seen(&mut stillness).expect("a look");
-        seen(&mut stillness).expect("another");
+    fn a_disk_that_stands_still_is_seen_while_it_does() {
+        let (entered, inside) = mpsc::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let mut stillness = Stillness::of(move || {
+            entered.send(()).ok();
+            released.recv().ok();
+            Ok(())
+        });
+        inside.recv().expect("a look");
+        let began = Instant::now();
+        let free = std::thread::spawn(move || {
+            crate::machine::pass(PACE);
+            drop(release);
+            began.elapsed()
+        });
+        let longest = stillness.longest().expect("somebody looks");
+        assert!(free.join().expect("ends") >= PACE && longest >= PACE, "{longest:?}");
+    }
+
+    #[test]
+    fn who_can_not_look_says_so() {
+        let mut stillness = Stillness::of(|| bail!("no disk"));
+        let told =
+            crate::machine::wait_for("the word", Duration::from_secs(60), || Ok(stillness.longest().err()));
+        assert_eq!(told.expect("is said").to_string(), "no disk");
     }
 }

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use toll_e2e::campaigns::{NATIVE, VIRTIO, fleet_campaign};
 use toll_e2e::fleet::{Fleet, LIMIT, no_fleet};
 use toll_e2e::machine::{no_kvm, no_tun, pass, wait_for};
-use toll_e2e::moments::{Fault, at_every_state};
+use toll_e2e::moments::{Ending, Fault, at_every_state};
 use toll_protocol::service::{AgentState, AgentStatus};
 
 use crate::measuring::on;
@@ -75,7 +75,7 @@ enum Cost {
 }
 
 /// The end of a campaign that was struck: it adds up, a blow costs no more than it may, nothing is left.
-fn ends(fleet: &Fleet, id: &str, met: &[String], cost: Cost) -> Result<()> {
+fn ends(fleet: &Fleet, id: &str, met: &[String], cost: Cost) -> Result<Ending> {
     let (result, status) = fleet.result(id, Duration::from_secs(180))?;
     let counts = status.counts.context("counts")?;
     let reasons: Vec<String> = result
@@ -91,11 +91,10 @@ fn ends(fleet: &Fleet, id: &str, met: &[String], cost: Cost) -> Result<()> {
         Cost::Loss => (met.len(), met.len()),
     };
     let missing = (counts.planned - counts.measured) as usize;
-    ensure!(
-        missing <= unmeasured && counts.lost as usize <= lost && counts.skipped == 0,
-        "blows at {met:?} cost {counts:?}: {reasons:#?}"
-    );
-    fleet.nothing_left()
+    let told = format!("blows at {met:?} cost {counts:?}: {reasons:#?}");
+    ensure!(counts.lost as usize <= lost && counts.skipped == 0, "{told}");
+    fleet.nothing_left()?;
+    Ok(if missing <= unmeasured { Ending::AsItMust } else { Ending::TooDear(told) })
 }
 
 /// So many trials that each state can be met.
@@ -128,14 +127,14 @@ fn kill_orchestrator() -> Result<()> {
             fleet.wait_for_agents(4)
         },
         check: &mut |fleet, id, met| {
-            ends(fleet, id, met, Cost::Nothing)?;
+            let ending = ends(fleet, id, met, Cost::Nothing)?;
             for index in 0..4 {
                 // The next process told them so (RFC 9000, 10.3): they did not wait until the old one was silent for
                 // long.
                 let log = fleet.agent_log(index)?;
                 ensure!(met.is_empty() || log.contains("reset by peer"), "an agent was not told of the loss");
             }
-            Ok(())
+            Ok(ending)
         },
     };
     disturb(&trials(&[NATIVE, VIRTIO], 1), fault)
