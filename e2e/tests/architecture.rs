@@ -33,16 +33,18 @@ const RESERVED: [(&str, &[&str]); 12] = [
     ("rusqlite", &["toll-orchestrator"]),
     ("serde_yaml", &["toll-protocol"]),
     ("tun-tap", &["toll-vnic"]),
+    ("unsafe-libyaml", &["toll-protocol"]),
     ("tokio", &["toll-node-agent", "toll-orchestrator"]),
 ];
 
 /// Paths in source that only these files or folders may name.
-const FILES: [(&str, &[&str]); 6] = [
+const FILES: [(&str, &[&str]); 7] = [
     ("use kube::", &["orchestrator/src/kube/", "orchestrator/src/kube.rs"]),
     ("k8s_openapi::", &["orchestrator/src/kube/", "orchestrator/src/kube.rs"]),
     ("kvm_ioctls::", &["vmm/src/kvm/"]),
     ("kvm_bindings::", &["vmm/src/kvm/"]),
     ("serde_yaml::", &["protocol/src/campaign/parse.rs"]),
+    ("unsafe_libyaml", &["protocol/src/campaign/parse/events.rs"]),
     ("quinn::", &["node-agent/src/link.rs", "orchestrator/src/link.rs", "orchestrator/src/link/"]),
 ];
 

@@ -10,10 +10,11 @@ mod validate;
 use std::collections::BTreeMap;
 use std::fmt;
 
-pub use parse::{MAX_DOCUMENT, parse, to_yaml};
+pub use parse::{EncodingError, MAX_DEPTH, MAX_DOCUMENT, MAX_NODES, decode, lines, parse, to_yaml};
 pub use validate::MAX_TRIALS;
 
 use crate::decorators::Decorators;
+use crate::printable::printable;
 use crate::result::{Gate, PaperArm, Peer};
 use crate::trial::{Direction, EndKind};
 use crate::units::{BitRate, Bytes, Span};
@@ -25,8 +26,15 @@ pub struct Problem {
     pub line: usize,
     /// Column, from 1.
     pub column: usize,
-    /// What is wrong and what would be right.
+    /// What is wrong and what would be right. Printable: it quotes the document.
     pub message: String,
+}
+
+impl Problem {
+    /// A problem at a place, in words that may quote the document.
+    fn new(line: usize, column: usize, message: &str) -> Self {
+        Self { line, column, message: printable(message).into_owned() }
+    }
 }
 
 impl fmt::Display for Problem {

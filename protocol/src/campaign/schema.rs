@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::result::PaperArm;
@@ -12,33 +13,68 @@ use crate::trial::Direction;
 use crate::units::{BitRate, Bytes, Percent, Span};
 
 /// The whole document.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Document {
-    /// `toll.dev/v1alpha1`.
+    /// `toll.dev/v1alpha1`, as the parser has seen to.
     pub api_version: String,
-    /// `Campaign`.
+    /// `Campaign`, likewise.
     pub kind: String,
     /// Name and labels.
     pub metadata: Metadata,
     /// What to measure.
     pub spec: Spec,
+    /// What a cluster said of the object; without meaning in a file.
+    #[serde(default)]
+    pub status: IgnoredAny,
 }
 
-/// Object metadata, as far as a file carries it.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// Object metadata: all that an object of Kubernetes has, so that one is taken as kubectl writes it. To Toll the name
+/// alone has a meaning.
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// Name of the campaign.
     pub name: String,
-    /// Kubernetes namespace; without meaning elsewhere.
+    /// Where it is in a cluster.
     pub namespace: Option<String>,
-    /// Labels; without meaning to Toll.
+    /// For whoever selects objects.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// For other programs.
+    pub annotations: Option<BTreeMap<String, String>>,
+    /// Set by a server, as are all that follow.
     #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    /// Annotations; without meaning to Toll.
+    pub creation_timestamp: IgnoredAny,
+    /// Of an object that is being deleted.
     #[serde(default)]
-    pub annotations: BTreeMap<String, String>,
+    pub deletion_grace_period_seconds: IgnoredAny,
+    /// The same.
+    #[serde(default)]
+    pub deletion_timestamp: IgnoredAny,
+    /// Who must agree to a deletion.
+    #[serde(default)]
+    pub finalizers: IgnoredAny,
+    /// What the name was made of.
+    #[serde(default)]
+    pub generate_name: IgnoredAny,
+    /// Counts changes of the spec.
+    #[serde(default)]
+    pub generation: IgnoredAny,
+    /// Who set which field.
+    #[serde(default)]
+    pub managed_fields: IgnoredAny,
+    /// Objects that it belongs to.
+    #[serde(default)]
+    pub owner_references: IgnoredAny,
+    /// Counts changes.
+    #[serde(default)]
+    pub resource_version: IgnoredAny,
+    /// Of old servers.
+    #[serde(default)]
+    pub self_link: IgnoredAny,
+    /// Which object of this name it is.
+    #[serde(default)]
+    pub uid: IgnoredAny,
 }
 
 /// What to measure.

@@ -220,12 +220,12 @@ fn a_fleet_that_makes_it_too_large_is_told() {
 }
 
 #[test]
-fn a_document_with_a_hundred_thousand_mistakes_is_answered_at_once() {
-    let many = "    - {name: A}\n".repeat(60_000);
+fn a_document_with_twenty_thousand_mistakes_is_answered_at_once() {
+    let many = "    - {name: A}\n".repeat(20_000);
     let found =
         parse(&GOOD.replace("  workloads:\n", &format!("{many}  workloads:\n"))).expect_err("too many");
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(found[0].message.contains("has 60002 entries; at most 64 are taken"), "{found:?}");
+    assert!(found[0].message.contains("has 20002 entries; at most 64 are taken"), "{found:?}");
     let some = "    - {name: A}\n".repeat(60);
     let found = parse(&GOOD.replace("  workloads:\n", &format!("{some}  workloads:\n"))).expect_err("wrong");
     assert_eq!(found.len(), 51);

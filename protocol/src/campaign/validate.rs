@@ -19,8 +19,6 @@ use crate::result::Peer;
 use crate::trial::{Adapter, Direction, EndKind, NativeProgram, PcnetSwitches, VirtioNetSwitches};
 use crate::units::{BitRate, Bytes, Span};
 
-const API_VERSION: &str = "toll.dev/v1alpha1";
-const KIND: &str = "Campaign";
 /// IPv4 requires 576 of every host (RFC 791); virtual adapters here take frames up to 9000.
 const MTU: std::ops::RangeInclusive<u32> = 576..=9000;
 const HOSTS: std::ops::RangeInclusive<u32> = 2..=16;
@@ -70,15 +68,6 @@ use Step::{Field, Index};
 pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
     let mut findings = Findings(Vec::new());
     let out = &mut findings;
-    if document.api_version != API_VERSION {
-        out.add(
-            &[Field("apiVersion")],
-            format!("`{}` is not known: write {API_VERSION}", document.api_version),
-        );
-    }
-    if document.kind != KIND {
-        out.add(&[Field("kind")], format!("`{}` is not known: write {KIND}", document.kind));
-    }
     name(&document.metadata.name, &[Field("metadata"), Field("name")], out);
     let spec = &document.spec;
     let lab = lab(&spec.hosts, out);
