@@ -3,7 +3,7 @@
 use toll_guest_abi::doorbell;
 use toll_vnic::adapter::{Adapter, Window};
 
-use crate::layout::{MMIO, PIO};
+use crate::layout::{FAULT_PORTS, FAULT_VECTORS, MMIO, PIO};
 
 /// One of the two address spaces of an x86 machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Device {
     Phase,
     /// The END doorbell.
     End,
+    /// What tells of faults: the offset is the vector.
+    Faults,
 }
 
 /// A range of addresses that a device decodes.
@@ -64,6 +66,12 @@ impl Bus {
             doorbell(doorbell::WAIT, Device::Wait),
             doorbell(doorbell::PHASE, Device::Phase),
             doorbell(doorbell::END, Device::End),
+            Region {
+                space: Space::Pio,
+                start: u64::from(FAULT_PORTS),
+                length: u64::from(FAULT_VECTORS),
+                device: Device::Faults,
+            },
         ];
         Self { regions }
     }

@@ -18,7 +18,7 @@ use crate::clock::{Timebase, ticks};
 use crate::config::EndConfig;
 use crate::exits::{Cause, Exits};
 use crate::image::{self, ImageError};
-use crate::kvm::{Exit, KvmCounts, KvmError, Postbox, Vcpu, Vm};
+use crate::kvm::{Exit, Fault, KvmCounts, KvmError, Postbox, Vcpu, Vm};
 use crate::layout::INTERRUPT_VECTOR;
 use crate::machine::{EngineView, Machine, MachineError, Parts};
 use crate::memory::MemoryError;
@@ -41,14 +41,15 @@ pub enum GuestError {
     #[error("the guest failed")]
     Machine(#[from] MachineError),
     /// It faulted.
-    #[error("the guest faulted at rip {rip:#x}, last page fault at {cr2:#x}: {what}")]
-    Fault {
+    #[error("the guest faulted at rip {:#x}: {_0}", _0.rip)]
+    Fault(Fault),
+    /// KVM can't run it on.
+    #[error("the guest stopped at {}: {what}", place(*.rip))]
+    Stopped {
         /// KVM's reason.
         what: String,
-        /// Instruction pointer.
-        rip: u64,
-        /// CR2.
-        cr2: u64,
+        /// Instruction pointer, unless KVM has lost it.
+        rip: Option<u64>,
     },
     /// It accessed what no device decodes.
     #[error("the guest accessed {space:?} address {address:#x}, {length} bytes: no device is there")]
@@ -60,6 +61,10 @@ pub enum GuestError {
         /// How many bytes.
         length: usize,
     },
+}
+
+fn place(rip: Option<u64>) -> String {
+    rip.map_or_else(|| "an instruction that KVM does not tell".into(), |rip| format!("rip {rip:#x}"))
 }
 
 /// What is known of a guest at any time.
@@ -169,9 +174,8 @@ impl Guest {
                 }
                 Exit::Fault { what } => {
                     access.count(Cause::Fault);
-                    let (rip, cr2) =
-                        self.vcpu.registers().map_or((0, 0), |registers| (registers.rip, registers.cr2));
-                    return Err(GuestError::Fault { what, rip, cr2 });
+                    let rip = self.vcpu.registers().ok().and_then(|registers| registers.rip);
+                    return Err(GuestError::Stopped { what, rip });
                 }
             };
             match ended {
@@ -181,6 +185,12 @@ impl Guest {
                     self.announce(announced, counts)?;
                 }
                 Doorbell::End(value) => return Ok(self.machine.end(value)?),
+                Doorbell::Fault { port, length } => {
+                    let fault = self.vcpu.registers()?.fault;
+                    // The program may write there by itself.
+                    let none = GuestError::NoDevice { space: Space::Pio, address: port, length };
+                    return Err(fault.map_or(none, GuestError::Fault));
+                }
             }
             let asleep = self.machine.asleep_ticks().saturating_sub(asleep);
             left = ticks();
@@ -216,6 +226,12 @@ enum Doorbell {
     None,
     Phase(u32),
     End(u32),
+    Fault {
+        /// Where it was told.
+        port: u64,
+        /// In so many bytes.
+        length: usize,
+    },
 }
 
 /// One exit while it is answered.
@@ -246,6 +262,7 @@ impl Access<'_> {
             (Some((Device::Wait, _)), _) => Cause::Wait,
             (Some((Device::Phase, _)), _) => Cause::Phase,
             (Some((Device::End, _)), _) => Cause::End,
+            (Some((Device::Faults, _)), _) => Cause::Fault,
             (None, Space::Pio) => Cause::PioWrite("no device"),
             (None, Space::Mmio) => Cause::MmioWrite("no device"),
         };
@@ -266,6 +283,7 @@ impl Access<'_> {
             }
             Device::Phase => Doorbell::Phase(word),
             Device::End => Doorbell::End(word),
+            Device::Faults => Doorbell::Fault { port: address, length: data.len() },
         };
         Ok((cause, doorbell))
     }

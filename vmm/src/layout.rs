@@ -4,6 +4,7 @@
 //! 0x0000_0000  nothing, so that a null pointer faults
 //! 0x0000_1000  GDT, IDT (read-only), page tables (not mapped)
 //! 0x0000_9000  TSS with its I/O permission bitmap (read-only)
+//! 0x0000_c000  what a fault executes (read-only), and its stack
 //! 0x0001_0000  BootInfo, Command (read-only), Status (writable)
 //! 0x0002_0000  stack, with an unmapped page below
 //! 0x0010_0000  the payload program: code, constants, variables, each with its own rights
@@ -35,6 +36,17 @@ pub const PD_MMIO: u64 = 0x8000;
 pub const TSS: u64 = 0x9000;
 /// First address above it.
 pub const TSS_END: u64 = 0xc000;
+
+/// What the gates of faults lead to: see `kvm/fault.rs`.
+pub const FAULT_CODE: u64 = 0xc000;
+/// Stack of faults.
+pub const FAULT_STACK: u64 = 0xd000;
+/// First address above it.
+pub const FAULT_STACK_END: u64 = 0xe000;
+/// Vectors of faults: those that the architecture keeps for itself (Intel SDM 3A, 6.3.1).
+pub const FAULT_VECTORS: u8 = 32;
+/// First of the I/O ports that tell of a fault, one for each vector. A PC has nothing there.
+pub const FAULT_PORTS: u16 = 0xe0;
 
 /// [`toll_guest_abi::BootInfo`].
 pub const BOOT_INFO: u64 = 0x1_0000;
@@ -72,4 +84,4 @@ pub const DOORBELLS: u16 = toll_guest_abi::doorbell::WAIT;
 pub const DOORBELLS_LENGTH: u16 = toll_guest_abi::doorbell::END + 4 - DOORBELLS;
 
 /// Vector of the adapter's interrupt: the first that the architecture leaves free (Intel SDM 3A, 6.3.1).
-pub const INTERRUPT_VECTOR: u8 = 0x20;
+pub const INTERRUPT_VECTOR: u8 = FAULT_VECTORS;

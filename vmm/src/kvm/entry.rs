@@ -3,14 +3,17 @@
 //!
 //! Table formats: Intel SDM 3A, 3.4.5 (segments), 4.5 (paging), 6.14.1 (gates), 7.2.3 (TSS).
 
+use std::arch::x86_64::{__cpuid, CpuidResult};
+
 use kvm_bindings::{CpuId, kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 use toll_vnic::GuestMemory;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::KvmError;
+use super::{KvmError, fault};
 use crate::layout::{
-    BOOT_INFO, COMMAND, DOORBELLS, DOORBELLS_LENGTH, GDT, IDT, INTERRUPT_VECTOR, LARGE_PAGE, MMIO, PAGE,
-    PD_LOW, PD_MMIO, PDPT, PIO, PIO_LENGTH, PML4, PT_LOW, STACK, STACK_END, STATUS, TSS, TSS_END,
+    BOOT_INFO, COMMAND, DOORBELLS, DOORBELLS_LENGTH, FAULT_CODE, FAULT_PORTS, FAULT_STACK, FAULT_STACK_END,
+    FAULT_VECTORS, GDT, IDT, INTERRUPT_VECTOR, LARGE_PAGE, MMIO, PAGE, PD_LOW, PD_MMIO, PDPT, PIO,
+    PIO_LENGTH, PML4, PT_LOW, STACK, STACK_END, STATUS, TSS, TSS_END,
 };
 
 // Selectors as Linux has them; the low two bits are the privilege level.
@@ -22,6 +25,14 @@ const TSS_SELECTOR: u16 = 0x40;
 const TSS_LENGTH: u64 = 0x68;
 const BITMAP_LENGTH: u64 = 0x1_0000 / 8;
 const TSS_LIMIT: u32 = (TSS_LENGTH + BITMAP_LENGTH) as u32;
+// Where the TSS has the stack pointer of gates with IST 1 (SDM 3A, 7.7).
+const TSS_IST1: u64 = 0x24;
+// Types of a 64-bit TSS (SDM 3A, table 3-2).
+const AVAILABLE_TSS: u8 = 0x9;
+const BUSY_TSS: u8 = 0xb;
+// A gate's third half word: no other stack, a trap gate (type 15), which leaves IF alone: `iretq` at CPL3 would not bring
+// it back. For interrupts alone, so its privilege level is 0.
+const INTERRUPT_GATE: u64 = 0x8f00;
 
 // CR0: PE, MP, ET, NE, WP, AM, PG.
 const CR0: u64 = 0x8005_0033;
@@ -72,6 +83,22 @@ pub struct Entry {
     pub memory: u64,
 }
 
+/// Type of the TSS in TR: busy, without which VMX refuses to enter (SDM 3C, 27.3.1.2). QEMU's emulation of SVM loads TR
+/// as it is, and then permits ports by an available TSS alone (its `helper_check_io`): there, on a host whose CPU is
+/// QEMU's, it is one.
+fn tss_type() -> u8 {
+    const HYPERVISOR_PRESENT: u32 = 1 << 31;
+    if __cpuid(1).ecx & HYPERVISOR_PRESENT == 0 {
+        return BUSY_TSS;
+    }
+    let CpuidResult { ebx, ecx, edx, .. } = __cpuid(0x4000_0000);
+    if [ebx, ecx, edx].map(u32::to_le_bytes).as_flattened() == b"TCGTCGTCGTCG" {
+        AVAILABLE_TSS
+    } else {
+        BUSY_TSS
+    }
+}
+
 impl Entry {
     /// Registers at the first instruction: the System V calling convention as after a `call`.
     pub(super) fn registers(&self) -> kvm_regs {
@@ -102,12 +129,11 @@ impl Entry {
         let data = kvm_segment { selector: DATA_SELECTOR, type_: 0x3, db: 1, l: 0, ..code };
         (sregs.cs, sregs.ss) = (code, data);
         (sregs.ds, sregs.es, sregs.fs, sregs.gs) = (data, data, data, data);
-        // A busy 64-bit TSS, without which VMX refuses to enter (SDM 3C, 27.3.1.2).
         sregs.tr = kvm_segment {
             base: TSS,
             limit: TSS_LIMIT,
             selector: TSS_SELECTOR,
-            type_: 0xb,
+            type_: tss_type(),
             present: 1,
             ..Default::default()
         };
@@ -132,20 +158,25 @@ impl Entry {
         write(GDT + u64::from(CODE_SELECTOR & !7), 0x00af_fb00_0000_ffff)?;
         let tss = u64::from(TSS_LIMIT) | (TSS & 0xff_ffff) << 16 | 0x8b << 40 | (TSS >> 24 & 0xff) << 56;
         write(GDT + u64::from(TSS_SELECTOR), tss)?;
+        write(TSS + TSS_IST1, FAULT_STACK_END)?;
         // The last half word of the TSS is the offset of the I/O permission bitmap. A clear bit permits the port.
         write(TSS + 0x60, TSS_LENGTH << 48)?;
         let mut bitmap = [0xff; BITMAP_LENGTH as usize + 1];
-        for port in (DOORBELLS..DOORBELLS + DOORBELLS_LENGTH).chain(PIO..PIO + PIO_LENGTH) {
+        let doorbells = DOORBELLS..DOORBELLS + DOORBELLS_LENGTH;
+        let faults = FAULT_PORTS..FAULT_PORTS + u16::from(FAULT_VECTORS);
+        for port in doorbells.chain(faults).chain(PIO..PIO + PIO_LENGTH) {
             bitmap[usize::from(port / 8)] &= !(1 << (port % 8));
         }
         memory
             .write_slice(&bitmap, GuestAddress(TSS + TSS_LENGTH))
             .map_err(|_| KvmError::Memory { what: "the TSS lies outside of it" })?;
-        // A trap gate (type 15): it leaves IF alone, see `crate::interrupt`.
-        let gate = self.interrupt_gate;
-        let low = (gate & 0xffff) | u64::from(CODE_SELECTOR) << 16 | 0x8f << 40 | (gate >> 16 & 0xffff) << 48;
-        write(IDT + 16 * u64::from(INTERRUPT_VECTOR), low)?;
-        write(IDT + 16 * u64::from(INTERRUPT_VECTOR) + 8, gate >> 32)?;
+        let gate = |vector: u8, kind: u64, to: u64| {
+            let low = (to & 0xffff) | u64::from(CODE_SELECTOR) << 16 | kind << 32 | (to >> 16 & 0xffff) << 48;
+            write(IDT + 16 * u64::from(vector), low)?;
+            write(IDT + 16 * u64::from(vector) + 8, to >> 32)
+        };
+        gate(INTERRUPT_VECTOR, INTERRUPT_GATE, self.interrupt_gate)?;
+        fault::write(memory, gate)?;
 
         let table = PRESENT | WRITABLE | USER | ACCESSED;
         write(PML4, PDPT | table)?;
@@ -167,6 +198,8 @@ impl Entry {
         let read_only = PRESENT | USER | ACCESSED | DIRTY | NO_EXECUTE;
         small(GDT, IDT + PAGE, read_only)?;
         small(TSS, TSS_END, read_only)?;
+        small(FAULT_CODE, FAULT_CODE + PAGE, read_only & !NO_EXECUTE)?;
+        small(FAULT_STACK, FAULT_STACK_END, data)?;
         small(BOOT_INFO, STATUS, read_only)?;
         small(STATUS, STATUS + PAGE, data)?;
         small(STACK, STACK_END, data)?;

@@ -2,12 +2,14 @@
 //! page-table based KVM, which runs CPL3 code natively and emulates the rest: a guest here never leaves CPL3.
 
 mod entry;
+mod fault;
 mod postbox;
 mod stats;
 mod vcpu;
 mod vm;
 
 pub use entry::{Entry, Pages};
+pub use fault::Fault;
 pub use postbox::{Postbox, Posted};
 pub use stats::{KvmCounts, Stats};
 pub use vcpu::{Exit, Kicker, Registers, Vcpu};

@@ -7,8 +7,12 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use kvm_bindings::{kvm_run, kvm_vcpu_events};
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
+use toll_vnic::GuestMemory;
 
-use super::{KvmCounts, KvmError, Stats, failed, failed_errno};
+use super::{Fault, KvmCounts, KvmError, Stats, failed, failed_errno};
+
+/// CR0.PG.
+const PAGING: u64 = 1 << 31;
 
 /// Why `KVM_RUN` returned.
 #[derive(Debug)]
@@ -30,14 +34,14 @@ pub enum Exit<'a> {
     },
 }
 
-/// What is known of a guest that faulted.
+/// What is known of a guest that can't go on.
 #[derive(Debug, Clone)]
 pub struct Registers {
-    /// Instruction pointer.
-    pub rip: u64,
-    /// Address of the last page fault, CR2.
-    pub cr2: u64,
-    /// One line each.
+    /// Instruction pointer of the program; `None` if it is lost.
+    pub rip: Option<u64>,
+    /// The fault that the vCPU is telling of, if it is.
+    pub fault: Option<Fault>,
+    /// For people, one line each.
     pub lines: Vec<String>,
 }
 
@@ -107,14 +111,15 @@ impl Kicker {
 /// A vCPU.
 pub struct Vcpu {
     fd: VcpuFd,
+    memory: GuestMemory,
     page: Arc<RunPage>,
     stats: Option<Stats>,
 }
 
 impl Vcpu {
-    pub(super) fn new(fd: VcpuFd) -> Result<Self, KvmError> {
+    pub(super) fn new(fd: VcpuFd, memory: GuestMemory) -> Result<Self, KvmError> {
         let page = Arc::new(RunPage::map(&fd)?);
-        Ok(Self { stats: Stats::open(&fd), page, fd })
+        Ok(Self { stats: Stats::open(&fd), page, fd, memory })
     }
 
     /// Enters the guest until it exits.
@@ -129,9 +134,7 @@ impl Vcpu {
             Ok(VcpuExit::MmioRead(address, data)) => Ok(Exit::MmioRead(address, data)),
             Ok(VcpuExit::MmioWrite(address, data)) => Ok(Exit::MmioWrite(address, data)),
             Ok(VcpuExit::Intr) => Ok(Exit::Signal),
-            Ok(VcpuExit::Shutdown) => {
-                fault("KVM_EXIT_SHUTDOWN: a fault that the guest has no handler for".into())
-            }
+            Ok(VcpuExit::Shutdown) => fault("KVM_EXIT_SHUTDOWN: a fault while a fault was delivered".into()),
             Ok(VcpuExit::Hlt) => fault("KVM_EXIT_HLT: the guest halted".into()),
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
                 fault(format!("KVM_EXIT_FAIL_ENTRY: hardware reason {reason:#x} on CPU {cpu}"))
@@ -199,18 +202,30 @@ impl Vcpu {
     pub fn registers(&self) -> Result<Registers, KvmError> {
         let regs = self.fd.get_regs().map_err(failed("KVM_GET_REGS"))?;
         let sregs = self.fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-        let kvm_bindings::kvm_regs { rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, rip, rflags, .. } = regs;
-        let kvm_bindings::kvm_regs { r8, r9, r10, r11, r12, r13, r14, r15, .. } = regs;
         let kvm_bindings::kvm_sregs { cr0, cr2, cr3, cr4, cs, ss, .. } = sregs;
-        let lines = vec![
+        if cr0 & PAGING == 0 {
+            // No guest can switch paging off. AMD-V leaves the state of a guest that has shut down undefined, so KVM resets
+            // its vCPU (Linux arch/x86/kvm/svm/svm.c, shutdown_interception).
+            let lost =
+                "registers are lost: KVM has reset the vCPU, as it does on AMD-V when a guest shuts down";
+            return Ok(Registers { rip: None, fault: None, lines: vec![lost.into()] });
+        }
+        let kvm_bindings::kvm_regs { rax, rbx, rcx, rdx, rsi, rdi, rbp, .. } = regs;
+        let kvm_bindings::kvm_regs { r8, r9, r10, r11, r12, r13, r14, r15, .. } = regs;
+        let fault = Fault::under_way(&regs, &sregs, &self.memory);
+        // Of the program, not of what tells of its fault.
+        let (rip, rflags, rsp) =
+            fault.map_or((regs.rip, regs.rflags, regs.rsp), |fault| (fault.rip, fault.rflags, fault.rsp));
+        let mut lines: Vec<String> = fault.iter().map(|fault| format!("fault: {fault}")).collect();
+        lines.extend([
             format!("rip {rip:#018x} cs {:#06x} rflags {rflags:#x} cr2 {cr2:#018x}", cs.selector),
             format!("rax {rax:#018x} rbx {rbx:#018x} rcx {rcx:#018x} rdx {rdx:#018x}"),
             format!("rsi {rsi:#018x} rdi {rdi:#018x} rbp {rbp:#018x} rsp {rsp:#018x}"),
             format!("r8  {r8:#018x} r9  {r9:#018x} r10 {r10:#018x} r11 {r11:#018x}"),
             format!("r12 {r12:#018x} r13 {r13:#018x} r14 {r14:#018x} r15 {r15:#018x}"),
             format!("cr0 {cr0:#x} cr3 {cr3:#x} cr4 {cr4:#x} ss {:#06x}", ss.selector),
-        ];
-        Ok(Registers { rip, cr2, lines })
+        ]);
+        Ok(Registers { rip: Some(rip), fault, lines })
     }
 }
 

@@ -129,6 +129,6 @@ impl Vm {
         entry.system_registers(&self.cpuid, &mut sregs);
         fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
         fd.set_regs(&entry.registers()).map_err(failed("KVM_SET_REGS"))?;
-        Vcpu::new(fd)
+        Vcpu::new(fd, self.memory.clone())
     }
 }

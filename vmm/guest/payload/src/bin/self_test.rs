@@ -3,6 +3,7 @@
 #![no_std]
 #![no_main]
 
+use core::arch::asm;
 use core::sync::atomic::Ordering;
 
 use toll_guest::driver::Driver as _;
@@ -32,6 +33,40 @@ mod case {
     pub const HOSTILE_MESSAGE: u64 = 13;
     pub const STACK_OVERFLOW: u64 = 14;
     pub const FRAMES: u64 = 15;
+    pub const INVALID_OPCODE: u64 = 16;
+    pub const DIVIDE_BY_ZERO: u64 = 17;
+    pub const BREAKPOINT: u64 = 18;
+    pub const NON_CANONICAL: u64 = 19;
+    pub const PRIVILEGED: u64 = 20;
+    pub const FORGED_FAULT: u64 = 21;
+    pub const FAULT_WHEN_STARTED: u64 = 22;
+}
+
+/// What RAX holds when a case faults: no address (the upper half is not the sign of the lower), and no RAX by chance.
+const MARK: u64 = 0x5eed_0123_4567_89ab;
+
+/// Announces READY (or another phase), stores the address of `$instruction` where the VMM's test looks for it, and executes it with [`MARK`] in
+/// RAX and 0 in RCX: it faults.
+macro_rules! faulting {
+    ($status:expr, $instruction:literal) => {
+        faulting!($status, $instruction, phase::READY)
+    };
+    ($status:expr, $instruction:literal, $phase:expr) => {{
+        doorbell::phase($phase);
+        // SAFETY: the store is into `status.bytes`. The instruction faults, and the VMM ends the program then.
+        unsafe {
+            asm!(
+                "lea {at}, [rip + 2f]",
+                "mov qword ptr [{bytes}], {at}",
+                "2:",
+                $instruction,
+                at = out(reg) _,
+                bytes = in(reg) $status.bytes.as_ptr(),
+                inout("rax") MARK => _,
+                in("rcx") 0_u64,
+            );
+        }
+    }};
 }
 
 fn main(
@@ -55,21 +90,29 @@ fn main(
                 core::hint::spin_loop();
             }
         }
-        case::NULL_WRITE => {
-            doorbell::phase(phase::READY);
-            // SAFETY: none: this faults, which is the point of the case.
-            unsafe { core::ptr::without_provenance_mut::<u64>(0x18).write_volatile(1) };
-        }
+        case::NULL_WRITE => faulting!(status, "mov qword ptr [0x18], rax"),
         case::EXECUTE_DATA => {
             static CODE: [u8; 1] = [0xc3];
+            doorbell::phase(phase::READY);
+            status.bytes.store(CODE.as_ptr() as u64, Ordering::Relaxed);
             // SAFETY: none: data is not executable, so this faults, which is the point of the case.
             let function = unsafe { core::mem::transmute::<*const u8, extern "C" fn()>(CODE.as_ptr()) };
             function();
         }
-        case::WRITE_CODE => {
-            let code = main as *const () as *mut u8;
-            // SAFETY: none: code is not writable, so this faults, which is the point of the case.
-            unsafe { code.write_volatile(0xc3) };
+        case::WRITE_CODE => faulting!(status, "mov byte ptr [rip + 2b], al"),
+        case::INVALID_OPCODE => faulting!(status, "ud2"),
+        case::DIVIDE_BY_ZERO => faulting!(status, "div cl"),
+        case::BREAKPOINT => faulting!(status, "int3"),
+        case::NON_CANONICAL => faulting!(status, "mov al, byte ptr [rax]"),
+        case::PRIVILEGED => faulting!(status, "hlt"),
+        case::UNKNOWN_PORT => faulting!(status, "out 0x80, al"),
+        case::FORGED_FAULT => faulting!(status, "out 0xee, al"),
+        case::FAULT_WHEN_STARTED => {
+            doorbell::phase(phase::READY);
+            while command.start.load(Ordering::Acquire) == 0 {
+                doorbell::wait(u32::MAX);
+            }
+            faulting!(status, "ud2", phase::WARM_UP);
         }
         case::PANIC => panic!("the case that panics, {}", boot.mtu),
         case::HOSTILE_STATUS => {
@@ -89,9 +132,6 @@ fn main(
         case::STACK_OVERFLOW => {
             doorbell::phase(phase::READY);
             status.bytes.store(dive(boot.tsc_hz), Ordering::Relaxed);
-        }
-        case::UNKNOWN_PORT => {
-            AdapterRegisters::Pio(0x80).write_register(0, 1, 0xaa);
         }
         case::WAIT_FOR_START => {
             doorbell::phase(phase::READY);
