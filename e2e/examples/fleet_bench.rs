@@ -101,6 +101,8 @@ async fn bench(count: usize, blocks: usize) -> Result<()> {
         },
         engine: "fleet",
         lab: None,
+        interim: true,
+        keep: None,
     };
     let service = Service::new(options, link, events, questions, watch.clone())?;
     let (stop, stopped) = oneshot::channel::<()>();

@@ -25,7 +25,7 @@ use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 use toll_orchestrator::lab::namespace::Namespace;
 use toll_protocol::result::CampaignResult;
-use toll_protocol::service::{AgentStatus, CampaignStatus};
+use toll_protocol::service::{AgentStatus, CampaignPage, CampaignStatus};
 
 use crate::bystander::Bystander;
 use crate::link;
@@ -340,12 +340,12 @@ impl Fleet {
         self.json("agents")
     }
 
-    /// All campaigns, the newest last.
+    /// The latest campaigns, the newest first.
     ///
     /// # Errors
     /// When the orchestrator doesn't answer.
     pub fn campaigns(&self) -> Result<Vec<CampaignStatus>> {
-        self.json("campaigns")
+        Ok(self.json::<CampaignPage>("campaigns")?.items)
     }
 
     /// How a campaign is.

@@ -12,8 +12,9 @@ use crate::pki::{DEFAULT_DAYS, files};
 use crate::remote::{self, Question, Server};
 use crate::run::{self, Format};
 use crate::serve::{self, ServeArguments};
+use crate::service::handle::{PAGE, PageQuery};
 use crate::trace::{self, Source};
-use crate::{doctor, kube, show_plan};
+use crate::{doctor, from_ledger, kube, show_plan};
 
 /// Measures what virtualisation takes on a network.
 #[derive(Debug, Parser)]
@@ -68,10 +69,16 @@ enum Command {
         #[command(flatten)]
         server: Server,
     },
-    /// Show how a campaign is, or all
+    /// Show how a campaign is and what it found so far, or list campaigns, the latest first
     Status {
         /// Its id
         id: Option<String>,
+        /// How many are listed, 500 at most
+        #[arg(long, value_name = "N", default_value_t = PAGE, conflicts_with = "id")]
+        limit: usize,
+        /// List those that come after: what the list before ended with
+        #[arg(long = "continue", value_name = "PLACE", conflicts_with = "id")]
+        after: Option<String>,
         /// What to print on stdout
         #[arg(long, value_enum, default_value = "text")]
         format: Format,
@@ -125,6 +132,17 @@ enum Command {
         campaign: Option<String>,
         #[command(flatten)]
         server: Server,
+    },
+    /// Show what a ledger has, and write its report.html and result.json again
+    Report {
+        /// A ledger.sqlite or its directory
+        ledger: PathBuf,
+        /// Where report.html and result.json go [default: beside the ledger]
+        #[arg(long, value_name = "DIR")]
+        out: Option<PathBuf>,
+        /// What to print on stdout
+        #[arg(long, value_enum, default_value = "text")]
+        format: Format,
     },
     /// Make certificates for the orchestrator and its agents
     Pki {
@@ -226,8 +244,11 @@ impl Cli {
                 }
                 Err(error) => Ok(told(&error)),
             },
-            Command::Status { id, format, server } => {
-                remote::ask(&server, Question::Status(id.as_deref(), format))
+            Command::Status { id: Some(id), format, server, .. } => {
+                remote::ask(&server, Question::Status(&id, format))
+            }
+            Command::Status { id: None, limit, after, format, server } => {
+                remote::ask(&server, Question::List(PageQuery { limit: Some(limit), after }, format))
             }
             Command::Watch { id, server } => remote::ask(&server, Question::Watch(&id)),
             Command::Cancel { id, server } => remote::ask(&server, Question::Cancel(&id)),
@@ -243,6 +264,7 @@ impl Cli {
                 };
                 trace::trace(trial, source)
             }
+            Command::Report { ledger, out, format } => from_ledger::report(&ledger, out, format),
             Command::Pki { action } => action.execute(),
         }
     }

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! GET    /livez  /readyz  /metrics
-//! GET    /api/v1/campaigns            POST  ?id=    the document is the body: 201, or 200 if it is known
+//! GET    /api/v1/campaigns            ?limit=&continue=     POST  ?id=    the document is the body: 201, 200 if known
 //! GET    /api/v1/campaigns/ID         DELETE        202: it is being cancelled
 //! GET    /api/v1/campaigns/ID/events                its status, and again whenever it changes (server-sent events)
 //! GET    /api/v1/campaigns/ID/result                result.json, as far as it has come
 //! GET    /api/v1/campaigns/ID/report                the page of the same
+//! GET    /api/v1/left-out                           what lies in the data directory and can't be served
 //! GET    /api/v1/agents               GET /api/v1/openapi.json
 //! ```
 //! What changes something needs the token, if there is one; without one it is taken from the machine itself alone.
@@ -38,7 +39,7 @@ use toll_protocol::result::CampaignResult;
 use toll_protocol::service::Refusal;
 
 use crate::report;
-use crate::service::handle::{Handle, LookupError, SubmitError};
+use crate::service::handle::{Handle, ListError, LookupError, PageQuery, SubmitError};
 
 /// How long the service's task may stand still before it counts as dead.
 const STALLED: Duration = Duration::from_secs(30);
@@ -117,6 +118,7 @@ pub fn router(api: Api) -> Router {
         .route("/api/v1/campaigns/{id}/events", get(stream::events))
         .route("/api/v1/campaigns/{id}/result", get(result))
         .route("/api/v1/campaigns/{id}/report", get(page))
+        .route("/api/v1/left-out", get(left_out))
         .route("/api/v1/agents", get(agents))
         .route("/api/v1/openapi.json", get(openapi::document))
         .fallback(unknown)
@@ -147,8 +149,18 @@ impl From<LookupError> for Refused {
         let status = match &error {
             LookupError::Unknown { .. } => StatusCode::NOT_FOUND,
             LookupError::Pending { .. } => StatusCode::CONFLICT,
-            LookupError::Ledger { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            LookupError::Ledger { .. } | LookupError::LeftOut { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             LookupError::Ending => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        Self::new(status, error.to_string())
+    }
+}
+
+impl From<ListError> for Refused {
+    fn from(error: ListError) -> Self {
+        let status = match &error {
+            ListError::Continue { .. } => StatusCode::BAD_REQUEST,
+            ListError::Ending => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, error.to_string())
     }
@@ -159,7 +171,7 @@ impl From<SubmitError> for Refused {
         let status = match &error {
             SubmitError::Invalid(_) | SubmitError::NoSelect => StatusCode::UNPROCESSABLE_ENTITY,
             SubmitError::Id { .. } => StatusCode::BAD_REQUEST,
-            SubmitError::Taken { .. } => StatusCode::CONFLICT,
+            SubmitError::Taken { .. } | SubmitError::LeftOut { .. } => StatusCode::CONFLICT,
             SubmitError::Store(_) => StatusCode::INSUFFICIENT_STORAGE,
             SubmitError::Ending => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -276,8 +288,22 @@ async fn submit(
     Ok(json(if submitted.new { StatusCode::CREATED } else { StatusCode::OK }, &submitted))
 }
 
-async fn campaigns(State(api): State<Api>) -> Response {
-    json(StatusCode::OK, &api.handle.campaigns().await)
+#[derive(Deserialize)]
+struct Page {
+    limit: Option<usize>,
+    #[serde(rename = "continue")]
+    after: Option<String>,
+}
+
+async fn campaigns(
+    State(api): State<Api>,
+    Query(Page { limit, after }): Query<Page>,
+) -> Result<Response, Refused> {
+    Ok(json(StatusCode::OK, &api.handle.campaigns(PageQuery { limit, after }).await?))
+}
+
+async fn left_out(State(api): State<Api>) -> Response {
+    json(StatusCode::OK, &api.handle.left_out().await)
 }
 
 async fn campaign(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Refused> {

@@ -153,6 +153,14 @@ pub enum LedgerError {
         /// Its version.
         found: i32,
     },
+    /// The tables are of an earlier version.
+    #[error("{path} was written by an older Toll (schema {found}, this one knows {SCHEMA_VERSION}): use that one", path = path.display())]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: i32,
+    },
     /// No room on the disk.
     #[error("no room is left for {path}: free some space; every result acknowledged before is kept", path = path.display())]
     DiskFull {
@@ -280,12 +288,16 @@ impl Ledger {
     /// Opens the ledger at `path`, finishing or undoing what a killed process left half done.
     ///
     /// # Errors
-    /// [`LedgerError::Open`], [`LedgerError::NotALedger`], [`LedgerError::Newer`], [`LedgerError::Damaged`],
-    /// [`LedgerError::Busy`], [`LedgerError::Database`].
+    /// [`LedgerError::Open`], [`LedgerError::NotALedger`], [`LedgerError::Newer`], [`LedgerError::Older`],
+    /// [`LedgerError::Damaged`], [`LedgerError::Busy`], [`LedgerError::Database`].
     pub fn open(path: &Path) -> Result<Self, LedgerError> {
         // Not opened: closing a descriptor of a file gives up all locks of this process on it (fcntl(2)), those of
         // another connection too.
-        std::fs::metadata(path).map_err(|source| LedgerError::Open { path: path.to_owned(), source })?;
+        let file =
+            std::fs::metadata(path).map_err(|source| LedgerError::Open { path: path.to_owned(), source })?;
+        if !file.is_file() {
+            return Err(LedgerError::NotALedger { path: path.to_owned() });
+        }
         let connection = connect(path)?;
         let action = "reading the plan";
         let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
@@ -297,7 +309,7 @@ impl Ledger {
             found if found > SCHEMA_VERSION => {
                 return Err(LedgerError::Newer { path: path.to_owned(), found });
             }
-            _ => return Err(LedgerError::NotALedger { path: path.to_owned() }),
+            found => return Err(LedgerError::Older { path: path.to_owned(), found }),
         }
         let header = read_header(&connection, path)?;
         Ok(Self::with(connection, path, header))

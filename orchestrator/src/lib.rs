@@ -5,6 +5,7 @@ pub mod cli;
 pub mod doctor;
 pub mod exit;
 pub mod format;
+pub mod from_ledger;
 pub mod http;
 pub mod kube;
 pub mod lab;

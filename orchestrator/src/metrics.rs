@@ -35,6 +35,7 @@ pub struct Metrics {
     agents: GaugeVec,
     campaigns: GaugeVec,
     trials: GaugeVec,
+    left_out: GaugeVec,
     ended: IntCounterVec,
     dispatch: Histogram,
     phases: HistogramVec,
@@ -91,8 +92,9 @@ impl Metrics {
         };
         let (agents, campaigns) =
             (build.add(&f::AGENTS, GaugeVec::new)?, build.add(&f::CAMPAIGNS, GaugeVec::new)?);
-        let (trials, ended) =
-            (build.add(&f::TRIALS, GaugeVec::new)?, build.add(&f::TRIALS_ENDED, IntCounterVec::new)?);
+        let (trials, left_out) =
+            (build.add(&f::TRIALS, GaugeVec::new)?, build.add(&f::LEFT_OUT, GaugeVec::new)?);
+        let ended = build.add(&f::TRIALS_ENDED, IntCounterVec::new)?;
         let (dispatch, phases) = (build.add(&f::DISPATCH, latency)?, build.add(&f::PHASES, phases)?);
         let ledger = build.add(&f::LEDGER_WRITE, latency)?;
         let cells = Cells::new()?;
@@ -105,7 +107,19 @@ impl Metrics {
             phases.with_label_values(&[phase_name(phase)]);
         }
         let (registry, families) = (build.registry, Arc::new(build.families));
-        Ok(Self { registry, families, agents, campaigns, trials, ended, dispatch, phases, ledger, cells })
+        Ok(Self {
+            registry,
+            families,
+            agents,
+            campaigns,
+            trials,
+            left_out,
+            ended,
+            dispatch,
+            phases,
+            ledger,
+            cells,
+        })
     }
 
     /// What `/metrics` is made from.
@@ -139,6 +153,11 @@ impl Metrics {
     /// How many trials of all campaigns wait for their hosts, and how many are in flight.
     pub fn trials(&self, waiting: usize, in_flight: usize) {
         set_counts(&self.trials, ["waiting", "in-flight"], [("waiting", waiting), ("in-flight", in_flight)]);
+    }
+
+    /// How many entries of the data directory are left out: those that are looked at again, and the others.
+    pub fn left_out(&self, [again, for_good]: [usize; 2]) {
+        set_counts(&self.left_out, ["yes", "no"], [("yes", again), ("no", for_good)]);
     }
 
     /// A trial is over and recorded: to be called once for each record, not for those read back from a ledger.

@@ -8,15 +8,15 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
 use toll_protocol::result::{CampaignResult, RunCounts, Verdict};
-use toll_protocol::service::{AgentStatus, CampaignState, CampaignStatus};
+use toll_protocol::service::{AgentStatus, CampaignState, CampaignStatus, LeftOut};
 
 use crate::exit::{Exit, print_out};
 use crate::http::client::{Client, ClientError};
 use crate::progress::left;
 use crate::report::terminal::plain;
-use crate::run::Format;
-use crate::service::store::{REPORT, RESULT};
-use crate::{format, report};
+use crate::run::{self, Format};
+use crate::service::handle::PageQuery;
+use crate::service::store::write_files;
 
 /// Which service, and what it wants to see.
 #[derive(Debug, Args)]
@@ -41,8 +41,10 @@ pub enum Question<'a> {
         /// Whether to stay until it is over.
         watch: bool,
     },
-    /// How one campaign is, or all are.
-    Status(Option<&'a str>, Format),
+    /// How a campaign is, and what it found so far.
+    Status(&'a str, Format),
+    /// How some are.
+    List(PageQuery, Format),
     /// Follow a campaign to its end.
     Watch(&'a str),
     /// End a campaign.
@@ -102,8 +104,16 @@ async fn answer(client: &Client, question: Question<'_>) -> Result<Exit> {
             print_out(&format!("{}{known}\n", submitted.id))?;
             if watch { follow(client, &submitted.id).await } else { Ok(Exit::Ok) }
         }
-        Question::Status(None, format) => show(&client.campaigns().await?, format, |all| campaigns(all)),
-        Question::Status(Some(id), format) => show(&client.campaign(id).await?, format, campaign),
+        Question::Status(id, Format::Json) => show(&client.campaign(id).await?, Format::Json, campaign),
+        Question::Status(id, Format::Text) => {
+            let status = client.campaign(id).await?;
+            print_out(&campaign(&status))?;
+            if !status.hosts.is_empty() {
+                run::print(&client.result(id).await?, None, Format::Text)?;
+            }
+            Ok(Exit::Ok)
+        }
+        Question::List(query, format) => list(client, &query, format).await,
         Question::Watch(id) => follow(client, id).await,
         Question::Cancel(id) => {
             let status = client.cancel(id).await?;
@@ -129,42 +139,40 @@ async fn follow(client: &Client, id: &str) -> Result<Exit> {
     bar.finish();
     let last = last?;
     print_out(&campaign(&last))?;
-    Ok(exit(&last))
+    if last.hosts.is_empty() {
+        return Ok(exit(&last, None));
+    }
+    let result = client.result(id).await?;
+    run::print(&result, None, Format::Text)?;
+    Ok(exit(&last, Some(&result)))
 }
 
-/// What a campaign that is over means for a script.
-fn exit(status: &CampaignStatus) -> Exit {
-    let complete = status.counts.is_some_and(|counts| counts.measured == counts.planned);
-    match (status.state, status.verdict) {
-        (CampaignState::Cancelled, _) => Exit::Interrupted,
-        _ if !complete => Exit::Infrastructure,
-        (_, Some(Verdict::Fail | Verdict::Inconclusive)) => Exit::GateMissed,
-        _ => Exit::Ok,
+/// What a campaign that is over means for a script; one that had no hosts has no result.
+fn exit(status: &CampaignStatus, result: Option<&CampaignResult>) -> Exit {
+    let cancelled = status.state == CampaignState::Cancelled;
+    match result {
+        _ if status.fault.is_some() => Exit::Infrastructure,
+        Some(result) => run::exit(result, cancelled),
+        None if cancelled => Exit::Interrupted,
+        None => Exit::Infrastructure,
     }
+}
+
+async fn list(client: &Client, query: &PageQuery, format: Format) -> Result<Exit> {
+    let page = client.campaigns(query).await?;
+    show(&page, format, |page| campaigns(&page.items, page.next.as_deref()))?;
+    if page.left_out > 0 && format == Format::Text {
+        print_out(&left_out(&client.left_out().await?))?;
+    }
+    Ok(Exit::Ok)
 }
 
 async fn results(client: &Client, id: &str, out: Option<&Path>, format: Format) -> Result<Exit> {
     let result = client.result(id).await?;
-    let mut page = None;
-    if let Some(out) = out {
-        let path = out.join(REPORT);
-        std::fs::create_dir_all(out).with_context(|| format!("{} can't be made", out.display()))?;
-        for (name, text) in
-            [(RESULT, serde_json::to_string_pretty(&result)?), (REPORT, report::html::render(&result))]
-        {
-            let file = out.join(name);
-            std::fs::write(&file, text).with_context(|| format!("{} can't be written", file.display()))?;
-        }
-        page = Some(path);
-    }
-    match format {
-        Format::Json => print_out(&format!("{}\n", serde_json::to_string_pretty(&result)?))?,
-        Format::Text => {
-            let options = report::terminal::TerminalOptions::of_stdout();
-            print_out(&report::terminal::render(&result, page.as_deref(), options))?;
-        }
-    }
-    Ok(crate::run::exit(&result, result.provenance.interrupted))
+    let written = out.map(|out| write_files(out, &result)).transpose();
+    run::print(&result, written.as_ref().ok().and_then(Option::as_deref), format)?;
+    written.context("what was measured is above; its files are not written")?;
+    Ok(run::exit(&result, result.provenance.interrupted))
 }
 
 fn table(header: &[&str]) -> Table {
@@ -187,7 +195,7 @@ fn verdict(verdict: Option<Verdict>) -> &'static str {
     }
 }
 
-fn campaigns(all: &[CampaignStatus]) -> String {
+fn campaigns(all: &[CampaignStatus], next: Option<&str>) -> String {
     if all.is_empty() {
         return "no campaigns: toll submit FILE\n".to_owned();
     }
@@ -199,10 +207,25 @@ fn campaigns(all: &[CampaignStatus]) -> String {
             done(status.counts),
             status.left.map_or_else(|| "—".to_owned(), left),
             verdict(status.verdict).to_owned(),
-            plain(status.reason.as_deref().unwrap_or_default()),
+            plain(status.fault.as_deref().or(status.reason.as_deref()).unwrap_or_default()),
         ]);
     }
-    format!("{table}\n")
+    let more =
+        next.map_or_else(String::new, |next| format!("Older ones: toll status --continue {}\n", plain(next)));
+    format!("{table}\n{more}")
+}
+
+fn left_out(left_out: &LeftOut) -> String {
+    let mut text = format!("{} entries of the data directory are left out:\n", left_out.count);
+    for entry in &left_out.entries {
+        let again = if entry.tried_again { " (it is tried again)" } else { "" };
+        text.push_str(&format!("  {}: {}{again}\n", plain(&entry.name), plain(&entry.reason)));
+    }
+    let unnamed = left_out.count.saturating_sub(left_out.entries.len());
+    if unnamed > 0 {
+        text.push_str(&format!("  and {unnamed} more\n"));
+    }
+    text
 }
 
 fn campaign(status: &CampaignStatus) -> String {
@@ -218,28 +241,13 @@ fn campaign(status: &CampaignStatus) -> String {
         text.push_str(&format!(" ({})", plain(reason)));
     }
     text.push('\n');
+    if let Some(fault) = status.fault.as_ref().filter(|fault| Some(*fault) != status.reason.as_ref()) {
+        text.push_str(&format!("  {}\n", plain(fault)));
+    }
     for running in &status.running {
         text.push_str(&format!("  now: {}\n", plain(running)));
     }
-    if status.cells.is_empty() {
-        return text;
-    }
-    let mut table = table(&["cell", "runs", "goodput", "of native", "95 %"]);
-    for cell in &status.cells {
-        let goodput = cell.goodput_bytes_per_second.map(|bytes| format::bit_rate(bytes * 8.0));
-        let ratio = cell.ratio_to_native;
-        let interval = ratio.and_then(|ratio| ratio.ci95);
-        let absent = || "—".to_owned();
-        table.add_row([
-            cell.name.clone(),
-            format!("{}/{}", cell.counts.measured, cell.counts.planned),
-            goodput.unwrap_or_else(absent),
-            ratio.map_or_else(absent, |ratio| format!("{:.1} %", ratio.estimate * 100.0)),
-            interval
-                .map_or_else(absent, |[lower, upper]| format!("{:.1}–{:.1}", lower * 100.0, upper * 100.0)),
-        ]);
-    }
-    format!("{text}{table}\n")
+    text
 }
 
 fn agents(all: &[AgentStatus]) -> String {

@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use toll_protocol::campaign::{self, Campaign};
 use toll_protocol::result::{CampaignResult, Outcome, TrialRecord, Verdict};
+use toll_protocol::service::CampaignStatus;
 use toll_protocol::trial::EndKind;
 
 use crate::exit::{Exit, print_out};
@@ -89,19 +90,44 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
     }
     let ended = runtime.block_on(in_lab(manifest, &spec, &agent, &out, captures.as_deref()));
     runtime.shutdown_timeout(Duration::from_secs(1));
-    let (result, interrupted) = ended?;
-    let page = out.join(REPORT);
+    let Ended { result, fault, interrupted } = ended?;
+    let page = fault.is_none().then(|| out.join(REPORT));
+    print(&result, page.as_deref(), format)?;
+    if let (Format::Text, Some(folder)) = (format, &captures) {
+        print_out(&format!("Captures: {}\n", folder.display()))?;
+    }
+    let Some(fault) = fault else { return Ok(exit(&result, interrupted)) };
+    eprintln!("toll: {fault}");
+    eprintln!(
+        "toll: what was measured is above. Once that is mended, `toll report {}` writes report.html and result.json \
+         from what the ledger has",
+        out.display()
+    );
+    Ok(Exit::Infrastructure)
+}
+
+/// How a campaign in a lab ended.
+struct Ended {
+    result: CampaignResult,
+    /// What kept it from being measured or written whole.
+    fault: Option<String>,
+    /// Whether its user ended it.
+    interrupted: bool,
+}
+
+/// Prints a result on stdout, whichever command asks for one; `page` is where its `report.html` is.
+///
+/// # Errors
+/// When stdout can't be written.
+pub fn print(result: &CampaignResult, page: Option<&Path>, format: Format) -> Result<()> {
     match format {
-        Format::Json => print_out(&format!("{}\n", serde_json::to_string_pretty(&result)?))?,
+        Format::Json => print_out(&format!("{}\n", serde_json::to_string_pretty(result)?))?,
         Format::Text => {
             let options = report::terminal::TerminalOptions::of_stdout();
-            print_out(&report::terminal::render(&result, Some(&page), options))?;
-            if let Some(folder) = &captures {
-                print_out(&format!("Captures: {}\n", folder.display()))?;
-            }
+            print_out(&report::terminal::render(result, page, options))?;
         }
     }
-    Ok(exit(&result, interrupted))
+    Ok(())
 }
 
 /// `toll-quickstart-20261123-161500`, in UTC.
@@ -129,7 +155,7 @@ async fn in_lab(
     agent: &Path,
     out: &Path,
     captures: Option<&Path>,
-) -> Result<(CampaignResult, bool)> {
+) -> Result<Ended> {
     let mut cancel = Cancel::on_signals()?;
     let lab = Lab::new(spec).await?;
     let authority = Authority::new(DEFAULT_DAYS)?;
@@ -148,6 +174,8 @@ async fn in_lab(
         policy: POLICY,
         engine: "lab",
         lab: Some(hosts_of(&lab, spec)),
+        interim: false,
+        keep: None,
     };
     let (handle, questions) = handle::channel();
     let agents = Arc::new(Mutex::new(agents));
@@ -160,7 +188,7 @@ async fn in_lab(
     }));
     let ended = follow(&handle, manifest, &mut cancel.first).await;
     let result = match &ended {
-        Ok(id) => handle.result(id).await.map_err(anyhow::Error::from),
+        Ok(status) => handle.result(&status.id).await.map_err(anyhow::Error::from),
         Err(_) => Err(anyhow::anyhow!("there is no result")),
     };
     // The agents first: to them a closed connection is a fault to recover from.
@@ -169,17 +197,19 @@ async fn in_lab(
     drop(over);
     let served = service.await.context("the service failed")?;
     served?.progress.finish();
-    ended?;
-    Ok((*result?, cancel.was_given()))
+    let fault = ended?.fault;
+    Ok(Ended { result: *result?, fault, interrupted: cancel.was_given() })
 }
 
-/// Submits the campaign and waits until it is over, however it ends. A message on `cancel` ends it early.
-async fn follow(handle: &Handle, manifest: &str, cancel: &mut mpsc::Receiver<()>) -> Result<String> {
+/// Submits the campaign and waits until it is over, however it ends; how it is then. A message on `cancel` ends it
+/// early.
+async fn follow(handle: &Handle, manifest: &str, cancel: &mut mpsc::Receiver<()>) -> Result<CampaignStatus> {
     let id = handle.submit(None, manifest.to_owned()).await?.id;
     let mut changes = handle.changes();
     loop {
-        if handle.campaign(&id).await?.state.is_over() {
-            return Ok(id);
+        let status = handle.campaign(&id).await?;
+        if status.state.is_over() {
+            return Ok(status);
         }
         tokio::select! {
             changed = changes.changed() => changed.context("the service ended before the campaign")?,

@@ -146,6 +146,11 @@ impl Scheduler {
         (self.fleet.find(host).is_some(), self.fleet.hosts.len())
     }
 
+    /// Whether `trial`, as an agent names it, is in flight.
+    pub fn flies(&self, trial: TrialId) -> bool {
+        self.flights.contains_key(&trial.near())
+    }
+
     /// Trials in flight.
     pub fn in_flight(&self) -> usize {
         self.flights.len()

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -26,12 +26,18 @@ use crate::link::{AGENT_TIMEOUTS, Link};
 use crate::metrics::Metrics;
 use crate::pki::files;
 use crate::scheduler::{Phase, Policy};
-use crate::service::store::Store;
+use crate::service::store::{Store, StoreError};
 use crate::service::{Observer, Options, Service, View, handle};
 
 /// How long no new agent must have come before a campaign is planned on those that are there: agents that the service
 /// has just lost come back within their back-off, which is 5 s at most and mostly shorter.
 const SETTLE: Duration = Duration::from_secs(2);
+
+/// How long the data directory may be another's after this process has come to lead: the other one writes its last
+/// records, or its node has to be found dead.
+const HANDOVER: Duration = Duration::from_secs(60);
+/// How often the directory is tried meanwhile: its lock tells nobody when it is free.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// What `toll serve` is told.
 #[derive(Debug, Args)]
@@ -60,6 +66,9 @@ pub struct ServeArguments {
     /// Most trials at once, on hosts that share none [default: as many as there are pairs]
     #[arg(long, value_name = "N")]
     pub max_trials: Option<usize>,
+    /// Remove campaigns that are over, with their ledgers and results, but for the latest N to end [default: keep all]
+    #[arg(long, value_name = "N")]
+    pub keep: Option<usize>,
     /// Be the orchestrator of a Kubernetes cluster: take Campaign objects, leave cordoned and NotReady nodes out, and
     /// serve only while holding a Lease
     #[arg(long)]
@@ -126,11 +135,12 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
     let token = arguments.token_file.as_deref().map(read_token).transpose()?;
     let metrics = Metrics::new().context("the metrics can't be registered")?;
     let (link, events) = Link::bind(arguments.listen, &identity, arguments.agent_timeout.duration())?;
+    let Some(store) = store(arguments, &stop).await? else { return Ok(()) };
     let listener = TcpListener::bind(arguments.http)
         .await
         .with_context(|| format!("the HTTP API can't listen on {}", arguments.http))?;
     let options = Options {
-        store: Store::fleet(&arguments.data)?,
+        store,
         policy: Policy {
             limit: arguments.max_trials.unwrap_or(usize::MAX),
             grace: arguments.agent_grace.duration(),
@@ -139,6 +149,8 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
         },
         engine: if arguments.kube { "kubernetes" } else { "fleet" },
         lab: None,
+        interim: true,
+        keep: arguments.keep,
     };
     let (handle, questions) = handle::channel();
     let agents = link.address();
@@ -168,6 +180,24 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
     pages.abort();
     served?;
     Ok(())
+}
+
+/// The data directory, locked; `None` if this process is told to stop before it has it. In a cluster the one who led
+/// before may still be ending.
+async fn store(arguments: &ServeArguments, stop: &watch::Receiver<bool>) -> Result<Option<Store>> {
+    let patience = if arguments.kube { HANDOVER } else { Duration::ZERO };
+    let deadline = Instant::now() + patience;
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        match Store::fleet(&arguments.data) {
+            Err(StoreError::Held { .. }) if Instant::now() < deadline => {}
+            other => return Ok(Some(other?)),
+        }
+        tokio::select! {
+            _ = look.tick() => {}
+            () = told(stop.clone()) => return Ok(None),
+        }
+    }
 }
 
 fn exposition(metrics: &Metrics) -> String {
@@ -224,5 +254,6 @@ impl Observer for Watched {
         self.0.agents(view.agents.iter().map(|(state, count)| (*state, *count)));
         self.0.campaigns(view.campaigns.iter().map(|(state, count)| (*state, *count)));
         self.0.trials(view.waiting, view.in_flight);
+        self.0.left_out(view.left_out);
     }
 }

@@ -10,10 +10,16 @@
 
 mod ending;
 pub mod handle;
+mod ids;
 pub mod kept;
+mod left_out;
+mod listing;
+mod past;
 mod requests;
 mod resuming;
 pub mod store;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::collections::BTreeMap;
@@ -24,16 +30,18 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use ending::Made;
 use handle::{Questions, SubmitError};
 use kept::{Kept, Phase};
+use left_out::Entries;
+use past::Archive;
 use store::{Store, StoreError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use toll_protocol::campaign::Campaign;
 use toll_protocol::result::{CampaignResult, HostProvenance, Provenance, TrialRecord};
-use toll_protocol::service::{CampaignState, Submitted};
+use toll_protocol::service::{AgentStatus, CampaignState, Submitted};
 use toll_protocol::units::BitRate;
 use writer::{Done, Job, Writer, Wrote};
 
-use crate::ledger::{Entry, LedgerError};
+use crate::ledger::Entry;
 use crate::link::{Link, LinkEvent};
 use crate::scheduler::{Command, Event, Hosts, NewCampaign, Now, Policy, Progress, Scheduler};
 use crate::{plan, scheduler};
@@ -45,9 +53,6 @@ const MOST_HOSTS: usize = 4096;
 /// Why the service ended.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// A result could not be kept: nothing more is measured, since it could not be kept either.
-    #[error("the ledger takes no more results")]
-    Ledger(#[from] LedgerError),
     /// Campaigns can't be kept.
     #[error("campaigns can't be kept")]
     Store(#[from] StoreError),
@@ -70,6 +75,11 @@ pub struct Options {
     pub engine: &'static str,
     /// The hosts of a lab; without them campaigns select theirs.
     pub lab: Option<LabHosts>,
+    /// Whether campaigns are summarised while they run, for those who watch their figures. It takes CPU time, which is
+    /// not to be spent on a machine that is measured.
+    pub interim: bool,
+    /// Campaigns that are over and are kept, the latest to end; `None` for all. The others are removed.
+    pub keep: Option<usize>,
 }
 
 /// A lab, as campaigns on it need to know it.
@@ -123,6 +133,8 @@ pub struct View {
     pub waiting: usize,
     /// Trials under way.
     pub in_flight: usize,
+    /// Entries of the data directory that are left out: those that are looked at again, and the others.
+    pub left_out: [usize; 2],
 }
 
 /// Where the answer to a submission or a cancellation goes, once it is durable.
@@ -140,7 +152,11 @@ pub struct Service<O> {
     questions: Questions,
     writer: Writer,
     done: Done,
+    /// Campaigns that are not over.
     kept: BTreeMap<String, Kept>,
+    past: Archive,
+    left_out: Entries,
+    reading: Arc<Semaphore>,
     waiting: Vec<(String, Waiting)>,
     made: (mpsc::Sender<Made>, mpsc::Receiver<Made>),
     observer: O,
@@ -173,6 +189,9 @@ impl<O: Observer> Service<O> {
             writer,
             done,
             kept: BTreeMap::new(),
+            past: Archive::default(),
+            left_out: Entries::default(),
+            reading: Arc::new(Semaphore::new(listing::READERS)),
             waiting: Vec::new(),
             made: mpsc::channel(64),
             observer,
@@ -226,6 +245,7 @@ impl<O: Observer> Service<O> {
     }
 
     fn heard(&mut self, event: LinkEvent) -> Result<(), ServiceError> {
+        let Some(event) = self.heard_now(event) else { return Ok(()) };
         let event = match event {
             LinkEvent::Connected { host, facts, labels, held } => {
                 let (known, hosts) = self.scheduler.knows(&host);
@@ -262,15 +282,16 @@ impl<O: Observer> Service<O> {
         }
         self.step(Event::Tick)?;
         let now = self.now();
-        let due: Vec<String> =
-            self.kept.iter().filter(|(_, kept)| kept.is_due()).map(|(id, _)| id.clone()).collect();
-        for id in due {
+        let interim = self.options.interim;
+        let due = self.kept.iter().filter(|(_, kept)| interim && kept.is_due()).map(|(id, _)| id.clone());
+        for id in due.collect::<Vec<String>>() {
             self.begin_summary(&id);
         }
         let again = self.kept.iter_mut().filter_map(|(id, kept)| kept.ends_again().then(|| id.clone()));
         for id in again.collect::<Vec<String>>() {
             self.begin_end(&id);
         }
+        self.look_again();
         let live = self.kept.iter().filter(|(_, kept)| kept.phase == Phase::Live);
         for (id, _) in live {
             if let Some(progress) = self.scheduler.progress(id, now) {
@@ -287,8 +308,10 @@ impl<O: Observer> Service<O> {
 
     fn view(&self) -> View {
         let (waiting, in_flight) = (self.scheduler.waiting(), self.scheduler.in_flight());
-        let mut view = View { waiting, in_flight, ..View::default() };
-        for agent in self.scheduler.agents(self.now()) {
+        let left_out = self.left_out.counts();
+        let campaigns = self.past.counts().clone();
+        let mut view = View { waiting, in_flight, left_out, campaigns, ..View::default() };
+        for agent in self.agents() {
             *view.agents.entry(agent.state).or_default() += 1;
         }
         for kept in self.kept.values() {
@@ -300,6 +323,13 @@ impl<O: Observer> Service<O> {
             *view.campaigns.entry(state).or_default() += 1;
         }
         view
+    }
+
+    /// Every agent that has been connected, by name.
+    fn agents(&self) -> Vec<AgentStatus> {
+        let mut agents = self.scheduler.agents(self.now());
+        agents.extend(self.left_out.waiting_agents());
+        agents
     }
 
     fn now(&self) -> Now {
@@ -385,6 +415,14 @@ impl<O: Observer> Service<O> {
 
     fn wrote(&mut self, id: &str, wrote: Wrote) -> Result<(), ServiceError> {
         self.changed = true;
+        if let Some(kept) = self.kept.get_mut(id) {
+            kept.trouble = match &wrote {
+                Wrote::Failed { error, again: true } => {
+                    Some(format!("its ledger takes nothing for now: {}", kept::chain(error)))
+                }
+                _ => None,
+            };
+        }
         match wrote {
             Wrote::Created(created) => self.created(id, created),
             Wrote::Planned => self.step(Event::PlanStored { campaign: id.to_owned() }),
@@ -401,11 +439,13 @@ impl<O: Observer> Service<O> {
                 tracing::error!(campaign = id, "tried again in a second: {}", kept::chain(&error));
                 Ok(())
             }
-            Wrote::Failed { error, again: false } => match self.options.store {
-                // Its one campaign is all that it is for.
-                Store::One(_) => Err(error.into()),
-                Store::Fleet(_) => self.abandon(id, &error),
-            },
+            Wrote::Failed { error, again: false } => self.abandon(id, &error),
+            Wrote::Unkept(records) => {
+                if let Some(kept) = self.kept.get_mut(id) {
+                    kept.unkept.extend(records);
+                }
+                Ok(())
+            }
         }
     }
 

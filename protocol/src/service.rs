@@ -77,8 +77,46 @@ pub struct CampaignStatus {
     pub ended_unix_ms: Option<u64>,
     /// The worst verdict of its gates, once it is over; `None` without gates.
     pub verdict: Option<Verdict>,
-    /// Its cells, in the order of `result.json`; their figures as far as they are known.
+    /// What keeps its results from being whole or written, now or for good: one sentence. A ledger that takes nothing
+    /// more, a disk that is full, a file that can't be read.
+    #[serde(default)]
+    pub fault: Option<String>,
+    /// Its cells, in the order of `result.json`; their figures as far as they are known. Empty in a list of campaigns:
+    /// ask for the campaign itself.
     pub cells: Vec<CellStatus>,
+}
+
+/// Some of the campaigns of a service, the latest first.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct CampaignPage {
+    /// The campaigns, without their cells.
+    pub items: Vec<CampaignStatus>,
+    /// What to ask with, as `continue`, for those that are older; `None` if there are none.
+    #[serde(rename = "continue")]
+    pub next: Option<String>,
+    /// Entries of the data directory that are left out of the list: `/api/v1/left-out` names them.
+    pub left_out: usize,
+}
+
+/// What lies in the service's data directory and is no campaign that it can serve.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct LeftOut {
+    /// How many entries there are.
+    pub count: usize,
+    /// The first of them, by name.
+    pub entries: Vec<LeftOutEntry>,
+}
+
+/// One entry of the data directory that is left as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeftOutEntry {
+    /// Its name, which is the campaign's id if it is one.
+    pub name: String,
+    /// Why it is left out, and what to do: one sentence.
+    pub reason: String,
+    /// Whether it is looked at again from time to time, because what is wrong may pass. Agents that hold results which
+    /// nobody knows are kept waiting meanwhile.
+    pub tried_again: bool,
 }
 
 /// A cell in short.

@@ -6,7 +6,9 @@ use std::time::Duration;
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
 use toll_protocol::result::CampaignResult;
-use toll_protocol::service::{AgentStatus, CampaignStatus, Refusal, Submitted};
+use toll_protocol::service::{AgentStatus, CampaignPage, CampaignStatus, LeftOut, Refusal, Submitted};
+
+use crate::service::handle::PageQuery;
 
 /// How long the orchestrator may take to take a connection.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -98,12 +100,27 @@ impl Client {
         self.ask(request).await
     }
 
-    /// Every campaign, the latest first.
+    /// A page of the campaigns, the latest first.
     ///
     /// # Errors
     /// [`ClientError`].
-    pub async fn campaigns(&self) -> Result<Vec<CampaignStatus>, ClientError> {
-        self.ask(self.request(Method::GET, &["campaigns"])).await
+    pub async fn campaigns(&self, query: &PageQuery) -> Result<CampaignPage, ClientError> {
+        let mut request = self.request(Method::GET, &["campaigns"]);
+        if let Some(limit) = query.limit {
+            request = request.query(&[("limit", limit)]);
+        }
+        if let Some(after) = &query.after {
+            request = request.query(&[("continue", after)]);
+        }
+        self.ask(request).await
+    }
+
+    /// What lies in the service's data directory and can't be served.
+    ///
+    /// # Errors
+    /// [`ClientError`].
+    pub async fn left_out(&self) -> Result<LeftOut, ClientError> {
+        self.ask(self.request(Method::GET, &["left-out"])).await
     }
 
     /// One campaign.

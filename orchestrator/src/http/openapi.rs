@@ -6,9 +6,11 @@ use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 use toll_protocol::result::CampaignResult;
-use toll_protocol::service::{AgentStatus, CampaignStatus, Refusal, Submitted};
+use toll_protocol::service::{AgentStatus, CampaignPage, CampaignStatus, LeftOut, Refusal, Submitted};
 
 use axum::http::StatusCode;
+
+use crate::service::handle;
 
 /// One operation: method, path, what it does, answers by status with the schema of their body.
 pub(super) struct Operation {
@@ -29,7 +31,8 @@ enum Body {
     OpenApi,
     Submitted,
     Status,
-    Statuses,
+    Page,
+    LeftOut,
     Agents,
     Result,
 }
@@ -40,7 +43,13 @@ pub(super) const OPERATIONS: &[Operation] = &[
     operation("get", "/readyz", "Whether the service answers", &[(200, Body::Text)], &[]),
     operation("get", "/metrics", "Metrics, as Prometheus reads them", &[(200, Body::Text)], &[]),
     operation("get", "/api/v1/openapi.json", "This document", &[(200, Body::OpenApi)], &[]),
-    operation("get", "/api/v1/campaigns", "Every campaign, the latest first", &[(200, Body::Statuses)], &[]),
+    operation(
+        "get",
+        "/api/v1/campaigns",
+        "Campaigns, the latest first, page by page: `limit` of them, from where the page before said `continue`",
+        &[(200, Body::Page)],
+        &[400],
+    ),
     operation(
         "post",
         "/api/v1/campaigns",
@@ -48,34 +57,41 @@ pub(super) const OPERATIONS: &[Operation] = &[
         &[(201, Body::Submitted), (200, Body::Submitted)],
         &[400, 401, 403, 409, 413, 422, 507],
     ),
-    operation("get", "/api/v1/campaigns/{id}", "How a campaign is", &[(200, Body::Status)], &[404]),
+    operation("get", "/api/v1/campaigns/{id}", "How a campaign is", &[(200, Body::Status)], &[404, 500]),
     operation(
         "delete",
         "/api/v1/campaigns/{id}",
         "End a campaign; what was measured is kept",
         &[(202, Body::Status)],
-        &[401, 403, 404],
+        &[401, 403, 404, 500],
     ),
     operation(
         "get",
         "/api/v1/campaigns/{id}/events",
         "How a campaign is, and again whenever that changes, until it is over",
         &[(200, Body::Events)],
-        &[404],
+        &[404, 500],
     ),
     operation(
         "get",
         "/api/v1/campaigns/{id}/result",
         "What a campaign found, as far as it has come: result.json",
         &[(200, Body::Result)],
-        &[404, 409],
+        &[404, 409, 500],
     ),
     operation(
         "get",
         "/api/v1/campaigns/{id}/report",
         "The same as a page",
         &[(200, Body::Html)],
-        &[404, 409],
+        &[404, 409, 500],
+    ),
+    operation(
+        "get",
+        "/api/v1/left-out",
+        "What lies in the data directory and can't be served, with the reasons",
+        &[(200, Body::LeftOut)],
+        &[],
     ),
     operation("get", "/api/v1/agents", "Every agent that has been connected", &[(200, Body::Agents)], &[]),
 ];
@@ -139,6 +155,14 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
     if operation.path.contains("{id}") {
         described["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": text}]);
     }
+    if operation.path == "/api/v1/campaigns" && operation.method == "get" {
+        let (most, usual) = (handle::LONGEST_PAGE, handle::PAGE);
+        let limit = json!({"type": "integer", "minimum": 1, "maximum": most, "default": usual});
+        described["parameters"] = json!([
+            {"name": "limit", "in": "query", "required": false, "schema": limit},
+            {"name": "continue", "in": "query", "required": false, "schema": text},
+        ]);
+    }
     if operation.method == "post" {
         described["parameters"] = json!([{"name": "id", "in": "query", "required": false, "schema": text}]);
         described["requestBody"] =
@@ -160,7 +184,8 @@ fn content(body: Body, generator: &mut SchemaGenerator) -> (&'static str, Value)
         Body::OpenApi => (JSON, json!({"type": "object"})),
         Body::Submitted => (JSON, json!(generator.subschema_for::<Submitted>())),
         Body::Status => (JSON, json!(generator.subschema_for::<CampaignStatus>())),
-        Body::Statuses => (JSON, json!(generator.subschema_for::<Vec<CampaignStatus>>())),
+        Body::Page => (JSON, json!(generator.subschema_for::<CampaignPage>())),
+        Body::LeftOut => (JSON, json!(generator.subschema_for::<LeftOut>())),
         Body::Agents => (JSON, json!(generator.subschema_for::<Vec<AgentStatus>>())),
         Body::Result => (JSON, json!(generator.subschema_for::<CampaignResult>())),
     }

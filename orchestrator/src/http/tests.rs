@@ -47,6 +47,8 @@ async fn serve_with(token: Option<&str>) -> Served {
         policy: Policy { limit: 1, grace: Duration::from_secs(1), settle: Duration::ZERO, cluster: false },
         engine: "fleet",
         lab: None,
+        interim: true,
+        keep: None,
     };
     let service = Service::new(options, link, events, questions, Nobody).expect("a service");
     let results = Arc::new(Semaphore::new(RESULTS));
@@ -160,7 +162,7 @@ async fn changes_take_the_token_and_questions_dont() {
     let stranger = client(&served);
     let error = stranger.submit(None, GOOD.to_owned()).await.expect_err("shows no token");
     assert!(error.to_string().contains("token"), "{error}");
-    assert!(stranger.campaigns().await.expect("may be asked").is_empty());
+    assert!(stranger.campaigns(&PageQuery::default()).await.expect("may be asked").items.is_empty());
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("token");
     for (token, taken) in [("secre", false), ("secrets", false), ("secret", true)] {
@@ -212,7 +214,7 @@ async fn connections_that_ask_nothing_keep_nobody_out() {
     for _ in 0..300 {
         silent.push(tokio::net::TcpStream::connect(&address).await.expect("connected"));
     }
-    assert!(client(&served).campaigns().await.expect("answered").is_empty());
+    assert!(client(&served).campaigns(&PageQuery::default()).await.expect("answered").items.is_empty());
     // The oldest has lost its place.
     let mut byte = [0; 1];
     let closed = tokio::io::AsyncReadExt::read(&mut silent[0], &mut byte).await;
@@ -226,7 +228,7 @@ async fn results_are_made_in_turn() {
     let asking = client(&served);
     let asked = tokio::spawn(async move { asking.result("nothing").await });
     // Everything else is answered meanwhile.
-    assert!(client(&served).campaigns().await.expect("answered").is_empty());
+    assert!(client(&served).campaigns(&PageQuery::default()).await.expect("answered").items.is_empty());
     assert!(!asked.is_finished());
     drop(turns);
     let error = asked.await.expect("no panic").expect_err("there is none");

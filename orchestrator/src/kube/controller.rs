@@ -219,7 +219,8 @@ pub(super) fn refusal(error: &SubmitError) -> Option<(&'static str, String)> {
         SubmitError::NoSelect => Some(("NoHosts", error.to_string())),
         SubmitError::Id { .. } => Some(("InvalidName", error.to_string())),
         SubmitError::Taken { .. } => Some(("AnotherCampaign", error.to_string())),
-        SubmitError::Store(_) | SubmitError::Ending => None,
+        SubmitError::LeftOut { again: false, .. } => Some(("LeftOut", error.to_string())),
+        SubmitError::LeftOut { .. } | SubmitError::Store(_) | SubmitError::Ending => None,
     }
 }
 
@@ -244,7 +245,8 @@ async fn end(
             }
         }
         Ok(found) => write(api, object, Seen::Taken(&found), context).await?,
-        Err(LookupError::Unknown { .. }) => {}
+        // What can't be served for good runs no trial.
+        Err(LookupError::Unknown { .. } | LookupError::LeftOut { again: false, .. }) => {}
         Err(error) => return Err(Trouble::Lookup(error)),
     }
     let_go(api, object).await

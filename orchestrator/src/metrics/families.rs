@@ -41,7 +41,7 @@ pub const CAMPAIGNS: Family = Family {
     name: "toll_campaigns",
     kind: Kind::Gauge,
     labels: &[Label { name: "state", values: "`pending`, `running`, `finished`, `cancelled`" }],
-    help: "Campaigns that the service knows, by state.",
+    help: "Campaigns that the service has, those that are over too, by state.",
 };
 /// Trials that are not over.
 pub const TRIALS: Family = Family {
@@ -52,6 +52,16 @@ pub const TRIALS: Family = Family {
         values: "`waiting` (for its hosts), `in-flight` (from Prepare to the end of the teardown)",
     }],
     help: "Planned trials that are not over, by state.",
+};
+/// What can't be served.
+pub const LEFT_OUT: Family = Family {
+    name: "toll_left_out",
+    kind: Kind::Gauge,
+    labels: &[Label {
+        name: "tried_again",
+        values: "`yes` (what is wrong may pass: it is looked at from time to time), `no`",
+    }],
+    help: "Entries of the data directory that can't be served as campaigns: `/api/v1/left-out` names them.",
 };
 /// Trials that are over.
 pub const TRIALS_ENDED: Family = Family {

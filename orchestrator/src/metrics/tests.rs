@@ -209,6 +209,7 @@ fn everything() -> Metrics {
     metrics.agents([(AgentState::Busy, 2)]);
     metrics.campaigns([(CampaignState::Running, 1)]);
     metrics.trials(1, 1);
+    metrics.left_out([1, 2]);
     metrics.recorded(&Outcome::Failed { host: "h".to_owned(), failure: Failure::new("it broke") });
     metrics.dispatched(Duration::from_micros(700));
     metrics.phase(Phase::Setup, Duration::from_millis(30));

@@ -6,7 +6,7 @@
 //!     +---- cancelled: Over     +--- cancelled: skipped --+      (from any: Abandoned, if its ledger fails for good)
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,12 +120,13 @@ impl Course {
             }
         }
         let mut queues: Vec<PairQueue> = Vec::new();
+        let mut by_pair: HashMap<(HostIndex, HostIndex), usize> = HashMap::new();
         let mut by_cell: Vec<Option<usize>> = vec![None; plan.cells.len()];
         for (index, trial) in plan.trials.iter().enumerate().filter(|(index, _)| left[*index]) {
             let queue = *by_cell[trial.cell].get_or_insert_with(|| {
                 let pair = &plan.cells[trial.cell].key.pair;
                 let (a, b) = (fleet.expect(&pair.a, now), fleet.expect(&pair.b, now));
-                queues.iter().position(|queue| (queue.a, queue.b) == (a, b)).unwrap_or_else(|| {
+                *by_pair.entry((a, b)).or_insert_with(|| {
                     queues.push(PairQueue { a, b, trials: VecDeque::new() });
                     queues.len() - 1
                 })
@@ -183,5 +184,42 @@ impl Course {
             left: Span(pace.saturating_mul(planned.saturating_sub(over))),
             cancelled: self.cancelled.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    const CAMPAIGN: &str = "\
+apiVersion: toll.dev/v1alpha1
+kind: Campaign
+metadata: {name: c}
+spec:
+  hosts: {select: {}}
+  pairs: all
+  arms: [{name: native, native: {}}]
+  workloads: [{name: bulk, stream: {directions: [send]}}]
+  blocks: 1
+";
+
+    /// The service's task makes the queues, and agents wait for it: one look at all pairs for each pair would be minutes.
+    #[test]
+    fn the_largest_campaign_is_queued_at_once() {
+        let campaign = toll_protocol::campaign::parse(CAMPAIGN).expect("is valid");
+        let host =
+            |n: usize| plan::Host { name: format!("host-{n}"), virtual_address: None, mtu: 1500, rate: None };
+        let hosts: Vec<plan::Host> = (0..447).map(host).collect();
+        let mut ids = rand::rng();
+        let plan = Arc::new(Plan::new(&campaign, &hosts, 1, || plan::draw(&mut ids)));
+        let (mut fleet, zero) = (Fleet::new(false), Duration::ZERO);
+        let mut course = Course::new("c".to_owned(), Stage::Storing, zero);
+        let began = Instant::now();
+        course.planned(plan.clone(), &mut fleet, &[], zero);
+        let took = began.elapsed();
+        assert!(course.queues.len() == 447 * 446 / 2 && plan.trials.len() == course.queues.len());
+        assert!(took < Duration::from_secs(10), "{took:?}");
     }
 }

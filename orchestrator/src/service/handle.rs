@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use tokio::sync::{mpsc, oneshot, watch};
 use toll_protocol::campaign::{self, Campaign, Problem};
 use toll_protocol::result::CampaignResult;
-use toll_protocol::service::{AgentStatus, CampaignStatus, Submitted};
+use toll_protocol::service::{AgentStatus, CampaignPage, CampaignStatus, LeftOut, Submitted};
+
+pub use super::listing::{LONGEST_PAGE, PAGE, PageQuery};
 
 /// Questions that may wait; past that those who ask wait.
 const WAITING: usize = 64;
@@ -32,6 +34,16 @@ pub enum SubmitError {
         /// The id.
         id: String,
     },
+    /// There is something of that name in the data directory that is no campaign.
+    #[error("{id} is in the data directory and left out ({why}): choose another id, or leave it out")]
+    LeftOut {
+        /// The id.
+        id: String,
+        /// What is wrong with it.
+        why: String,
+        /// Whether that may pass.
+        again: bool,
+    },
     /// It can't be kept.
     #[error("the campaign can't be kept: {0}")]
     Store(String),
@@ -49,6 +61,16 @@ pub enum LookupError {
         /// The id.
         id: String,
     },
+    /// It can't be served.
+    #[error("campaign {id} is left out: {why}")]
+    LeftOut {
+        /// The id.
+        id: String,
+        /// Why.
+        why: String,
+        /// Whether that may pass.
+        again: bool,
+    },
     /// It has no plan yet, and so no result.
     #[error("campaign {id} has no result yet: it waits for hosts")]
     Pending {
@@ -62,6 +84,20 @@ pub enum LookupError {
         id: String,
         /// What is wrong.
         why: String,
+    },
+    /// The service is about to end.
+    #[error("the service is ending")]
+    Ending,
+}
+
+/// Why campaigns can't be listed.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// What was given to go on with is not what a page gave.
+    #[error("`{given}` is no place in the list: give as `continue` what the page before gave")]
+    Continue {
+        /// What was given.
+        given: String,
     },
     /// The service is about to end.
     #[error("the service is ending")]
@@ -102,8 +138,15 @@ pub enum Request {
         /// The answer, once the wish is durable.
         answer: Answer<Result<(), LookupError>>,
     },
-    /// Every campaign that the service knows, the latest first.
-    Campaigns(Answer<Vec<CampaignStatus>>),
+    /// Campaigns that the service knows, the latest first.
+    Campaigns {
+        /// Which.
+        query: PageQuery,
+        /// The answer.
+        answer: Answer<Result<CampaignPage, ListError>>,
+    },
+    /// What is left out of them.
+    LeftOut(Answer<LeftOut>),
     /// One campaign.
     Campaign {
         /// Its id.
@@ -172,9 +215,18 @@ impl Handle {
         asked.unwrap_or(Err(LookupError::Ending))
     }
 
-    /// Every campaign, the latest first; none from a service that ends.
-    pub async fn campaigns(&self) -> Vec<CampaignStatus> {
-        self.ask(Request::Campaigns).await.unwrap_or_default()
+    /// A page of the campaigns, the latest first.
+    ///
+    /// # Errors
+    /// [`ListError`].
+    pub async fn campaigns(&self, query: PageQuery) -> Result<CampaignPage, ListError> {
+        let asked = self.ask(|answer| Request::Campaigns { query, answer }).await;
+        asked.unwrap_or(Err(ListError::Ending))
+    }
+
+    /// What lies in the data directory and can't be served; nothing from a service that ends.
+    pub async fn left_out(&self) -> LeftOut {
+        self.ask(Request::LeftOut).await.unwrap_or_default()
     }
 
     /// One campaign.

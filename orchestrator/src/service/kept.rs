@@ -1,19 +1,18 @@
 //! What the service knows of one campaign beside the scheduler: who it is, what its figures are so far, what it says
 //! of itself.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use toll_protocol::campaign::{self, Campaign};
-use toll_protocol::result::{ArmSummary, CampaignResult, Gate, Provenance, RunCounts, Verdict};
+use toll_protocol::campaign::{self, Campaign, Problem};
+use toll_protocol::result::{ArmSummary, CampaignResult, Gate, Provenance, RunCounts, TrialRecord, Verdict};
 use toll_protocol::service::{CampaignState, CampaignStatus, CellStatus};
 
-use crate::ledger::{Ledger, LedgerHeader, PlannedTrial};
+use crate::ledger::{Ledger, LedgerError, LedgerHeader, PlannedTrial};
 use crate::plan::Plan;
 use crate::scheduler::Progress;
-use crate::summary;
-
-use super::store::Over;
+use crate::summary::{self, SummaryError};
 
 /// Least time between two summaries of a running campaign.
 const PACE: Duration = Duration::from_secs(1);
@@ -47,6 +46,12 @@ pub(super) struct Kept {
     next_summary: Instant,
     /// When its files are to be written again, which could not be.
     end_again: Option<Instant>,
+    /// What can't be kept or written for now.
+    pub trouble: Option<String>,
+    /// Outcomes that its ledger did not take before it failed for good: they are in the result all the same.
+    pub unkept: Vec<TrialRecord>,
+    /// The result of the one campaign of `toll run`, once it is over.
+    pub result: Option<Box<CampaignResult>>,
     /// The document, as it was submitted.
     pub manifest: String,
 }
@@ -66,6 +71,7 @@ impl Kept {
             started_unix_ms: None,
             ended_unix_ms: None,
             verdict: None,
+            fault: None,
             cells: Vec::new(),
         };
         Self {
@@ -77,21 +83,10 @@ impl Kept {
             summarising: false,
             next_summary: Instant::now(),
             end_again: None,
+            trouble: None,
+            unkept: Vec::new(),
+            result: None,
             manifest: header.manifest.clone(),
-        }
-    }
-
-    pub fn over(Over { status, manifest }: Over) -> Self {
-        Self {
-            phase: Phase::Over,
-            status,
-            gates: Vec::new(),
-            provenance: None,
-            stale: false,
-            summarising: false,
-            next_summary: Instant::now(),
-            end_again: None,
-            manifest,
         }
     }
 
@@ -101,6 +96,7 @@ impl Kept {
         if self.phase == Phase::Over {
             return status;
         }
+        status.fault = status.fault.or_else(|| self.trouble.clone());
         match progress {
             Some(progress) => {
                 status.state = CampaignState::Running;
@@ -140,11 +136,14 @@ impl Kept {
         self.summarising = false;
         self.next_summary = Instant::now() + PACE.max(took * SHARE);
         self.status.cells = result.cells.iter().map(cell_status).collect();
-        if self.phase != Phase::Live {
-            self.status.counts = Some(total(result));
-            self.status.verdict = worst(result);
-        }
     }
+}
+
+/// Says in a status what the last result of a campaign says.
+pub(super) fn conclude(status: &mut CampaignStatus, result: &CampaignResult) {
+    status.cells = result.cells.iter().map(cell_status).collect();
+    status.counts = Some(total(result));
+    status.verdict = worst(result);
 }
 
 fn cell_status(cell: &toll_protocol::result::CellResult) -> CellStatus {
@@ -230,15 +229,64 @@ pub(super) fn plan_again(campaign: &Campaign, header: &LedgerHeader) -> Option<A
     (planned(&plan) == header.planned).then(|| Arc::new(plan))
 }
 
-/// The result of a campaign as its ledger has it. Reads and computes: for a thread that may block.
+/// Why a ledger gives no result.
+#[derive(Debug, thiserror::Error)]
+pub enum NoResult {
+    /// It can't be read.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// It contradicts itself.
+    #[error("what the ledger has does not belong together")]
+    Summary(#[from] SummaryError),
+}
+
+impl NoResult {
+    /// Whether an attempt may fare better later.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Ledger(error) if error.may_pass())
+    }
+}
+
+/// The result of a campaign as the ledger at `path` has it. Reads and computes: for a thread that may block.
 ///
 /// # Errors
-/// What is wrong, in one sentence.
-pub fn summarise(path: &std::path::Path, gates: &[Gate]) -> Result<Box<CampaignResult>, String> {
-    let ledger = Ledger::open(path).map_err(|error| chain(&error))?;
-    let records = ledger.records().map_err(|error| chain(&error))?;
-    let result = summary::summarise(ledger.header(), &records, gates).map_err(|error| chain(&error))?;
-    Ok(Box::new(result))
+/// [`NoResult`].
+pub fn summarise(
+    path: &std::path::Path,
+    gates: &[Gate],
+    unkept: &[TrialRecord],
+) -> Result<Box<CampaignResult>, NoResult> {
+    of_ledger(&Ledger::open(path)?, gates, unkept)
+}
+
+/// The result of a campaign as a ledger has it, with outcomes that it did not take.
+///
+/// # Errors
+/// [`NoResult`].
+pub fn of_ledger(
+    ledger: &Ledger,
+    gates: &[Gate],
+    unkept: &[TrialRecord],
+) -> Result<Box<CampaignResult>, NoResult> {
+    let mut records = ledger.records()?;
+    let known: BTreeSet<_> = records.iter().map(|record| record.trial).collect();
+    records.extend(unkept.iter().filter(|record| !known.contains(&record.trial)).cloned());
+    Ok(Box::new(summary::summarise(ledger.header(), &records, gates)?))
+}
+
+/// The gates of the campaign in a ledger.
+///
+/// # Errors
+/// Why this version does not take its document, in one sentence.
+pub fn gates(ledger: &Ledger) -> Result<Vec<Gate>, String> {
+    let parsed = campaign::parse(&ledger.header().manifest);
+    parsed.map(|campaign| campaign.gates).map_err(|problems| refused(&problems))
+}
+
+/// Why this version does not take a document that is in a ledger.
+pub(super) fn refused(problems: &[Problem]) -> String {
+    let why = problems.first().map_or_else(String::new, ToString::to_string);
+    format!("this version of Toll refuses the campaign's document: {why}")
 }
 
 /// An error and all its sources on one line.

@@ -6,14 +6,12 @@ use toll_protocol::result::CampaignResult;
 use toll_protocol::service::{CampaignStatus, Submitted};
 
 use super::handle::{LookupError, Request, SubmitError};
+use super::ids::{self, is_id};
 use super::kept::{self, Kept, Phase};
-use super::store::{LEDGER, StoreError, is_id};
+use super::store::{LEDGER, StoreError};
 use super::writer::Job;
 use super::{Observer, Service, ServiceError, Waiting, unix_ms};
 use crate::scheduler::Event;
-
-/// Ids that are tried for a campaign whose name and second another one has.
-const ATTEMPTS: u32 = 1000;
 
 impl<O: Observer> Service<O> {
     pub(super) fn asked(&mut self, request: Request) -> Result<(), ServiceError> {
@@ -23,13 +21,11 @@ impl<O: Observer> Service<O> {
             }
             Request::Cancel { id, reason, answer } => self.cancel(&id, reason, answer)?,
             // Whoever asked may have gone meanwhile: that is no fault, here and below.
-            Request::Campaigns(answer) => drop(answer.send(self.statuses())),
-            Request::Campaign { id, answer } => {
-                let status = self.kept.get(&id).map(|kept| self.status(&id, kept));
-                drop(answer.send(status.ok_or(LookupError::Unknown { id })));
-            }
+            Request::Campaigns { query, answer } => self.list(&query, answer),
+            Request::LeftOut(answer) => drop(answer.send(self.left_out.told())),
+            Request::Campaign { id, answer } => self.campaign(id, answer),
             Request::Result { id, answer } => self.result(id, answer),
-            Request::Agents(answer) => drop(answer.send(self.scheduler.agents(self.now()))),
+            Request::Agents(answer) => drop(answer.send(self.agents())),
             Request::Nodes(nodes) => {
                 self.changed = true;
                 self.step(Event::Nodes(nodes))?;
@@ -38,15 +34,8 @@ impl<O: Observer> Service<O> {
         Ok(())
     }
 
-    fn status(&self, id: &str, kept: &Kept) -> CampaignStatus {
+    pub(super) fn status(&self, id: &str, kept: &Kept) -> CampaignStatus {
         kept.status(self.scheduler.progress(id, self.now()), self.scheduler.waits_for(id))
-    }
-
-    /// The latest first.
-    fn statuses(&self) -> Vec<CampaignStatus> {
-        let mut all: Vec<_> = self.kept.iter().map(|(id, kept)| self.status(id, kept)).collect();
-        all.sort_by(|a, b| (b.submitted_unix_ms, &b.id).cmp(&(a.submitted_unix_ms, &a.id)));
-        all
     }
 
     fn submit(
@@ -80,7 +69,11 @@ impl<O: Observer> Service<O> {
                 Some(kept) if kept.phase == Phase::Creating => return Err(SubmitError::Taken { id }),
                 Some(kept) if kept.manifest == manifest => return Ok(Taken::Known(id)),
                 Some(_) => return Err(SubmitError::Taken { id }),
-                None => id,
+                None => match self.past.get(&id) {
+                    Some(past) if past.is_of(manifest) => return Ok(Taken::Known(id)),
+                    Some(_) => return Err(SubmitError::Taken { id }),
+                    None => self.not_left_out(id)?,
+                },
             },
             None => self.free_id(&campaign.name)?,
         };
@@ -90,17 +83,26 @@ impl<O: Observer> Service<O> {
         Ok(Taken::New { id, campaign: Box::new(campaign), header: Box::new(header) })
     }
 
-    /// `quickstart-20261124-190406`, in UTC, with a number if there is one already.
+    fn not_left_out(&self, id: String) -> Result<String, SubmitError> {
+        match self.left_out.get(&id) {
+            Some(entry) => {
+                Err(SubmitError::LeftOut { id, why: entry.reason.clone(), again: entry.tried_again })
+            }
+            None => Ok(id),
+        }
+    }
+
+    /// An id that no campaign has, and nothing in the data directory: of its name and the second, in UTC.
     fn free_id(&self, name: &str) -> Result<String, SubmitError> {
         let time = jiff::Timestamp::now().strftime("%Y%m%d-%H%M%S").to_string();
-        let first = format!("{name}-{time}");
-        let free = |id: &String| !self.kept.contains_key(id) && !self.options.store.directory(id).exists();
-        if matches!(self.options.store, super::Store::One(_)) {
-            return Ok(first);
-        }
-        let numbered = (2..ATTEMPTS).map(|number| format!("{first}-{number}"));
-        let id = std::iter::once(first.clone()).chain(numbered).find(free);
-        id.ok_or(SubmitError::Taken { id: first })
+        let one = matches!(self.options.store, super::Store::One(_));
+        let is_taken = |id: &str| {
+            self.kept.contains_key(id)
+                || self.past.get(id).is_some()
+                // What can't be looked at is there.
+                || !one && self.options.store.directory(id).symlink_metadata().is_ok()
+        };
+        ids::free(name, &time, is_taken).ok_or_else(|| SubmitError::Taken { id: format!("{name}-{time}") })
     }
 
     pub(super) fn created(&mut self, id: &str, created: Result<(), StoreError>) -> Result<(), ServiceError> {
@@ -138,8 +140,12 @@ impl<O: Observer> Service<O> {
         answer: oneshot::Sender<Result<(), LookupError>>,
     ) -> Result<(), ServiceError> {
         match self.kept.get(id).map(|kept| kept.phase) {
+            None if self.past.get(id).is_some() => {
+                drop(answer.send(Ok(())));
+                Ok(())
+            }
             None | Some(Phase::Creating) => {
-                drop(answer.send(Err(LookupError::Unknown { id: id.to_owned() })));
+                drop(answer.send(Err(self.unknown(id.to_owned()))));
                 Ok(())
             }
             Some(Phase::Ending | Phase::Over) => {
@@ -174,23 +180,26 @@ impl<O: Observer> Service<O> {
     }
 
     fn result(&self, id: String, answer: oneshot::Sender<Result<Box<CampaignResult>, LookupError>>) {
-        let Some(kept) = self.kept.get(&id) else {
-            drop(answer.send(Err(LookupError::Unknown { id })));
-            return;
-        };
-        let (store, gates) = (self.options.store.clone(), kept.gates.clone());
-        match kept.phase {
-            Phase::Over => drop(tokio::task::spawn_blocking(move || {
-                let result = store.read_result(&id);
-                let result = result.map_err(|error| LookupError::Ledger { id, why: kept::chain(&error) });
-                drop(answer.send(result));
+        let store = self.options.store.clone();
+        let unreadable = |id, why| LookupError::Ledger { id, why };
+        match self.kept.get(&id) {
+            None if self.past.get(&id).is_some() => drop(tokio::task::spawn_blocking(move || {
+                let result = store.result(&id);
+                drop(answer.send(result.map_err(|why| unreadable(id, why))));
             })),
-            _ if kept.status.hosts.is_empty() => drop(answer.send(Err(LookupError::Pending { id }))),
-            _ => drop(tokio::task::spawn_blocking(move || {
-                let path = store.directory(&id).join(LEDGER);
-                let result = kept::summarise(&path, &gates);
-                drop(answer.send(result.map_err(|why| LookupError::Ledger { id, why })));
-            })),
+            None => drop(answer.send(Err(self.unknown(id)))),
+            Some(Kept { phase: Phase::Over, result, status, .. }) => {
+                let why = || status.fault.clone().unwrap_or_default();
+                drop(answer.send(result.clone().ok_or_else(|| unreadable(id, why()))));
+            }
+            Some(kept) if kept.status.hosts.is_empty() => drop(answer.send(Err(LookupError::Pending { id }))),
+            Some(kept) => {
+                let gates = kept.gates.clone();
+                drop(tokio::task::spawn_blocking(move || {
+                    let result = kept::summarise(&store.directory(&id).join(LEDGER), &gates, &[]);
+                    drop(answer.send(result.map_err(|error| unreadable(id, kept::chain(&error)))));
+                }));
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use toll_protocol::result::RunCounts;
 
 use super::ending::Made;
 use super::kept::{self, Kept, Phase};
-use super::store::{Found, Loaded};
+use super::store::{Found, Look};
 use super::writer::Job;
 use super::{Observer, Service, ServiceError};
 use crate::ledger::{Ledger, LedgerError};
@@ -18,28 +18,20 @@ use crate::scheduler::{Event, ResumedCampaign};
 const SHOWN: usize = 20;
 
 impl<O: Observer> Service<O> {
-    /// Takes up what former processes left.
+    /// Takes up what former processes left. What can't be served is named, and left as it is.
     ///
     /// # Errors
-    /// [`ServiceError`]. A campaign that can't be read now and may be later is one: agents that hold its results would
-    /// be told that nobody waits for them. One that never can is left alone.
+    /// [`ServiceError`], if there is no list of campaigns.
     pub(super) fn load(&mut self) -> Result<(), ServiceError> {
-        let Loaded { found, unreadable } = self.options.store.load()?;
-        for error in unreadable {
-            if error.may_pass() {
-                return Err(error.into());
-            }
-            tracing::error!("a campaign is left alone: {}", kept::chain(&error));
-        }
         let mut live = Vec::new();
-        let mut over = Vec::new();
-        for (id, found) in found {
-            match found {
-                Found::Over(status) => {
-                    over.push((status.status.ended_unix_ms, id.clone()));
-                    self.kept.insert(id, Kept::over(*status));
+        for (name, look) in self.options.store.load()? {
+            match look {
+                Look::Found(Found::Over(over)) => self.take_over(&name, &over),
+                Look::Found(Found::Live(ledger)) => {
+                    live.push((ledger.header().submitted_unix_ms, name, ledger));
                 }
-                Found::Live(ledger) => live.push((ledger.header().submitted_unix_ms, id, ledger)),
+                Look::LeftOut { reason, again } => self.leave_out(&name, reason, again),
+                Look::Gone => {}
             }
         }
         // Served in the order of their submission.
@@ -47,9 +39,8 @@ impl<O: Observer> Service<O> {
         for (_, id, ledger) in live {
             self.resume(&id, *ledger)?;
         }
-        over.sort();
-        let latest: Vec<String> = over.into_iter().rev().take(SHOWN).rev().map(|(_, id)| id).collect();
-        self.show_again(latest);
+        self.begin_removing();
+        self.show_again(self.past.latest(SHOWN));
         Ok(())
     }
 
@@ -61,11 +52,9 @@ impl<O: Observer> Service<O> {
         let (store, made) = (self.options.store.clone(), self.made.0.clone());
         tokio::task::spawn_blocking(move || {
             for id in ids {
-                match store.read_result(&id) {
+                match store.result(&id) {
                     Ok(result) => drop(made.blocking_send(Made::Shown { id, result })),
-                    Err(error) => {
-                        tracing::warn!(campaign = id, "its figures can't be shown: {}", kept::chain(&error));
-                    }
+                    Err(why) => tracing::warn!(campaign = id, "its figures can't be shown: {why}"),
                 }
             }
         });
@@ -74,12 +63,10 @@ impl<O: Observer> Service<O> {
     /// Takes a campaign of a former process up again.
     pub(super) fn resume(&mut self, id: &str, ledger: Ledger) -> Result<(), ServiceError> {
         let header = ledger.header().clone();
-        let parsed = campaign::parse(&header.manifest)
-            .map_err(|problems| problems.first().map_or_else(String::new, ToString::to_string));
-        let campaign = match parsed {
+        let campaign = match campaign::parse(&header.manifest) {
             Ok(campaign) => campaign,
-            Err(why) => {
-                tracing::error!(campaign = id, why, "left alone: this version of Toll refuses it");
+            Err(problems) => {
+                self.leave_out(id, kept::refused(&problems), false);
                 return Ok(());
             }
         };
@@ -87,9 +74,8 @@ impl<O: Observer> Service<O> {
         let read = || Ok::<_, LedgerError>((ledger.outcomes()?, ledger.begun()?, ledger.first_begun()?));
         let (outcomes, begun, started) = match read() {
             Ok(read) => read,
-            Err(error) if error.may_pass() => return Err(error.into()),
             Err(error) => {
-                tracing::error!(campaign = id, "left alone: {}", kept::chain(&error));
+                self.leave_out(id, kept::chain(&error), error.may_pass());
                 return Ok(());
             }
         };

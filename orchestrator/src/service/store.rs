@@ -1,22 +1,34 @@
 //! Where the service keeps its campaigns: a directory each, found again by the next process.
 //!
 //! ```text
+//! DATA/lock                         who serves it
 //! DATA/campaigns/ID.new/            being made; what a killed process left of it is removed
 //! DATA/campaigns/ID/ledger.sqlite   durable from the answer to the submission on
 //!                   result.json, report.html, status.json   written in this order when it is over
+//! DATA/campaigns/ID.removed/        being removed, because it was asked for (--keep)
 //! ```
 //! `toll run` keeps its one campaign in the directory of its results, without `status.json`.
+
+mod load;
+mod lock;
 
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::CampaignStatus;
 
+use super::ids::is_id;
+use super::kept;
 use crate::ledger::{Ledger, LedgerError, LedgerHeader};
 use crate::report;
+
+pub(super) use load::{Found, Look, Seen};
+use lock::Lock;
 
 /// The ledger's name in the directory of a campaign.
 pub const LEDGER: &str = "ledger.sqlite";
@@ -27,8 +39,7 @@ pub const REPORT: &str = "report.html";
 /// What the service says of a campaign that is over.
 const STATUS: &str = "status.json";
 const UNFINISHED: &str = ".new";
-/// Longest id of a campaign: it names a directory, and with a suffix a Kubernetes object's status.
-const LONGEST_ID: usize = 80;
+const REMOVED: &str = ".removed";
 
 /// Why campaigns can't be kept.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +54,17 @@ pub enum StoreError {
         /// The system's word.
         source: io::Error,
     },
+    /// Another process serves it.
+    #[error("{directory} is served already, by {by}: end it first, or choose another directory (--data)", directory = directory.display())]
+    Held {
+        /// The directory.
+        directory: PathBuf,
+        /// `process 4711 on node1`.
+        by: String,
+    },
+    /// A name that leads elsewhere, or that would not be found again.
+    #[error("`{0}` can't be a campaign's id")]
+    Id(String),
     /// A document can't be written as JSON, or read.
     #[error("{path} is not what Toll writes there", path = path.display())]
     Json {
@@ -60,8 +82,8 @@ impl StoreError {
     /// Whether an attempt may fare better later.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Io { .. } => true,
-            Self::Json { .. } => false,
+            Self::Io { .. } | Self::Held { .. } => true,
+            Self::Json { .. } | Self::Id(_) => false,
             Self::Ledger(LedgerError::Open { source, .. }) => source.kind() != io::ErrorKind::NotFound,
             Self::Ledger(error) => error.may_pass(),
         }
@@ -77,9 +99,16 @@ fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreE
 #[derive(Debug, Clone)]
 pub enum Store {
     /// A directory for each.
-    Fleet(PathBuf),
+    Fleet(Fleet),
     /// This very directory for the only one.
     One(PathBuf),
+}
+
+/// A data directory, which is this process's as long as there is a copy of this.
+#[derive(Debug, Clone)]
+pub struct Fleet {
+    campaigns: PathBuf,
+    _lock: Arc<Lock>,
 }
 
 /// A campaign that is over: `status.json`.
@@ -91,38 +120,22 @@ pub struct Over {
     pub manifest: String,
 }
 
-/// A campaign that a former process left.
-pub enum Found {
-    /// It is over.
-    Over(Box<Over>),
-    /// It goes on.
-    Live(Box<Ledger>),
-}
-
-/// What former processes left.
-#[derive(Default)]
-pub struct Loaded {
-    /// Campaigns by id.
-    pub found: Vec<(String, Found)>,
-    /// Why others can't be read; they are left as they are.
-    pub unreadable: Vec<StoreError>,
-}
-
 impl Store {
-    /// The store of a service in `data`, which is made if it is not there.
+    /// The store of a service in `data`, which is made if it is not there, and locked.
     ///
     /// # Errors
-    /// [`StoreError::Io`].
+    /// [`StoreError::Io`], [`StoreError::Held`].
     pub fn fleet(data: &Path) -> Result<Self, StoreError> {
         let campaigns = data.join("campaigns");
         fs::create_dir_all(&campaigns).map_err(io_error("made", &campaigns))?;
-        Ok(Self::Fleet(campaigns))
+        let lock = Arc::new(Lock::take(data)?);
+        Ok(Self::Fleet(Fleet { campaigns, _lock: lock }))
     }
 
     /// The directory of a campaign.
     pub fn directory(&self, id: &str) -> PathBuf {
         match self {
-            Self::Fleet(campaigns) => campaigns.join(id),
+            Self::Fleet(fleet) => fleet.campaigns.join(id),
             Self::One(directory) => directory.clone(),
         }
     }
@@ -132,9 +145,13 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn create(&self, id: &str, header: &LedgerHeader) -> Result<Ledger, StoreError> {
-        let Self::Fleet(campaigns) = self else {
+        let Self::Fleet(Fleet { campaigns, .. }) = self else {
             return Ok(Ledger::create(&self.directory(id).join(LEDGER), header)?);
         };
+        // The next process would not look at it.
+        if !is_id(id) {
+            return Err(StoreError::Id(id.to_owned()));
+        }
         let (directory, unfinished) = (self.directory(id), campaigns.join(format!("{id}{UNFINISHED}")));
         remove(&unfinished)?;
         fs::create_dir(&unfinished).map_err(io_error("made", &unfinished))?;
@@ -145,28 +162,23 @@ impl Store {
         Ok(Ledger::open(&directory.join(LEDGER))?)
     }
 
-    /// Every campaign that former processes left, by id.
+    /// Removes a campaign that is over, whole or not at all: what a killed process left of it is no campaign.
     ///
     /// # Errors
-    /// [`StoreError`] if there is no list.
-    pub fn load(&self) -> Result<Loaded, StoreError> {
-        let Loaded { mut found, mut unreadable } = Loaded::default();
-        let Self::Fleet(campaigns) = self else { return Ok(Loaded { found, unreadable }) };
-        for entry in fs::read_dir(campaigns).map_err(io_error("listed", campaigns))? {
-            let entry = entry.map_err(io_error("listed", campaigns))?;
-            let name = entry.file_name();
-            let Some(name) = name.to_str() else { continue };
-            if name.ends_with(UNFINISHED) {
-                remove(&entry.path())?;
-            } else if is_id(name) {
-                match open(&entry.path()) {
-                    Ok(campaign) => found.push((name.to_owned(), campaign)),
-                    Err(error) => unreadable.push(error),
-                }
-            }
+    /// [`StoreError::Io`], [`StoreError::Id`].
+    pub fn remove(&self, id: &str) -> Result<(), StoreError> {
+        let Self::Fleet(Fleet { campaigns, .. }) = self else { return Ok(()) };
+        if !is_id(id) {
+            return Err(StoreError::Id(id.to_owned()));
         }
-        found.sort_by(|(a, _), (b, _)| a.cmp(b));
-        Ok(Loaded { found, unreadable })
+        let (directory, removed) = (self.directory(id), campaigns.join(format!("{id}{REMOVED}")));
+        remove(&removed)?;
+        match fs::rename(&directory, &removed) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            other => other.map_err(io_error("removed", &directory))?,
+        }
+        sync(campaigns)?;
+        remove(&removed)
     }
 
     /// Writes the result and the page of a campaign. Returns the page's path.
@@ -174,13 +186,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn write_result(&self, id: &str, result: &CampaignResult) -> Result<PathBuf, StoreError> {
-        let directory = self.directory(id);
-        let (json, page) = (directory.join(RESULT), directory.join(REPORT));
-        let text = serde_json::to_string_pretty(result);
-        let text = text.map_err(|source| StoreError::Json { path: json.clone(), source })?;
-        replace(&json, text.as_bytes())?;
-        replace(&page, report::html::render(result).as_bytes())?;
-        Ok(page)
+        write_files(&self.directory(id), result)
     }
 
     /// Writes that a campaign is over: the last of its files.
@@ -195,38 +201,55 @@ impl Store {
         replace(&path, text.as_bytes())
     }
 
-    /// Reads the result of a campaign that is over.
+    /// Reads the result of a campaign that is over, or makes it from its ledger if it was not written.
+    ///
+    /// # Errors
+    /// What is wrong, in one sentence.
+    pub fn result(&self, id: &str) -> Result<Box<CampaignResult>, String> {
+        let path = self.directory(id).join(RESULT);
+        let written: Result<CampaignResult, StoreError> = read_json(&path);
+        match written {
+            Ok(result) => Ok(Box::new(result)),
+            Err(error) => {
+                let ledger = Ledger::open(&self.directory(id).join(LEDGER));
+                let made = ledger.map_err(|error| kept::chain(&error)).and_then(|ledger| {
+                    kept::of_ledger(&ledger, &kept::gates(&ledger)?, &[]).map_err(|error| kept::chain(&error))
+                });
+                made.map_err(|why| format!("{}; {why}", kept::chain(&error)))
+            }
+        }
+    }
+
+    /// Reads what the service says of a campaign that is over; `None` if it is gone.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn read_result(&self, id: &str) -> Result<Box<CampaignResult>, StoreError> {
-        let path = self.directory(id).join(RESULT);
-        let text = fs::read(&path).map_err(io_error("read", &path))?;
-        serde_json::from_slice(&text).map_err(|source| StoreError::Json { path, source })
+    pub fn over(&self, id: &str) -> Result<Option<Over>, StoreError> {
+        match read_json(&self.directory(id).join(STATUS)) {
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+            other => other.map(Some),
+        }
     }
 }
 
-/// Whether `id` can be a campaign's: it names a directory.
-pub fn is_id(id: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    (1..=LONGEST_ID).contains(&id.len())
-        && id.chars().all(allowed)
-        && !id.starts_with('-')
-        && !id.ends_with('-')
+/// Writes the result and the page of a campaign into `directory`, which is made if it is not there. Returns the page's
+/// path.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn write_files(directory: &Path, result: &CampaignResult) -> Result<PathBuf, StoreError> {
+    fs::create_dir_all(directory).map_err(io_error("made", directory))?;
+    let (json, page) = (directory.join(RESULT), directory.join(REPORT));
+    let text = serde_json::to_string_pretty(result);
+    let text = text.map_err(|source| StoreError::Json { path: json.clone(), source })?;
+    replace(&json, text.as_bytes())?;
+    replace(&page, report::html::render(result).as_bytes())?;
+    Ok(page)
 }
 
-fn open(directory: &Path) -> Result<Found, StoreError> {
-    let path = directory.join(STATUS);
-    match fs::read(&path) {
-        Ok(text) => {
-            let over = serde_json::from_slice(&text).map_err(|source| StoreError::Json { path, source })?;
-            Ok(Found::Over(Box::new(over)))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Ok(Found::Live(Box::new(Ledger::open(&directory.join(LEDGER))?)))
-        }
-        Err(error) => Err(io_error("read", &path)(error)),
-    }
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, StoreError> {
+    let text = fs::read(path).map_err(io_error("read", path))?;
+    serde_json::from_slice(&text).map_err(|source| StoreError::Json { path: path.to_owned(), source })
 }
 
 fn remove(directory: &Path) -> Result<(), StoreError> {
@@ -248,41 +271,12 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
         File::open(&unfinished)?.sync_all()?;
         fs::rename(&unfinished, path)
     };
-    write().map_err(io_error("written", path))
+    write().map_err(|error| {
+        // Half a file is of no use, and takes room that a full disk has not. The first error is the one to tell.
+        let _ = fs::remove_file(&unfinished);
+        io_error("written", path)(error)
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::test_support;
-
-    #[test]
-    fn an_id_leads_nowhere_else() {
-        for id in ["a", "quickstart-20261124-190406", "x-0a1b2c3d"] {
-            assert!(is_id(id), "{id}");
-        }
-        for id in ["", ".", "..", "a/b", "-a", "a-", "A", "a.new", &"a".repeat(81)] {
-            assert!(!is_id(id), "{id}");
-        }
-    }
-
-    #[test]
-    fn a_campaign_is_found_again_and_a_half_made_one_is_not() {
-        let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::fleet(directory.path()).expect("makes a store");
-        let (header, records) = test_support::campaign();
-        let mut ledger = store.create("one", &header).expect("creates");
-        ledger.record(&records[0]).expect("records");
-        drop(ledger);
-        let half = directory.path().join("campaigns/two.new");
-        fs::create_dir(&half).expect("makes");
-        fs::write(half.join(LEDGER), b"").expect("writes");
-        fs::create_dir(directory.path().join("campaigns/three")).expect("makes");
-        let Loaded { found, unreadable } = store.load().expect("lists");
-        assert_eq!(found.len(), 1);
-        let Found::Live(ledger) = &found[0].1 else { panic!("it is not over") };
-        assert!(*ledger.header() == header && ledger.outcomes().expect("reads").len() == 1);
-        assert!(!half.exists());
-        assert!(unreadable.len() == 1 && unreadable[0].to_string().contains("ledger"), "{unreadable:?}");
-    }
-}
+mod tests;

@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use toll_protocol::result::Provenance;
+use toll_protocol::result::{Provenance, TrialRecord};
 use toll_protocol::trial::TrialId;
 
 use super::store::{Store, StoreError};
@@ -49,7 +49,7 @@ pub enum Job {
     Entry(Entry),
     /// Keep the wish to end it.
     Cancel(String),
-    /// Keep its end, and close it.
+    /// Keep its end, and close it. A ledger that takes nothing more is closed already.
     Close(Box<Provenance>),
 }
 
@@ -78,6 +78,8 @@ pub enum Wrote {
         /// Whether it may work later.
         again: bool,
     },
+    /// Outcomes that a ledger which takes nothing more did not get.
+    Unkept(Vec<TrialRecord>),
 }
 
 /// The thread, from outside.
@@ -214,7 +216,10 @@ impl Work {
                 entries.push(entry);
                 times.push(since);
             }
-            let Some(ledger) = self.ledgers.get_mut(&campaign) else { continue };
+            let Some(ledger) = self.ledgers.get_mut(&campaign) else {
+                self.give_back(&campaign, entries);
+                continue;
+            };
             match ledger.write(&entries) {
                 Ok(_) => {
                     for (entry, since) in entries.iter().zip(times) {
@@ -233,9 +238,22 @@ impl Work {
                         self.set_aside(&campaign, jobs.collect());
                     } else {
                         self.ledgers.remove(&campaign);
+                        self.give_back(&campaign, entries);
                     }
                 }
             }
+        }
+    }
+
+    /// Tells of entries that can't be kept.
+    fn give_back(&self, campaign: &str, entries: Vec<Entry>) {
+        let records = entries.into_iter().filter_map(|entry| match entry {
+            Entry::Record(record) => Some(*record),
+            Entry::Begun { .. } => None,
+        });
+        let records: Vec<TrialRecord> = records.collect();
+        if !records.is_empty() {
+            self.tell(campaign, Wrote::Unkept(records));
         }
     }
 
@@ -258,7 +276,8 @@ impl Work {
             }
             Job::Cancel(reason) => (ledger?.cancel(&reason), Wrote::Cancelled, Job::Cancel(reason)),
             Job::Close(provenance) => {
-                (ledger?.set_provenance(&provenance), Wrote::Closed, Job::Close(provenance))
+                let closed = ledger.map_or(Ok(()), |ledger| ledger.set_provenance(&provenance));
+                (closed, Wrote::Closed, Job::Close(provenance))
             }
             Job::Entry(_) => return None,
         };

@@ -24,6 +24,7 @@ fn campaign(state: CampaignState) -> service::CampaignStatus {
         started_unix_ms: planned.then_some(1_002_999),
         ended_unix_ms: None,
         verdict: None,
+        fault: None,
         cells: Vec::new(),
     }
 }

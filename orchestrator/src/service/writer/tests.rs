@@ -76,7 +76,19 @@ async fn a_ledger_that_is_damaged_ends_its_own_campaign_alone() {
     writer.give("free", record(0));
     let (id, wrote) = next(&mut done).await;
     assert!(id == "held" && matches!(wrote, Wrote::Failed { again: false, .. }), "{id} {wrote:?}");
+    // What it did not take comes back: it was measured all the same.
+    let mut unkept = Vec::new();
+    while unkept.len() < 2 {
+        let (id, Wrote::Unkept(records)) = next(&mut done).await else { panic!("something else came") };
+        assert_eq!(id, "held");
+        unkept.extend(records);
+    }
+    assert_eq!(unkept, test_support::campaign().1[..2]);
     let (id, wrote) = next(&mut done).await;
     assert!(id == "free" && matches!(wrote, Wrote::Recorded { .. }), "{id} {wrote:?}");
+    let provenance = Box::new(test_support::provenance());
+    writer.give("held", Job::Close(provenance));
+    let (id, wrote) = next(&mut done).await;
+    assert!(id == "held" && matches!(wrote, Wrote::Closed), "{id} {wrote:?}");
     tokio::task::block_in_place(|| writer.finish());
 }

@@ -1,0 +1,277 @@
+//! What lies in the data directory and can't be served: it is named, left as it is, and, if what is wrong with it may
+//! pass, looked at again.
+//!
+//! ```text
+//! start, a look --left out--> entry --looked at again--> campaign: it goes on
+//!                               |                        gone: forgotten
+//!   an agent comes that holds a trial which nobody knows --> waits, until no entry is looked at any more
+//! ```
+//! The trial may be one of those campaigns: the agent would otherwise be told that nobody waits for its result.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use toll_protocol::message::FromAgent;
+use toll_protocol::service::{AgentState, AgentStatus, LeftOut, LeftOutEntry};
+
+use super::ending::Made;
+use super::past::Past;
+use super::store::{Found, Look, Seen};
+use super::{Observer, Service, ServiceError};
+use crate::link::LinkEvent;
+
+/// Entries that are named; the others are counted.
+const NAMED: usize = 1000;
+/// How often those that may get better are looked at.
+const PACE: Duration = Duration::from_secs(5);
+/// Messages of an agent that waits, of which each says what became of a trial.
+const HEARD: usize = 16;
+
+/// Entries that are left out, and agents that wait for them.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    named: BTreeMap<String, LeftOutEntry>,
+    unnamed: usize,
+    looking: bool,
+    next: Option<Instant>,
+    agents: BTreeMap<String, Waiting>,
+}
+
+/// An agent that waits: its connection, then what it said.
+#[derive(Debug)]
+struct Waiting {
+    connected: LinkEvent,
+    said: Vec<LinkEvent>,
+}
+
+impl Entries {
+    /// Names an entry. Returns whether that is news.
+    pub fn name(&mut self, entry: LeftOutEntry) -> bool {
+        let (known, full) = (self.named.get(&entry.name), self.named.len() >= NAMED);
+        if known == Some(&entry) {
+            return false;
+        }
+        if known.is_none() && full {
+            self.unnamed += 1;
+        } else {
+            self.named.insert(entry.name.clone(), entry);
+        }
+        true
+    }
+
+    pub fn get(&self, name: &str) -> Option<&LeftOutEntry> {
+        self.named.get(name)
+    }
+
+    /// How many there are: of those that are looked at again, and of the others.
+    pub fn counts(&self) -> [usize; 2] {
+        let again = self.named.values().filter(|entry| entry.tried_again).count();
+        [again, self.named.len() - again + self.unnamed]
+    }
+
+    pub fn count(&self) -> usize {
+        self.named.len() + self.unnamed
+    }
+
+    /// All of them, for people.
+    pub fn told(&self) -> LeftOut {
+        LeftOut { count: self.count(), entries: self.named.values().cloned().collect() }
+    }
+
+    /// Whether a campaign may still come of one.
+    fn may_come(&self) -> bool {
+        self.named.values().any(|entry| entry.tried_again)
+    }
+
+    /// What becomes of an event of an agent now: it is given back, or kept until nothing more may come. `is_known` says
+    /// whether somebody waits for any of the trials that an agent holds.
+    fn hear(
+        &mut self,
+        event: LinkEvent,
+        is_known: impl Fn(&toll_protocol::trial::TrialId) -> bool,
+    ) -> Option<LinkEvent> {
+        match &event {
+            LinkEvent::Connected { host, held, .. } => {
+                self.agents.remove(host);
+                if !self.may_come() || held.iter().all(is_known) {
+                    return Some(event);
+                }
+                tracing::warn!(
+                    host,
+                    "gets no trials yet: it holds results that a campaign left out may wait for"
+                );
+                self.agents.insert(host.clone(), Waiting { connected: event, said: Vec::new() });
+                None
+            }
+            LinkEvent::Lost { host, .. } => {
+                // Whoever is not known as connected is not lost.
+                self.agents.remove(host).is_none().then_some(event)
+            }
+            LinkEvent::Message { host, message, .. } => match self.agents.get_mut(host) {
+                None => Some(event),
+                Some(waiting) => {
+                    let outcome = matches!(message, FromAgent::Result { .. } | FromAgent::Failed { .. });
+                    if outcome && waiting.said.len() < HEARD {
+                        waiting.said.push(event);
+                    }
+                    None
+                }
+            },
+        }
+    }
+
+    /// Agents that wait, for people.
+    pub fn waiting_agents(&self) -> Vec<AgentStatus> {
+        let status = |waiting: &Waiting| match &waiting.connected {
+            LinkEvent::Connected { host, facts, labels, .. } => Some(AgentStatus {
+                name: host.clone(),
+                state: AgentState::Barred,
+                reason: Some("it holds results that a campaign which is left out may wait for".to_owned()),
+                trial: None,
+                labels: labels.clone(),
+                facts: facts.as_ref().clone(),
+            }),
+            _ => None,
+        };
+        self.agents.values().filter_map(status).collect()
+    }
+}
+
+impl<O: Observer> Service<O> {
+    /// An event of an agent, unless it has to wait.
+    pub(super) fn heard_now(&mut self, event: LinkEvent) -> Option<LinkEvent> {
+        let scheduler = &self.scheduler;
+        let heard = self.left_out.hear(event, |trial| scheduler.flies(*trial));
+        self.changed |= heard.is_none();
+        heard
+    }
+
+    /// Names an entry in log and API.
+    pub(super) fn leave_out(&mut self, name: &str, reason: String, tried_again: bool) {
+        let entry = LeftOutEntry { name: name.to_owned(), reason, tried_again };
+        let reason = entry.reason.clone();
+        if self.left_out.name(entry) {
+            tracing::error!(entry = name, tried_again, "is left out: {reason}");
+            self.changed = true;
+        }
+    }
+
+    /// Looks at entries again, beside the task.
+    pub(super) fn look_again(&mut self) {
+        let now = Instant::now();
+        let due = *self.left_out.next.get_or_insert(now + PACE) <= now;
+        if !due || self.left_out.looking || self.left_out.count() == 0 {
+            return;
+        }
+        (self.left_out.looking, self.left_out.next) = (true, Some(now + PACE));
+        let names: Vec<String> = self.left_out.named.keys().cloned().collect();
+        let (store, made) = (self.options.store.clone(), self.made.0.clone());
+        tokio::task::spawn_blocking(move || {
+            let looked = names.into_iter().map(|name| {
+                let look = store.look(&name);
+                (name, look)
+            });
+            // The service may have ended.
+            let _ = made.blocking_send(Made::Looked(looked.collect()));
+        });
+    }
+
+    /// Entries were looked at again.
+    pub(super) fn looked(&mut self, seen: Vec<Seen>) -> Result<(), ServiceError> {
+        self.left_out.looking = false;
+        for (name, look) in seen {
+            match look {
+                Look::LeftOut { reason, again } => self.leave_out(&name, reason, again),
+                Look::Gone => {
+                    self.left_out.named.remove(&name);
+                    self.changed = true;
+                }
+                Look::Found(found) => {
+                    self.left_out.named.remove(&name);
+                    self.changed = true;
+                    match found {
+                        Found::Over(over) => self.take_over(&name, &over),
+                        Found::Live(ledger) => self.resume(&name, *ledger)?,
+                    }
+                }
+            }
+        }
+        if self.left_out.may_come() {
+            return Ok(());
+        }
+        for (_, waiting) in std::mem::take(&mut self.left_out.agents) {
+            self.heard(waiting.connected)?;
+            for said in waiting.said {
+                self.heard(said)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a campaign that is over into the list.
+    pub(super) fn take_over(&mut self, name: &str, over: &super::store::Over) {
+        if over.status.id == name {
+            self.past.insert(Past::new(over));
+        } else {
+            let why =
+                format!("it is a copy of campaign {}: name it so, or move it elsewhere", over.status.id);
+            self.leave_out(name, why, false);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use toll_protocol::report::Failure;
+    use toll_protocol::trial::TrialId;
+
+    use super::*;
+    use crate::test_support;
+
+    fn entry(name: &str, tried_again: bool) -> LeftOutEntry {
+        LeftOutEntry { name: name.to_owned(), reason: "broken".to_owned(), tried_again }
+    }
+
+    fn connected(held: &[u64]) -> LinkEvent {
+        let facts = Box::new(test_support::provenance().hosts.remove(0).facts);
+        let held = held.iter().map(|trial| TrialId::new(*trial)).collect();
+        LinkEvent::Connected { host: "a".to_owned(), facts, labels: BTreeMap::new(), held }
+    }
+
+    fn failed(trial: u64) -> LinkEvent {
+        let failure = Failure { reason: "it broke".to_owned(), last_words: Vec::new() };
+        let message = FromAgent::Failed { trial: TrialId::new(trial), failure };
+        LinkEvent::Message { host: "a".to_owned(), message, at: Instant::now() }
+    }
+
+    #[test]
+    fn an_agent_with_a_trial_that_nobody_knows_waits_while_a_campaign_may_come() {
+        let mut entries = Entries::default();
+        let known = |trial: &TrialId| *trial == TrialId::new(1);
+        assert!(entries.hear(connected(&[7]), known).is_some(), "nothing is left out");
+        entries.name(entry("gone", false));
+        assert!(entries.hear(connected(&[7]), known).is_some(), "nothing may come");
+        entries.name(entry("held", true));
+        assert!(entries.hear(connected(&[1]), known).is_some(), "its trial is known");
+        assert!(entries.hear(connected(&[1, 7]), known).is_none());
+        assert_eq!(entries.waiting_agents()[0].state, AgentState::Barred);
+        for _ in 0..100 {
+            assert!(entries.hear(failed(7), known).is_none());
+        }
+        assert_eq!(entries.agents["a"].said.len(), HEARD, "an agent may say what it likes");
+        assert!(entries.hear(LinkEvent::Lost { host: "a".to_owned() }, known).is_none());
+        assert!(entries.waiting_agents().is_empty());
+        assert!(entries.hear(failed(7), known).is_some());
+    }
+
+    #[test]
+    fn a_directory_full_of_other_things_is_counted() {
+        let mut entries = Entries::default();
+        for number in 0..NAMED + 5 {
+            assert!(entries.name(entry(&format!("file-{number}"), number % 2 == 0)));
+        }
+        assert!(!entries.name(entry("file-0", true)), "it is known");
+        assert_eq!((entries.count(), entries.told().entries.len()), (NAMED + 5, NAMED));
+        assert_eq!(entries.counts(), [NAMED / 2, NAMED / 2 + 5]);
+    }
+}

@@ -1,0 +1,136 @@
+use std::os::unix::fs::symlink;
+
+use rusqlite::Connection;
+
+use super::*;
+use crate::test_support;
+
+const MANIFEST: &str = "\
+apiVersion: toll.dev/v1alpha1
+kind: Campaign
+metadata: {name: c}
+spec:
+  hosts: {select: {}}
+  arms: [{name: native, native: {}}]
+  workloads: [{name: bulk, stream: {}}]
+";
+
+fn store(directory: &tempfile::TempDir) -> Store {
+    Store::fleet(directory.path()).expect("makes a store")
+}
+
+#[test]
+fn a_campaign_is_found_again_and_a_half_made_one_is_not() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = store(&directory);
+    let (header, records) = test_support::campaign();
+    let mut ledger = store.create("one", &header).expect("creates");
+    ledger.record(&records[0]).expect("records");
+    drop(ledger);
+    for half in ["two.new", "three.removed"].map(|name| directory.path().join("campaigns").join(name)) {
+        fs::create_dir(&half).expect("makes");
+        fs::write(half.join(LEDGER), b"").expect("writes");
+    }
+    let mut seen = store.load().expect("lists");
+    seen.retain(|(_, look)| !matches!(look, Look::Gone));
+    let [(name, Look::Found(Found::Live(ledger)))] = &seen[..] else { panic!("{} entries", seen.len()) };
+    assert!(name == "one" && *ledger.header() == header && ledger.outcomes().expect("reads").len() == 1);
+    assert_eq!(fs::read_dir(directory.path().join("campaigns")).expect("lists").count(), 1);
+}
+
+/// Whatever lies there: each is named with its reason, none keeps the others from being found, none is changed.
+#[test]
+fn whatever_lies_in_the_directory_is_named_and_left_alone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = store(&directory);
+    let (header, _) = test_support::campaign();
+    let path = |name: &str| directory.path().join("campaigns").join(name);
+    let ledger = |name: &str| path(name).join(LEDGER);
+    for name in ["corrupt", "good", "newer", "older", "truncated", "tables", "json"] {
+        drop(store.create(name, &header).expect("creates"));
+    }
+    let length = fs::metadata(ledger("corrupt")).expect("is there").len();
+    let file = File::options().write(true).open(ledger("truncated")).expect("opens");
+    file.set_len(length / 2).expect("truncates");
+    fs::write(ledger("corrupt"), b"not a database, but long enough that SQLite looks at its header twice")
+        .expect("writes");
+    let version = |name: &str, number: i32| {
+        let connection = Connection::open(ledger(name)).expect("opens");
+        connection.pragma_update(None, "user_version", number).expect("sets");
+    };
+    version("newer", crate::ledger::SCHEMA_VERSION + 1);
+    version("older", crate::ledger::SCHEMA_VERSION - 1);
+    Connection::open(ledger("tables"))
+        .and_then(|it| it.execute_batch("DROP TABLE planned"))
+        .expect("damages");
+    fs::write(path("json").join(STATUS), b"{").expect("writes");
+    fs::create_dir_all(ledger("directory")).expect("makes");
+    fs::create_dir(path("empty")).expect("makes");
+    fs::create_dir(path("lost+found")).expect("makes");
+    fs::create_dir(path("My notes.new")).expect("makes");
+    fs::write(path("file"), b"").expect("writes");
+    fs::write(path("file.new"), b"").expect("writes");
+    symlink("loop", path("loop")).expect("links");
+    symlink("nowhere", path("link")).expect("links");
+    let seen = store.load().expect("lists");
+    let mut expected = vec![
+        ("My notes.new", "no campaign's id", false),
+        ("corrupt", "is no ledger of Toll", false),
+        ("directory", "is no ledger of Toll", false),
+        ("empty", "can't be opened", false),
+        ("file", "not the directory of a campaign", false),
+        ("file.new", "no campaign's id", false),
+        ("json", "status.json is not what Toll writes there", false),
+        ("link", "can't be looked at", true),
+        ("loop", "can't be looked at", true),
+        ("lost+found", "no campaign's id", false),
+        ("newer", "was written by a newer Toll", false),
+        ("older", "was written by an older Toll", false),
+        ("tables", "reading the plan", false),
+        ("truncated", "ledger.sqlite", false),
+    ];
+    let mut found = Vec::new();
+    for (name, look) in &seen {
+        match look {
+            Look::Found(_) => found.push(name.as_str()),
+            Look::LeftOut { reason, again } => {
+                let (wanted, words, may_pass) = expected.remove(0);
+                assert!(name == wanted && reason.contains(words), "{name}: {reason}, not {wanted}: {words}");
+                assert!(*again == may_pass, "{name}: {reason}: {again}");
+                assert!(path(name).symlink_metadata().is_ok(), "{name} is gone");
+            }
+            Look::Gone => panic!("{name} is gone"),
+        }
+    }
+    assert!(expected.is_empty() && found == ["good"], "{found:?} {expected:?}");
+}
+
+#[test]
+fn what_would_not_be_found_again_is_not_made() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = store(&directory);
+    let (header, _) = test_support::campaign();
+    for id in ["../x", "", "a.new", &"n".repeat(81)] {
+        let error = store.create(id, &header).expect_err(id);
+        assert!(matches!(error, StoreError::Id(_)), "{error}");
+        assert!(store.remove(id).is_err());
+    }
+}
+
+#[test]
+fn a_result_that_was_not_written_is_made_from_the_ledger() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = store(&directory);
+    let (mut header, records) = test_support::campaign();
+    header.manifest = MANIFEST.to_owned();
+    let mut ledger = store.create("one", &header).expect("creates");
+    ledger.record(&records[0]).expect("records");
+    let made = store.result("one").expect("is made");
+    assert_eq!(kept::total(&made).measured, 1);
+    store.write_result("one", &made).expect("writes");
+    assert_eq!(store.result("one").expect("is read"), made);
+    store.remove("one").expect("removes");
+    assert!(!directory.path().join("campaigns/one").exists() && store.load().expect("lists").is_empty());
+    let error = store.result("one").expect_err("there is none");
+    assert!(error.contains("result.json can't be read") && error.contains("ledger.sqlite"), "{error}");
+}
