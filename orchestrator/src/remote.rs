@@ -13,7 +13,6 @@ use toll_protocol::service::{AgentStatus, CampaignState, CampaignStatus};
 use crate::exit::{Exit, print_out};
 use crate::http::client::{Client, ClientError};
 use crate::progress::left;
-use crate::report::terminal::plain;
 use crate::run::Format;
 use crate::service::store::{REPORT, RESULT};
 use crate::{format, report};
@@ -70,8 +69,8 @@ pub fn ask(server: &Server, question: Question<'_>) -> Result<Exit> {
     match answered {
         Err(error) => match error.downcast_ref::<ClientError>() {
             Some(ClientError::Refused(refusal)) if !refusal.problems.is_empty() => {
-                eprintln!("toll: {}:", plain(&refusal.message));
-                refusal.problems.iter().for_each(|problem| eprintln!("  {}", plain(problem)));
+                eprintln!("toll: {}:", refusal.message);
+                refusal.problems.iter().for_each(|problem| eprintln!("  {problem}"));
                 Ok(Exit::InvalidCampaign)
             }
             _ => Err(error),
@@ -199,7 +198,7 @@ fn campaigns(all: &[CampaignStatus]) -> String {
             done(status.counts),
             status.left.map_or_else(|| "—".to_owned(), left),
             verdict(status.verdict).to_owned(),
-            plain(status.reason.as_deref().unwrap_or_default()),
+            status.reason.clone().unwrap_or_default(),
         ]);
     }
     format!("{table}\n")
@@ -215,11 +214,11 @@ fn campaign(status: &CampaignStatus) -> String {
         }
     }
     if let Some(reason) = &status.reason {
-        text.push_str(&format!(" ({})", plain(reason)));
+        text.push_str(&format!(" ({reason})"));
     }
     text.push('\n');
     for running in &status.running {
-        text.push_str(&format!("  now: {}\n", plain(running)));
+        text.push_str(&format!("  now: {running}\n"));
     }
     if status.cells.is_empty() {
         return text;
@@ -260,13 +259,13 @@ fn agents(all: &[AgentStatus]) -> String {
             toll_protocol::facts::KvmFact::Unusable { .. } => "no",
         };
         table.add_row([
-            plain(&agent.name),
+            agent.name.clone(),
             agent.state.to_string(),
-            plain(&nic.unwrap_or_else(|| "—".to_owned())),
+            nic.unwrap_or_else(|| "—".to_owned()),
             facts.wire.map_or_else(|| "—".to_owned(), |wire| wire.to_string()),
             kvm.to_owned(),
-            plain(&labels.join(" ")),
-            plain(agent.reason.as_deref().unwrap_or_default()),
+            labels.join(" "),
+            agent.reason.clone().unwrap_or_default(),
         ]);
     }
     format!("{table}\n")

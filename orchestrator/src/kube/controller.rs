@@ -219,7 +219,7 @@ pub(super) fn refusal(error: &SubmitError) -> Option<(&'static str, String)> {
         SubmitError::NoSelect => Some(("NoHosts", error.to_string())),
         SubmitError::Id { .. } => Some(("InvalidName", error.to_string())),
         SubmitError::Taken { .. } => Some(("AnotherCampaign", error.to_string())),
-        SubmitError::Store(_) | SubmitError::Ending => None,
+        SubmitError::Store(_) | SubmitError::Busy | SubmitError::Ending => None,
     }
 }
 
