@@ -6,7 +6,7 @@
 //!     +---- cancelled: Over     +--- cancelled: skipped --+      (from any: Abandoned, if its ledger fails for good)
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -120,12 +120,14 @@ impl Course {
             }
         }
         let mut queues: Vec<PairQueue> = Vec::new();
+        // A fleet of a thousand hosts has half a million pairs: none is looked for among all others.
+        let mut by_pair = HashMap::new();
         let mut by_cell: Vec<Option<usize>> = vec![None; plan.cells.len()];
         for (index, trial) in plan.trials.iter().enumerate().filter(|(index, _)| left[*index]) {
             let queue = *by_cell[trial.cell].get_or_insert_with(|| {
                 let pair = &plan.cells[trial.cell].key.pair;
                 let (a, b) = (fleet.expect(&pair.a, now), fleet.expect(&pair.b, now));
-                queues.iter().position(|queue| (queue.a, queue.b) == (a, b)).unwrap_or_else(|| {
+                *by_pair.entry((a, b)).or_insert_with(|| {
                     queues.push(PairQueue { a, b, trials: VecDeque::new() });
                     queues.len() - 1
                 })
