@@ -21,7 +21,7 @@ const ALLOWED: [(&str, &[&str]); 8] = [
 ];
 
 /// Libraries that only these crates may link.
-const RESERVED: [(&str, &[&str]); 12] = [
+const RESERVED: [(&str, &[&str]); 13] = [
     ("axum", &["toll-node-agent", "toll-orchestrator"]),
     ("kube", &["toll-orchestrator"]),
     ("k8s-openapi", &["toll-orchestrator"]),

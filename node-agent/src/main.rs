@@ -18,7 +18,10 @@ use toll_node_agent::identity::Identity;
 use toll_node_agent::metrics::Metrics;
 use toll_node_agent::network::NetworkConfig;
 use toll_node_agent::{Exit, facts, labels, stop};
+use toll_protocol::printable;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::format::debug_fn;
 
 fn main() -> ExitCode {
     // Logs on stderr: TOLL_LOG=debug asks for more. An empty value is none.
@@ -33,7 +36,14 @@ fn main() -> ExitCode {
         }
     };
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    // What is told may quote anybody.
+    let fields = debug_fn(|writer, field, value| write!(writer, "{}", printable::field(field.name(), value)));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        .fmt_fields(fields.delimited(" "))
+        .init();
     let arguments = Arguments::parse();
     let done = match (arguments.command, arguments.run) {
         (Some(Command::Facts { nic }), _) => show_facts(nic.as_deref()),

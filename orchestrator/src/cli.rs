@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use toll_protocol::printable::printable;
 use toll_protocol::trial::TrialId;
 
 use crate::exit::{Exit, print_out};
@@ -272,7 +273,10 @@ impl Cli {
 
 /// Tells that a campaign has no hosts on this machine.
 fn no_lab(file: &Path) -> Exit {
-    eprintln!("{}: spec.hosts names no lab: write `lab: {{count: 2}}` there", file.display());
+    eprintln!(
+        "{}: spec.hosts names no lab: write `lab: {{count: 2}}` there",
+        printable(&file.to_string_lossy())
+    );
     Exit::InvalidCampaign
 }
 
@@ -284,11 +288,11 @@ fn told(error: &ManifestError) -> Exit {
             Exit::InvalidCampaign
         }
         ManifestError::TooLong { .. } | ManifestError::NotText { .. } => {
-            eprintln!("{error}");
+            eprintln!("{}", printable(&error.to_string()));
             Exit::InvalidCampaign
         }
         ManifestError::Read { source, .. } => {
-            eprintln!("{error}: {source}");
+            eprintln!("{}: {source}", printable(&error.to_string()));
             Exit::Usage
         }
     }

@@ -34,7 +34,7 @@ use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use toll_protocol::campaign::MAX_DOCUMENT;
+use toll_protocol::campaign::{self, MAX_DOCUMENT};
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::Refusal;
 
@@ -173,7 +173,7 @@ impl From<SubmitError> for Refused {
             SubmitError::Id { .. } => StatusCode::BAD_REQUEST,
             SubmitError::Taken { .. } | SubmitError::LeftOut { .. } => StatusCode::CONFLICT,
             SubmitError::Store(_) => StatusCode::INSUFFICIENT_STORAGE,
-            SubmitError::Ending => StatusCode::SERVICE_UNAVAILABLE,
+            SubmitError::Busy | SubmitError::Ending => StatusCode::SERVICE_UNAVAILABLE,
         };
         let message = error.to_string();
         let problems = match error {
@@ -279,11 +279,9 @@ async fn submit(
     Query(Submission { id }): Query<Submission>,
     body: Bytes,
 ) -> Result<Response, Refused> {
-    let text = String::from_utf8(body.into()).map_err(|error| {
-        let at = error.utf8_error().valid_up_to();
-        let message = format!("the document is not in UTF-8 (byte {at}): a campaign is YAML text");
-        Refused::new(StatusCode::UNPROCESSABLE_ENTITY, message)
-    })?;
+    let text = campaign::decode(&body)
+        .map_err(|error| Refused::new(StatusCode::UNPROCESSABLE_ENTITY, format!("the document {error}")))?;
+    drop(body);
     let submitted = api.handle.submit(id, text).await?;
     Ok(json(if submitted.new { StatusCode::CREATED } else { StatusCode::OK }, &submitted))
 }

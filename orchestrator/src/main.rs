@@ -5,7 +5,10 @@ use std::io::IsTerminal;
 use clap::Parser;
 use toll_orchestrator::cli::Cli;
 use toll_orchestrator::exit::Exit;
+use toll_protocol::printable;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::field::MakeExt as _;
+use tracing_subscriber::fmt::format::debug_fn;
 
 fn main() -> Exit {
     let cli = Cli::parse();
@@ -19,11 +22,18 @@ fn main() -> Exit {
         }
     };
     let colours = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
+    // What is told may quote anybody.
+    let fields = debug_fn(|writer, field, value| write!(writer, "{}", printable::field(field.name(), value)));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours)
+        .with_writer(std::io::stderr)
+        .fmt_fields(fields.delimited(" "))
+        .init();
     match cli.execute() {
         Ok(exit) => exit,
         Err(error) => {
-            eprintln!("toll: {error:#}");
+            eprintln!("toll: {}", printable::printable(&format!("{error:#}")));
             Exit::Infrastructure
         }
     }

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use toll_protocol::printable::printable;
 use toll_protocol::result::{Outcome, TrialRecord};
 use toll_protocol::service::CampaignStatus;
 use toll_protocol::units::Span;
 
-use crate::report::terminal::plain;
 use crate::scheduler;
 
 const TEMPLATE: &str = "{bar:30.cyan/dim} {pos}/{len} trials, {prefix} left  {wide_msg}";
@@ -53,7 +53,7 @@ impl Progress {
         self.bar.set_prefix(status.left.map_or_else(|| "?".to_owned(), left));
         let waits = status.reason.as_deref().unwrap_or_default();
         let message = if status.running.is_empty() { waits.to_owned() } else { status.running.join("; ") };
-        self.bar.set_message(plain(&message));
+        self.bar.set_message(message);
     }
 
     /// Tells of a trial without figures.
@@ -66,7 +66,7 @@ impl Progress {
         };
         let cell = &record.cell;
         // The reason may quote a guest.
-        let reason = plain(&reason);
+        let reason = printable(&reason);
         let line = format!("{} {} to {}: {what}: {reason}", cell.arm, cell.direction, cell.peer);
         if self.told.insert(line.clone()) {
             self.line(&line);

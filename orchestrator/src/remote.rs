@@ -13,7 +13,6 @@ use toll_protocol::service::{AgentStatus, CampaignState, CampaignStatus, LeftOut
 use crate::exit::{Exit, print_out};
 use crate::http::client::{Client, ClientError};
 use crate::progress::left;
-use crate::report::terminal::plain;
 use crate::run::{self, Format};
 use crate::service::handle::PageQuery;
 use crate::service::store::write_files;
@@ -72,8 +71,8 @@ pub fn ask(server: &Server, question: Question<'_>) -> Result<Exit> {
     match answered {
         Err(error) => match error.downcast_ref::<ClientError>() {
             Some(ClientError::Refused(refusal)) if !refusal.problems.is_empty() => {
-                eprintln!("toll: {}:", plain(&refusal.message));
-                refusal.problems.iter().for_each(|problem| eprintln!("  {}", plain(problem)));
+                eprintln!("toll: {}:", refusal.message);
+                refusal.problems.iter().for_each(|problem| eprintln!("  {problem}"));
                 Ok(Exit::InvalidCampaign)
             }
             _ => Err(error),
@@ -207,11 +206,11 @@ fn campaigns(all: &[CampaignStatus], next: Option<&str>) -> String {
             done(status.counts),
             status.left.map_or_else(|| "—".to_owned(), left),
             verdict(status.verdict).to_owned(),
-            plain(status.fault.as_deref().or(status.reason.as_deref()).unwrap_or_default()),
+            status.fault.clone().or_else(|| status.reason.clone()).unwrap_or_default(),
         ]);
     }
     let more =
-        next.map_or_else(String::new, |next| format!("Older ones: toll status --continue {}\n", plain(next)));
+        next.map_or_else(String::new, |next| format!("Older ones: toll status --continue {}\n", next));
     format!("{table}\n{more}")
 }
 
@@ -219,7 +218,7 @@ fn left_out(left_out: &LeftOut) -> String {
     let mut text = format!("{} entries of the data directory are left out:\n", left_out.count);
     for entry in &left_out.entries {
         let again = if entry.tried_again { " (it is tried again)" } else { "" };
-        text.push_str(&format!("  {}: {}{again}\n", plain(&entry.name), plain(&entry.reason)));
+        text.push_str(&format!("  {}: {}{again}\n", entry.name, entry.reason));
     }
     let unnamed = left_out.count.saturating_sub(left_out.entries.len());
     if unnamed > 0 {
@@ -238,14 +237,14 @@ fn campaign(status: &CampaignStatus) -> String {
         }
     }
     if let Some(reason) = &status.reason {
-        text.push_str(&format!(" ({})", plain(reason)));
+        text.push_str(&format!(" ({reason})"));
     }
     text.push('\n');
     if let Some(fault) = status.fault.as_ref().filter(|fault| Some(*fault) != status.reason.as_ref()) {
-        text.push_str(&format!("  {}\n", plain(fault)));
+        text.push_str(&format!("  {}\n", fault));
     }
     for running in &status.running {
-        text.push_str(&format!("  now: {}\n", plain(running)));
+        text.push_str(&format!("  now: {running}\n"));
     }
     text
 }
@@ -268,13 +267,13 @@ fn agents(all: &[AgentStatus]) -> String {
             toll_protocol::facts::KvmFact::Unusable { .. } => "no",
         };
         table.add_row([
-            plain(&agent.name),
+            agent.name.clone(),
             agent.state.to_string(),
-            plain(&nic.unwrap_or_else(|| "—".to_owned())),
+            nic.unwrap_or_else(|| "—".to_owned()),
             facts.wire.map_or_else(|| "—".to_owned(), |wire| wire.to_string()),
             kvm.to_owned(),
-            plain(&labels.join(" ")),
-            plain(agent.reason.as_deref().unwrap_or_default()),
+            labels.join(" "),
+            agent.reason.clone().unwrap_or_default(),
         ]);
     }
     format!("{table}\n")

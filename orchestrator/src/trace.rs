@@ -70,8 +70,8 @@ fn unknown(trial: TrialId, result: &CampaignResult, from: &str) -> String {
 /// The result at `path`.
 fn read(path: &Path) -> Result<CampaignResult> {
     let file = if path.is_dir() { path.join(RESULT) } else { path.to_owned() };
-    let text = fs::read_to_string(&file).with_context(|| format!("{} can't be read", file.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("{} is no result of toll run", file.display()))
+    let text = fs::read(&file).with_context(|| format!("{} can't be read", file.display()))?;
+    CampaignResult::read(&text).with_context(|| format!("{} is no result of toll run", file.display()))
 }
 
 /// The latest result under `directory` that has the trial.

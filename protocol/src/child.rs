@@ -16,9 +16,11 @@
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::decorators::{Capture, Impairments};
+use crate::frame::Message;
 use crate::report::{EndReport, Failure, Sample};
 use crate::trial::{Adapter, EndReady, NativeProgram, StreamJob, TrialId};
 use crate::units::{Bytes, InterfaceAddress, MacAddress, Span};
@@ -157,4 +159,12 @@ pub enum ChildEvent {
     Done(Box<EndReport>),
     /// The end failed; the last message.
     Failed(Failure),
+}
+
+impl<C: DeserializeOwned> Message for ChildCommand<C> {
+    const FROM_OUTSIDE: bool = false;
+}
+
+impl Message for ChildEvent {
+    const FROM_OUTSIDE: bool = true;
 }

@@ -4,10 +4,19 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::printable;
+
 /// The longest message taken, in bytes: bounds what a hostile peer can make us hold.
 pub const MAX_MESSAGE: usize = 4 << 20;
 
 const HEADER: usize = 4;
+
+/// What may be read from a stream.
+pub trait Message: DeserializeOwned {
+    /// Whether it comes from further outside than its reader is: from an agent, or from a child that runs a guest. Its
+    /// strings end up before people, and are made printable as they arrive.
+    const FROM_OUTSIDE: bool;
+}
 
 /// Why bytes are no message.
 #[derive(Debug, thiserror::Error)]
@@ -58,14 +67,15 @@ impl Decoder {
     ///
     /// # Errors
     /// [`FrameError::TooLong`] or [`FrameError::Malformed`]; the stream is then of no more use.
-    pub fn next_message<T: DeserializeOwned>(&mut self) -> Result<Option<T>, FrameError> {
+    pub fn next_message<T: Message>(&mut self) -> Result<Option<T>, FrameError> {
         let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
         let length = u32::from_be_bytes(*header) as usize;
         if length > MAX_MESSAGE {
             return Err(FrameError::TooLong { length });
         }
         let Some(body) = self.buffer.get(HEADER..HEADER + length) else { return Ok(None) };
-        let message = serde_json::from_slice(body).map_err(FrameError::Malformed)?;
+        let body = if T::FROM_OUTSIDE { printable::json(body) } else { body.into() };
+        let message = serde_json::from_slice(&body).map_err(FrameError::Malformed)?;
         self.buffer.drain(..HEADER + length);
         Ok(Some(message))
     }
@@ -81,6 +91,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    impl Message for (u32, String) {
+        const FROM_OUTSIDE: bool = false;
+    }
+
+    impl Message for u32 {
+        const FROM_OUTSIDE: bool = true;
+    }
 
     proptest! {
         #[test]

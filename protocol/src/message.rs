@@ -20,6 +20,7 @@ use std::net::SocketAddrV4;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::HostFacts;
+use crate::frame::Message;
 use crate::report::{EndReport, Failure, Sample};
 use crate::trial::{EndReady, EndSpec, TrialId};
 
@@ -111,4 +112,33 @@ pub enum FromAgent {
         /// What could not be removed, and why.
         leftovers: Vec<String>,
     },
+}
+
+impl Message for ToAgent {
+    const FROM_OUTSIDE: bool = false;
+}
+
+impl Message for FromAgent {
+    const FROM_OUTSIDE: bool = true;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{Decoder, encode};
+
+    #[test]
+    fn what_an_agent_says_is_printable_as_it_arrives() {
+        let failure = Failure {
+            reason: "\u{1b}[2J\u{1b}]0;x\u{7}".into(),
+            last_words: vec!["ok\rtoll: all is well\n".into(), "a\u{202e}b".into(), "C:\\x \"ä\"".into()],
+        };
+        let mut decoder = Decoder::default();
+        decoder.push(&encode(&FromAgent::Failed { trial: TrialId::new(1), failure }).expect("encodes"));
+        let Ok(Some(FromAgent::Failed { failure, .. })) = decoder.next_message() else {
+            panic!("is a failure")
+        };
+        assert_eq!(failure.reason, "\\u{1b}[2J\\u{1b}]0;x\\u{7}");
+        assert_eq!(failure.last_words, ["ok\\rtoll: all is well\\n", "a\\u{202e}b", "C:\\x \"ä\""]);
+    }
 }

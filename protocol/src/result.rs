@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::HostFacts;
+use crate::printable;
 use crate::report::{EndReport, Failure, Flag};
 use crate::trial::{Direction, EndKind, TrialId};
 use crate::units::{BitRate, Bytes, Percent, Span};
@@ -367,7 +368,7 @@ pub struct CampaignResult {
     pub campaign: String,
     /// The seed that its order was drawn from.
     pub seed: u64,
-    /// The campaign as it was written, byte for byte.
+    /// The campaign as it was written, in UTF-8.
     pub manifest: String,
     /// Where the figures come from.
     pub provenance: Provenance,
@@ -377,6 +378,22 @@ pub struct CampaignResult {
     pub cells: Vec<CellResult>,
     /// The gates, if the campaign has any.
     pub gates: Vec<GateResult>,
+}
+
+impl CampaignResult {
+    /// Reads a result that somebody else may have written: all that it says is printable, but for the campaign, whose
+    /// lines stay lines.
+    ///
+    /// # Errors
+    /// Why it is none.
+    pub fn read(json: &[u8]) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        struct Written {
+            manifest: String,
+        }
+        let Written { manifest } = serde_json::from_slice(json)?;
+        Ok(Self { manifest, ..serde_json::from_slice(&printable::json(json))? })
+    }
 }
 
 /// Limit of a gate.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
+use toll_protocol::printable;
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::{AgentStatus, CampaignPage, CampaignStatus, LeftOut, Refusal, Submitted};
 
@@ -144,7 +145,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn result(&self, id: &str) -> Result<CampaignResult, ClientError> {
-        self.ask(self.request(Method::GET, &["campaigns", id, "result"])).await
+        self.read(self.request(Method::GET, &["campaigns", id, "result"]), CampaignResult::read).await
     }
 
     /// Every agent that has been connected.
@@ -177,7 +178,7 @@ impl Client {
                 let event: Vec<u8> = text.drain(..end + 2).collect();
                 let data = event.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"data: "));
                 let Some(data) = data else { continue };
-                let status: CampaignStatus = serde_json::from_slice(data)
+                let status: CampaignStatus = printed(data)
                     .map_err(|source| ClientError::Answer { status: 200, source: Some(source) })?;
                 see(&status);
                 if status.state.is_over() {
@@ -208,19 +209,33 @@ impl Client {
         }
         let status = answer.status().as_u16();
         let text = answer.bytes().await.unwrap_or_default();
-        match serde_json::from_slice(&text) {
+        match printed(&text) {
             Ok(refusal) => Err(ClientError::Refused(refusal)),
             Err(source) => Err(ClientError::Answer { status, source: Some(source) }),
         }
     }
 
+    /// An answer that is printed.
     async fn ask<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
+        self.read(request, printed).await
+    }
+
+    async fn read<T>(
+        &self,
+        request: RequestBuilder,
+        parse: impl Fn(&[u8]) -> serde_json::Result<T>,
+    ) -> Result<T, ClientError> {
         let server = self.server.to_string();
         let answer = self.send(request.timeout(ANSWER)).await?;
         let status = answer.status().as_u16();
         let text = answer.bytes().await.map_err(|source| ClientError::Request { server, source })?;
-        serde_json::from_slice(&text).map_err(|source| ClientError::Answer { status, source: Some(source) })
+        parse(&text).map_err(|source| ClientError::Answer { status, source: Some(source) })
     }
+}
+
+/// Reads what ends up on a terminal, and may come from anybody who has the server's address.
+fn printed<T: DeserializeOwned>(json: &[u8]) -> serde_json::Result<T> {
+    serde_json::from_slice(&printable::json(json))
 }
 
 /// The first line of a file.
@@ -233,5 +248,18 @@ pub fn read_token(file: &Path) -> Result<String, ClientError> {
     match text.lines().next().map(str::trim) {
         Some(token) if !token.is_empty() => Ok(token.to_owned()),
         _ => Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, "its first line is empty"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_server_says_is_printable() {
+        let said = br#"{"message": "\u001b[2Jgone", "problems": ["ok\r\ntoll: valid", "a\u202eb"]}"#;
+        let refusal: Refusal = printed(said).expect("is a refusal");
+        assert_eq!(refusal.message, "\\u{1b}[2Jgone");
+        assert_eq!(refusal.problems, ["ok\\r\\ntoll: valid", "a\\u{202e}b"]);
     }
 }

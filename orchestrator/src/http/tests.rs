@@ -235,6 +235,30 @@ async fn results_are_made_in_turn() {
     assert_eq!(error.to_string(), "there is no campaign nothing");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_document_is_taken_in_the_encodings_that_editors_write() {
+    let served = serve_with(None).await;
+    let post = async |body: Vec<u8>| {
+        let answer =
+            reqwest::Client::new().post(format!("{}/api/v1/campaigns", served.url)).body(body).send();
+        let answer = answer.await.expect("answered");
+        (answer.status().as_u16(), answer.text().await.expect("a text"))
+    };
+    let utf16 = format!("\u{feff}{GOOD}").encode_utf16().flat_map(u16::to_le_bytes).collect();
+    for good in [format!("\u{feff}{GOOD}").into_bytes(), GOOD.replace('\n', "\r\n").into_bytes(), utf16] {
+        let (status, text) = post(good).await;
+        assert_eq!(status, 201, "{text}");
+    }
+    for (bad, words) in [
+        (b"kind: \xff".to_vec(), "the document is not in UTF-8 (byte 6)"),
+        (b"k\0i\0n\0d\0".to_vec(), "the document is in UTF-16 without a byte order mark: save it as UTF-8"),
+        (GOOD.replace("bulk", "bu\0lk").into_bytes(), "line 7, column 24: a NUL byte stands here"),
+    ] {
+        let (status, text) = post(bad).await;
+        assert!(status == 422 && text.contains(words), "{status} {text}");
+    }
+}
+
 #[test]
 fn a_service_that_stands_still_is_seen() {
     let heartbeat = Arc::new(AtomicU64::new(1));

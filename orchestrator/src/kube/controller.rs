@@ -220,7 +220,7 @@ pub(super) fn refusal(error: &SubmitError) -> Option<(&'static str, String)> {
         SubmitError::Id { .. } => Some(("InvalidName", error.to_string())),
         SubmitError::Taken { .. } => Some(("AnotherCampaign", error.to_string())),
         SubmitError::LeftOut { again: false, .. } => Some(("LeftOut", error.to_string())),
-        SubmitError::LeftOut { .. } | SubmitError::Store(_) | SubmitError::Ending => None,
+        SubmitError::LeftOut { .. } | SubmitError::Store(_) | SubmitError::Busy | SubmitError::Ending => None,
     }
 }
 

@@ -120,7 +120,8 @@ impl Course {
             }
         }
         let mut queues: Vec<PairQueue> = Vec::new();
-        let mut by_pair: HashMap<(HostIndex, HostIndex), usize> = HashMap::new();
+        // A fleet of a thousand hosts has half a million pairs: none is looked for among all others.
+        let mut by_pair = HashMap::new();
         let mut by_cell: Vec<Option<usize>> = vec![None; plan.cells.len()];
         for (index, trial) in plan.trials.iter().enumerate().filter(|(index, _)| left[*index]) {
             let queue = *by_cell[trial.cell].get_or_insert_with(|| {

@@ -2,8 +2,10 @@
 //! task that owns everything.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use toll_protocol::campaign::{self, Campaign, Problem};
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::{AgentStatus, CampaignPage, CampaignStatus, LeftOut, Submitted};
@@ -12,6 +14,10 @@ pub use super::listing::{LONGEST_PAGE, PAGE, PageQuery};
 
 /// Questions that may wait; past that those who ask wait.
 const WAITING: usize = 64;
+/// Documents that are read at the same time. Each is bounded (`campaign::MAX_NODES`), whether its submitter waits or not.
+const READERS: usize = 2;
+/// How long a document waits to be read.
+const TURN: Duration = Duration::from_secs(10);
 
 /// Why a campaign is not taken.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +53,9 @@ pub enum SubmitError {
     /// It can't be kept.
     #[error("the campaign can't be kept: {0}")]
     Store(String),
+    /// Others submit faster than documents are read.
+    #[error("other documents are being read and this one had no turn: submit it again later")]
+    Busy,
     /// The service is about to end.
     #[error("the service is ending")]
     Ending,
@@ -173,6 +182,7 @@ pub enum Request {
 pub struct Handle {
     requests: mpsc::Sender<Request>,
     changes: watch::Receiver<u64>,
+    readers: Arc<Semaphore>,
 }
 
 /// The service's own side of all its handles.
@@ -188,7 +198,8 @@ pub struct Questions {
 pub fn channel() -> (Handle, Questions) {
     let (sender, requests) = mpsc::channel(WAITING);
     let (changes, receiver) = watch::channel(0);
-    (Handle { requests: sender, changes: receiver }, Questions { requests, changes })
+    let readers = Arc::new(Semaphore::new(READERS));
+    (Handle { requests: sender, changes: receiver, readers }, Questions { requests, changes })
 }
 
 impl Handle {
@@ -197,8 +208,15 @@ impl Handle {
     /// # Errors
     /// [`SubmitError`].
     pub async fn submit(&self, id: Option<String>, manifest: String) -> Result<Submitted, SubmitError> {
-        // A document of a megabyte takes a while: that is whoever submits it's, not the service's.
-        let parsed = tokio::task::spawn_blocking(move || (campaign::parse(&manifest), manifest)).await;
+        let turn = tokio::time::timeout(TURN, self.readers.clone().acquire_owned()).await;
+        let turn = turn.map_err(|_| SubmitError::Busy)?.map_err(|_| SubmitError::Ending)?;
+        // A document of a megabyte takes a while: that is whoever submits it's, not the service's. One whose submitter has
+        // gone is read to its end: it keeps its turn until then.
+        let parsed = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            (campaign::parse(&manifest), manifest)
+        });
+        let parsed = parsed.await;
         let (parsed, manifest) = parsed.map_err(|_| SubmitError::Ending)?;
         let campaign = Box::new(parsed.map_err(SubmitError::Invalid)?);
         let asked = self.ask(|answer| Request::Submit { id, manifest, campaign, answer }).await;
@@ -267,5 +285,40 @@ impl Handle {
         let (answer, receiver) = oneshot::channel();
         self.requests.send(request(answer)).await.ok()?;
         receiver.await.ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn documents_are_read_in_turn_and_one_whose_submitter_has_gone_keeps_its_own() {
+        let (handle, questions) = channel();
+        drop(questions);
+        let all = handle.readers.clone().acquire_many_owned(READERS as u32).await.expect("open");
+        let waits = tokio::spawn({
+            let handle = handle.clone();
+            async move { handle.submit(None, "[".repeat(campaign::MAX_DOCUMENT)).await }
+        });
+        tokio::task::yield_now().await;
+        assert!(!waits.is_finished());
+        // Who asks something else does not wait.
+        assert!(handle.agents().await.is_empty());
+        drop(all);
+        let refused = waits.await.expect("no panic").expect_err("is no campaign");
+        assert!(matches!(&refused, SubmitError::Invalid(problems) if problems.len() == 1), "{refused}");
+        // A submission that is dropped while its document is read ends its turn with the reading.
+        let text = "- a\n".repeat(campaign::MAX_DOCUMENT / 4);
+        assert!(tokio::time::timeout(Duration::ZERO, handle.submit(None, text)).await.is_err());
+        assert!(handle.readers.acquire_many(READERS as u32).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_document_that_has_no_turn_is_refused() {
+        let (handle, _questions) = channel();
+        let _all = handle.readers.clone().acquire_many_owned(READERS as u32).await.expect("open");
+        let refused = handle.submit(None, String::new()).await.expect_err("has no turn");
+        assert!(matches!(refused, SubmitError::Busy), "{refused}");
     }
 }

@@ -19,6 +19,9 @@ use crate::result::{Gate, PaperArm, Peer};
 use crate::trial::{Direction, EndKind};
 use crate::units::{BitRate, Bytes, Span};
 
+/// Characters of the two ends of a problem's message that are kept of a long one.
+const QUOTED: usize = 500;
+
 /// What is wrong in a campaign, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
@@ -31,9 +34,17 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// A problem at a place, in words that may quote the document.
+    /// A problem at a place, in words that may quote the document: all of it, so they are cut in the middle.
     fn new(line: usize, column: usize, message: &str) -> Self {
-        Self { line, column, message: printable(message).into_owned() }
+        let message = printable(message);
+        let end = |at: usize| message.char_indices().nth(at).map(|(at, _)| at);
+        let message = match (end(QUOTED), message.char_indices().nth_back(QUOTED)) {
+            (Some(head), Some((tail, _))) if head < tail => {
+                format!("{}…{}", &message[..head], &message[tail..])
+            }
+            _ => message.into_owned(),
+        };
+        Self { line, column, message }
     }
 }
 

@@ -317,7 +317,7 @@ impl Maker {
         for frame in &self.frames[..self.frames.len().saturating_sub(1)] {
             match (&self.nodes[frame.node].shape, &frame.key) {
                 (Shape::Sequence(entries), _) => {
-                    path.push_str(&format!("[{}]", entries.len().saturating_sub(1)))
+                    path.push_str(&format!("[{}]", entries.len().saturating_sub(1)));
                 }
                 (Shape::Mapping(fields), _) => {
                     let name = fields.last().and_then(|(key, _)| key.as_deref()).unwrap_or("?");

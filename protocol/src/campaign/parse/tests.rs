@@ -254,6 +254,19 @@ fn what_a_document_says_is_printable_in_its_errors() {
     }
 }
 
+#[test]
+fn an_error_quotes_no_megabyte() {
+    // What may be a key is at most 1024 characters long.
+    let long = "\u{e4}".repeat(400_000);
+    for (from, to) in
+        [("name: quick", &format!("name: {long}")), ("os: payload", &format!("? {long} : payload"))]
+    {
+        let (.., message) = first(&GOOD.replacen(from, to, 1));
+        assert!(message.chars().count() < 1100, "{message}");
+        assert!(message.contains("ä…"), "{to:.20}: {message}");
+    }
+}
+
 /// Documents that are short as written. Each is refused by what is counted, at a place that comes early.
 fn bombs() -> Vec<(String, &'static str)> {
     let mut anchors = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");

@@ -1,0 +1,180 @@
+//! Documents that are short as written and large as read, from clients that stay or leave at once; and one that is durable.
+
+use std::fs::{self, Permissions};
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use nix::unistd::Pid;
+use toll_e2e::fleet::Fleet;
+use toll_e2e::machine;
+use toll_e2e::stillness::Stillness;
+use toll_e2e::suite::test;
+use toll_orchestrator::ledger::Ledger;
+
+/// An answer to `/livez` takes no longer.
+const PROMPT: Duration = Duration::from_millis(100);
+/// The orchestrator never has more memory than this.
+const MEMORY: u64 = 256 << 20;
+/// How often each document is answered during the test.
+const ROUNDS: usize = 3;
+/// Submitters at the same time: each of them has one document under way.
+const SUBMITTERS: usize = 8;
+/// Files of the API's token and of certificates are their owner's alone.
+const OWNERS: u32 = 0o600;
+const TOKEN: &str = "abuse";
+const GOOD: &str = "\
+apiVersion: toll.dev/v1alpha1
+kind: Campaign
+metadata: {name: good}
+spec:
+  hosts: {select: {}}
+  arms: [{name: native, native: {}}]
+  workloads: [{name: bulk, stream: {}}]
+";
+
+pub fn tests() -> Vec<Trial> {
+    vec![test(
+        "documents_that_grow_when_they_are_read_slow_nobody_down_and_a_durable_one_stops_no_start",
+        &[machine::no_root()],
+        documents,
+    )]
+}
+
+/// What is submitted, and words of the refusal.
+fn bombs() -> Vec<(String, &'static str)> {
+    let mut anchors = format!("a0: &a0 [{}]\n", ["x"; 60_000].join(", "));
+    for level in 1..9 {
+        let before = level - 1;
+        anchors.push_str(&format!("a{level}: &a{level} [{}]\n", vec![format!("*a{before}"); 10].join(", ")));
+    }
+    let mistakes = "    - {name: A}\n".repeat(20_000);
+    vec![
+        (anchors, "with every alias written out"),
+        ("[".repeat(80_000), "nested deeper"),
+        ("[".repeat(1 << 20), "nested deeper"),
+        ("{a: ".repeat(1 << 18), "nested deeper"),
+        ("- ".repeat(1 << 19), "nested deeper"),
+        ("- a\n".repeat(1 << 18), "more than"),
+        ((0..60_000).map(|n| format!("%TAG !a{n}! b\n")).collect(), "begin with `%`"),
+        (GOOD.replace("arms: [{name: native, native: {}}]", &format!("arms:\n{mistakes}")), "20000 entries"),
+    ]
+}
+
+/// Sends a request and gives the answer, or leaves without one.
+fn ask(request: &str, body: &str, stay: bool) -> Result<String> {
+    let mut stream = TcpStream::connect("127.0.0.1:8080")?;
+    stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+    let head = format!(
+        "{request} HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes())?;
+    stream.write_all(body.as_bytes())?;
+    let mut answer = String::new();
+    if stay {
+        stream.read_to_string(&mut answer)?;
+    }
+    Ok(answer)
+}
+
+/// The most memory that a process has had, in bytes: VmHWM of proc_pid_status(5).
+fn most_memory(process: Pid) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+    let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kilobytes << 10)
+}
+
+fn documents() -> Result<()> {
+    let mut fleet = Fleet::new(1)?;
+    let token = fleet.path("token");
+    fs::write(&token, TOKEN)?;
+    fs::set_permissions(&token, Permissions::from_mode(OWNERS))?;
+    let token = token.to_str().context("a path")?.to_owned();
+    fleet.start_orchestrator(&["--token-file", &token])?;
+    let (slowest, looks) = flooded(&fleet)?;
+    let process = fleet.orchestrator.as_ref().context("it runs")?.id();
+    let memory = most_memory(process)?;
+    println!("{looks} looks at /livez, the slowest took {slowest:?}; at most {} MiB", memory >> 20);
+    ensure!(memory < MEMORY, "the orchestrator took {memory} bytes");
+    let answer = fleet.wire.run(|| ask("POST /api/v1/campaigns?id=good", GOOD, true))??;
+    ensure!(answer.starts_with("HTTP/1.1 201"), "{answer}");
+
+    // A document that an older version took is durable: the next process leaves that campaign alone.
+    fleet.orchestrator.take().context("it runs")?.kill()?;
+    let campaigns = fleet.path("data/campaigns");
+    let mut header = Ledger::open(&campaigns.join("good/ledger.sqlite"))?.header().clone();
+    header.manifest = bombs().swap_remove(0).0;
+    fs::create_dir(campaigns.join("bomb"))?;
+    drop(Ledger::create(&campaigns.join("bomb/ledger.sqlite"), &header)?);
+    fleet.start_orchestrator(&["--token-file", &token])?;
+    let answer = fleet.wire.run(|| ask("GET /api/v1/campaigns/good", "", true))??;
+    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let memory = most_memory(fleet.orchestrator.as_ref().context("it runs")?.id())?;
+    ensure!(memory < MEMORY, "the orchestrator took {memory} bytes to start");
+    Ok(())
+}
+
+/// Submits documents until each has been answered some times. The slowest answer to `/livez` meanwhile, and how many there
+/// were.
+fn flooded(fleet: &Fleet) -> Result<(Duration, usize)> {
+    let bombs = bombs();
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let all = bombs.len() * ROUNDS;
+    let submit = || -> Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= 2 * all {
+                break;
+            }
+            // Of each document every second submitter leaves.
+            let ((body, words), stay) = (&bombs[number / 2 % bombs.len()], number % 2 == 0);
+            let answer = ask("POST /api/v1/campaigns", body, stay)?;
+            ensure!(
+                !stay || answer.starts_with("HTTP/1.1 422") && answer.contains(words),
+                "{:.20}: {answer:.500}",
+                body
+            );
+        }
+        Ok(())
+    };
+    let mut stillness = Stillness::watch(fleet.directory.path())?;
+    let (mut slowest, mut looks) = (Duration::ZERO, 0);
+    std::thread::scope(|scope| {
+        let submitters: Vec<_> = (0..SUBMITTERS)
+            .map(|_| scope.spawn(|| fleet.wire.run(submit).map_err(anyhow::Error::from)?))
+            .collect();
+        let mut look = || -> Result<()> {
+            while submitters.iter().any(|submitter| !submitter.is_finished()) {
+                let took = fleet.wire.run(|| -> Result<Duration> {
+                    let began = Instant::now();
+                    let answer = ask("GET /livez", "", true)?;
+                    ensure!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                    Ok(began.elapsed())
+                })??;
+                let still = stillness.longest()?;
+                ensure!(
+                    took < PROMPT.max(still),
+                    "an answer took {took:?}; the machine stood still for {still:?}"
+                );
+                (slowest, looks) = (slowest.max(took), looks + 1);
+            }
+            Ok(())
+        };
+        let looked = look();
+        stop.store(true, Ordering::Relaxed);
+        for submitter in submitters {
+            submitter.join().map_err(|_| anyhow::anyhow!("a submitter panicked"))??;
+        }
+        looked
+    })?;
+    ensure!(looks > 0, "nobody looked");
+    Ok((slowest, looks))
+}
