@@ -128,6 +128,30 @@ fn libraries_stay_in_their_files() {
 }
 
 #[test]
+fn tests_of_virtio_are_those_of_the_table() {
+    let read = |path: &Path| std::fs::read_to_string(Path::new(ROOT).join(path)).expect("readable");
+    let functions: BTreeSet<String> = sources()
+        .iter()
+        .flat_map(|path| {
+            let source = read(path);
+            let names = source.lines().filter_map(|line| line.trim_start().strip_prefix("fn "));
+            names.filter_map(|rest| Some(rest.split_once('(')?.0.to_owned())).collect::<Vec<_>>()
+        })
+        .collect();
+    let table = read(Path::new("docs/virtio-conformance.md"));
+    // The last column of each row.
+    let rows = table.lines().filter_map(|line| line.strip_suffix('|')?.rsplit_once('|'));
+    let named: BTreeSet<&str> = rows.flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2)).collect();
+    assert!(named.len() > 50, "the table names {} tests only", named.len());
+    for test in &named {
+        assert!(functions.contains(*test), "docs/virtio-conformance.md names `{test}`, which there is not");
+    }
+    for test in functions.iter().filter(|name| name.starts_with("virtio_1_2_")) {
+        assert!(named.contains(test.as_str()), "docs/virtio-conformance.md lacks `{test}`");
+    }
+}
+
+#[test]
 fn a_file_is_one_thing() {
     for path in sources() {
         let lines = std::fs::read_to_string(Path::new(ROOT).join(&path)).expect("readable").lines().count();

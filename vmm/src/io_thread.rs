@@ -378,72 +378,17 @@ impl Adapter for Remote {
         Some(self.shared.done.as_fd())
     }
 
+    /// Between two looks: of one moment.
+    fn reading(&mut self, act: &mut dyn FnMut(&mut Stages)) -> FrameCounters {
+        let mut adapter = lock(&self.shared.adapter);
+        adapter.with_stages(act);
+        adapter.counters()
+    }
+
     fn with_stages(&mut self, act: &mut dyn FnMut(&mut Stages)) {
         lock(&self.shared.adapter).with_stages(act);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// An adapter whose service panics at its second call.
-    struct Faulty {
-        calls: u32,
-    }
-
-    impl Adapter for Faulty {
-        fn window(&self) -> Window {
-            Window::Mmio(4096)
-        }
-
-        fn read(&mut self, _offset: u64, _data: &mut [u8]) -> Result<(), AdapterError> {
-            Ok(())
-        }
-
-        fn write(&mut self, _offset: u64, _data: &[u8]) -> Result<(), AdapterError> {
-            Ok(())
-        }
-
-        fn service(&mut self) -> Result<bool, AdapterError> {
-            self.calls += 1;
-            assert!(self.calls < 2, "a fault of the adapter");
-            Ok(false)
-        }
-
-        fn can_receive(&self) -> bool {
-            true
-        }
-
-        fn interrupt(&self) -> bool {
-            false
-        }
-
-        fn counters(&self) -> FrameCounters {
-            FrameCounters::default()
-        }
-
-        fn register_name(&self, _offset: u64) -> &'static str {
-            "register"
-        }
-
-        fn port_fd(&self) -> Option<BorrowedFd<'_>> {
-            None
-        }
-
-        fn with_stages(&mut self, _act: &mut dyn FnMut(&mut Stages)) {}
-    }
-
-    #[test]
-    fn a_panic_of_the_thread_wakes_the_program_and_is_its_error() {
-        let mut remote = Remote::start(Box::new(Faulty { calls: 0 }), None).expect("a thread");
-        let mut fds = [PollFd::new(remote.shared.done.as_fd(), PollFlags::POLLIN)];
-        assert_eq!(
-            ppoll(&mut fds, Some(nix::sys::time::TimeSpec::new(10, 0)), None),
-            Ok(1),
-            "nobody is told"
-        );
-        let error = remote.service().expect_err("the thread has ended");
-        assert!(format!("{error:?}").contains("panicked"), "{error:?}");
-    }
-}
+mod tests;

@@ -12,6 +12,10 @@
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
 compile_error!("toll-vmm runs x86-64 guests on Linux");
 
+// The same-stack engine ends its program, and the I/O thread its adapter, by unwinding.
+#[cfg(not(panic = "unwind"))]
+compile_error!("toll-vmm is built with panics that unwind: take panic = \"abort\" out of the build profile");
+
 mod alarm;
 pub mod boot;
 pub mod bus;

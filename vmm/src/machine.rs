@@ -474,10 +474,9 @@ impl Machine {
     }
 
     fn snapshot(&mut self, view: &EngineView<'_>) -> Snapshot {
-        // First: what follows may wait for a look of the adapter's thread to end, and `view` is of before.
-        let at = Timebase::now();
+        let entered = ticks();
         let (mut port_ticks, mut noted, begins) = (0, Default::default(), self.phase < phase::MEASURE);
-        self.adapter.with_stages(&mut |stages| {
+        let frames = self.adapter.reading(&mut |stages| {
             port_ticks = stages.port_ticks();
             if begins {
                 stages.restart();
@@ -485,6 +484,10 @@ impl Machine {
                 noted = stages.noted();
             }
         });
+        // After the reading, which may have waited for a look of the adapter's thread to end: frames are of this moment.
+        // So is the rest, as the program stood still meanwhile; the wait was the model's.
+        let at = Timebase::now();
+        let waited = ticks().saturating_sub(entered);
         Snapshot {
             at,
             cpu: self.cpu.and_then(CpuClock::read),
@@ -496,11 +499,11 @@ impl Machine {
             run_delay: self.files.run_delay(),
             thread: self.files.times(),
             program_ticks: view.program_ticks,
-            model_ticks: view.model_ticks,
+            model_ticks: view.model_ticks.saturating_add(waited),
             port_ticks,
             noted,
             retransmits: self.pages.status().retransmits.load(Ordering::Relaxed),
-            frames: self.adapter.counters(),
+            frames,
             spared: self.spared(),
             exits: view.exits.as_ref().map(|(exits, counts)| ((*exits).clone(), *counts)),
         }

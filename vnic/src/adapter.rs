@@ -21,6 +21,14 @@ pub enum AdapterError {
         /// Addresses, lengths and limits.
         detail: String,
     },
+    /// An MTU that no virtio-net device may have.
+    #[error("a virtio-net adapter has an MTU of {least} bytes or more, and it was to have {mtu}")]
+    Mtu {
+        /// What it was to have.
+        mtu: u16,
+        /// The least, in bytes of IP packet.
+        least: u16,
+    },
     /// The port failed.
     #[error("the adapter's port failed")]
     Port(#[from] PortError),
@@ -115,6 +123,13 @@ pub trait Adapter: Send {
 
     /// Descriptor that becomes readable when the port has a frame.
     fn port_fd(&self) -> Option<std::os::fd::BorrowedFd<'_>>;
+
+    /// What crossed it so far, and `act` done with what is noted at that moment of frames' ways and of the time in the
+    /// port.
+    fn reading(&mut self, act: &mut dyn FnMut(&mut Stages)) -> FrameCounters {
+        self.with_stages(act);
+        self.counters()
+    }
 
     /// Does `act` with what is noted of frames' ways, and of the time in the port.
     fn with_stages(&mut self, act: &mut dyn FnMut(&mut Stages));

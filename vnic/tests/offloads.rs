@@ -79,7 +79,7 @@ fn segments_are_cut_up_for_a_guest_without_offloads() -> Outcome {
     Ok(())
 }
 
-/// VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET (virtio 1.2, 5.1.6.5.6.1) reaches the kernel.
+/// VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET (virtio 1.2, 5.1.6.5.8) reaches the kernel.
 fn segments_are_cut_up_once_offloads_are_turned_off_and_whole_when_they_are_on_again() -> Outcome {
     let (mut from, mut to) = pair(TSO, TSO)?;
     for ip in Ip::BOTH {

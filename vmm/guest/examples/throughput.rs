@@ -109,6 +109,7 @@ fn main() {
         warm_up: Duration::from_millis(200),
         duration: seconds(),
         arena: 8 << 20,
+        verifies: false,
         ..End::sender(VIRTIO_NET)
     };
     unshare(CloneFlags::CLONE_NEWNET).unwrap();

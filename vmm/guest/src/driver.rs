@@ -18,6 +18,8 @@ pub(crate) const ETHERNET_HEADER: usize = 14;
 /// An adapter that a driver can't bring up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DriverError {
+    /// There is none where it should be.
+    Absent,
     /// A register holds something else than the driver needs.
     Unexpected {
         /// The register.
@@ -40,6 +42,7 @@ pub enum DriverError {
 impl fmt::Display for DriverError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Absent => f.write_str("there is no adapter"),
             Self::Unexpected { register, found } => write!(f, "{register} holds {found:#x}"),
             Self::NotReady { what } => write!(f, "{what} does not come"),
             Self::Unsupported { what } => write!(f, "the adapter lacks {what}"),

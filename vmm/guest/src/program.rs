@@ -162,7 +162,7 @@ pub fn run<P: Platform>(
             check((1..=MAX_PAIRS).contains(&pairs), "queue_pairs")?;
             check(pairs == 1 || boot.switches & virtio_net::CONTROL_QUEUE != 0, "queue_pairs")?;
             let sends = boot.direction == direction::SEND;
-            let setup = Setup { mtu, switches: boot.switches, sends, pairs };
+            let setup = Setup { mtu, mac: boot.mac, switches: boot.switches, sends, pairs };
             let bulk = match (tso, sends) {
                 (true, true) => LARGE_SEND_BUFFER,
                 (true, false) => LARGE_RECEIVE_BUFFER,

@@ -15,7 +15,7 @@ use crate::platform::Platform;
 use crate::support::{Access, End, HostPlatform, PCNET, VIRTIO_NET};
 
 /// Everything off.
-const SETUP: Setup = Setup { mtu: 1500, switches: 0, sends: true, pairs: 1 };
+const SETUP: Setup = Setup { mtu: 1500, mac: [0x52, 0x54, 0, 0, 0, 1], switches: 0, sends: true, pairs: 1 };
 
 fn bench(adapter: u32) -> (HostPlatform, MemoryPort) {
     bench_of(&End::sender(adapter))
@@ -238,7 +238,7 @@ fn virtio_1_2_s5_1_6_4_merged_frames_are_whole_where_the_ring_wraps_too() {
     let on = VirtioNetSwitches { mergeable_buffers: true, ..VirtioNetSwitches::default() };
     let end = End { switches: on, mtu: 9000, ..End::sender(VIRTIO_NET) };
     let (mut platform, mut wire) = bench_of(&end);
-    let setup = Setup { mtu: 9000, switches: switches::MERGEABLE_BUFFERS, sends: true, pairs: 1 };
+    let setup = Setup { mtu: 9000, switches: switches::MERGEABLE_BUFFERS, ..SETUP };
     let mut driver = VirtioNetDriver::open(&mut platform, setup).unwrap();
     for round in 0..1000_usize {
         let length = 60 + (round * 97) % 8950;

@@ -24,6 +24,8 @@
 mod control;
 mod header;
 mod queue;
+#[cfg(test)]
+mod tests;
 
 use core::num::{NonZeroU16, NonZeroUsize};
 use core::ptr::NonNull;
@@ -55,6 +57,10 @@ mod register {
     pub(super) const QUEUE_DESC: u64 = 0x080;
     pub(super) const QUEUE_DRIVER: u64 = 0x090;
     pub(super) const QUEUE_DEVICE: u64 = 0x0a0;
+    /// `struct virtio_net_config` (5.1.4): `mac`, `max_virtqueue_pairs` and `mtu`.
+    pub(super) const MAC: u64 = 0x100;
+    pub(super) const MAX_VIRTQUEUE_PAIRS: u64 = 0x108;
+    pub(super) const MTU: u64 = 0x10a;
 }
 
 /// Device status (2.1).
@@ -62,11 +68,13 @@ const ACKNOWLEDGE: u32 = 1;
 const DRIVER: u32 = 2;
 const DRIVER_OK: u32 = 4;
 const FEATURES_OK: u32 = 8;
+const FAILED: u32 = 128;
 
 /// VIRTIO_F_VERSION_1 (6), in the high half of the features.
 const VERSION_1: u32 = 1 << 0;
 /// VIRTIO_NET_F_MTU and VIRTIO_NET_F_MAC (5.1.3), in the low half.
-const MTU_AND_MAC: u32 = 1 << 3 | 1 << 5;
+const MTU: u32 = 1 << 3;
+const MAC: u32 = 1 << 5;
 /// VIRTIO_NET_F_CSUM and VIRTIO_NET_F_GUEST_CSUM.
 const CHECKSUMS: u32 = 1 << 0 | 1 << 1;
 /// VIRTIO_NET_F_GUEST_TSO4 and VIRTIO_NET_F_HOST_TSO4: the stack speaks IPv4.
@@ -79,9 +87,6 @@ const CONTROL: u32 = 1 << 17 | 1 << 18;
 const MULTIQUEUE: u32 = 1 << 22;
 /// VIRTIO_F_EVENT_IDX.
 const EVENT_INDEX: u32 = 1 << 29;
-
-/// Where `max_virtqueue_pairs` stands in the registers (5.1.4).
-const MAX_VIRTQUEUE_PAIRS: u64 = 0x108;
 
 /// Queue pairs at most.
 pub(crate) const MAX_PAIRS: usize = 8;
@@ -117,6 +122,8 @@ const UNUSED: Layout = Layout { size: 1, stride: ALIGN };
 pub(crate) struct Setup {
     /// MTU in bytes of IP packet.
     pub(crate) mtu: usize,
+    /// The address that the program speaks from.
+    pub(crate) mac: [u8; 6],
     /// Bits of [`toll_guest_abi::virtio_net`].
     pub(crate) switches: u64,
     /// Whether the payload is sent: only then are long segments.
@@ -209,43 +216,91 @@ pub(crate) struct VirtioNetDriver {
     asked: bool,
 }
 
+/// The device status, of which no bit is ever cleared (2.1.1).
+struct Progress(u32);
+
+impl Progress {
+    fn reach(&mut self, registers: &mut impl Registers, bit: u32) {
+        self.0 |= bit;
+        registers.write_register(register::STATUS, 4, self.0);
+    }
+}
+
+/// Looks whether there is a network device (4.2.3.1.1).
+fn find(registers: &mut impl Registers) -> Result<(), DriverError> {
+    for (register, name, wanted) in [
+        (register::MAGIC_VALUE, "MagicValue", u32::from_le_bytes(*b"virt")),
+        (register::VERSION, "Version", 2),
+        (register::DEVICE_ID, "DeviceID", 1),
+    ] {
+        let found = registers.read_register(register, 4);
+        if (register, found) == (register::DEVICE_ID, 0) {
+            // A place without a device, which is no device's error (4.2.2.2).
+            return Err(DriverError::Absent);
+        }
+        if found != wanted {
+            return Err(DriverError::Unexpected { register: name, found });
+        }
+    }
+    Ok(())
+}
+
+/// Takes what is needed of the features that are offered, MTU and address with them (2.2.1).
+fn negotiate(registers: &mut impl Registers, setup: Setup) -> Result<(), DriverError> {
+    let needed = setup.features();
+    let mut taken = 0;
+    for (half, wanted, needed) in [(1, VERSION_1, VERSION_1), (0, MTU | MAC | needed, needed)] {
+        registers.write_register(register::DEVICE_FEATURES_SEL, 4, half);
+        let offered = registers.read_register(register::DEVICE_FEATURES, 4);
+        if offered & needed != needed {
+            return Err(DriverError::Unsupported { what: "a feature that the switches ask for" });
+        }
+        taken = offered & wanted;
+        registers.write_register(register::DRIVER_FEATURES_SEL, 4, half);
+        registers.write_register(register::DRIVER_FEATURES, 4, taken);
+    }
+    // The address is the device's, and no frame is longer than it says (5.1.4.2).
+    for (index, byte) in setup.mac.into_iter().enumerate().filter(|_| taken & MAC != 0) {
+        let found = registers.read_register(register::MAC + index as u64, 1);
+        if found != u32::from(byte) {
+            return Err(DriverError::Unexpected { register: "mac", found });
+        }
+    }
+    let mtu = if taken & MTU != 0 { registers.read_register(register::MTU, 2) } else { u32::MAX };
+    if (mtu as usize) < setup.mtu {
+        return Err(DriverError::Unexpected { register: "mtu", found: mtu });
+    }
+    Ok(())
+}
+
 impl VirtioNetDriver {
     /// Finds the device and brings it up (3.1.1).
     pub(crate) fn open(platform: &mut impl Platform, setup: Setup) -> Result<Self, DriverError> {
-        for (register, name, wanted) in [
-            (register::MAGIC_VALUE, "MagicValue", u32::from_le_bytes(*b"virt")),
-            (register::VERSION, "Version", 2),
-            (register::DEVICE_ID, "DeviceID", 1),
-        ] {
-            let found = platform.read_register(register, 4);
-            if found != wanted {
-                return Err(DriverError::Unexpected { register: name, found });
-            }
+        find(platform)?;
+        let mut progress = Progress(0);
+        let driver = Self::bring_up(platform, &mut progress, setup);
+        if driver.is_err() {
+            // It has given up on the device (2.2.1).
+            progress.reach(platform, FAILED);
         }
-        let mut status = 0;
-        let mut advance = |platform: &mut _, bit| {
-            status |= bit;
-            Registers::write_register(platform, register::STATUS, 4, status);
-        };
-        advance(platform, 0);
-        advance(platform, ACKNOWLEDGE);
-        advance(platform, DRIVER);
-        let needed = setup.features();
-        for (half, wanted, needed) in [(0, MTU_AND_MAC | needed, needed), (1, VERSION_1, VERSION_1)] {
-            platform.write_register(register::DEVICE_FEATURES_SEL, 4, half);
-            let offered = platform.read_register(register::DEVICE_FEATURES, 4);
-            if offered & needed != needed {
-                return Err(DriverError::Unsupported { what: "a feature that the switches ask for" });
-            }
-            platform.write_register(register::DRIVER_FEATURES_SEL, 4, half);
-            platform.write_register(register::DRIVER_FEATURES, 4, offered & wanted);
+        driver
+    }
+
+    fn bring_up(
+        platform: &mut impl Platform,
+        progress: &mut Progress,
+        setup: Setup,
+    ) -> Result<Self, DriverError> {
+        for bit in [0, ACKNOWLEDGE, DRIVER] {
+            progress.reach(platform, bit);
         }
-        advance(platform, FEATURES_OK);
+        negotiate(platform, setup)?;
+        progress.reach(platform, FEATURES_OK);
         if platform.read_register(register::STATUS, 4) & FEATURES_OK == 0 {
             return Err(DriverError::Unsupported { what: "these features together" });
         }
 
-        let most = if setup.pairs > 1 { platform.read_register(MAX_VIRTQUEUE_PAIRS, 2) } else { 1 };
+        let most = if setup.pairs > 1 { platform.read_register(register::MAX_VIRTQUEUE_PAIRS, 2) } else { 1 };
         if (most as usize) < setup.pairs {
             return Err(DriverError::Unexpected { register: "max_virtqueue_pairs", found: most });
         }
@@ -282,7 +337,7 @@ impl VirtioNetDriver {
             let index = 2 * most;
             control = Some(control::Control::new(&mut memory, event_index, index).set_up(platform)?);
         }
-        advance(platform, DRIVER_OK);
+        progress.reach(platform, DRIVER_OK);
         if let Some(control) = &mut control {
             control.receive_own(platform)?;
             if setup.pairs > 1 {

@@ -50,6 +50,8 @@ pub struct End {
     pub duration: Duration,
     pub patience: Duration,
     pub switches: VirtioNetSwitches,
+    /// Whether each received byte is looked at, whatever the build profile: a measurement leaves that out.
+    pub verifies: bool,
 }
 
 impl End {
@@ -67,6 +69,7 @@ impl End {
             duration: Duration::from_millis(200),
             patience: Duration::from_secs(3),
             switches: VirtioNetSwitches::default(),
+            verifies: true,
         }
     }
 
@@ -192,7 +195,7 @@ pub enum Access {
 
 pub struct HostPlatform {
     pub adapter: Box<dyn Adapter>,
-    memory: GuestMemory,
+    pub memory: GuestMemory,
     epoch: Instant,
     free: u64,
     end: u64,
@@ -235,7 +238,7 @@ impl HostPlatform {
             in_interrupt: false,
             causes: 0,
             write_size: end.write_size as usize,
-            check: cfg!(debug_assertions),
+            check: end.verifies,
             verified: 0,
             phases: Vec::new(),
             waits: 0,

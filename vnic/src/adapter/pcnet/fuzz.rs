@@ -282,7 +282,9 @@ impl Guest {
         match &result {
             Ok(()) => {}
             Err(AdapterError::Guest { .. }) => assert!(after.guest_errors > before.guest_errors, "{step:?}"),
-            Err(AdapterError::Port(error)) => unreachable!("this port does not fail: {error}"),
+            Err(error @ (AdapterError::Port(_) | AdapterError::Mtu { .. })) => {
+                unreachable!("neither the port nor the device fails: {error}")
+            }
         }
         let frames = after.transmit_frames - before.transmit_frames;
         assert!(frames <= MOST_FRAMES.into(), "{step:?} sent {frames} frames");

@@ -20,6 +20,9 @@ fn refused(what: &'static str, refused: Refused, descriptor: &Descriptor) -> Ada
     )
 }
 
+/// What is wrong with a descriptor that refers to an indirect table.
+pub(super) const INDIRECT: &str = "a descriptor is indirect, and VIRTIO_F_INDIRECT_DESC was not negotiated";
+
 pub(super) fn too_many(most: usize) -> String {
     format!("a chain has over {most} descriptors")
 }
@@ -38,6 +41,9 @@ pub(super) fn pieces(
         // Empty ones count too: the work for a frame is bounded.
         if index == gather::MAX_PARTS {
             return Err(refused(what, Refused::TooManyParts, &descriptor));
+        }
+        if descriptor.is_indirect() {
+            return Err(bad(what, INDIRECT.to_owned()));
         }
         if descriptor.is_writable() != writable {
             return Err(bad(what, "a buffer is for the other direction".to_owned()));

@@ -20,7 +20,7 @@ use virtio_bindings::virtio_net::{
 use vm_memory::{Bytes, GuestAddress};
 
 use super::bad;
-use super::chain::too_many;
+use super::chain::{INDIRECT, too_many};
 use super::features::Features;
 use super::filter::{MacTable, Mode};
 use super::ring::Ring;
@@ -125,6 +125,9 @@ impl Request {
         for (index, descriptor) in ring.chain(head).enumerate() {
             if index == MAX_PARTS {
                 return Err(bad(WHAT, too_many(MAX_PARTS)));
+            }
+            if descriptor.is_indirect() {
+                return Err(bad(WHAT, INDIRECT.to_owned()));
             }
             let (address, length) = (GuestAddress(descriptor.address), descriptor.length as usize);
             if length == 0 {

@@ -22,11 +22,11 @@ const REQUIREMENTS: [(u32, u32); 10] = [
     (VIRTIO_NET_F_CTRL_VLAN, VIRTIO_NET_F_CTRL_VQ),
     (VIRTIO_NET_F_MQ, VIRTIO_NET_F_CTRL_VQ),
     (VIRTIO_NET_F_CTRL_MAC_ADDR, VIRTIO_NET_F_CTRL_VQ),
-    // The specification says it of these where their commands are described (5.1.6.5.1, 5.1.6.5.6).
+    // The specification says it of these where their commands are described (5.1.6.5.1, 5.1.6.5.8).
     (VIRTIO_NET_F_CTRL_RX_EXTRA, VIRTIO_NET_F_CTRL_VQ),
     (VIRTIO_NET_F_CTRL_GUEST_OFFLOADS, VIRTIO_NET_F_CTRL_VQ),
 ];
-/// What VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET may turn on and off (5.1.6.5.6.1), of what is offered here.
+/// What VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET may turn on and off (5.1.6.5.8), of what is offered here.
 const GUEST_OFFLOADS: u64 =
     1 << VIRTIO_NET_F_GUEST_CSUM | 1 << VIRTIO_NET_F_GUEST_TSO4 | 1 << VIRTIO_NET_F_GUEST_TSO6;
 

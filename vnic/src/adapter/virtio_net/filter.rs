@@ -11,8 +11,10 @@ use toll_protocol::units::MacAddress;
 
 /// Bytes of a frame that are looked at: addresses, type, and the tag of a VLAN (IEEE 802.1Q, 9.6).
 pub(super) const LOOKED_AT: usize = 16;
+/// Where the type stands in a frame.
+pub(super) const TAG: usize = 12;
 /// Ethernet type of a VLAN tag.
-const VLAN: [u8; 2] = [0x81, 0x00];
+pub(super) const VLAN: [u8; 2] = [0x81, 0x00];
 /// VLAN identifiers.
 const IDS: usize = 4096;
 
@@ -91,7 +93,7 @@ impl Filter {
         let [a, b, c, d, e, f, ..] = *head;
         let destination = MacAddress([a, b, c, d, e, f]);
         if let Some(vlans) = &self.vlans
-            && head[12..14] == VLAN
+            && head[TAG..TAG + 2] == VLAN
         {
             let id = u16::from_be_bytes([head[14], head[15]]) & 0x0fff;
             if vlans[usize::from(id) / 64] >> (id % 64) & 1 == 0 {

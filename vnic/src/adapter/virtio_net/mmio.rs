@@ -16,12 +16,13 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_NET;
 use virtio_bindings::virtio_mmio::{
     VIRTIO_MMIO_CONFIG, VIRTIO_MMIO_CONFIG_GENERATION, VIRTIO_MMIO_DEVICE_FEATURES,
     VIRTIO_MMIO_DEVICE_FEATURES_SEL, VIRTIO_MMIO_DEVICE_ID, VIRTIO_MMIO_DRIVER_FEATURES,
-    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INT_VRING, VIRTIO_MMIO_INTERRUPT_ACK,
-    VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE, VIRTIO_MMIO_QUEUE_AVAIL_HIGH,
-    VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH, VIRTIO_MMIO_QUEUE_DESC_LOW,
-    VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX, VIRTIO_MMIO_QUEUE_READY,
-    VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW, VIRTIO_MMIO_SHM_LEN_HIGH,
-    VIRTIO_MMIO_SHM_LEN_LOW, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
+    VIRTIO_MMIO_DRIVER_FEATURES_SEL, VIRTIO_MMIO_INT_CONFIG, VIRTIO_MMIO_INT_VRING,
+    VIRTIO_MMIO_INTERRUPT_ACK, VIRTIO_MMIO_INTERRUPT_STATUS, VIRTIO_MMIO_MAGIC_VALUE,
+    VIRTIO_MMIO_QUEUE_AVAIL_HIGH, VIRTIO_MMIO_QUEUE_AVAIL_LOW, VIRTIO_MMIO_QUEUE_DESC_HIGH,
+    VIRTIO_MMIO_QUEUE_DESC_LOW, VIRTIO_MMIO_QUEUE_NOTIFY, VIRTIO_MMIO_QUEUE_NUM, VIRTIO_MMIO_QUEUE_NUM_MAX,
+    VIRTIO_MMIO_QUEUE_READY, VIRTIO_MMIO_QUEUE_SEL, VIRTIO_MMIO_QUEUE_USED_HIGH, VIRTIO_MMIO_QUEUE_USED_LOW,
+    VIRTIO_MMIO_SHM_BASE_HIGH, VIRTIO_MMIO_SHM_BASE_LOW, VIRTIO_MMIO_SHM_LEN_HIGH, VIRTIO_MMIO_SHM_LEN_LOW,
+    VIRTIO_MMIO_SHM_SEL, VIRTIO_MMIO_STATUS, VIRTIO_MMIO_VENDOR_ID, VIRTIO_MMIO_VERSION,
 };
 use virtio_queue::{Queue, QueueT};
 
@@ -66,6 +67,8 @@ pub(super) enum Order {
     Activate,
     /// The driver has made buffers of a queue available.
     Notify(Role),
+    /// The driver uses the queue of this index no longer.
+    Stop(usize),
     /// The access has no meaning here.
     Malformed,
 }
@@ -85,6 +88,8 @@ pub(super) struct Mmio {
     pub(super) queues: Vec<Queue>,
     /// `struct virtio_net_config` (5.1.4): mac, status, max_virtqueue_pairs, mtu.
     config: [u8; 12],
+    /// ConfigGeneration: another one after each change of `config`.
+    generation: u32,
 }
 
 impl Mmio {
@@ -110,6 +115,7 @@ impl Mmio {
             status: 0,
             queues,
             config,
+            generation: 0,
         }
     }
 
@@ -133,9 +139,18 @@ impl Mmio {
         (pair < self.pairs()).then_some(role)
     }
 
-    /// Changes the device's MAC address (5.1.6.5.2.2).
+    /// Whether the driver may set up the queue of this index: any, until what it has taken says how many there are
+    /// (5.1.2).
+    fn is_available(&self, index: usize) -> bool {
+        self.status & VIRTIO_CONFIG_S_FEATURES_OK == 0 || self.role(index).is_some()
+    }
+
+    /// Changes the device's MAC address (5.1.6.5.2.1), which a driver reads byte by byte (4.2.2.1).
     pub(super) fn set_mac(&mut self, mac: MacAddress) {
-        self.config[..6].copy_from_slice(&mac.0);
+        if self.config[..6] != mac.0 {
+            self.config[..6].copy_from_slice(&mac.0);
+            self.generation = self.generation.wrapping_add(1);
+        }
     }
 
     /// What the driver has taken.
@@ -153,16 +168,22 @@ impl Mmio {
         self.interrupt_status != 0
     }
 
-    /// A used buffer notification (4.2.2.1). Whether the line rose.
-    pub(super) const fn raise(&mut self) -> bool {
+    const fn raise(&mut self, event: u32) -> bool {
         let rose = self.interrupt_status == 0;
-        self.interrupt_status |= VIRTIO_MMIO_INT_VRING;
+        self.interrupt_status |= event;
         rose
     }
 
-    /// The device can't go on until it is reset (2.1.2).
-    pub(super) const fn fail(&mut self) {
+    /// A used buffer notification (4.2.2.1). Whether the line rose.
+    pub(super) const fn notify_used(&mut self) -> bool {
+        self.raise(VIRTIO_MMIO_INT_VRING)
+    }
+
+    /// The device can't go on until it is reset: a driver that is ready hears of it by a configuration change
+    /// notification (2.1.2). Whether the line rose.
+    pub(super) const fn fail(&mut self) -> bool {
         self.status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+        self.status & VIRTIO_CONFIG_S_DRIVER_OK != 0 && self.raise(VIRTIO_MMIO_INT_CONFIG)
     }
 
     fn reset(&mut self) {
@@ -186,7 +207,8 @@ impl Mmio {
 
     /// A 32-bit register, `None` if it can't be read.
     pub(super) fn read(&self, offset: u32) -> Option<u32> {
-        let queue = self.queues.get(self.queue_select as usize);
+        let index = self.queue_select as usize;
+        let queue = self.queues.get(index).filter(|_| self.is_available(index));
         Some(match offset {
             VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
             VIRTIO_MMIO_VERSION => LAYOUT_VERSION,
@@ -197,9 +219,12 @@ impl Mmio {
             VIRTIO_MMIO_QUEUE_READY => queue.is_some_and(QueueT::ready).into(),
             VIRTIO_MMIO_INTERRUPT_STATUS => self.interrupt_status,
             VIRTIO_MMIO_STATUS => self.status,
-            // No shared memory region: its length reads as -1 (4.2.2).
-            VIRTIO_MMIO_SHM_LEN_LOW | VIRTIO_MMIO_SHM_LEN_HIGH => u32::MAX,
-            VIRTIO_MMIO_CONFIG_GENERATION => 0,
+            // No shared memory region: length and address read as -1 (4.2.2).
+            VIRTIO_MMIO_SHM_LEN_LOW
+            | VIRTIO_MMIO_SHM_LEN_HIGH
+            | VIRTIO_MMIO_SHM_BASE_LOW
+            | VIRTIO_MMIO_SHM_BASE_HIGH => u32::MAX,
+            VIRTIO_MMIO_CONFIG_GENERATION => self.generation,
             _ => return None,
         })
     }
@@ -223,6 +248,8 @@ impl Mmio {
             VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.device_features_select = value,
             VIRTIO_MMIO_DRIVER_FEATURES_SEL => self.driver_features_select = value,
             VIRTIO_MMIO_QUEUE_SEL => self.queue_select = value,
+            // There is none to select.
+            VIRTIO_MMIO_SHM_SEL => {}
             VIRTIO_MMIO_INTERRUPT_ACK => self.interrupt_status &= !value,
             VIRTIO_MMIO_STATUS => return self.write_status(value),
             VIRTIO_MMIO_QUEUE_NOTIFY => {
@@ -238,6 +265,8 @@ impl Mmio {
                     _ => return Order::Malformed,
                 }
             }
+            // A driver may stop a queue whenever it likes (4.2.2.2).
+            VIRTIO_MMIO_QUEUE_READY if value == 0 => return self.stop_queue(),
             // Queues are set up between FEATURES_OK and DRIVER_OK (3.1.1).
             VIRTIO_MMIO_QUEUE_NUM..=VIRTIO_MMIO_QUEUE_READY
             | VIRTIO_MMIO_QUEUE_DESC_LOW..=VIRTIO_MMIO_QUEUE_USED_HIGH
@@ -250,8 +279,17 @@ impl Mmio {
         Order::None
     }
 
+    fn stop_queue(&mut self) -> Order {
+        let index = self.queue_select as usize;
+        let Some(queue) = self.queues.get_mut(index) else { return Order::Malformed };
+        queue.set_ready(false);
+        Order::Stop(index)
+    }
+
     fn write_queue(&mut self, offset: u32, value: u32) -> Order {
-        let Some(queue) = self.queues.get_mut(self.queue_select as usize) else { return Order::Malformed };
+        let index = self.queue_select as usize;
+        let available = self.is_available(index);
+        let Some(queue) = self.queues.get_mut(index).filter(|_| available) else { return Order::Malformed };
         if offset == VIRTIO_MMIO_QUEUE_READY {
             queue.set_ready(value == 1);
             return Order::None;
@@ -321,6 +359,7 @@ pub(super) const fn register_name(offset: u64) -> &'static str {
         VIRTIO_MMIO_QUEUE_DESC_LOW | VIRTIO_MMIO_QUEUE_DESC_HIGH => "queue-desc",
         VIRTIO_MMIO_QUEUE_AVAIL_LOW | VIRTIO_MMIO_QUEUE_AVAIL_HIGH => "queue-driver",
         VIRTIO_MMIO_QUEUE_USED_LOW | VIRTIO_MMIO_QUEUE_USED_HIGH => "queue-device",
+        VIRTIO_MMIO_SHM_SEL..=VIRTIO_MMIO_SHM_BASE_HIGH => "shared-memory",
         VIRTIO_MMIO_CONFIG_GENERATION => "config-generation",
         _ => "reserved",
     }

@@ -52,8 +52,12 @@ use ring::Ring;
 const WINDOW: u64 = 0x200;
 /// Ethernet header: what a frame has at least.
 const MINIMUM_FRAME: usize = 14;
-/// What a frame has beside its MTU of IP packet: an Ethernet header and an IEEE 802.1Q tag.
-const FRAMING: usize = 18;
+/// An IEEE 802.1Q tag.
+const TAG_LENGTH: usize = 4;
+/// What a frame has beside its MTU of IP packet: an Ethernet header and a tag.
+const FRAMING: usize = MINIMUM_FRAME + TAG_LENGTH;
+/// Least MTU of a device (5.1.4.1).
+const LEAST_MTU: u16 = 68;
 /// Longest frame of a TCP segment that is to be cut up: the 65535 bytes that Linux puts into one with its Ethernet
 /// header.
 const LONGEST_SEGMENT: usize = 65_535;
@@ -117,7 +121,7 @@ impl VirtioNet {
     /// # Errors
     /// [`PortError::NoHeaders`] if offloads are on and a port has no headers; [`PortError::Queues`] if there are not as
     /// many ports as queue pairs; [`PortError::Io`] if they can't be waited for; [`AdapterError::Guest`] if
-    /// [`MAX_QUEUE_SIZE`] were no power of two (2.7).
+    /// [`MAX_QUEUE_SIZE`] were no power of two (2.7); [`AdapterError::Mtu`] if the MTU is below 68 (5.1.4.1).
     pub fn new(
         memory: GuestMemory,
         ports: Vec<Box<dyn Port>>,
@@ -127,6 +131,9 @@ impl VirtioNet {
     ) -> Result<Self, AdapterError> {
         if switches.offloads() && ports.iter().any(|port| port.framing() != Framing::VirtioNetHeader) {
             return Err(PortError::NoHeaders.into());
+        }
+        if mtu < LEAST_MTU {
+            return Err(AdapterError::Mtu { mtu, least: LEAST_MTU });
         }
         let count = switches.queue_pairs.count();
         if ports.len() != count {
@@ -197,31 +204,34 @@ impl VirtioNet {
         Ok(())
     }
 
-    fn transmit(&mut self, pair: usize) -> Result<usize, AdapterError> {
+    fn transmit(&mut self, pair: usize) -> Result<(), AdapterError> {
         let index = transmit_queue(pair);
-        let Some(Some(ring)) = self.rings.get_mut(index) else { return Ok(0) };
+        let Some(Some(ring)) = self.rings.get_mut(index) else { return Ok(()) };
         let before = ring.next_used();
-        let mut sent = self.bus.transmit(pair, ring)?;
         let asks = self.bus.features.event_index() && !self.watched;
-        if asks && ring.want(true) {
-            sent += self.bus.transmit(pair, ring)?;
+        let mut sent = self.bus.transmit(pair, ring);
+        if sent.is_ok() && asks && ring.want(true) {
+            sent = self.bus.transmit(pair, ring);
         }
+        // Of what was used before a fault, too (2.7.7.2).
         self.used(index, before);
-        Ok(sent)
+        sent
     }
 
-    fn receive(&mut self, pair: usize) -> Result<usize, AdapterError> {
+    /// Whether the guest got a frame.
+    fn receive(&mut self, pair: usize) -> Result<bool, AdapterError> {
         let index = receive_queue(pair);
-        let Some(Some(ring)) = self.rings.get_mut(index) else { return Ok(0) };
+        let Some(Some(ring)) = self.rings.get_mut(index) else { return Ok(false) };
         let before = ring.next_used();
-        let mut received = self.bus.receive(pair, ring)?;
-        // Of new receive buffers the device needs to hear only when it has none.
         let asks = self.bus.features.event_index() && !self.watched;
-        if asks && !ring.has_available() && ring.want(true) {
-            received += self.bus.receive(pair, ring)?;
+        let mut result = self.bus.receive(pair, ring);
+        // Of new receive buffers the device needs to hear only when it has none.
+        if result.is_ok() && asks && !ring.has_available() && ring.want(true) {
+            result = self.bus.receive(pair, ring);
         }
+        let received = ring.next_used() != before;
         self.used(index, before);
-        Ok(received)
+        result.map(|()| received)
     }
 
     /// Answers the commands that the control queue holds, if there is one.
@@ -229,6 +239,13 @@ impl VirtioNet {
         let Some(index) = self.mmio.control_queue() else { return Ok(()) };
         let Some(Some(ring)) = self.rings.get(index) else { return Ok(()) };
         let before = ring.next_used();
+        let result = self.commands(index);
+        self.used(index, before);
+        result
+    }
+
+    /// The same, of the queue of this index, as many as one turn does.
+    fn commands(&mut self, index: usize) -> Result<(), AdapterError> {
         for _ in 0..MOST_COMMANDS {
             let Self { mmio, bus, rings, .. } = self;
             let Some(Some(ring)) = rings.get_mut(index) else { break };
@@ -242,7 +259,6 @@ impl VirtioNet {
             let Some(Some(ring)) = self.rings.get_mut(index) else { break };
             request.answer(ring, &self.bus.memory, done)?;
         }
-        self.used(index, before);
         Ok(())
     }
 
@@ -283,7 +299,7 @@ impl VirtioNet {
     fn used(&mut self, index: usize, before: u16) {
         let Self { mmio, bus, rings, .. } = self;
         let wanted = |ring: &Ring| ring.wants_interrupt(before);
-        if rings.get(index).and_then(Option::as_ref).is_some_and(wanted) && mmio.raise() {
+        if rings.get(index).and_then(Option::as_ref).is_some_and(wanted) && mmio.notify_used() {
             bus.counters.interrupts += 1;
         }
     }
@@ -292,20 +308,22 @@ impl VirtioNet {
     fn turn(&mut self) -> Result<bool, AdapterError> {
         // What the driver wants goes before what it gets.
         self.control()?;
-        let mut received = 0;
+        let mut received = false;
         for pair in 0..self.bus.pairs.enabled() {
             self.transmit(pair)?;
-            received += self.receive(pair)?;
+            received |= self.receive(pair)?;
         }
         let control = self.mmio.control_queue().and_then(|index| self.rings.get(index)?.as_ref());
-        Ok(received > 0 || control.is_some_and(Ring::has_available))
+        Ok(received || control.is_some_and(Ring::has_available))
     }
 
     /// Counts a fault of the guest; the device then needs a reset.
     fn concluded<T>(&mut self, result: Result<T, AdapterError>) -> Result<T, AdapterError> {
         if let Err(AdapterError::Guest { .. }) = &result {
             self.bus.counters.guest_errors += 1;
-            self.mmio.fail();
+            if self.mmio.fail() {
+                self.bus.counters.interrupts += 1;
+            }
         }
         result
     }
@@ -354,8 +372,15 @@ impl Adapter for VirtioNet {
             Order::Notify(Role::Receive(pair) | Role::Transmit(pair)) if pair >= self.bus.pairs.enabled() => {
                 Ok(())
             }
-            Order::Notify(Role::Transmit(pair)) => self.transmit(pair).map(|_| ()),
-            Order::Notify(Role::Receive(pair)) => self.receive(pair).map(|_| ()),
+            Order::Notify(Role::Transmit(pair)) => self.transmit(pair),
+            Order::Notify(Role::Receive(pair)) => self.receive(pair).map(drop),
+            // None of its contents is looked at any more (4.2.2.1).
+            Order::Stop(index) => {
+                if let Some(ring) = self.rings.get_mut(index) {
+                    *ring = None;
+                }
+                Ok(())
+            }
             Order::Malformed => {
                 self.bus.counters.guest_errors += 1;
                 Ok(())

@@ -10,15 +10,18 @@
 use std::io::IoSliceMut;
 
 use arrayvec::ArrayVec;
+use virtio_bindings::virtio_net::{
+    VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
+};
 
 use super::chain::{self, pieces, too_many};
 use super::pairs::Pair;
 use super::ring::Ring;
-use super::{Bus, LONGEST_RECEIVED, MINIMUM_FRAME, bad};
+use super::{Bus, LONGEST_RECEIVED, MINIMUM_FRAME, TAG_LENGTH, bad, filter};
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, MAX_PARTS, PartsMut};
-use crate::port::Framing;
+use crate::port::{Framing, Offloads};
 use crate::vnet_header;
 
 const WHAT: &str = "receive chain";
@@ -71,21 +74,18 @@ impl<'m> Room<'m> {
 }
 
 impl Bus {
-    /// Fills the buffers of `ring`, that of this pair, from its port; how many frames the guest got.
-    pub(super) fn receive(&mut self, pair: usize, ring: &mut Ring) -> Result<usize, AdapterError> {
-        let mut received = 0;
+    /// Fills the buffers of `ring`, that of this pair, from its port.
+    pub(super) fn receive(&mut self, pair: usize, ring: &mut Ring) -> Result<(), AdapterError> {
         for _ in 0..ring.size() {
-            match self.receive_one(pair, ring)? {
-                Some(true) => received += 1,
-                Some(false) => {}
-                None => break,
+            if !self.receive_one(pair, ring)? {
+                break;
             }
         }
-        Ok(received)
+        Ok(())
     }
 
-    /// The next frame: whether the guest got it, or `None` if there is none, or no room for it.
-    fn receive_one(&mut self, pair: usize, ring: &mut Ring) -> Result<Option<bool>, AdapterError> {
+    /// The next frame; `false` if there is none, or no room for it.
+    fn receive_one(&mut self, pair: usize, ring: &mut Ring) -> Result<bool, AdapterError> {
         let Self { memory, pairs, counters, stages, longest, features, overflow, filter, mac, .. } = self;
         let memory: &GuestMemory = memory;
         let Pair { port, waiting } = pairs.get(pair);
@@ -97,14 +97,14 @@ impl Bus {
         let mut mark = stages.receives();
         let position = ring.position();
         let mut room = Room::take(ring, memory, skip, features.mergeable().then_some(before + most))?;
-        let Some((first, _)) = room.chains.first().copied() else { return Ok(None) };
+        let Some((first, _)) = room.chains.first().copied() else { return Ok(false) };
         let length = if waiting.is_empty() {
             // The last piece tells a frame that fits from one that was cut off.
             room.parts.push(IoSliceMut::new(&mut overflow[..]));
             let length = stages.in_port(&mut mark, || port.receive(&mut room.parts));
             let Some(length) = length? else {
                 ring.set_position(position);
-                return Ok(None);
+                return Ok(false);
             };
             length
         } else {
@@ -121,19 +121,24 @@ impl Bus {
                 gather::for_each_piece(&room.parts, length, |piece| waiting.extend_from_slice(piece));
             }
             if more {
-                return Ok(None);
+                return Ok(false);
             }
             // The buffers stay available: the driver never learns of it.
             waiting.clear();
             counters.receive_drops += 1;
-            return Ok(Some(false));
+            return Ok(true);
         }
         waiting.clear();
+        if !may_pass(&room.parts, before, length - before, offloads, *longest) {
+            ring.set_position(position);
+            counters.receive_drops += 1;
+            return Ok(true);
+        }
         if !filter.is_open() && !filter.takes(&gather::head_at(&room.parts, before), *mac) {
             // The buffers stay available, as if it had not come.
             ring.set_position(position);
             counters.receive_filtered += 1;
-            return Ok(Some(false));
+            return Ok(true);
         }
         let length = length - before;
         let mut left = vnet_header::LENGTH + length;
@@ -159,7 +164,24 @@ impl Bus {
         ring.set_position(position.wrapping_add(count));
         ring.publish(elements);
         stages.received(mark, counters.receive_frames, length);
-        Ok(Some(true))
+        Ok(true)
+    }
+}
+
+/// Whether the driver may get a frame of `length` bytes that lies in `parts`, `before` bytes from their beginning: one
+/// that is to be cut up if it takes such (5.1.6.4.1), and any other if it is no longer than the MTU allows (5.1.4.1).
+/// A port's own limits may be others, as a hub's are, whose frames are another guest's. `longest` is of a frame with a
+/// VLAN tag.
+fn may_pass(parts: &PartsMut<'_>, before: usize, length: usize, offloads: Offloads, longest: usize) -> bool {
+    let gso_type = if before > 0 { gather::head_at::<1>(parts, vnet_header::GSO_TYPE)[0] } else { 0 };
+    match u32::from(gso_type) {
+        VIRTIO_NET_HDR_GSO_NONE => {
+            let is_tagged = || gather::head_at(parts, before + filter::TAG) == filter::VLAN;
+            length + TAG_LENGTH <= longest || length <= longest && is_tagged()
+        }
+        VIRTIO_NET_HDR_GSO_TCPV4 => offloads.tso4,
+        VIRTIO_NET_HDR_GSO_TCPV6 => offloads.tso6,
+        _ => false,
     }
 }
 

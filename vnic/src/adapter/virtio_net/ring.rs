@@ -11,7 +11,8 @@
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use virtio_bindings::virtio_ring::{
-    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_USED_F_NO_NOTIFY,
+    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    VRING_USED_F_NO_NOTIFY,
 };
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -43,6 +44,12 @@ impl Descriptor {
     /// Whether the device is to write to it.
     pub(super) const fn is_writable(&self) -> bool {
         self.flags & VRING_DESC_F_WRITE as u16 != 0
+    }
+
+    /// Whether it says that its buffer is a table of further descriptors, which no driver may say of a device that has
+    /// not offered VIRTIO_F_INDIRECT_DESC (2.7.5.3.1).
+    pub(super) const fn is_indirect(&self) -> bool {
+        self.flags & VRING_DESC_F_INDIRECT as u16 != 0
     }
 
     /// Whether another one follows.

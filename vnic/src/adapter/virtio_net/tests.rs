@@ -1,6 +1,7 @@
 //! Negotiation, rings and attacks; names carry the clause of virtio 1.2 that they check.
 
 mod combining;
+mod conformance;
 mod control;
 mod offloads;
 

@@ -70,8 +70,8 @@ impl Outlet<'_> {
 }
 
 impl Bus {
-    /// Sends what `ring`, that of this pair, holds; how many chains it used.
-    pub(super) fn transmit(&mut self, pair: usize, ring: &mut Ring) -> Result<usize, AdapterError> {
+    /// Sends what `ring`, that of this pair, holds.
+    pub(super) fn transmit(&mut self, pair: usize, ring: &mut Ring) -> Result<(), AdapterError> {
         let Self { memory, pairs, counters, stages, longest, features, combines, .. } = self;
         let memory: &GuestMemory = memory;
         let port = &mut pairs.get(pair).port;
@@ -79,7 +79,6 @@ impl Bus {
         let mut outlet = Outlet { port: &mut **port, counters, stages };
         // That of a train is its first frame's.
         let (mut train, mut of_train) = (Train::new(), Mark::default());
-        let mut used = 0;
         // A driver on another CPU could go on for ever: one turn takes no more than the queue holds.
         for _ in 0..ring.size() {
             let Some(index) = ring.take("transmit queue")? else { break };
@@ -100,11 +99,7 @@ impl Bus {
                 let detail = format!("a frame of {length} bytes; it has {MINIMUM_FRAME} to {longest}");
                 return Err(bad(WHAT, detail));
             }
-            if asks == Asks::Nothing {
-                // The other fields mean nothing then, and the kernel would look at them.
-                head = [0; vnet_header::LENGTH];
-            }
-            used += 1;
+            header::clean(&mut head, asks, length);
             let car = combines.then(|| Car::of(&parts, length, asks, &head)).flatten();
             if let Some(car) = car {
                 if !train.append(&car, &parts, index) {
@@ -124,7 +119,6 @@ impl Bus {
             ring.publish([(index, 0)]);
             outlet.stages.transmitted(mark, outlet.counters.transmit_frames, length);
         }
-        outlet.dispatch(&mut train, &mut of_train, ring)?;
-        Ok(used)
+        outlet.dispatch(&mut train, &mut of_train, ring)
     }
 }

@@ -272,7 +272,7 @@ fn watched() -> (Bench, Vec<Watched>) {
 }
 
 #[test]
-fn virtio_1_2_s5_1_6_5_5_pairs_in_use_are_attached_and_the_others_are_not() {
+fn virtio_1_2_s5_1_6_5_6_pairs_in_use_are_attached_and_the_others_are_not() {
     let (mut bench, ports) = watched();
     let attached = || ports.iter().map(|port| port.0.lock().unwrap().0).collect::<Vec<_>>();
     assert_eq!(attached(), [true, false, false], "after a reset there is one");
@@ -289,7 +289,7 @@ fn virtio_1_2_s5_1_6_5_5_pairs_in_use_are_attached_and_the_others_are_not() {
 }
 
 #[test]
-fn virtio_1_2_s5_1_6_5_6_offloads_of_received_frames_are_turned_on_and_off() {
+fn virtio_1_2_s5_1_6_5_8_offloads_of_received_frames_are_turned_on_and_off() {
     let (mut bench, ports) = watched();
     let taken = || ports.iter().map(|port| port.0.lock().unwrap().1).collect::<Vec<_>>();
     assert_eq!(taken(), [Offloads { checksum: true, tso4: true, tso6: true }; 3]);
@@ -306,7 +306,7 @@ fn virtio_1_2_s5_1_6_5_6_offloads_of_received_frames_are_turned_on_and_off() {
 }
 
 #[test]
-fn virtio_1_2_s5_1_6_5_6_what_was_not_negotiated_is_not_turned_on() {
+fn virtio_1_2_s5_1_6_5_8_what_was_not_negotiated_is_not_turned_on() {
     let mut bench = Bench::live_with(several(offloads::ALL), CTRL_VQ | CTRL_GUEST_OFFLOADS | 1 << 1);
     assert_eq!(command(&mut bench, 2, &[&[5, 0], &(1_u64 << 1).to_le_bytes()[..]].concat()), 0);
     let segments = 1_u64 << 1 | 1 << 7;
@@ -328,7 +328,7 @@ fn each_pair_has_its_own_way() {
         let length = wire.receive(&mut [IoSliceMut::new(&mut room)]).unwrap();
         length.is_some_and(|length| room[..length] == frame)
     };
-    assert!(sent(&mut bench, 0) && !sent(&mut bench, 1), "5.1.6.5.5: one pair after a reset");
+    assert!(sent(&mut bench, 0) && !sent(&mut bench, 1), "5.1.6.5.6.2: one pair after a reset");
     assert_eq!(command(&mut bench, 6, &[4, 0, 3, 0]), 0);
     // What waits in a pair that has come into use leaves with what comes.
     assert!(sent(&mut bench, 0) && sent(&mut bench, 2));

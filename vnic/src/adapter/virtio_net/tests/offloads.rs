@@ -19,7 +19,7 @@ pub(super) const ALL: VirtioNetSwitches =
     VirtioNetSwitches { mergeable_buffers: true, event_index: true, ..TSO };
 
 /// A header: flags, gso_type, hdr_len, gso_size, csum_start, csum_offset, num_buffers.
-fn header(flags: u8, gso_type: u8, gso_size: u16) -> Vec<u8> {
+pub(super) fn header(flags: u8, gso_type: u8, gso_size: u16) -> Vec<u8> {
     let fields = [54, gso_size, 34, 16, 0].map(u16::to_le_bytes).concat();
     [vec![flags, gso_type], fields].concat()
 }
@@ -103,7 +103,6 @@ fn virtio_1_2_s5_1_6_2_1_headers_that_were_not_negotiated_fail_the_guest() {
     fails(all, &header(1, 4, 1440), 3000, "not negotiated");
     fails(all, &header(1, 3, 1440), 3000, "not negotiated");
     fails(all, &header(1, 0x81, 1460), 3000, "not negotiated");
-    fails(all, &header(2, 0, 0), 100, "not negotiated");
     fails(all, &header(0, 1, 1460), 3000, "without checksums");
     fails(all, &header(1, 1, 0), 3000, "of no size");
     fails(all, &header(1, 0, 0), 1519, "a frame of 1519 bytes");
