@@ -8,10 +8,11 @@ mod vcpu;
 mod vm;
 
 pub use entry::{Entry, Pages};
+pub use kvm_ioctls::Kvm;
 pub use postbox::{Postbox, Posted};
 pub use stats::{KvmCounts, Stats};
 pub use vcpu::{Exit, Kicker, Registers, Vcpu};
-pub use vm::{Vm, probe};
+pub use vm::{Vm, open, probe};
 
 /// Why KVM can't run a guest.
 #[derive(Debug, thiserror::Error)]
