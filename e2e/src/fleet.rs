@@ -29,7 +29,7 @@ use toll_protocol::service::{AgentStatus, CampaignPage, CampaignStatus};
 
 use crate::bystander::Bystander;
 use crate::link;
-use crate::machine::{has_variable, wait_for};
+use crate::machine::{is_in, wait_for};
 use crate::programs;
 
 /// Where agents dial.
@@ -38,8 +38,6 @@ pub const ORCHESTRATOR: &str = "10.91.0.254:7447";
 pub const LIMIT: Duration = Duration::from_secs(60);
 /// How long an agent may be silent: shorter than by default, because tests wait for it.
 const SILENCE: &str = "3s";
-/// A variable that processes of a fleet inherit: whose they are.
-const MARK: &str = "TOLL_E2E_FLEET";
 const GUESTS: &str = "10.91.0.101-10.91.0.150";
 
 /// A process that is killed when it is dropped.
@@ -256,7 +254,6 @@ impl Fleet {
         self.starts += 1;
         let log = self.path(&format!("{name}.{}.log", self.starts));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(&log)?);
-        command.env(MARK, self.directory.path());
         Ok(Process { child: enter(&mut command, namespace).spawn()?, log })
     }
 
@@ -416,8 +413,8 @@ impl Fleet {
         let ends = || -> Result<Vec<(i32, i32, String)>> {
             let mut all = crate::machine::processes(&programs::directory()?)?;
             let of_trials = |name: &str| name == "toll-vmm" || name == "toll-endpoint";
-            let mark = format!("{MARK}={}", self.directory.path().display());
-            all.retain(|(pid, _, name)| of_trials(name) && has_variable(*pid, &mark));
+            let ours = |pid| self.hosts.iter().any(|host| is_in(pid, host.namespace.as_fd()));
+            all.retain(|(pid, _, name)| of_trials(name) && ours(*pid));
             Ok(all)
         };
         wait_for("clean hosts", LIMIT, || {

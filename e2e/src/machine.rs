@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -139,8 +141,10 @@ pub fn is_end(pid: i32) -> bool {
     arguments.split(|byte| *byte == 0).any(|argument| argument == b"--control-fd")
 }
 
-/// Whether a process was started with `variable` (`NAME=VALUE`) in its environment.
-pub fn has_variable(pid: i32, variable: &str) -> bool {
-    let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-    environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+/// Whether a process runs in the network namespace of this descriptor. What children of an agent are told apart by: of the
+/// environment they get nothing.
+pub fn is_in(pid: i32, namespace: BorrowedFd<'_>) -> bool {
+    let of = |path: String| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
+    let wanted = of(format!("/proc/self/fd/{}", namespace.as_raw_fd()));
+    wanted.is_some() && of(format!("/proc/{pid}/ns/net")) == wanted
 }

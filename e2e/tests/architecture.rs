@@ -9,13 +9,14 @@ use serde_json::Value;
 const ROOT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/..");
 
 /// Crates of the workspace that each may link. Absent: any test may use what it needs.
-const ALLOWED: [(&str, &[&str]); 8] = [
+const ALLOWED: [(&str, &[&str]); 9] = [
     ("toll-protocol", &[]),
     ("toll-guest-abi", &[]),
     ("toll-vnic", &["toll-protocol"]),
     ("toll-guest", &["toll-guest-abi"]),
-    ("toll-vmm", &["toll-protocol", "toll-vnic", "toll-guest", "toll-guest-abi"]),
-    ("toll-endpoint", &["toll-protocol"]),
+    ("toll-child", &["toll-protocol"]),
+    ("toll-vmm", &["toll-protocol", "toll-child", "toll-vnic", "toll-guest", "toll-guest-abi"]),
+    ("toll-endpoint", &["toll-protocol", "toll-child"]),
     ("toll-node-agent", &["toll-protocol"]),
     ("toll-orchestrator", &["toll-protocol"]),
 ];

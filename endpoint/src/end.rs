@@ -10,6 +10,7 @@
 use std::os::fd::RawFd;
 use std::process::ExitCode;
 
+use toll_child::confinement::Confinement;
 use toll_protocol::child::ChildEvent;
 use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::trial::NativeProgram;
@@ -88,9 +89,9 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Runs one end to its last message. On return the process shall exit at once: a traffic thread that still
+/// Runs one end to its last message, in `confinement` once what needs a right is open. On return the process shall exit at once: a traffic thread that still
 /// waits for a peer ends with it.
-pub fn run(descriptor: RawFd) -> Exit {
+pub fn run(descriptor: RawFd, confinement: Confinement) -> Exit {
     let mut control = match Control::from_descriptor(descriptor, Clock::start()) {
         Ok(control) => control,
         Err(error) => {
@@ -99,7 +100,7 @@ pub fn run(descriptor: RawFd) -> Exit {
             return Exit::Failed;
         }
     };
-    let (event, exit) = match job(&mut control) {
+    let (event, exit) = match job(&mut control, confinement) {
         Ok(report) => (ChildEvent::Done(Box::new(report)), Exit::Done),
         Err(error) if error.is_closed() => return Exit::Closed,
         Err(error) => (ChildEvent::Failed(error.failure()), Exit::Failed),
@@ -114,10 +115,10 @@ pub fn run(descriptor: RawFd) -> Exit {
     }
 }
 
-fn job(control: &mut Control) -> Result<EndReport, EndError> {
+fn job(control: &mut Control, confinement: Confinement) -> Result<EndReport, EndError> {
     let plan = Plan::try_from(control.configuration()?)?;
     Ok(match plan.program {
-        NativeProgram::Endpoint => stream::run(control, &plan)?,
-        NativeProgram::Iperf3 => iperf3::run(control, &plan)?,
+        NativeProgram::Endpoint => stream::run(control, &plan, confinement)?,
+        NativeProgram::Iperf3 => iperf3::run(control, &plan, confinement)?,
     })
 }

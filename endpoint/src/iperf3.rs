@@ -1,13 +1,14 @@
 //! A native end whose traffic is produced by iperf3, run as a child of this process.
 //!
 //! ```text
-//! listening end:   reserve a port -> iperf3 -s -1 -> it listens -> Ready -> Start --.
-//! connecting end:  iperf3 is there -> Ready -> Start -> iperf3 -c ------------------+-> its end -> JSON -> Done
+//! listening end:   rights given up -> reserve a port -> iperf3 -s -1 -> it listens -> Ready -> Start --.
+//! connecting end:  rights given up -> iperf3 is there -> Ready -> Start -> iperf3 -c ------------------+-> its end -> JSON -> Done
 //!                                                        deadline, any error: kill <'
 //! ```
 //! iperf3's `-O` takes whole seconds and its sums cover the whole run. So it reports every 100 ms, and the
 //! measured interval is cut from those reports: exact, for any warm-up. The CPU time of an interval can't be had
-//! from it and is absent.
+//! from it and is absent. iperf3 makes its sockets itself, without rights: it gets the first congestion control that the
+//! host allows to anybody.
 
 pub mod process;
 pub mod report;
@@ -20,6 +21,7 @@ use nix::sys::socket::{
     AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, getsockname, setsockopt, socket,
     sockopt,
 };
+use toll_child::confinement::{Confinement, ConfinementError};
 use toll_protocol::report::EndReport;
 use toll_protocol::trial::{CONGESTION_CONTROLS, Direction, Open};
 use toll_protocol::units::Span;
@@ -48,6 +50,9 @@ pub enum Iperf3Error {
     /// The agent ended it, or can't be understood.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The process has rights that it was to give up.
+    #[error("the end's process could not give up its rights")]
+    Confinement(#[from] ConfinementError),
     /// The process could not be run.
     #[error("iperf3 could not be run")]
     Process(#[source] ProcessError),
@@ -59,8 +64,8 @@ pub enum Iperf3Error {
         /// The system's word.
         source: nix::Error,
     },
-    /// The kernel offers no congestion control that trials use.
-    #[error("the kernel has neither cubic nor reno: see net.ipv4.tcp_available_congestion_control")]
+    /// The kernel allows no congestion control that trials use to who has no right.
+    #[error("iperf3 may use neither cubic nor reno: see net.ipv4.tcp_allowed_congestion_control")]
     Congestion,
     /// It ended with an error.
     #[error("iperf3 failed ({status}){}", said.as_deref().map(|said| format!(": {said}")).unwrap_or_default())]
@@ -104,11 +109,12 @@ impl Iperf3Error {
     }
 }
 
-/// Runs the job, from readiness to the report.
+/// Runs the job, from readiness to the report, in `confinement`.
 ///
 /// # Errors
 /// [`Iperf3Error`].
-pub fn run(control: &mut Control, plan: &Plan) -> Result<EndReport, Iperf3Error> {
+pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Result<EndReport, Iperf3Error> {
+    confinement.enter(0)?;
     let (running, deadline, _reserved) = match plan.open {
         Open::Listen => {
             let (reserved, address) = reserve(plan.bind)?;
@@ -118,7 +124,7 @@ pub fn run(control: &mut Control, plan: &Plan) -> Result<EndReport, Iperf3Error>
             (running, deadline, Some(reserved))
         }
         Open::Connect => {
-            process::check()?;
+            process::version()?;
             let (peer, deadline) = ready(control, plan, plan.bind)?;
             (Running::start(&client(plan, peer)?)?, deadline, None)
         }
@@ -129,6 +135,15 @@ pub fn run(control: &mut Control, plan: &Plan) -> Result<EndReport, Iperf3Error>
         return Err(Iperf3Error::TimedOut { waited, what: "iperf3 to finish" });
     };
     finish(&output, plan)
+}
+
+/// The iperf3 that an end would run, in `confinement` as in a trial: its version, and the congestion control of its sockets.
+///
+/// # Errors
+/// [`Iperf3Error`] if none could be run.
+pub fn found(confinement: Confinement) -> Result<[String; 2], Iperf3Error> {
+    confinement.enter(0)?;
+    Ok([process::version()?, congestion()?.to_owned()])
 }
 
 fn finish(output: &Output, plan: &Plan) -> Result<EndReport, Iperf3Error> {

@@ -11,7 +11,6 @@
 
 pub mod clock;
 pub mod config;
-pub mod contention;
 pub mod control;
 pub mod end;
 pub mod iperf3;

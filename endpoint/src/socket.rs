@@ -122,26 +122,35 @@ pub fn accept(
     }
 }
 
-/// Connects to `peer` from `local` (port 0: the kernel chooses), so that what the peer answers comes to the test NIC
-/// on a host with several addresses.
+/// A socket at `local` (port 0: the kernel chooses) for a connection, so that what the peer answers comes to the test NIC
+/// on a host with several addresses. Its congestion control may take CAP_NET_ADMIN (sysctl
+/// `tcp_allowed_congestion_control`).
+///
+/// # Errors
+/// [`SocketError::Io`] or [`SocketError::Congestion`].
+pub fn open(local: SocketAddrV4) -> Result<OwnedFd, SocketError> {
+    let failed = |call: &'static str| move |errno: Errno| io_error(call, local)(errno.into());
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd =
+        socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Tcp).map_err(failed("socket"))?;
+    set_congestion(&fd)?;
+    bind(fd.as_raw_fd(), &SockaddrIn::from(local)).map_err(failed("bind"))?;
+    Ok(fd)
+}
+
+/// Connects the socket `fd`, which [`open`] gave, to `peer`.
 ///
 /// # Errors
 /// [`SocketError`]; [`SocketError::TimedOut`] if nobody answers until `deadline` or within [`CONNECT_LIMIT`].
 pub fn connect(
     control: &mut Control,
-    local: SocketAddrV4,
+    fd: OwnedFd,
     peer: SocketAddrV4,
     deadline: Duration,
 ) -> Result<TcpStream, SocketError> {
     let begin = control.clock().now();
     let until = deadline.min(begin + CONNECT_LIMIT);
     let failed = |call: &'static str| move |errno: Errno| io_error(call, peer)(errno.into());
-    let unbound = |errno: Errno| io_error("bind", local)(errno.into());
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd: OwnedFd =
-        socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Tcp).map_err(failed("socket"))?;
-    set_congestion(&fd)?;
-    bind(fd.as_raw_fd(), &SockaddrIn::from(local)).map_err(unbound)?;
     match start_connect(fd.as_raw_fd(), &SockaddrIn::from(peer)) {
         Ok(()) => {}
         Err(Errno::EINPROGRESS) => {

@@ -15,6 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::PollFlags;
+use toll_child::confinement::{Confinement, ConfinementError};
+use toll_child::contention::{Contention, host_cpu};
 use toll_protocol::child::ChildEvent;
 use toll_protocol::report::{CpuSplit, EndReport, Flag, Sample, ThreadCpu};
 use toll_protocol::trial::{Direction, EndReady, Open};
@@ -23,7 +25,6 @@ use toll_protocol::validity;
 
 use crate::clock::{CpuClock, waited};
 use crate::config::Plan;
-use crate::contention::{Contention, host_cpu};
 use crate::control::{Control, ControlError};
 use crate::meter::{Measured, Meter, MeterError, Reading, Step};
 use crate::socket::{self, SocketError};
@@ -47,6 +48,9 @@ pub enum StreamError {
     /// The agent ended it, or can't be understood.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The process has rights that it was to give up.
+    #[error("the end's process could not give up its rights")]
+    Confinement(#[from] ConfinementError),
     /// There was no connection.
     #[error("the connection did not come about")]
     Socket(#[source] SocketError),
@@ -78,21 +82,24 @@ impl From<SocketError> for StreamError {
     }
 }
 
-/// Runs the job, from readiness to the report.
+/// Runs the job, from readiness to the report, in `confinement` once there is a socket.
 ///
 /// # Errors
 /// [`StreamError`].
-pub fn run(control: &mut Control, plan: &Plan) -> Result<EndReport, StreamError> {
+pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Result<EndReport, StreamError> {
     let stream = match plan.open {
         Open::Listen => {
             let (listener, address) = socket::listen(plan.bind)?;
+            confinement.enter(0)?;
             let (peer, deadline) = ready(control, plan, address)?;
             let stream = socket::accept(control, &listener, address, *peer.ip(), deadline)?;
             (stream, deadline)
         }
         Open::Connect => {
+            let socket = socket::open(plan.bind)?;
+            confinement.enter(0)?;
             let (peer, deadline) = ready(control, plan, plan.bind)?;
-            (socket::connect(control, plan.bind, peer, deadline)?, deadline)
+            (socket::connect(control, socket, peer, deadline)?, deadline)
         }
     };
     let (stream, deadline) = stream;

@@ -18,11 +18,11 @@ use std::time::Duration;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
+use toll_child::contention::ThreadFiles;
 use toll_protocol::cpu::ThreadTimes;
 use toll_protocol::trial::Direction;
 
 use crate::clock::{Clock, CpuClock};
-use crate::contention::ThreadFiles;
 
 /// Why the thread stopped.
 #[derive(Debug, thiserror::Error)]

@@ -13,14 +13,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, Id, JoinError, JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinHandle};
 use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::message::{FromAgent, ToAgent};
 use toll_protocol::report::Failure;
 use toll_protocol::trial::{EndSpec, TrialId};
 
 use crate::address::HostPort;
-use crate::captures::{self, Captures};
+use crate::captures::Captures;
 use crate::child::Spawner;
 use crate::facts;
 use crate::health::Health;
@@ -33,12 +33,15 @@ use crate::network::{self, Network, NetworkConfig, NetworkError};
 use crate::outbox::Outbox;
 use crate::runner::{Host, Runner, refusal};
 use crate::trial::Event;
+use crate::users::Users;
 
 mod farewell;
 mod leftovers;
+mod tasks;
 
 use farewell::say_the_last;
 use leftovers::Leftovers;
+use tasks::{Ended, Tasks};
 
 /// Trials that are known at a time; refused ones count until they are torn down.
 const MOST_TRIALS: usize = 64;
@@ -65,6 +68,8 @@ pub struct AgentConfig {
     pub network: NetworkConfig,
     /// The agent's certificates.
     pub identity: Identity,
+    /// Users of the processes that run them.
+    pub users: Users,
     /// Folder of the programs that run the ends of trials.
     pub programs: PathBuf,
     /// Where captures go, if anywhere.
@@ -116,12 +121,15 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let health = Arc::new(Health::new(Instant::now()));
     let _http = listen(config.http, &health, config.metrics.registry().into()).await?;
     let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(AgentError::Spawner)?;
-    let mut facts = facts::collect(Some(&nic), &config.programs, &spawner).await;
+    let mut facts = facts::collect(Some(&nic), &config.programs, &spawner, &config.users).await;
     facts.wire = Some(wire);
     facts.guest_addresses = network.guest_addresses();
     let link = Link::new(config.orchestrator, config.server_name, &config.identity)?;
-    let (programs, captures, metrics) = (config.programs, config.captures, config.metrics);
-    let host = Host { network, spawner, facts, programs, captures, metrics, hubs: Hubs::default() };
+    let (users, programs, captures, metrics) =
+        (config.users, config.programs, config.captures, config.metrics);
+    let host =
+        Arc::new(Host { network, spawner, users, facts, programs, captures, metrics, hubs: Hubs::default() });
+    let releasing = Arc::clone(&host);
     let (to_link, outgoing) = mpsc::channel(16);
     let (events, from_link) = mpsc::channel(16);
     let (stop_link, stopped) = oneshot::channel();
@@ -130,11 +138,13 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let mut agent = Agent {
         name: config.name,
         labels: config.labels,
-        host: Arc::new(host),
+        host,
         health,
         trials: HashMap::new(),
-        tasks: JoinSet::new(),
-        ids: HashMap::new(),
+        tasks: Tasks::new(move |trial| {
+            let host = Arc::clone(&releasing);
+            async move { host.release(trial).await }
+        }),
         outbox: Outbox::default(),
         leftovers,
         to_link,
@@ -179,10 +189,7 @@ struct Agent {
     health: Arc<Health>,
     host: Arc<Host>,
     trials: HashMap<TrialId, Trial>,
-    /// Each ends with what is left of its trial.
-    tasks: JoinSet<(TrialId, Vec<String>)>,
-    /// Whose task is whose, also if it panics.
-    ids: HashMap<Id, TrialId>,
+    tasks: Tasks,
     outbox: Outbox,
     leftovers: Leftovers,
     to_link: mpsc::Sender<FromAgent>,
@@ -205,7 +212,7 @@ impl Agent {
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         loop {
             self.health.turned(Instant::now());
-            if stopping.is_some() && self.tasks.is_empty() {
+            if stopping.is_some() && self.tasks.len() == 0 {
                 break;
             }
             let to_link = self.to_link.clone();
@@ -245,7 +252,7 @@ impl Agent {
                         permit.send(message);
                     }
                 }
-                Some(ended) = self.tasks.join_next_with_id() => self.trial_ended(ended).await,
+                Some((trial, ended)) = self.tasks.next() => self.trial_ended(trial, ended),
             }
         }
         // Dropped tasks drop their children, which kills them; then the sweep takes their links.
@@ -365,10 +372,7 @@ impl Agent {
         let failure = match running {
             _ if stopping => Some(Failure::new("the agent was told to stop")),
             Some(other) => Some(Failure::new(format!("this host is busy with trial {other}"))),
-            None => refusal(&self.host.facts, &end).or_else(|| {
-                let capture = captures::of(self.host.captures.as_ref(), trial, &end);
-                capture.err().map(|error| Failure::new(crate::chain(&error)))
-            }),
+            None => refusal(&self.host.facts, &end),
         };
         if self.trials.len() >= MOST_TRIALS {
             tracing::error!(%trial, "refused: too many trials that were never torn down");
@@ -391,8 +395,7 @@ impl Agent {
             outgoing: self.to_agent.clone(),
             released: Arc::clone(&released),
         };
-        let task = self.tasks.spawn(async move { (trial, runner.run(first).await) });
-        self.ids.insert(task.id(), trial);
+        self.tasks.spawn(trial, runner.run(first));
         self.trials.insert(trial, Trial { events, released });
     }
 
@@ -402,9 +405,7 @@ impl Agent {
             // The answer to the first question is on its way.
             return;
         }
-        let host = Arc::clone(&self.host);
-        let task = self.tasks.spawn(async move { (trial, host.network.tear_down(trial).await) });
-        self.ids.insert(task.id(), trial);
+        self.tasks.release(trial);
     }
 
     /// Gives a trial an event. One whose queue is full does not keep the others waiting.
@@ -416,25 +417,22 @@ impl Agent {
         }
     }
 
-    async fn trial_ended(&mut self, ended: Result<(Id, (TrialId, Vec<String>)), JoinError>) {
+    fn trial_ended(&mut self, trial: TrialId, ended: Ended) {
         match ended {
-            Ok((id, (trial, left))) => {
-                self.ids.remove(&id);
+            Ended::Over { left, after_panic } => {
                 self.trials.remove(&trial);
-                if self.leftovers.found(trial, &left) {
+                let wanted = self.leftovers.found(trial, &left);
+                if wanted {
                     tracing::info!(%trial, ?left, "tried again to remove what was left");
+                }
+                if wanted || after_panic {
                     self.outbox.push(FromAgent::TornDown { trial, leftovers: left });
                 }
             }
-            Err(error) => {
-                let Some(trial) = self.ids.remove(&error.id()) else { return };
-                self.trials.remove(&trial);
-                tracing::error!(%trial, %error, "the task of a trial ended badly");
+            // The trial stays known, and its host busy, until it is over.
+            Ended::Panicked => {
                 let failure = Failure::new("the agent failed while it ran the trial");
                 self.outbox.push(FromAgent::Failed { trial, failure });
-                let leftovers = self.host.network.tear_down(trial).await;
-                self.leftovers.found(trial, &leftovers);
-                self.outbox.push(FromAgent::TornDown { trial, leftovers });
             }
         }
     }

@@ -7,6 +7,7 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use toll_node_agent::address::HostPort;
 use toll_node_agent::labels::Label;
+use toll_node_agent::users::UserRange;
 use toll_protocol::facts::Wire;
 use toll_protocol::units::{AddressRange, Bytes};
 
@@ -66,6 +67,10 @@ pub struct Run {
     /// Addresses of the NIC's network that guests may have, and nobody else uses.
     #[arg(long, value_name = "FIRST-LAST", env = "TOLL_GUEST_ADDRESSES")]
     pub guest_addresses: Option<AddressRange>,
+    /// User ids, and group ids alike, for the processes of ends: nobody else's [default: 61000-61183, or the agent's own id
+    /// where it may give no other].
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub child_uids: Option<UserRange>,
     /// Folder for captures of what crosses a trial's port, where campaigns ask for them; without it, such trials are
     /// refused.
     #[arg(long, value_name = "DIR")]

@@ -1,7 +1,12 @@
 //! Where captures of trials go: a folder that whoever runs the agent names, and the space that they may take there.
+//! Room is reserved before a file is begun: both ends of a trial may stand on one host, and neither file shows yet how
+//! long it will be.
 
+use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use toll_protocol::decorators::Capture;
 use toll_protocol::trial::{EndSpec, Open, TrialId};
@@ -10,11 +15,50 @@ use toll_protocol::units::Bytes;
 /// Ending of the files' names.
 const ENDING: &str = ".pcap";
 
+/// Files that are being written, by their names, and what each may take.
+type Reserved = Arc<Mutex<BTreeMap<OsString, u64>>>;
+
 /// The folder.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Captures {
     folder: PathBuf,
     space: Bytes,
+    reserved: Reserved,
+    /// Held by whoever looks for room, until it is reserved.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// Room for one capture until it is dropped: from then on its file counts by its length.
+#[derive(Debug)]
+pub struct Reservation {
+    capture: Capture,
+    file: PathBuf,
+    reserved: Reserved,
+}
+
+impl Reservation {
+    /// What is captured.
+    pub const fn capture(&self) -> Capture {
+        self.capture
+    }
+
+    /// The file for it.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(name) = self.file.file_name() {
+            lock(&self.reserved).remove(name);
+        }
+    }
+}
+
+fn lock(reserved: &Mutex<BTreeMap<OsString, u64>>) -> MutexGuard<'_, BTreeMap<OsString, u64>> {
+    // Nothing panics half-way through a change.
+    reserved.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why a capture can't be kept.
@@ -30,8 +74,8 @@ pub enum CaptureError {
     },
     /// It is full.
     #[error(
-        "captures take {taken} of the {space} that they may in {folder}, and this one may take {wanted}: remove some, or \
-         start the agent with a larger --captures-space"
+        "captures take {taken} of the {space} that they may in {folder}, those under way included, and this one may \
+         take {wanted}: remove some, or start the agent with a larger --captures-space"
     )]
     Full {
         /// Which folder.
@@ -60,48 +104,69 @@ impl Captures {
         // Children get the path, whose folder may be another.
         let folder = folder.canonicalize().map_err(failed)?;
         std::fs::read_dir(&folder).map_err(failed)?;
-        Ok(Self { folder, space })
+        Ok(Self { folder, space, reserved: Reserved::default(), turn: tokio::sync::Mutex::new(()) })
     }
 
-    /// The file for `end` of `trial`, if there is room for it.
-    fn file(&self, trial: TrialId, end: &EndSpec, capture: Capture) -> Result<PathBuf, CaptureError> {
-        let taken =
-            self.taken().map_err(|source| CaptureError::Folder { folder: self.folder.clone(), source })?;
-        if taken.saturating_add(capture.limit.0) > self.space.0 {
-            let (folder, space, wanted) = (self.folder.clone(), self.space, capture.limit);
-            return Err(CaptureError::Full { folder, taken: Bytes(taken), space, wanted });
-        }
+    /// Room for the capture of `end` of `trial`, if there is any. The folder is read on a thread that may wait for it.
+    async fn reserve(
+        &self,
+        trial: TrialId,
+        end: &EndSpec,
+        capture: Capture,
+    ) -> Result<Reservation, CaptureError> {
         let side = match end.job.open {
             Open::Connect => "a",
             Open::Listen => "b",
         };
-        Ok(self.folder.join(format!("{trial}-{side}{ENDING}")))
-    }
-
-    /// Bytes of the captures that there are.
-    fn taken(&self) -> io::Result<u64> {
-        let mut taken = 0_u64;
-        for entry in std::fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().ends_with(ENDING) {
-                // One that was removed meanwhile takes nothing.
-                taken = taken.saturating_add(entry.metadata().map_or(0, |metadata| metadata.len()));
-            }
+        let file = self.folder.join(format!("{trial}-{side}{ENDING}"));
+        let name = OsString::from(file.file_name().unwrap_or_default());
+        let _turn = self.turn.lock().await;
+        // Before the folder is read: what is let go meanwhile is counted here, and not twice.
+        let mut others = lock(&self.reserved).clone();
+        others.remove(&name);
+        let promised = others.values().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
+        let (folder, own) = (self.folder.clone(), name.clone());
+        let read = move || taken(&folder, |file| file != &own && !others.contains_key(file));
+        let written =
+            tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+        let written =
+            written.map_err(|source| CaptureError::Folder { folder: self.folder.clone(), source })?;
+        let (taken, wanted) = (written.saturating_add(promised), capture.limit.0);
+        if taken.saturating_add(wanted) > self.space.0 {
+            let (folder, space) = (self.folder.clone(), self.space);
+            return Err(CaptureError::Full { folder, taken: Bytes(taken), space, wanted: capture.limit });
         }
-        Ok(taken)
+        lock(&self.reserved).insert(name, wanted);
+        Ok(Reservation { capture, file, reserved: Arc::clone(&self.reserved) })
     }
 }
 
-/// The capture that `end` of `trial` wants, and the file for it.
+/// Bytes of the captures in `folder` whose names `counts`.
+fn taken(folder: &Path, counts: impl Fn(&OsString) -> bool) -> io::Result<u64> {
+    let mut taken = 0_u64;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if name.to_string_lossy().ends_with(ENDING) && counts(&name) {
+            // One that was removed meanwhile takes nothing.
+            taken = taken.saturating_add(entry.metadata().map_or(0, |metadata| metadata.len()));
+        }
+    }
+    Ok(taken)
+}
+
+/// Reserves room for the capture that `end` of `trial` wants, if it wants one.
 ///
 /// # Errors
 /// [`CaptureError`] if it can't be kept.
-pub fn of(
+pub async fn reserve(
     captures: Option<&Captures>,
     trial: TrialId,
     end: &EndSpec,
-) -> Result<Option<(Capture, PathBuf)>, CaptureError> {
+) -> Result<Option<Reservation>, CaptureError> {
     let Some(capture) = end.decorators.capture else { return Ok(None) };
-    let file = captures.ok_or(CaptureError::None)?.file(trial, end, capture)?;
-    Ok(Some((capture, file)))
+    captures.ok_or(CaptureError::None)?.reserve(trial, end, capture).await.map(Some)
 }
+
+#[cfg(test)]
+mod tests;

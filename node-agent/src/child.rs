@@ -25,11 +25,13 @@ use toll_protocol::child::{ChildCommand, ChildEvent};
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::Failure;
 
+use crate::users::ChildUser;
+
 mod last_words;
 mod spawner;
 
 use last_words::LastWords;
-pub use spawner::Spawner;
+pub use spawner::{Environment, Spawner};
 
 /// How long a command may wait for the child to take it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -65,6 +67,26 @@ pub enum ChildReport {
     Ended(Failure),
 }
 
+/// What to start.
+#[derive(Debug)]
+pub struct Start<'a> {
+    /// The program.
+    pub program: &'a Path,
+    /// Its environment.
+    pub environment: Environment,
+    /// Whom it becomes; nobody else does until it has been reaped. `None`: it keeps the agent's user.
+    pub user: Option<ChildUser>,
+    /// What it inherits beside the control socket.
+    pub socket: Option<OwnedFd>,
+}
+
+impl<'a> Start<'a> {
+    /// `program` with an empty environment, the agent's user and no other socket.
+    pub const fn of(program: &'a Path) -> Self {
+        Self { program, environment: Environment::Empty, user: None, socket: None }
+    }
+}
+
 /// A running child.
 #[derive(Debug)]
 pub struct Child {
@@ -75,19 +97,19 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts `program`, which inherits `socket`, and watches it; what it says goes to `reports`, [`ChildReport::Ended`]
-    /// last.
+    /// Starts what `start` says, and watches it; what it says goes to `reports`, [`ChildReport::Ended`] last.
     ///
     /// # Errors
     /// [`ChildError::Spawn`].
     pub async fn spawn(
         spawner: &Spawner,
-        program: &Path,
-        socket: Option<OwnedFd>,
+        start: Start<'_>,
         reports: mpsc::Sender<ChildReport>,
     ) -> Result<Self, ChildError> {
+        let Start { program, environment, user, socket } = start;
         let error = |source| ChildError::Spawn { program: program.to_owned(), source };
-        let (mut process, socket) = spawner.spawn(program, socket).await.map_err(error)?;
+        let id = user.as_ref().map(ChildUser::id);
+        let (mut process, socket) = spawner.spawn(program, environment, id, socket).await.map_err(error)?;
         let id = process.id().unwrap_or_default();
         let exited = process_descriptor(id).map_err(error)?;
         let socket = UnixStream::from_std(socket).map_err(error)?;
@@ -95,7 +117,7 @@ impl Child {
         let (commands, to_write) = mpsc::channel(8);
         let (kill, killed) = oneshot::channel();
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let watch = Watch { name, id, process, exited, socket: Some(socket), stderr, reports };
+        let watch = Watch { name, id, process, exited, socket: Some(socket), stderr, reports, _user: user };
         let watcher = tokio::spawn(watch.run(to_write, killed));
         Ok(Self { process: id, commands, kill: Some(kill), watcher })
     }
@@ -152,6 +174,8 @@ struct Watch {
     socket: Option<UnixStream>,
     stderr: Option<ChildStderr>,
     reports: mpsc::Sender<ChildReport>,
+    /// Free again when nothing of the child runs any more.
+    _user: Option<ChildUser>,
 }
 
 impl Watch {

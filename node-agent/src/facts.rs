@@ -8,7 +8,6 @@ pub mod ethtool;
 pub mod nic;
 
 use std::ffi::OsString;
-use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,21 +16,26 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsocko
 use nix::sys::utsname::uname;
 use nix::unistd::Pid;
 use toll_protocol::facts::HostFacts;
-use toll_protocol::trial::CONGESTION_CONTROLS;
+use toll_protocol::trial::{CONGESTION_CONTROLS, TrialId};
 
 use crate::child::Spawner;
+use crate::users::Users;
 
 /// How long a program that is asked for a fact may take.
 pub const PROGRAM_LIMIT: Duration = Duration::from_secs(5);
 
 /// The facts of this host as they are now, with those of the interface `nic` of this network namespace, if one is
-/// named and exists. It opens devices, runs `iperf3 --version`, and the `toll-vmm` of the folder `programs` to see
-/// whether guests can be created.
-pub async fn collect(nic: Option<&str>, programs: &Path, spawner: &Spawner) -> HostFacts {
+/// named and exists. It opens devices, and runs the programs of the folder `programs`: `toll-vmm` to see whether guests can
+/// be created, `toll-endpoint` to see which iperf3 there is.
+pub async fn collect(nic: Option<&str>, programs: &Path, spawner: &Spawner, users: &Users) -> HostFacts {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor = cpu::parse(&cpuinfo);
-    let vmm = programs.join("toll-vmm");
-    let (kvm, iperf3) = tokio::join!(device::kvm(&processor, &vmm, spawner), iperf3(spawner));
+    let (vmm, endpoint) = (programs.join("toll-vmm"), programs.join("toll-endpoint"));
+    let congestion_control = congestion_control();
+    let (kvm, iperf3) = tokio::join!(
+        device::kvm(&processor, &vmm, spawner),
+        iperf3(&endpoint, congestion_control.as_deref(), spawner, users)
+    );
     HostFacts {
         kernel: kernel(),
         kvm,
@@ -45,7 +49,7 @@ pub async fn collect(nic: Option<&str>, programs: &Path, spawner: &Spawner) -> H
         guest_addresses: None,
         clock_source: line("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
         governor: line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        congestion_control: congestion_control(),
+        congestion_control,
         toll_version: env!("CARGO_PKG_VERSION").to_owned(),
         build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
         iperf3,
@@ -78,7 +82,7 @@ fn line(path: impl AsRef<Path>) -> Option<String> {
     Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// The congestion control that native ends get. A socket is asked, since the list of sysctl
+/// The congestion control that native ends get, which make their sockets before they give up their rights. A socket is asked, since the list of sysctl
 /// `tcp_allowed_congestion_control` binds only those without CAP_NET_ADMIN.
 fn congestion_control() -> Option<String> {
     let probe =
@@ -87,18 +91,30 @@ fn congestion_control() -> Option<String> {
     CONGESTION_CONTROLS.into_iter().find(usable).map(str::to_owned)
 }
 
-/// The first line of `iperf3 --version`: `iperf 3.12 (cJSON 1.7.15)`.
-async fn iperf3(spawner: &Spawner) -> Option<String> {
-    let output = match spawner.output(Path::new("iperf3"), &["--version"], PROGRAM_LIMIT).await {
+/// What `toll-endpoint iperf3` says, as the user that it runs as in trials: `iperf 3.12 (cJSON 1.7.15)`, and the congestion
+/// control of its sockets where it is another than `usual`: iperf3 may set less than who makes them with a right.
+async fn iperf3(endpoint: &Path, usual: Option<&str>, spawner: &Spawner, users: &Users) -> Option<String> {
+    // Of no trial, whose ids are drawn.
+    let user = users.take(TrialId::new(0)).ok()?;
+    let user = user.as_ref().map(|user| user.id().to_string());
+    let arguments: Vec<&str> =
+        user.as_deref().into_iter().flat_map(|user| ["--user", user]).chain(["iperf3"]).collect();
+    let output = match spawner.output(endpoint, &arguments, PROGRAM_LIMIT).await {
         Ok(output) => output,
-        Err(error) if error.kind() == ErrorKind::NotFound => return None,
         Err(error) => {
             tracing::warn!(%error, "iperf3 can't be asked for its version: no trial will use it");
             return None;
         }
     };
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        tracing::info!("no trial will use iperf3: {}", said.lines().last().unwrap_or("it said nothing"));
+        return None;
+    }
     let text = String::from_utf8(output.stdout).ok()?;
-    text.lines().next().filter(|line| line.starts_with("iperf 3")).map(str::to_owned)
+    let mut lines = text.lines();
+    let (version, congestion) = (lines.next()?, lines.next()?);
+    Some(if usual == Some(congestion) { version.to_owned() } else { format!("{version}, {congestion}") })
 }
 
 #[cfg(test)]
@@ -117,7 +133,8 @@ mod tests {
     #[tokio::test]
     async fn this_host_has_facts_and_an_unknown_interface_has_none() {
         let spawner = Spawner::new(tokio::runtime::Handle::current()).expect("a spawner");
-        let facts = collect(Some("no-such-nic"), Path::new("/no/such/folder"), &spawner).await;
+        let users = Users::open(None, "a").expect("nobody has the default range");
+        let facts = collect(Some("no-such-nic"), Path::new("/no/such/folder"), &spawner, &users).await;
         assert!(facts.kernel.starts_with("Linux "), "{}", facts.kernel);
         assert!(!facts.cpus.is_empty());
         assert!(facts.memory.is_some_and(|bytes| bytes > 1 << 20));

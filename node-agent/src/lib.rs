@@ -18,6 +18,7 @@ mod outbox;
 mod runner;
 pub mod stop;
 pub mod trial;
+pub mod users;
 
 /// How `toll-agent` ends. Clap ends it with 2 if its arguments are of no use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,6 +17,7 @@ use toll_node_agent::child::Spawner;
 use toll_node_agent::identity::Identity;
 use toll_node_agent::metrics::Metrics;
 use toll_node_agent::network::NetworkConfig;
+use toll_node_agent::users::Users;
 use toll_node_agent::{Exit, facts, labels, stop};
 use toll_protocol::printable;
 use tracing_subscriber::EnvFilter;
@@ -73,7 +74,6 @@ fn run(arguments: Run, labels: BTreeMap<String, String>) -> anyhow::Result<()> {
     let config = AgentConfig {
         orchestrator: arguments.orchestrator,
         server_name: arguments.server_name,
-        name,
         labels,
         network: NetworkConfig {
             nic: arguments.nic,
@@ -83,6 +83,8 @@ fn run(arguments: Run, labels: BTreeMap<String, String>) -> anyhow::Result<()> {
             nic_is_spare: arguments.nic_is_spare,
         },
         identity,
+        users: Users::open(arguments.child_uids, &name)?,
+        name,
         programs: programs()?,
         captures: match &arguments.captures {
             Some(folder) => Some(Captures::new(folder, arguments.captures_space)?),
@@ -125,7 +127,8 @@ fn programs() -> anyhow::Result<PathBuf> {
 fn show_facts(nic: Option<&str>) -> anyhow::Result<()> {
     let runtime = runtime()?;
     let spawner = Spawner::new(runtime.handle().clone()).context("processes can't be started")?;
-    let facts = runtime.block_on(facts::collect(nic, &programs()?, &spawner));
+    let users = Users::open(None, "facts")?;
+    let facts = runtime.block_on(facts::collect(nic, &programs()?, &spawner, &users));
     if let (Some(name), None) = (nic, &facts.nic) {
         anyhow::bail!("there is no network interface {name}");
     }

@@ -18,12 +18,13 @@ use toll_protocol::report::Failure;
 use toll_protocol::trial::{Adapter, EndKind, EndReady, EndSpec, NativeProgram, Port, TrialId};
 use toll_protocol::units::{Bytes, InterfaceAddress};
 
-use crate::captures::{self, Captures};
-use crate::child::{Child, ChildReport, Spawner};
+use crate::captures::{Captures, Reservation, reserve};
+use crate::child::{Child, ChildReport, Environment, Spawner, Start};
 use crate::hubs::Hubs;
 use crate::metrics::Metrics;
 use crate::network::{Network, NetworkError, Station};
 use crate::trial::{Command, Event, State, transition};
+use crate::users::Users;
 
 /// Memory of a guest that runs the payload program.
 const GUEST_MEMORY: Bytes = Bytes(64 << 20);
@@ -32,6 +33,8 @@ const GUEST_MEMORY: Bytes = Bytes(64 << 20);
 pub(crate) struct Host {
     pub(crate) network: Network,
     pub(crate) spawner: Spawner,
+    /// Whom children become.
+    pub(crate) users: Users,
     pub(crate) facts: HostFacts,
     /// Folder of `toll-vmm` and `toll-endpoint`.
     pub(crate) programs: PathBuf,
@@ -40,6 +43,14 @@ pub(crate) struct Host {
     pub(crate) metrics: Metrics,
     /// Private Ethernets of which one end has yet to be taken.
     pub(crate) hubs: Hubs,
+}
+
+impl Host {
+    /// Lets go of everything that `trial` holds of the host. Returns what is left of it, and why.
+    pub(crate) async fn release(&self, trial: TrialId) -> Vec<String> {
+        self.hubs.forget(trial);
+        self.network.tear_down(trial).await
+    }
 }
 
 /// What this host lacks for an end, if it lacks something.
@@ -90,6 +101,8 @@ struct Held {
     native: Option<InterfaceAddress>,
     /// Port of a virtual end, once the network has been made ready for it.
     port: Option<VmmPort>,
+    /// Room for a capture, and its file.
+    capture: Option<Reservation>,
     /// What of it the child inherits.
     socket: Option<OwnedFd>,
     deadline: Option<Instant>,
@@ -112,6 +125,7 @@ impl Runner {
     pub(crate) async fn run(mut self, first: Event) -> Vec<String> {
         let (mut state, mut held) = (State::New, Held::default());
         let mut left = Vec::new();
+        let first = self.admit(first, &mut held).await;
         held.answers.push_back(first);
         let mut watch = self.host.metrics.trial(&self.end.kind, self.end.job.direction);
         while state != State::TornDown {
@@ -137,6 +151,20 @@ impl Runner {
             }
         }
         left
+    }
+
+    /// Refuses what `first` would begin if there is no room for its capture.
+    async fn admit(&self, first: Event, held: &mut Held) -> Event {
+        if !matches!(first, Event::Prepare { .. }) {
+            return first;
+        }
+        match reserve(self.host.captures.as_ref(), self.trial, &self.end).await {
+            Ok(reservation) => {
+                held.capture = reservation;
+                first
+            }
+            Err(error) => Event::Refuse(Failure::new(crate::chain(&error))),
+        }
     }
 
     async fn next_event(&mut self, held: &mut Held) -> Event {
@@ -220,8 +248,7 @@ impl Runner {
                 }
             }
             Command::RemoveNetwork => {
-                self.host.hubs.forget(trial);
-                let leftovers = self.host.network.tear_down(trial).await;
+                let leftovers = self.host.release(trial).await;
                 if !leftovers.is_empty() {
                     tracing::error!(%trial, ?leftovers, "not everything could be removed");
                 }
@@ -277,7 +304,7 @@ impl Runner {
 
     async fn spawn(&self, held: &mut Held) -> Result<(), Failure> {
         let end = &self.end;
-        let (program, configure) = match &end.kind {
+        let (program, environment, configure) = match &end.kind {
             EndKind::Native { program } => {
                 let address =
                     held.native.ok_or_else(|| Failure::new("the test NIC's address is not known"))?;
@@ -289,18 +316,23 @@ impl Runner {
                     cpu: end.cpu,
                     deadline: end.deadline,
                 };
-                ("toll-endpoint", Configure::Endpoint(config))
+                // It looks for iperf3.
+                ("toll-endpoint", Environment::Path, Configure::Endpoint(config))
             }
             EndKind::Guest { adapter, .. } => {
-                ("toll-vmm", Configure::Vmm(self.vmm_config(Engine::Kvm, adapter, held)?))
+                let config = self.vmm_config(Engine::Kvm, adapter, held)?;
+                ("toll-vmm", Environment::Empty, Configure::Vmm(config))
             }
             EndKind::SameStack { adapter, .. } => {
-                ("toll-vmm", Configure::Vmm(self.vmm_config(Engine::HostProcess, adapter, held)?))
+                let config = self.vmm_config(Engine::HostProcess, adapter, held)?;
+                ("toll-vmm", Environment::Empty, Configure::Vmm(config))
             }
         };
         let (reports, receiver) = mpsc::channel(64);
         let program: &Path = &self.host.programs.join(program);
-        let child = Child::spawn(&self.host.spawner, program, held.socket.take(), reports).await;
+        let user = self.host.users.take(self.trial).map_err(|error| Failure::new(crate::chain(&error)))?;
+        let start = Start { program, environment, user, socket: held.socket.take() };
+        let child = Child::spawn(&self.host.spawner, start, reports).await;
         let child = held.child.insert(child.map_err(|error| Failure::new(crate::chain(&error)))?);
         held.reports = Some(receiver);
         tracing::info!(trial = %self.trial, program = %program.display(), process = child.id(), "started");
@@ -323,14 +355,14 @@ impl Runner {
 
     fn vmm_config(&self, engine: Engine, adapter: &Adapter, held: &Held) -> Result<VmmConfig, Failure> {
         let port = held.port.clone();
-        let capture = captures::of(self.host.captures.as_ref(), self.trial, &self.end);
+        let capture = held.capture.as_ref();
         Ok(VmmConfig {
             trial: self.trial,
             engine,
             adapter: adapter.clone(),
             port: port.ok_or_else(|| Failure::new("the virtual end's port is not known"))?,
             impairments: self.end.decorators.impairments,
-            capture: capture.map_err(|error| Failure::new(crate::chain(&error)))?,
+            capture: capture.map(|reserved| (reserved.capture(), reserved.file().to_owned())),
             mac: self.end.mac,
             address: self.end.address,
             gateway: self.end.gateway,

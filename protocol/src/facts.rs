@@ -117,6 +117,6 @@ pub struct HostFacts {
     pub toll_version: String,
     /// `release` or `debug`.
     pub build_profile: String,
-    /// Version of iperf3, where it is installed.
+    /// Version of iperf3, where an end may run it; then its congestion control, if that is not the native ends'.
     pub iperf3: Option<String>,
 }

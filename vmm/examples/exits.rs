@@ -9,7 +9,7 @@ use toll_protocol::units::{Bytes, MacAddress, Span};
 use toll_vmm::boot::Program;
 use toll_vmm::config::EndConfig;
 use toll_vmm::link::Event;
-use toll_vmm::runner::start;
+use toll_vmm::runner::{Devices, start};
 use toll_vnic::port::memory;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             deadline: Span::from_millis(1),
         })?;
         let (port, _other) = memory::pair(1)?;
-        let runner = start(&config, Program::SelfTest(case), vec![Box::new(port)])?;
+        let runner = start(&config, Program::SelfTest(case), Devices::open(&config, vec![Box::new(port)])?)?;
         let recording = loop {
             match runner.next_event(Instant::now() + Duration::from_secs(20)) {
                 Some(Event::Ended(Ok(recording))) => break recording,

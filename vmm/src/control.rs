@@ -1,7 +1,7 @@
 //! The control thread: talks to the agent over a socket, and runs one end from its configuration to its report.
 //!
 //! ```text
-//! CONFIGURE --Configure: port opened, PortOpened--> ATTACH --PortAttached: program started--> BOOT
+//! CONFIGURE --Configure: port and KVM opened, rights given up, PortOpened--> ATTACH --PortAttached: program started--> BOOT
 //!   BOOT --phase READY: Ready--> START --Start: Command written--> RUN
 //!   RUN --phase MEASURE--> samples every 100 ms --phase MEASURED--> RUN --program ended--> Done
 //! ```
@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::alarm;
+use toll_child::confinement::{Confinement, ConfinementError};
+use toll_child::contention::host_cpu;
 use toll_guest_abi::phase;
 use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
 use toll_protocol::cpu::HostCpu;
@@ -26,7 +28,7 @@ use toll_protocol::report::{EndReport, Failure, Flag, Sample};
 use toll_protocol::trial::{Adapter, Direction, EndReady};
 use toll_protocol::units::{InterfaceAddress, Span};
 use toll_protocol::validity;
-use toll_vnic::port::capture::Capture;
+use toll_vnic::port::capture::{Capture, HEADER_BYTES};
 use toll_vnic::port::hub::Hub;
 use toll_vnic::port::impaired::{Impaired, Impairments};
 use toll_vnic::port::macvtap::{Device, Macvtap};
@@ -36,11 +38,11 @@ use toll_vnic::port::{Framing, Port, PortError};
 
 use crate::boot::Program;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
-use crate::contention::host_cpu;
 use crate::footprint;
+use crate::kvm::KvmError;
 use crate::link::Event;
 use crate::recording::{ClaimError, Recording};
-use crate::runner::{self, Runner, StartError};
+use crate::runner::{self, Devices, Runner, StartError};
 
 /// Time between two samples.
 const SAMPLE_EVERY: Duration = Duration::from_millis(100);
@@ -78,6 +80,12 @@ pub enum ControlError {
     /// The port.
     #[error("the end has no port")]
     Port(#[from] PortError),
+    /// KVM.
+    #[error("the guest could not be run")]
+    Kvm(#[from] KvmError),
+    /// Its rights.
+    #[error("the end's process could not give up its rights")]
+    Confinement(#[from] ConfinementError),
     /// Starting.
     #[error("the end could not be started")]
     Start(#[from] StartError),
@@ -139,12 +147,13 @@ enum Happening {
     Time,
 }
 
-/// Runs one end on behalf of the agent at the other end of `socket`.
+/// Runs one end on behalf of the agent at the other end of `socket`, in `confinement` once all that needs a right is open.
+/// The process has no other thread.
 ///
 /// # Errors
 /// [`ControlError::Closed`], or another one if the agent can't be told.
-pub fn serve(socket: UnixStream) -> Result<Outcome, ControlError> {
-    let mut control = Control { socket, decoder: Decoder::default() };
+pub fn serve(socket: UnixStream, confinement: Confinement) -> Result<Outcome, ControlError> {
+    let mut control = Control { socket, decoder: Decoder::default(), confinement };
     let result = control.run_end();
     let outcome = match result {
         Ok(report) => control.send(&ChildEvent::Done(Box::new(report))).map(|()| Outcome::Done),
@@ -171,6 +180,7 @@ fn describe(error: ControlError) -> Failure {
 struct Control {
     socket: UnixStream,
     decoder: Decoder,
+    confinement: Confinement,
 }
 
 impl Control {
@@ -179,13 +189,16 @@ impl Control {
             ChildCommand::Configure(config) => EndConfig::try_from(config)?,
             other => return Err(out_of_turn(&other, "Configure")),
         };
-        let ports = open_ports(&config)?;
+        let devices = Devices::open(&config, open_ports(&config)?)?;
+        // All its threads come later.
+        let capture = config.capture.as_ref().map_or(0, |(capture, _)| capture.limit.0.max(HEADER_BYTES));
+        self.confinement.enter(capture)?;
         self.send(&ChildEvent::PortOpened)?;
         match self.command("PortAttached")? {
             ChildCommand::PortAttached => {}
             other => return Err(out_of_turn(&other, "PortAttached")),
         }
-        let runner = runner::start(&config, Program::Traffic, ports)?;
+        let runner = runner::start(&config, Program::Traffic, devices)?;
         self.boot(&runner, config.deadline)?;
         let address = SocketAddrV4::new(config.address.address, LISTEN_PORT);
         self.send(&ChildEvent::Ready(EndReady { address }))?;

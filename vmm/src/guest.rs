@@ -18,7 +18,7 @@ use crate::clock::{Timebase, ticks};
 use crate::config::EndConfig;
 use crate::exits::{Cause, Exits};
 use crate::image::{self, ImageError};
-use crate::kvm::{Exit, Fault, KvmCounts, KvmError, Postbox, Vcpu, Vm};
+use crate::kvm::{self, Exit, Fault, KvmCounts, KvmError, Postbox, Vcpu, Vm};
 use crate::layout::INTERRUPT_VECTOR;
 use crate::machine::{EngineView, Machine, MachineError, Parts};
 use crate::memory::MemoryError;
@@ -96,8 +96,10 @@ pub fn run(config: &EndConfig, program: &Program, stage: Stage) -> Result<Box<Re
 impl Guest {
     fn create(config: &EndConfig, program: &Program, stage: Stage) -> Result<Self, GuestError> {
         let started = Timebase::now();
-        let Stage { adapter, looks_at_port, switches, pages, reporter, control_cpu, io } = stage;
-        let vm = Vm::new(pages.memory().clone())?;
+        let Stage { kvm, adapter, looks_at_port, switches, pages, reporter, control_cpu, io } = stage;
+        // It was opened for this engine.
+        let kvm = kvm.map_or_else(kvm::open, Ok)?;
+        let vm = Vm::new(&kvm, pages.memory().clone())?;
         let entry = image::load(program.image(), pages.memory(), config.memory)?;
         let vcpu = vm.vcpu(&entry)?;
         let bus = Bus::new(adapter.window());

@@ -23,6 +23,7 @@ use std::{io, mem};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use toll_child::contention::ThreadFiles;
 use toll_protocol::cpu::ThreadTimes;
 use toll_protocol::report::FrameCounters;
 use toll_vnic::adapter::{Adapter, AdapterError, Window};
@@ -30,7 +31,6 @@ use toll_vnic::port::PortError;
 use toll_vnic::stages::Stages;
 
 use crate::clock::{CpuClock, ticks};
-use crate::contention::ThreadFiles;
 use crate::runner::{StartError, pin};
 
 /// How long the thread looks on when nothing moves: as long as going to sleep and being woken takes.

@@ -21,7 +21,6 @@ pub mod boot;
 pub mod bus;
 pub mod clock;
 pub mod config;
-pub mod contention;
 pub mod control;
 pub mod exits;
 mod footprint;

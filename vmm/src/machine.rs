@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
+use toll_child::contention::ThreadFiles;
 use toll_guest_abi::phase;
 use toll_protocol::report::Spared;
 use toll_protocol::trial::PcnetSwitches;
@@ -23,7 +24,6 @@ use toll_vnic::port::arrivals::Arrivals;
 
 use crate::alarm::Alarm;
 use crate::clock::{CpuClock, Timebase, ticks};
-use crate::contention::ThreadFiles;
 use crate::exits::Exits;
 use crate::io_thread::IoClocks;
 use crate::kvm::KvmCounts;

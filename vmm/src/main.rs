@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use toll_child::confinement::Confinement;
 use toll_vmm::control::{Outcome, serve};
 
 /// Runs one virtual end: a KVM guest, or a host process on the same adapter model.
@@ -15,6 +16,9 @@ struct Arguments {
     /// Descriptor of the Unix stream socket to the agent, inherited from it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
     control_fd: Option<RawFd>,
+    /// User and group to become once what needs a right is open [default: those that it was started with].
+    #[arg(long, value_name = "UID", value_parser = clap::value_parser!(u32).range(1..i64::from(u32::MAX)))]
+    user: Option<u32>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -29,7 +33,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match (arguments.command, arguments.control_fd) {
         (Some(Command::Probe), _) => probe(),
-        (None, Some(fd)) => run(fd),
+        (None, Some(fd)) => run(fd, Confinement { user: arguments.user }),
         (None, None) => Err(anyhow::anyhow!("--control-fd is needed")),
     };
     result.unwrap_or_else(|error| {
@@ -44,7 +48,7 @@ fn probe() -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run(fd: RawFd) -> anyhow::Result<ExitCode> {
+fn run(fd: RawFd, confinement: Confinement) -> anyhow::Result<ExitCode> {
     nix::fcntl::fcntl(
         // SAFETY: only borrowed for this call, which fails on a descriptor that is not open.
         unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) },
@@ -53,7 +57,7 @@ fn run(fd: RawFd) -> anyhow::Result<ExitCode> {
     .with_context(|| format!("descriptor {fd} is not open"))?;
     // SAFETY: open, as was just seen, and left to us by the process that started this one.
     let socket = UnixStream::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    match serve(socket)? {
+    match serve(socket, confinement)? {
         Outcome::Done => Ok(ExitCode::SUCCESS),
         Outcome::Failed(failure) => {
             eprintln!("toll-vmm: {}", failure.reason);

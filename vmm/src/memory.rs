@@ -41,6 +41,8 @@ pub fn allocate(length: u64) -> Result<GuestMemory, MemoryError> {
     // No process that this one might start needs a guest's memory. It also keeps the mapping one of its own, which the kernel
     // would otherwise join with a neighbour of the same kind: what the VMM takes beside it could not be told.
     advise(&memory, 0, length, libc::MADV_DONTFORK)?;
+    // What a guest holds is in no core dump of this process, whoever allows them.
+    advise(&memory, 0, length, libc::MADV_DONTDUMP)?;
     for (start, end) in POPULATED {
         // Before Linux 5.14 the pages come when they are touched.
         advise(&memory, start, end, libc::MADV_POPULATE_WRITE)?;

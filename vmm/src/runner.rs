@@ -27,6 +27,7 @@ use crate::boot::Program;
 use crate::clock::CpuClock;
 use crate::config::EndConfig;
 use crate::io_thread::{Io, Remote};
+use crate::kvm::{self, Kvm, KvmError};
 use crate::link::{Event, Link, Reporter, link};
 use crate::memory::{MemoryError, SharedPages, allocate};
 use crate::recording::Recording;
@@ -71,6 +72,8 @@ pub enum StartError {
 
 /// What the program's thread gets.
 pub struct Stage {
+    /// Of a guest.
+    pub kvm: Option<Kvm>,
     /// The chip.
     pub adapter: Box<dyn Adapter>,
     /// Whether it looks at its port after each access.
@@ -95,16 +98,34 @@ pub struct Runner {
     thread: JoinHandle<()>,
 }
 
-/// Starts the end that `config` describes behind `ports`, one for each of its adapter's queue pairs, on a thread of its
-/// own.
+/// What an end takes a right to open. Its threads have none.
+pub struct Devices {
+    /// Ports, one for each of its adapter's queue pairs.
+    ports: Vec<Box<dyn Port>>,
+    /// Of a guest.
+    kvm: Option<Kvm>,
+}
+
+impl Devices {
+    /// What the end that `config` describes needs beside its `ports`.
+    ///
+    /// # Errors
+    /// [`KvmError`], of a guest.
+    pub fn open(config: &EndConfig, ports: Vec<Box<dyn Port>>) -> Result<Self, KvmError> {
+        let kvm = match config.engine {
+            Engine::Kvm => Some(kvm::open()?),
+            Engine::HostProcess => None,
+        };
+        Ok(Self { ports, kvm })
+    }
+}
+
+/// Starts the end that `config` describes behind `devices`, on a thread of its own.
 ///
 /// # Errors
 /// [`StartError`]. What goes wrong later comes as [`Event::Ended`].
-pub fn start(
-    config: &EndConfig,
-    program: Program,
-    mut ports: Vec<Box<dyn Port>>,
-) -> Result<Runner, StartError> {
+pub fn start(config: &EndConfig, program: Program, devices: Devices) -> Result<Runner, StartError> {
+    let Devices { mut ports, kvm } = devices;
     let failed = |call| move |errno: Errno| StartError::System { call, source: errno.into() };
     install_signal_handler().map_err(failed("sigaction"))?;
     let memory = allocate(config.memory)?;
@@ -132,6 +153,7 @@ pub fn start(
     let (looks_at_port, switches) = (switches.is_some(), switches.unwrap_or_default());
     let (link, reporter, events) = link().map_err(failed("eventfd"))?;
     let stage = Stage {
+        kvm,
         adapter,
         looks_at_port,
         switches,

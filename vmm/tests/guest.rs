@@ -15,7 +15,7 @@ use toll_vmm::config::EndConfig;
 use toll_vmm::layout;
 use toll_vmm::link::Event;
 use toll_vmm::recording::Recording;
-use toll_vmm::runner::{Runner, start};
+use toll_vmm::runner::{Devices, Runner, start};
 use toll_vnic::port::memory;
 use vm_memory::{Bytes as _, GuestAddress};
 
@@ -54,7 +54,9 @@ fn config(adapter: Adapter) -> EndConfig {
 /// Boots the self-test program with a port that nobody else holds.
 fn boot(adapter: Adapter, case: u64) -> Runner {
     let (port, _other) = memory::pair(64).expect("ports");
-    start(&config(adapter), Program::SelfTest(case), vec![Box::new(port)]).expect("starts")
+    let config = config(adapter);
+    let devices = Devices::open(&config, vec![Box::new(port)]).expect("KVM opens");
+    start(&config, Program::SelfTest(case), devices).expect("starts")
 }
 
 fn ended(runner: &Runner) -> Ended {

@@ -31,6 +31,9 @@ pub enum ProcessError {
         /// The system's word.
         source: std::io::Error,
     },
+    /// Something of that name answers otherwise.
+    #[error("`iperf3 --version` says nothing of iperf 3 ({0})")]
+    Foreign(ExitStatus),
     /// It writes without end.
     #[error("it wrote over {MAX_OUTPUT} bytes")]
     TooMuch,
@@ -65,13 +68,22 @@ fn io(call: &'static str) -> impl Fn(std::io::Error) -> ProcessError {
     }
 }
 
-/// Whether iperf3 is there.
+/// iperf3, which inherits nothing of the environment but the PATH that it is looked for in.
+fn command() -> Command {
+    let mut command = Command::new("iperf3");
+    command.env_clear().envs(std::env::var_os("PATH").map(|path| ("PATH", path))).stdin(Stdio::null());
+    command
+}
+
+/// What `iperf3 --version` says first: `iperf 3.12 (cJSON 1.7.15)`.
 ///
 /// # Errors
-/// [`ProcessError::NotInstalled`].
-pub fn check() -> Result<(), ProcessError> {
-    let output = Command::new("iperf3").arg("--version").stdin(Stdio::null()).output();
-    output.map(drop).map_err(io("execve"))
+/// [`ProcessError`], [`ProcessError::NotInstalled`] if it is not there.
+pub fn version() -> Result<String, ProcessError> {
+    let output = command().arg("--version").output().map_err(io("execve"))?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let first = text.lines().next().filter(|line| output.status.success() && line.starts_with("iperf 3"));
+    first.map(str::to_owned).ok_or(ProcessError::Foreign(output.status))
 }
 
 /// Whether somebody in this network namespace listens on `address`, by /proc/net/tcp (proc(5)).
@@ -102,8 +114,8 @@ impl Running {
     /// # Errors
     /// [`ProcessError::NotInstalled`] or [`ProcessError::Io`].
     pub fn start(arguments: &[String]) -> Result<Self, ProcessError> {
-        let mut command = Command::new("iperf3");
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut command = command();
+        command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
         let parent = getpid();
         let die_with_parent = move || {
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;

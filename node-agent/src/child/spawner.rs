@@ -16,6 +16,15 @@ use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal};
 use tokio::sync::oneshot;
 
+/// What a child gets of the agent's environment, which may hold secrets and is none of its business.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Environment {
+    /// Nothing.
+    Empty,
+    /// `PATH` alone, for one that looks for another program.
+    Path,
+}
+
 /// A process to start, and where to answer.
 struct Request {
     command: Command,
@@ -47,7 +56,7 @@ impl Spawner {
         Ok(Self { requests: Some(requests), thread: Some(thread) })
     }
 
-    /// Starts `program --control-fd N` in a process group of its own, with standard input and output at
+    /// Starts `program --control-fd N [--user UID]` in a process group of its own, with standard input and output at
     /// /dev/null and standard error piped; it inherits `socket` too, under the same number. The other end of the control
     /// socket is returned beside it.
     ///
@@ -56,6 +65,8 @@ impl Spawner {
     pub(super) async fn spawn(
         &self,
         program: &Path,
+        environment: Environment,
+        user: Option<u32>,
         socket: Option<OwnedFd>,
     ) -> io::Result<(tokio::process::Child, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
@@ -65,10 +76,11 @@ impl Spawner {
         command
             .arg("--control-fd")
             .arg(theirs.as_raw_fd().to_string())
+            .args(user.into_iter().flat_map(|user| ["--user".to_owned(), user.to_string()]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        Ok((self.start(command, [Some(theirs), socket]).await?, ours))
+        Ok((self.start(command, environment, [Some(theirs), socket]).await?, ours))
     }
 
     /// Runs a program that is to answer at once, and returns what it said. One that takes longer than `limit` is killed
@@ -79,7 +91,7 @@ impl Spawner {
     pub async fn output(&self, program: &Path, arguments: &[&str], limit: Duration) -> io::Result<Output> {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = self.start(command, [None, None]).await?;
+        let child = self.start(command, Environment::Path, [None, None]).await?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         // Its end and that of its pipes, which whatever it has started may hold.
         let output = child.wait_with_output();
@@ -97,13 +109,18 @@ impl Spawner {
         }
     }
 
-    /// Starts a process in a group of its own, which dies with the agent and gets `keep` of all its descriptors.
+    /// Starts a process in a group of its own, which dies with the agent and gets `keep` of all its descriptors, and
+    /// `environment` of all its variables.
     async fn start(
         &self,
         mut command: Command,
+        environment: Environment,
         keep: [Option<OwnedFd>; 2],
     ) -> io::Result<tokio::process::Child> {
-        command.process_group(0);
+        command.process_group(0).env_clear();
+        if environment == Environment::Path {
+            command.envs(std::env::var_os("PATH").map(|path| ("PATH", path)));
+        }
         let agent = getpid();
         // SAFETY: between fork and exec the closure makes system calls only, which are async-signal-safe
         // (signal-safety(7)): it neither allocates nor takes a lock. `keep` lives in the closure.

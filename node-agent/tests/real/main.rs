@@ -7,6 +7,7 @@
 )]
 
 mod agents;
+mod confined;
 mod host;
 mod links;
 mod namespace;
@@ -34,6 +35,8 @@ fn main() -> std::process::ExitCode {
         .chain(listed(links::TESTS, lacking.as_deref()))
         .chain(listed(trials::TESTS, lacking.as_deref()))
         .chain(listed(options::TESTS, lacking.as_deref()))
+        .chain(listed(confined::TESTS, lacking.as_deref()))
+        .chain(listed(confined::VIRTUAL, virtual_lacking.as_deref()))
         .chain(listed(virtual_ends::WITHOUT_VMM, lacking.as_deref()))
         .chain(listed(virtual_ends::TESTS, virtual_lacking.as_deref()))
         .chain(listed(wires::TESTS, wires_lacking.as_deref()))

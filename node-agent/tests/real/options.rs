@@ -55,6 +55,8 @@ fn what_can_not_be_is_refused_as_usage() -> Result<(), Failed> {
         (&[orchestrator[0], orchestrator[1], "--wire", "tap"], "exclusive, bridge, macvtap"),
         (&[orchestrator[0], orchestrator[1], "--guest-addresses", "10.0.0.9-10.0.0.1"], "range of addresses"),
         (&[orchestrator[0], orchestrator[1], "--http", "8080"], "--http"),
+        (&[orchestrator[0], orchestrator[1], "--child-uids", "0-9"], "user id 0 is root's"),
+        (&[orchestrator[0], orchestrator[1], "--child-uids", "60000-70000"], "user id 65534 is no user's"),
         (&[orchestrator[0], orchestrator[1], "facts"], "cannot be used with"),
         (&[orchestrator[0], orchestrator[1], "--nic", ""], "a value is required"),
         (&["run"], "unrecognized subcommand"),
@@ -109,6 +111,10 @@ fn what_does_not_fit_the_host_is_refused() -> Result<(), Failed> {
     assert!(text.contains("10.77.0.99:80 (--http)"), "{text}");
     let text = why(&fleet.a, &["--nic", NIC, "--key", "/nowhere/key.pem"]);
     assert!(text.contains("private key /nowhere/key.pem can't be used"), "{text}");
+    // User 1 is `daemon` wherever there is one; in a user namespace of one user there is no other.
+    let text = why(&fleet.a, &["--nic", NIC, "--child-uids", "1-5"]);
+    assert!(text.contains("belongs to `") || text.contains("user namespace has no users 1-5"), "{text}");
+    assert!(text.contains("--child-uids"), "{text}");
     let text = refused(&fleet.a, &["--orchestrator", "127.0.0.1:1", "--pki", "/nowhere"]);
     assert!(text.contains("/nowhere/certificate.pem"), "{text}");
     Ok(())

@@ -10,7 +10,7 @@ use libtest_mimic::Failed;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use toll_node_agent::child::{Child, ChildReport, Spawner};
+use toll_node_agent::child::{Child, ChildReport, Spawner, Start};
 use toll_protocol::child::ChildEvent;
 use toll_protocol::report::Failure;
 
@@ -41,7 +41,7 @@ pub fn play() -> Option<ExitCode> {
             runtime().block_on(async {
                 let spawner = Spawner::new(tokio::runtime::Handle::current()).expect("a spawner");
                 let (reports, mut incoming) = mpsc::channel(8);
-                let child = Child::spawn(&spawner, &path.with_file_name("deaf"), None, reports)
+                let child = Child::spawn(&spawner, Start::of(&path.with_file_name("deaf")), reports)
                     .await
                     .expect("a child");
                 println!("{}", child.id());
@@ -108,7 +108,8 @@ fn watch(role: &str) -> (Vec<ChildEvent>, Failure) {
     runtime().block_on(async {
         let (spawner, roles) = (spawner(), roles());
         let (reports, mut incoming) = mpsc::channel(8);
-        let child = Child::spawn(&spawner, &roles.path().join(role), None, reports).await.expect("a child");
+        let child =
+            Child::spawn(&spawner, Start::of(&roles.path().join(role)), reports).await.expect("a child");
         let id = child.id();
         let mut said = Vec::new();
         let ended = tokio::time::timeout(LIMIT, async {
@@ -208,7 +209,8 @@ fn a_dropped_child_is_killed() -> Result<(), Failed> {
     runtime().block_on(async {
         let (spawner, roles) = (spawner(), roles());
         let (reports, mut incoming) = mpsc::channel(8);
-        let child = Child::spawn(&spawner, &roles.path().join("deaf"), None, reports).await.expect("a child");
+        let child =
+            Child::spawn(&spawner, Start::of(&roles.path().join("deaf")), reports).await.expect("a child");
         let id = child.id();
         assert!(is_alive(id));
         drop(child);
@@ -264,7 +266,7 @@ fn a_program_that_is_not_there_is_named() -> Result<(), Failed> {
     runtime().block_on(async {
         let (spawner, (reports, _incoming)) = (spawner(), mpsc::channel(8));
         let program = PathBuf::from("/nowhere/toll-vmm");
-        let error = Child::spawn(&spawner, &program, None, reports).await.expect_err("nothing to start");
+        let error = Child::spawn(&spawner, Start::of(&program), reports).await.expect_err("nothing to start");
         assert_eq!(error.to_string(), "/nowhere/toll-vmm could not be started");
     });
     Ok(())

@@ -10,10 +10,11 @@ mod vm;
 
 pub use entry::{Entry, Pages};
 pub use fault::Fault;
+pub use kvm_ioctls::Kvm;
 pub use postbox::{Postbox, Posted};
 pub use stats::{KvmCounts, Stats};
 pub use vcpu::{Exit, Kicker, Registers, Vcpu};
-pub use vm::{Vm, probe};
+pub use vm::{Vm, open, probe};
 
 /// Why KVM can't run a guest.
 #[derive(Debug, thiserror::Error)]

@@ -25,8 +25,11 @@ pub struct Vm {
     created: Instant,
 }
 
-/// Opens /dev/kvm and checks its version.
-fn open() -> Result<Kvm, KvmError> {
+/// Opens /dev/kvm and checks its version. That takes a right, and nothing that is done with it does.
+///
+/// # Errors
+/// [`KvmError`], with what to do.
+pub fn open() -> Result<Kvm, KvmError> {
     let kvm = Kvm::new().map_err(|error| {
         let source = std::io::Error::from_raw_os_error(error.errno());
         let advice = match source.kind() {
@@ -62,8 +65,7 @@ impl Vm {
     ///
     /// # Errors
     /// [`KvmError`].
-    pub fn new(memory: GuestMemory) -> Result<Self, KvmError> {
-        let kvm = open()?;
+    pub fn new(kvm: &Kvm, memory: GuestMemory) -> Result<Self, KvmError> {
         // A property of the host, not of the machine: a third of a millisecond where CPUID itself is virtual.
         let cpuid =
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;

@@ -22,6 +22,9 @@ const ETHERNET: u32 = 1;
 /// Bytes kept of a frame at most: all of any.
 const SNAP_LENGTH: u32 = 256 << 10;
 
+/// Bytes of a file before its records.
+pub const HEADER_BYTES: u64 = 24;
+
 /// A port that captures.
 pub struct Capture {
     port: Box<dyn Port>,
@@ -33,14 +36,14 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// A capture of what crosses `port`, in `file`, which gets at most `limit` bytes of records: frames after that are
-    /// not captured.
+    /// A capture of what crosses `port`, in `file`, which gets at most `limit` bytes, its header at least: frames after
+    /// that are not captured.
     ///
     /// # Errors
     /// [`PortError::Io`] if the file takes no header.
     pub fn new(port: Box<dyn Port>, file: Box<dyn Write + Send>, limit: u64) -> Result<Self, PortError> {
-        let mut capture = Self { port, file, record: Vec::new(), left: limit };
-        let mut header = Vec::with_capacity(24);
+        let mut capture = Self { port, file, record: Vec::new(), left: limit.saturating_sub(HEADER_BYTES) };
+        let mut header = Vec::with_capacity(HEADER_BYTES as usize);
         header.extend(MAGIC.to_le_bytes());
         header.extend(VERSION.into_iter().flat_map(u16::to_le_bytes));
         // Correction to UTC and accuracy, which nobody sets.
@@ -159,7 +162,7 @@ mod tests {
     fn both_directions_are_written_up_to_the_limit() {
         let (near, mut far) = pair(4).unwrap();
         let file = Shared::default();
-        let mut port = Capture::new(Box::new(near), Box::new(file.clone()), 16 + 5 + 16 + 3).unwrap();
+        let mut port = Capture::new(Box::new(near), Box::new(file.clone()), 24 + 16 + 5 + 16 + 3).unwrap();
         port.send(&[IoSlice::new(b"he"), IoSlice::new(b"llo")]).unwrap();
         far.send(&[IoSlice::new(b"you")]).unwrap();
         let mut room = [0; 64];

@@ -1,0 +1,146 @@
+//! Giving up rights. A child is started with those of its agent, opens what needs one (KVM, a TAP, a capture file, a
+//! socket with its congestion control), and goes on without any:
+//!
+//! ```text
+//!  agent's user, all capabilities --open--> Confinement::enter --> a user of its own, no capability, limits --> threads
+//! ```
+//! The call comes before there is a second thread: capabilities are a thread's, and none may keep them.
+
+use std::io;
+
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use rustix::process::{
+    DumpableBehavior, Pid, Resource, Rlimit, getppid, parent_process_death_signal, set_dumpable_behavior,
+    set_parent_process_death_signal, setrlimit,
+};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities,
+    set_no_new_privs,
+};
+
+/// Descriptors of a child: those of a trial are some tens.
+pub const DESCRIPTORS: u64 = 256;
+/// Processes and threads of a child's user: a VMM has three, an endpoint with its iperf3 about five.
+pub const PROCESSES: u64 = 64;
+/// Bytes of a file that a child writes beside a capture: iperf3 keeps its buffer, of 1 MiB at most, in one.
+pub const FILE_BYTES: u64 = 1 << 20;
+
+/// Why a process could not give up its rights. It must not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfinementError {
+    /// A step was refused.
+    #[error("{step} failed: the agent needs CAP_SETUID, CAP_SETGID and CAP_SETPCAP")]
+    Refused {
+        /// Which.
+        step: &'static str,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// There are threads, each with capabilities of its own.
+    #[error("the process has {0} threads by now, and rights must be given up by the first alone")]
+    Threads(usize),
+    /// The agent has ended meanwhile: nobody would end this process.
+    #[error("the agent has ended")]
+    Orphaned,
+}
+
+/// What a child may still do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Confinement {
+    /// The user and group that it becomes; `None` keeps those that it has, as in a user namespace that maps no others.
+    pub user: Option<u32>,
+}
+
+fn refused<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ConfinementError {
+    move |error| ConfinementError::Refused { step, source: error.into() }
+}
+
+impl Confinement {
+    /// Gives up, for good: the user and all groups (if there is another user), every capability of all five sets, getting
+    /// new ones by an exec, core dumps, being read by others of the same user, and more than a trial takes of
+    /// descriptors, processes, locked memory and message queues. Files grow to `capture` bytes beyond [`FILE_BYTES`].
+    /// The process still ends with its parent, if it was to.
+    ///
+    /// A bounding set is left alone by who never had CAP_SETPCAP and keeps its user: no exec can use it.
+    ///
+    /// # Errors
+    /// [`ConfinementError`]: some rights may be given up and others not.
+    pub fn enter(self, capture: u64) -> Result<(), ConfinementError> {
+        let threads =
+            std::fs::read_dir("/proc/self/task").map_err(refused("reading /proc/self/task"))?.count();
+        if threads != 1 {
+            return Err(ConfinementError::Threads(threads));
+        }
+        // A change of user or capabilities makes the kernel forget the signal (prctl(2)).
+        let (parent, signal) = (getppid(), parent_process_death_signal());
+        let signal = signal.map_err(refused("PR_GET_PDEATHSIG"))?;
+        clear_ambient_capability_set().map_err(refused("PR_CAP_AMBIENT_CLEAR_ALL"))?;
+        let held = capabilities(None).map_err(refused("capget"))?;
+        if self.user.is_some() || held.effective.contains(CapabilitySet::SETPCAP) {
+            clear_bounding_set().map_err(refused("PR_CAPBSET_DROP"))?;
+        }
+        if let Some(user) = self.user {
+            let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
+            setgroups(&[]).map_err(refused("setgroups"))?;
+            setresgid(gid, gid, gid).map_err(refused("setresgid"))?;
+            setresuid(uid, uid, uid).map_err(refused("setresuid"))?;
+        }
+        let none = CapabilitySet::empty();
+        let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
+        set_capabilities(None, none).map_err(refused("capset"))?;
+        set_no_new_privs(true).map_err(refused("PR_SET_NO_NEW_PRIVS"))?;
+        limit(self.user.is_some(), FILE_BYTES.saturating_add(capture)).map_err(refused("setrlimit"))?;
+        // After the change of user, which sets it to what fs.suid_dumpable says. A limit of 0 on core dumps does not bind a
+        // kernel that pipes them to a program (core(5)); this does.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(refused("PR_SET_DUMPABLE"))?;
+        if signal.is_some() {
+            set_parent_process_death_signal(signal).map_err(refused("PR_SET_PDEATHSIG"))?;
+            still_there(parent)?;
+        }
+        Ok(())
+    }
+}
+
+/// A parent that ended while there was no signal can't send it any more.
+fn still_there(parent: Option<Pid>) -> Result<(), ConfinementError> {
+    if getppid() == parent { Ok(()) } else { Err(ConfinementError::Orphaned) }
+}
+
+/// Every capability that the kernel knows, those of years to come too.
+fn clear_bounding_set() -> io::Result<()> {
+    for capability in 0.. {
+        // SAFETY: takes and returns numbers.
+        match unsafe { libc::prctl(libc::PR_CAPBSET_READ, capability as libc::c_ulong, 0, 0, 0) } {
+            0 => {}
+            1 => {
+                // SAFETY: as above.
+                if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability as libc::c_ulong, 0, 0, 0) } != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            // EINVAL: there is no such capability, so this was the last.
+            _ => break,
+        }
+    }
+    Ok(())
+}
+
+/// `own_user`: processes are counted by user, and who keeps theirs has others.
+fn limit(own_user: bool, file: u64) -> rustix::io::Result<()> {
+    let processes = own_user.then_some((Resource::Nproc, PROCESSES));
+    let limits = [
+        (Resource::Core, 0),
+        (Resource::Fsize, file),
+        (Resource::Memlock, 0),
+        (Resource::Msgqueue, 0),
+        (Resource::Nofile, DESCRIPTORS),
+        (Resource::Nice, 0),
+        (Resource::Rtprio, 0),
+    ];
+    for (resource, limit) in limits.into_iter().chain(processes) {
+        // Not above what there is: that would take a right.
+        let most = rustix::process::getrlimit(resource).maximum.map_or(limit, |most| most.min(limit));
+        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
+    }
+    Ok(())
+}
