@@ -8,6 +8,8 @@ use libtest_mimic::Arguments;
 
 #[path = "abuse/handshakes.rs"]
 mod handshakes;
+#[path = "abuse/health.rs"]
+mod health;
 
 /// The kinds of peer, a list of tests each.
 const KINDS: [fn() -> Vec<libtest_mimic::Trial>; 1] = [handshakes::tests];
