@@ -252,7 +252,8 @@ fn hello(n: usize) -> FromAgent {
         iperf3: None,
     };
     let (version, name, facts) = (PROTOCOL_VERSION, format!("agent-{n}"), Box::new(facts));
-    FromAgent::Hello { version, name, facts, labels: BTreeMap::new(), held: Vec::new() }
+    let instance = toll_protocol::message::Instance(n as u64);
+    FromAgent::Hello { version, name, instance, facts, labels: BTreeMap::new(), held: Vec::new() }
 }
 
 fn report() -> Box<EndReport> {

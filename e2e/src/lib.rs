@@ -13,5 +13,6 @@ pub mod programs;
 pub mod prometheus;
 pub mod readme;
 pub mod refused;
+pub mod rogue;
 pub mod stillness;
 pub mod suite;

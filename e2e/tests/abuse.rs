@@ -10,6 +10,8 @@ use libtest_mimic::Arguments;
 mod documents;
 #[path = "abuse/handshakes.rs"]
 mod handshakes;
+#[path = "abuse/health.rs"]
+mod health;
 
 /// The kinds of peer, a list of tests each.
 const KINDS: [fn() -> Vec<libtest_mimic::Trial>; 2] = [documents::tests, handshakes::tests];

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
 use toll_protocol::PROTOCOL_VERSION;
-use toll_protocol::message::{FromAgent, ToAgent};
+use toll_protocol::message::{FromAgent, Instance, ToAgent};
 use toll_protocol::report::Failure;
 use toll_protocol::trial::{EndSpec, TrialId};
 
@@ -137,6 +137,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let (to_agent, from_trials) = mpsc::channel(256);
     let mut agent = Agent {
         name: config.name,
+        instance: Instance(rand::random()),
         labels: config.labels,
         host,
         health,
@@ -185,6 +186,7 @@ struct Trial {
 
 struct Agent {
     name: String,
+    instance: Instance,
     labels: BTreeMap<String, String>,
     health: Arc<Health>,
     host: Arc<Host>,
@@ -307,6 +309,7 @@ impl Agent {
         FromAgent::Hello {
             version: PROTOCOL_VERSION,
             name: self.name.clone(),
+            instance: self.instance,
             facts: Box::new(facts),
             labels: self.labels.clone(),
             held: held.into_iter().collect(),

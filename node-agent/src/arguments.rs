@@ -48,7 +48,7 @@ pub struct Run {
     /// The name in the orchestrator's certificate.
     #[arg(long, value_name = "NAME", default_value = "toll-orchestrator", value_parser = NonEmptyStringValueParser::new())]
     pub server_name: String,
-    /// This agent's name, which is that of its certificate [default: the host's name].
+    /// This agent's name, which is that of its certificate, byte for byte [default: the host's name, in lower case].
     #[arg(long, value_name = "NAME", env = "TOLL_NODE_NAME", value_parser = NonEmptyStringValueParser::new())]
     pub name: Option<String>,
     /// A label that campaigns select this host by, in the syntax of Kubernetes; may be repeated.

@@ -3,8 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+/// id-kp-serverAuth, 1.3.6.1.5.5.7.3.1, in DER.
+const SERVER_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 1];
 
 /// Why the certificates can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +30,9 @@ pub enum IdentityError {
         /// The file.
         path: PathBuf,
     },
+    /// The authority's certificate is of no use.
+    #[error("the authority's certificate can't be used")]
+    Authority(#[from] webpki::Error),
     /// The certificates don't make a configuration.
     #[error("the certificates can't be used")]
     Tls(#[from] rustls::Error),
@@ -68,12 +76,48 @@ impl Identity {
     pub fn client_config(&self, protocol: &[u8]) -> Result<rustls::ClientConfig, IdentityError> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.ca.clone())?;
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let provider = Arc::new(ring::default_provider());
         let mut tls = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(roots)
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
         tls.alpn_protocols = vec![protocol.to_vec()];
         Ok(tls)
+    }
+
+    /// Who says whether a certificate is an orchestrator's.
+    ///
+    /// # Errors
+    /// [`IdentityError::Authority`].
+    pub fn judge(&self) -> Result<Judge, IdentityError> {
+        let authority = webpki::anchor_from_trusted_cert(&self.ca)?.to_owned();
+        Ok(Judge { authority, provider: ring::default_provider() })
+    }
+}
+
+/// Says whether a certificate is an orchestrator's.
+#[derive(Debug)]
+pub struct Judge {
+    authority: TrustAnchor<'static>,
+    provider: CryptoProvider,
+}
+
+impl Judge {
+    /// Whether the first certificate of `chain`, which TLS has verified, is one for servers (RFC 5280, 4.2.1.12). TLS takes
+    /// one that names no purpose for one of every purpose: an agent's, by an authority that leaves purposes out, could give
+    /// orders to the others.
+    pub fn is_an_orchestrators(&self, chain: &[CertificateDer<'_>]) -> bool {
+        let Some((leaf, intermediates)) = chain.split_first() else { return false };
+        let Ok(certificate) = EndEntityCert::try_from(leaf) else { return false };
+        let verified = certificate.verify_for_usage(
+            self.provider.signature_verification_algorithms.all,
+            std::slice::from_ref(&self.authority),
+            intermediates,
+            UnixTime::now(),
+            KeyUsage::required(SERVER_AUTH),
+            None,
+            None,
+        );
+        verified.is_ok()
     }
 }

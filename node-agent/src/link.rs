@@ -9,12 +9,13 @@
 //!            +------------------+---------- refused -------------------+---- stop ----> flushed, closed
 //! ```
 //! Dialling begins with the name of the orchestrator's host, which is looked up anew. All its addresses are tried, one
-//! a little after the other (RFC 8305); the first that shakes hands is greeted. Nothing is kept here over a loss: the
-//! agent is asked for its `Hello` on each connection, and says again what has to be said.
+//! a little after the other (RFC 8305); the first that shakes hands is greeted. Nothing is kept here over a loss but how
+//! long to wait: the agent is asked for its `Hello` on each connection, and says again what has to be said. The back-off
+//! begins anew only after a connection that lasted: one that is thrown out again and again comes back ever more slowly.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::select_ok;
 use quinn::crypto::rustls::QuicClientConfig;
@@ -27,7 +28,7 @@ use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::message::{FromAgent, ToAgent};
 
 use crate::address::{AddressError, HostPort};
-use crate::identity::{Identity, IdentityError};
+use crate::identity::{Identity, IdentityError, Judge};
 
 /// Name of the protocol in the handshake (RFC 7301).
 pub const ALPN: &[u8] = b"toll/1";
@@ -47,6 +48,8 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 const NEXT_ADDRESS: Duration = Duration::from_millis(250);
 const SHORTEST_BACK_OFF: Duration = Duration::from_millis(100);
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(5);
+/// A connection that lasted so long was no mistake: after it the back-off begins anew.
+const LASTING: Duration = Duration::from_secs(5);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +81,12 @@ pub enum LinkError {
     /// Nothing could be read.
     #[error("the stream from the orchestrator was lost")]
     Read(#[from] quinn::ReadError),
+    /// The certificate of whoever listens there is not an orchestrator's.
+    #[error(
+        "the certificate shown there is not one of an orchestrator: server authentication is not among its extended key \
+         usages (toll pki init makes one)"
+    )]
+    Purpose,
     /// A message is none.
     #[error("the orchestrator and this agent don't understand each other")]
     Frame(#[from] FrameError),
@@ -135,6 +144,7 @@ pub struct Link {
     config: ClientConfig,
     orchestrator: HostPort,
     server_name: String,
+    judge: Judge,
 }
 
 impl Link {
@@ -143,7 +153,7 @@ impl Link {
     /// # Errors
     /// [`LinkError`] if the certificates are of no use.
     pub fn new(orchestrator: HostPort, server_name: String, identity: &Identity) -> Result<Self, LinkError> {
-        Ok(Self { config: client_config(identity)?, orchestrator, server_name })
+        Ok(Self { config: client_config(identity)?, orchestrator, server_name, judge: identity.judge()? })
     }
 
     /// Keeps a connection until `stop` is sent or dropped; then writes what `outgoing` still holds, and closes.
@@ -162,8 +172,12 @@ impl Link {
                         tracing::info!(
                             orchestrator = %self.orchestrator, address = %session.address, "connected"
                         );
-                        back_off = SHORTEST_BACK_OFF;
-                        match session.serve(&mut outgoing, &events, &mut stop).await {
+                        let since = Instant::now();
+                        let served = session.serve(&mut outgoing, &events, &mut stop).await;
+                        if since.elapsed() >= LASTING {
+                            back_off = SHORTEST_BACK_OFF;
+                        }
+                        match served {
                             Ok(()) => return,
                             Err(error) => (error, LinkEvent::Lost),
                         }
@@ -193,6 +207,10 @@ impl Link {
             let attempts = addresses.iter().enumerate();
             let attempts = attempts.map(|(n, address)| Box::pin(self.shake_hands(*address, n as u32)));
             let ((endpoint, connection), _) = select_ok(attempts).await?;
+            let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<_>>().ok());
+            if !chain.is_some_and(|chain| self.judge.is_an_orchestrators(&chain)) {
+                return Err(LinkError::Purpose);
+            }
             let (mut send, receive) = connection.open_bi().await?;
             let (answer, hello) = oneshot::channel();
             events.send(LinkEvent::HelloWanted(answer)).await.map_err(|_| LinkError::Stopping)?;

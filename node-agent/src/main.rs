@@ -114,8 +114,11 @@ async fn serve(config: AgentConfig) -> anyhow::Result<()> {
 
 fn host_name() -> anyhow::Result<String> {
     let name = nix::unistd::gethostname().context("the host's name can't be found")?;
-    name.into_string()
-        .map_err(|name| anyhow::anyhow!("the host's name {name:?} is no text: give one with --name"))
+    let name = name
+        .into_string()
+        .map_err(|name| anyhow::anyhow!("the host's name {name:?} is no text: give one with --name"))?;
+    // As certificates name hosts, and Kubernetes its nodes.
+    Ok(name.to_ascii_lowercase())
 }
 
 /// The folder of this program, where Toll's others stand too.

@@ -1,34 +1,42 @@
 //! Connections of agents: QUIC with mutual TLS. The only file here that knows quinn.
 //!
 //! ```text
-//! agent --- certificate of the authority? ---> Hello --- name of the certificate? same version? ---> Welcome
-//!              no: refused by TLS                no: closed, both named                         messages
+//! Initial --- is there room? ---> certificate of the authority? ---> Hello --- name of the certificate? ---> Welcome
+//!              no: Retry, silence  no: refused by TLS                 same version? does nobody else     messages
+//!              (admission)         (certificate)                      have the name? (roster)
+//!                                                                     no: closed, with the reason
 //! ```
+//! Each connection that gets a name has a number, its session, larger than those before: whoever hears of two
+//! connections of one agent in the wrong order knows which is the newer one.
 
+mod admission;
+mod certificate;
+mod error;
 mod reset;
+mod roster;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use quinn::crypto::rustls::QuicServerConfig;
-use quinn::rustls::pki_types::pem::PemObject;
-use quinn::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use quinn::rustls::server::WebPkiClientVerifier;
-use quinn::rustls::{RootCertStore, ServerConfig};
+use admission::{Admission, Place, Verdict};
+use certificate::{Judge, private_key};
+pub use error::LinkError;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt};
+use roster::Roster;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::facts::HostFacts;
-use toll_protocol::frame::{self, Decoder, FrameError};
-use toll_protocol::message::{FromAgent, ToAgent};
+use toll_protocol::frame::{self, Decoder};
+use toll_protocol::message::{FromAgent, Instance, ToAgent};
 use toll_protocol::trial::TrialId;
 
-use crate::pki::{FLEET_NAME, Identity};
+use crate::pki::{Identity, is_host_name};
 
 /// Application protocol of the connection (RFC 7301).
 pub const ALPN: &[u8] = b"toll/1";
@@ -38,8 +46,17 @@ pub const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Shortest and longest such time: an agent says once a second that it is there, and its own timeout is the longest.
 pub const AGENT_TIMEOUTS: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(2)..=Duration::from_secs(60);
+/// How long a handshake may take: as long as an agent waits for it.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 /// From the connection to its Hello.
-const HELLO: Duration = Duration::from_secs(10);
+const HELLO: Duration = Duration::from_secs(5);
+/// First packets that may wait to be judged, and bytes that may follow each and all of them: they wait for a turn of the
+/// task that judges, no longer.
+const MOST_INCOMING: usize = 1024;
+const INCOMING_BYTES: u64 = 16 << 10;
+const ALL_INCOMING_BYTES: u64 = 4 << 20;
+/// Between two words in the log on handshakes that came to nothing.
+const REPORTS: Duration = Duration::from_secs(10);
 /// How long the end of a connection may take.
 const CLOSING: Duration = Duration::from_secs(1);
 /// Messages to an agent that may wait to be sent.
@@ -50,57 +67,6 @@ const READ: usize = 64 << 10;
 /// Bytes of a Hello, which are kept as long as the host is known: facts, labels and held trials.
 const MOST_HELLO: usize = 128 << 10;
 
-/// Why agents can't be listened for, or one was refused.
-#[derive(Debug, thiserror::Error)]
-pub enum LinkError {
-    /// The certificates can't be used.
-    #[error("the orchestrator's certificates can't be used: {0}")]
-    Certificates(String),
-    /// The socket can't be opened.
-    #[error("agents can't be listened for on {address}")]
-    Bind {
-        /// Where.
-        address: SocketAddr,
-        /// The system's word.
-        source: std::io::Error,
-    },
-    /// The connection ended.
-    #[error("the connection ended")]
-    Connection(#[from] quinn::ConnectionError),
-    /// The stream ended.
-    #[error("the stream ended")]
-    Read(#[from] quinn::ReadError),
-    /// Nothing more can be written.
-    #[error("the stream takes nothing more")]
-    Write(#[from] quinn::WriteError),
-    /// A message was malformed.
-    #[error("a message was malformed")]
-    Frame(#[from] FrameError),
-    /// The agent didn't introduce itself.
-    #[error("no Hello came within {HELLO:?}")]
-    NoHello,
-    /// The name can't be a host's.
-    #[error("its name is none of a host: letters, digits, - and ., at most 253 of them (toll-agent --name)")]
-    NoName,
-    /// It tells more of itself than there is to tell.
-    #[error("its Hello has more than {MOST_HELLO} bytes")]
-    LongHello,
-    /// The name is not the certificate's.
-    #[error("it says that it is `{name}`, and its certificate says otherwise")]
-    Name {
-        /// The name it gave.
-        name: String,
-    },
-    /// The versions differ.
-    #[error(
-        "it speaks protocol version {theirs}, the orchestrator {PROTOCOL_VERSION}: install the same release on both"
-    )]
-    Version {
-        /// The agent's.
-        theirs: u32,
-    },
-}
-
 /// What happens on the connections.
 #[derive(Debug)]
 pub enum LinkEvent {
@@ -108,6 +74,8 @@ pub enum LinkEvent {
     Connected {
         /// Its name.
         host: String,
+        /// Which of its connections, and who and where it is.
+        session: Session,
         /// Its host.
         facts: Box<HostFacts>,
         /// Its labels.
@@ -115,15 +83,28 @@ pub enum LinkEvent {
         /// Trials that it holds.
         held: Vec<TrialId>,
     },
-    /// Its connection ended, and it has no newer one.
+    /// A connection ended. The agent may have a newer one.
     Lost {
         /// Its name.
         host: String,
+        /// Number of the connection that ended.
+        session: u64,
+    },
+    /// An agent was refused, since another one has its name and answers.
+    Refused {
+        /// The name.
+        host: String,
+        /// Where the one is that has it.
+        holder: SocketAddr,
+        /// Where the other one is.
+        newcomer: SocketAddr,
     },
     /// It said something.
     Message {
         /// Its name.
         host: String,
+        /// Number of the connection.
+        session: u64,
         /// What.
         message: FromAgent,
         /// When it was heard.
@@ -131,19 +112,55 @@ pub enum LinkEvent {
     },
 }
 
-struct Agent {
-    /// Tells connections of one agent apart: a new one replaces the old.
-    connection: usize,
-    outgoing: mpsc::Sender<ToAgent>,
+/// One connection of an agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    /// Larger than that of any connection before.
+    pub number: u64,
+    /// The agent's process.
+    pub instance: Instance,
+    /// Where it is.
+    pub address: std::net::IpAddr,
 }
 
-type Agents = Arc<Mutex<HashMap<String, Agent>>>;
+/// What every connection shares.
+struct Shared {
+    roster: Roster,
+    judge: Judge,
+    admission: Mutex<Admission>,
+    /// Handshakes that came to nothing since the log last told of them.
+    failed: AtomicU64,
+    events: mpsc::Sender<LinkEvent>,
+}
+
+/// The place of a handshake, until it is dropped.
+struct Taken<'a>(&'a Shared, Place);
+
+impl Drop for Taken<'_> {
+    fn drop(&mut self) {
+        self.0.admission().over(self.1);
+    }
+}
+
+impl Shared {
+    fn admission(&self) -> std::sync::MutexGuard<'_, Admission> {
+        self.admission.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets a handshake go on, or not.
+    fn verdict(&self, incoming: &Incoming, open: usize) -> Verdict {
+        let mut admission = self.admission();
+        let closing = open.saturating_sub(self.roster.len() + admission.under_way());
+        let (address, proved) = (incoming.remote_address().ip(), incoming.remote_address_validated());
+        admission.admit(address, proved, closing)
+    }
+}
 
 /// Listens for agents and talks to them.
 pub struct Link {
     endpoint: Endpoint,
     address: SocketAddr,
-    agents: Agents,
+    shared: Arc<Shared>,
     accepting: tokio::task::JoinHandle<()>,
     /// Tells it that no more connections are to be taken.
     closing: oneshot::Sender<()>,
@@ -169,10 +186,16 @@ impl Link {
             Endpoint::new(transport, Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)?;
         let address = endpoint.local_addr().map_err(bind)?;
         let (events, receiver) = mpsc::channel(EVENTS);
-        let agents = Agents::default();
+        let shared = Arc::new(Shared {
+            roster: Roster::default(),
+            judge: Judge::new(identity)?,
+            admission: Mutex::default(),
+            failed: AtomicU64::new(0),
+            events,
+        });
         let (closing, closed) = oneshot::channel();
-        let accepting = tokio::spawn(accept(endpoint.clone(), agents.clone(), events, closed));
-        Ok((Self { endpoint, address, agents, accepting, closing }, receiver))
+        let accepting = tokio::spawn(accept(endpoint.clone(), shared.clone(), closed));
+        Ok((Self { endpoint, address, shared, accepting, closing }, receiver))
     }
 
     /// Where agents dial.
@@ -183,18 +206,21 @@ impl Link {
     /// Sends `message` to the agent of `host`. An agent that is away doesn't get it: the scheduler learns of its
     /// absence by [`LinkEvent::Lost`].
     pub fn send(&self, host: &str, message: ToAgent) {
-        let agents = self.agents.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = agents.get(host).map(|agent| agent.outgoing.try_send(message));
-        if !matches!(sent, Some(Ok(()))) {
+        if !self.shared.roster.send(host, message) {
             tracing::warn!(host, "a message could not be sent: the agent is away or does not read");
         }
+    }
+
+    /// Closes a connection of the agent of `host`, which is told `why`.
+    pub fn dismiss(&self, host: &str, session: u64, why: &str) {
+        self.shared.roster.dismiss(host, session, why);
     }
 
     /// Closes every connection and waits until the agents have been told, and have what was sent before: a trial that has
     /// begun in the ledger is to begin.
     pub async fn close(mut self) {
         // Nobody can send to them any more: each connection writes what waits, and ends.
-        lock(&self.agents).clear();
+        self.shared.roster.clear();
         let _ = self.closing.send(());
         let _ = timeout(CLOSING, &mut self.accepting).await;
         self.accepting.abort();
@@ -204,60 +230,58 @@ impl Link {
     }
 }
 
-fn private_key(identity: &Identity) -> Result<PrivateKeyDer<'static>, LinkError> {
-    PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes())
-        .map_err(|error| LinkError::Certificates(error.to_string()))
-}
-
 fn server_config(identity: &Identity, agent_timeout: Duration) -> Result<quinn::ServerConfig, LinkError> {
     let bad = |error: &dyn std::fmt::Display| LinkError::Certificates(error.to_string());
-    let mut roots = RootCertStore::empty();
-    let authority = CertificateDer::from_pem_slice(identity.authority_pem.as_bytes()).map_err(|e| bad(&e))?;
-    roots.add(authority).map_err(|e| bad(&e))?;
-    let provider = Arc::new(quinn::rustls::crypto::ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    let verifier = verifier.build().map_err(|e| bad(&e))?;
-    let certificate =
-        CertificateDer::from_pem_slice(identity.certificate_pem.as_bytes()).map_err(|e| bad(&e))?;
-    let builder = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&quinn::rustls::version::TLS13])
-        .map_err(|e| bad(&e))?;
-    let mut tls = builder
-        .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![certificate], private_key(identity)?)
-        .map_err(|e| bad(&e))?;
-    tls.alpn_protocols = vec![ALPN.to_vec()];
-    let crypto = QuicServerConfig::try_from(tls).map_err(|e| bad(&e))?;
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(certificate::server_config(identity)?));
+    config.max_incoming(MOST_INCOMING);
+    config.incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(ALL_INCOMING_BYTES);
     let mut transport = TransportConfig::default();
     transport.keep_alive_interval(Some(KEEP_ALIVE));
     transport.max_idle_timeout(Some(agent_timeout.try_into().map_err(|e| bad(&e))?));
     // One stream an agent is all the protocol has.
     transport.max_concurrent_bidi_streams(VarInt::from_u32(1));
     transport.max_concurrent_uni_streams(VarInt::from_u32(0));
+    transport.datagram_receive_buffer_size(None);
     config.transport_config(Arc::new(transport));
     Ok(config)
 }
 
 /// Takes connections until `closing` says that no more are to come, and those that there are have ended.
-async fn accept(
-    endpoint: Endpoint,
-    agents: Agents,
-    events: mpsc::Sender<LinkEvent>,
-    mut closing: oneshot::Receiver<()>,
-) {
+async fn accept(endpoint: Endpoint, shared: Arc<Shared>, mut closing: oneshot::Receiver<()>) {
     let mut connections = tokio::task::JoinSet::new();
+    let mut report = tokio::time::interval(REPORTS);
+    let mut kept_out = 0_u64;
     loop {
         tokio::select! {
             _ = &mut closing => break,
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { return };
-                connections.spawn(serve(incoming, agents.clone(), events.clone()));
+                match shared.verdict(&incoming, endpoint.open_connections()) {
+                    Verdict::Take(place) => drop(connections.spawn(serve(incoming, place, shared.clone()))),
+                    Verdict::Retry => {
+                        kept_out += 1;
+                        // One that may not be asked again is not answered.
+                        if let Err(error) = incoming.retry() {
+                            error.into_incoming().ignore();
+                        }
+                    }
+                    Verdict::Ignore => {
+                        kept_out += 1;
+                        incoming.ignore();
+                    }
+                }
             }
             Some(ended) = connections.join_next() => {
                 if let Err(error) = ended {
                     tracing::error!(%error, "the task of a connection failed");
                 }
+            }
+            _ = report.tick() => {
+                let failed = shared.failed.swap(0, Ordering::Relaxed);
+                if failed + kept_out > 0 {
+                    tracing::warn!(failed, kept_out, "handshakes came to nothing, or were to prove their address");
+                }
+                kept_out = 0;
             }
         }
     }
@@ -265,60 +289,74 @@ async fn accept(
 }
 
 /// One connection from its first packet to its end.
-async fn serve(incoming: Incoming, agents: Agents, events: mpsc::Sender<LinkEvent>) {
+async fn serve(incoming: Incoming, place: Place, shared: Arc<Shared>) {
     let from = incoming.remote_address();
-    if let Err(error) = converse(incoming, &agents, &events).await {
+    let place = Taken(&shared, place);
+    let connection = match handshake(incoming).await {
+        Ok(connection) => connection,
+        Err(error) => {
+            // Anybody can do this any number of times: it is counted, and told of together.
+            shared.failed.fetch_add(1, Ordering::Relaxed);
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            return tracing::debug!(%from, %error, source, "a handshake came to nothing");
+        }
+    };
+    if let Err(error) = converse(&connection, place, &shared).await {
+        if let LinkError::Taken { name, holder, newcomer } = error {
+            let event = LinkEvent::Refused { host: name, holder, newcomer };
+            // Who hears it says it in the log, once for a conflict and not at each attempt.
+            let _ = shared.events.send(event).await;
+            return;
+        }
         let source = std::error::Error::source(&error).map(ToString::to_string);
         tracing::info!(%from, %error, source, "a connection ended");
     }
 }
 
-async fn converse(
-    incoming: Incoming,
-    agents: &Agents,
-    events: &mpsc::Sender<LinkEvent>,
-) -> Result<(), LinkError> {
-    let connection = incoming.await?;
+async fn handshake(incoming: Incoming) -> Result<Connection, LinkError> {
+    let connecting = incoming.accept()?;
+    timeout(HANDSHAKE, connecting).await.map_err(|_| LinkError::SlowHandshake)?.map_err(LinkError::from)
+}
+
+async fn converse(connection: &Connection, place: Taken<'_>, shared: &Shared) -> Result<(), LinkError> {
     let mut decoder = Decoder::default();
-    let hello = timeout(HELLO, introduce(&connection, &mut decoder)).await.map_err(|_| LinkError::NoHello);
-    let (Introduced { name, facts, labels, held }, mut to, mut from) = match hello.and_then(|hello| hello) {
-        Ok(hello) => hello,
+    let hello = timeout(HELLO, introduce(connection, &mut decoder, &shared.judge)).await;
+    let entered = async {
+        let (introduced, to, from) = hello.unwrap_or(Err(LinkError::NoHello))?;
+        let entered = shared.roster.enter(&introduced.name, introduced.instance, connection).await?;
+        Ok::<_, LinkError>((introduced, to, from, entered))
+    };
+    let (introduced, mut to, mut from, (number, queue)) = match entered.await {
+        Ok(entered) => entered,
         Err(error) => {
             connection.close(VarInt::from_u32(1), error.to_string().as_bytes());
             return Err(error);
         }
     };
-    to.write_all(&frame::encode(&ToAgent::Welcome { version: PROTOCOL_VERSION })?).await?;
-    let (outgoing, queue) = mpsc::channel(OUTGOING);
-    let id = connection.stable_id();
-    lock(agents).insert(name.clone(), Agent { connection: id, outgoing });
+    // From here on it is one of the agents, which have a bound of their own.
+    drop(place);
+    let Introduced { name, instance, facts, labels, held } = introduced;
+    let session = Session { number, instance, address: connection.remote_address().ip().to_canonical() };
     // The receiver ends only with the campaign: nobody is left to tell.
-    let _ = events.send(LinkEvent::Connected { host: name.clone(), facts, labels, held }).await;
-    let ended = tokio::select! {
-        ended = write(&mut to, queue) => ended,
-        ended = read(&mut from, decoder, &name, events) => ended,
-    };
-    let newest = {
-        let mut agents = lock(agents);
-        let newest = agents.get(&name).is_some_and(|agent| agent.connection == id);
-        if newest {
-            agents.remove(&name);
+    let _ =
+        shared.events.send(LinkEvent::Connected { host: name.clone(), session, facts, labels, held }).await;
+    let ended = async {
+        to.write_all(&frame::encode(&ToAgent::Welcome { version: PROTOCOL_VERSION })?).await?;
+        tokio::select! {
+            ended = write(&mut to, queue) => ended,
+            ended = read(&mut from, decoder, (&name, number), &shared.events) => ended,
         }
-        newest
     };
-    if newest {
-        let _ = events.send(LinkEvent::Lost { host: name }).await;
-    }
+    let ended = ended.await;
+    shared.roster.leave(&name, number);
+    let _ = shared.events.send(LinkEvent::Lost { host: name, session: number }).await;
     ended
-}
-
-fn lock(agents: &Agents) -> std::sync::MutexGuard<'_, HashMap<String, Agent>> {
-    agents.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What an agent says of itself.
 struct Introduced {
     name: String,
+    instance: Instance,
     facts: Box<HostFacts>,
     labels: BTreeMap<String, String>,
     held: Vec<TrialId>,
@@ -327,10 +365,14 @@ struct Introduced {
 type Introduction = (Introduced, SendStream, RecvStream);
 
 /// Waits for the agent's Hello and checks it.
-async fn introduce(connection: &Connection, decoder: &mut Decoder) -> Result<Introduction, LinkError> {
+async fn introduce(
+    connection: &Connection,
+    decoder: &mut Decoder,
+    judge: &Judge,
+) -> Result<Introduction, LinkError> {
     let (to, mut from) = connection.accept_bi().await?;
     let message = next_of(&mut from, decoder, MOST_HELLO).await?.ok_or(LinkError::NoHello)?;
-    let FromAgent::Hello { version, name, facts, labels, held } = message else {
+    let FromAgent::Hello { version, name, instance, facts, labels, held } = message else {
         return Err(LinkError::NoHello);
     };
     if version != PROTOCOL_VERSION {
@@ -339,22 +381,8 @@ async fn introduce(connection: &Connection, decoder: &mut Decoder) -> Result<Int
     if !is_host_name(&name) {
         return Err(LinkError::NoName);
     }
-    if !is_certified(connection, &name) {
-        return Err(LinkError::Name { name });
-    }
-    Ok((Introduced { name, facts, labels, held }, to, from))
-}
-
-/// Whether the peer's certificate, which TLS has verified, is for `name`, or for any agent.
-fn is_certified(connection: &Connection, name: &str) -> bool {
-    let identity =
-        connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-    let Some(leaf) = identity.as_ref().and_then(|chain| chain.first()) else { return false };
-    let Ok(certificate) = webpki::EndEntityCert::try_from(leaf) else { return false };
-    [name, FLEET_NAME].into_iter().any(|name| {
-        ServerName::try_from(name)
-            .is_ok_and(|name| certificate.verify_is_valid_for_subject_name(&name).is_ok())
-    })
+    judge.is_for(connection, &name)?;
+    Ok((Introduced { name, instance, facts, labels, held }, to, from))
 }
 
 async fn write(stream: &mut SendStream, mut queue: mpsc::Receiver<ToAgent>) -> Result<(), LinkError> {
@@ -371,25 +399,16 @@ async fn write(stream: &mut SendStream, mut queue: mpsc::Receiver<ToAgent>) -> R
 async fn read(
     stream: &mut RecvStream,
     mut decoder: Decoder,
-    host: &str,
+    (host, session): (&str, u64),
     events: &mpsc::Sender<LinkEvent>,
 ) -> Result<(), LinkError> {
     while let Some(message) = next(stream, &mut decoder).await? {
-        if events
-            .send(LinkEvent::Message { host: host.to_owned(), message, at: Instant::now() })
-            .await
-            .is_err()
-        {
+        let event = LinkEvent::Message { host: host.to_owned(), session, message, at: Instant::now() };
+        if events.send(event).await.is_err() {
             break;
         }
     }
     Ok(())
-}
-
-/// RFC 1123, 2.1: what a host or node is named, and what is safe in a log, a label and a terminal.
-fn is_host_name(name: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '.';
-    (1..=253).contains(&name.len()) && name.chars().all(allowed) && !name.starts_with(['-', '.'])
 }
 
 /// The next message, or `None` at the end of the stream.

@@ -88,15 +88,26 @@ impl Authority {
     /// # Errors
     /// [`PkiError`].
     pub fn issue(&self, name: &str, days: u32) -> Result<Identity, PkiError> {
+        let purpose = if name == SERVER_NAME {
+            ExtendedKeyUsagePurpose::ServerAuth
+        } else {
+            ExtendedKeyUsagePurpose::ClientAuth
+        };
+        self.issue_for(name, days, vec![purpose])
+    }
+
+    /// The same, for these purposes.
+    pub(crate) fn issue_for(
+        &self,
+        name: &str,
+        days: u32,
+        purposes: Vec<ExtendedKeyUsagePurpose>,
+    ) -> Result<Identity, PkiError> {
         let failed = |source| PkiError { name: name.to_owned(), source };
         let mut params = CertificateParams::new(vec![name.to_owned()]).map_err(failed)?;
         params.distinguished_name.push(DnType::CommonName, name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-        params.extended_key_usages = vec![if name == SERVER_NAME {
-            ExtendedKeyUsagePurpose::ServerAuth
-        } else {
-            ExtendedKeyUsagePurpose::ClientAuth
-        }];
+        params.extended_key_usages = purposes;
         valid_for(&mut params, days);
         let key = KeyPair::generate().map_err(failed)?;
         let certificate = params.signed_by(&key, &self.issuer).map_err(failed)?;
@@ -107,6 +118,19 @@ impl Authority {
             key_pem: key.serialize_pem(),
         })
     }
+}
+
+/// Whether a host may have this name. RFC 1123, 2.1: labels of letters, digits and `-`, in lower case as Kubernetes writes them; nothing that could lead
+/// out of a directory.
+pub fn is_host_name(name: &str) -> bool {
+    let label = |label: &str| {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        (1..=63).contains(&label.len())
+            && label.chars().all(allowed)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    name.len() <= 253 && name.split('.').all(label)
 }
 
 fn valid_for(params: &mut CertificateParams, days: u32) {

@@ -16,18 +16,20 @@ mod course;
 mod fit;
 mod fleet;
 mod flight;
+mod process;
 #[cfg(test)]
 mod tests;
 mod words;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use course::{Course, Stage};
 pub use course::{Hosts, NewCampaign, ResumedCampaign};
 use fit::own_cpu;
-use fleet::{Availability, Fleet};
+use fleet::{Availability, Fleet, Told};
 use flight::{EndId, Flight, Step};
 use rand::SeedableRng;
 use rand_chacha::ChaCha12Rng;
@@ -39,6 +41,7 @@ use toll_protocol::trial::TrialId;
 
 pub use words::{Command, Event, Now, Phase, Policy, Progress};
 
+use crate::link::Session;
 use crate::plan::{self, Plan};
 
 /// Campaigns under way on a fleet.
@@ -88,10 +91,13 @@ impl Scheduler {
                     self.changed = true;
                 }
             }
-            Event::AgentConnected { host, facts, labels, held } => {
-                self.connected(&host, facts, labels, &held, now, &mut out);
+            // Two connections of one agent may be heard of in the wrong order.
+            Event::AgentConnected { host, session, .. } if !self.fleet.is_newer(&host, session.number) => {}
+            Event::AgentConnected { host, session, facts, labels, held } => {
+                self.connected(&host, session, Told { facts, labels }, &held, now, &mut out);
             }
-            Event::AgentLost { host } => {
+            Event::AgentLost { host, session } if !self.hears(&host, session) => {}
+            Event::AgentLost { host, .. } => {
                 if let Some(trial) = self.fleet.lost(&host, now.elapsed) {
                     self.fly(trial, Step::HostLost { host }, now, &mut out);
                 }
@@ -141,9 +147,21 @@ impl Scheduler {
         self.fleet.statuses(now.elapsed)
     }
 
-    /// Whether `host` has been heard of, and how many have.
-    pub fn knows(&self, host: &str) -> (bool, usize) {
-        (self.fleet.find(host).is_some(), self.fleet.hosts.len())
+    /// Whether there is room for `host` among `most` hosts. The one that has been away longest, and that nobody waits for,
+    /// gives way to one that comes.
+    pub fn has_room_for(&mut self, host: &str, most: usize) -> bool {
+        let courses = &self.courses;
+        self.fleet.has_room_for(host, most, |host| courses.iter().any(|course| course.wants(host)))
+    }
+
+    /// Whether the agent of `host` speaks on the connection of this number.
+    pub fn hears(&self, host: &str, session: u64) -> bool {
+        self.fleet.session(host) == Some(session)
+    }
+
+    /// An agent that wants to be `host` was refused. Whether that is news.
+    pub fn refused(&mut self, host: &str, holder: IpAddr, newcomer: IpAddr, now: Now) -> bool {
+        self.fleet.refused(host, holder, newcomer, now.elapsed)
     }
 
     /// Whether `trial`, as an agent names it, is in flight.
@@ -221,20 +239,20 @@ impl Scheduler {
     fn connected(
         &mut self,
         name: &str,
-        facts: Box<HostFacts>,
-        labels: BTreeMap<String, String>,
+        session: Session,
+        told: Told,
         held: &[TrialId],
         now: Now,
         out: &mut Vec<Command>,
     ) {
         let busy = self.fleet.get_mut(name).and_then(|host| host.busy);
         let live = |trial: TrialId| busy == Some(trial.near());
-        let over = self.fleet.connected(name, facts, labels, held, live, now.elapsed);
+        let (process, over) = self.fleet.connected(name, session, told, held, live, now.elapsed);
         for trial in over {
             forget(name, trial, out);
         }
         if let Some(trial) = busy {
-            let step = Step::HostBack { host: name.to_owned(), held: held.to_vec() };
+            let step = Step::HostBack { host: name.to_owned(), process, held: held.to_vec() };
             self.fly(trial, step, now, out);
         }
         self.changed = true;

@@ -247,26 +247,45 @@ impl<O: Observer> Service<O> {
     fn heard(&mut self, event: LinkEvent) -> Result<(), ServiceError> {
         let Some(event) = self.heard_now(event) else { return Ok(()) };
         let event = match event {
-            LinkEvent::Connected { host, facts, labels, held } => {
-                let (known, hosts) = self.scheduler.knows(&host);
-                if !known && hosts >= MOST_HOSTS {
-                    tracing::warn!(
-                        host,
-                        "gets no trials: there are {MOST_HOSTS} hosts, the most that are taken"
+            LinkEvent::Connected { host, session, facts, labels, held } => {
+                if !self.scheduler.has_room_for(&host, MOST_HOSTS) {
+                    tracing::warn!(host, "refused: there are {MOST_HOSTS} hosts, the most that are taken");
+                    self.link.dismiss(
+                        &host,
+                        session.number,
+                        "the orchestrator has as many hosts as it takes",
                     );
                     return Ok(());
                 }
-                tracing::info!(host, "agent connected");
+                tracing::info!(host, address = %session.address, "agent connected");
                 self.changed = true;
-                Event::AgentConnected { host, facts, labels, held }
+                Event::AgentConnected { host, session, facts, labels, held }
             }
-            LinkEvent::Lost { host } => {
-                tracing::info!(host, "agent lost");
+            LinkEvent::Lost { host, session } => {
+                if self.scheduler.hears(&host, session) {
+                    tracing::info!(host, "agent lost");
+                }
                 self.changed = true;
-                Event::AgentLost { host }
+                Event::AgentLost { host, session }
+            }
+            LinkEvent::Refused { host, holder, newcomer } => {
+                let [at, other] = [holder, newcomer].map(|address| address.ip().to_canonical());
+                if self.scheduler.refused(&host, at, other, self.now()) {
+                    tracing::warn!(
+                        host, %holder, %newcomer,
+                        "another agent of this name is refused while the first one answers: stop one of them, or give it a \
+                         name and a certificate of its own (toll pki issue)"
+                    );
+                }
+                self.changed = true;
+                return Ok(());
+            }
+            // Of a connection that another one has replaced: another process may speak on that.
+            LinkEvent::Message { host, session, .. } if !self.scheduler.hears(&host, session) => {
+                return Ok(());
             }
             // Its time is that at which it was heard: what it waited for this task is the service's own.
-            LinkEvent::Message { host, message, at } => {
+            LinkEvent::Message { host, message, at, .. } => {
                 let elapsed = at.saturating_duration_since(self.began);
                 let now = Now { elapsed, unix_ms: unix_ms() };
                 return self.step_at(Event::Agent { host, message }, now);

@@ -24,6 +24,12 @@ use crate::frame::Message;
 use crate::report::{EndReport, Failure, Sample};
 use crate::trial::{EndReady, EndSpec, TrialId};
 
+/// One process of an agent: drawn at random when it starts, and told on each of its connections. What tells an agent that
+/// dials again from another one of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Instance(pub u64);
+
 /// From the orchestrator to an agent.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -69,6 +75,8 @@ pub enum FromAgent {
         version: u32,
         /// The agent's name, which must be that of its certificate.
         name: String,
+        /// Its process.
+        instance: Instance,
         /// Its host.
         facts: Box<HostFacts>,
         /// What campaigns select hosts by: the agent's `--label` options.

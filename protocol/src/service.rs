@@ -164,7 +164,7 @@ pub struct AgentStatus {
     pub name: String,
     /// What it does.
     pub state: AgentState,
-    /// Why it is barred or since when it is away: one sentence.
+    /// Why it is barred, since when it is away, whether another agent of its name is refused: one sentence.
     pub reason: Option<String>,
     /// The trial that it is in.
     pub trial: Option<TrialId>,

@@ -1,7 +1,71 @@
-//! Handshakes with the orchestrator that never go on.
+//! Handshakes with the orchestrator that never go on: it goes on, and does not grow.
 
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use toll_e2e::campaigns::{NATIVE, fleet_campaign};
+use toll_e2e::fleet::{Fleet, LIMIT, ORCHESTRATOR, Process, no_fleet};
+use toll_e2e::machine::wait_for;
+use toll_e2e::programs;
+use toll_e2e::suite::test;
+
+use crate::health::Health;
 
 pub fn tests() -> Vec<Trial> {
-    vec![]
+    let lacks = [no_fleet()];
+    vec![
+        test("handshakes_that_never_go_on_cost_next_to_nothing", &lacks, || {
+            flood(&["--rate", "4500"], 45_000)
+        }),
+        test("so_do_those_from_an_address_that_answers", &lacks, || {
+            flood(&["--rate", "1000", "--answering"], 10_000)
+        }),
+    ]
+}
+
+/// The host that has no agent: the stranger's.
+const STRANGER: usize = 2;
+
+/// Starts a flood and returns once it flows.
+fn start(fleet: &mut Fleet, options: &[&str], count: u32) -> Result<Process> {
+    let mut command = programs::program("rogue-initials")?;
+    command.arg(ORCHESTRATOR).args(["--count", &count.to_string()]).args(options);
+    let namespace = fleet.hosts[STRANGER].namespace.as_fd().as_raw_fd();
+    let flood = fleet.start(command, "rogue-initials", namespace)?;
+    wait_for("the flood", LIMIT, || {
+        Ok(std::fs::read_to_string(&flood.log)?.contains("begins").then_some(()))
+    })?;
+    Ok(flood)
+}
+
+/// While the flood flows an agent that comes is welcomed and a campaign is measured; all the time the orchestrator is as
+/// small and as quick as it must be.
+fn flood(options: &[&str], count: u32) -> Result<()> {
+    let mut fleet = Fleet::new(3)?;
+    fleet.start_orchestrator(&[])?;
+    fleet.start_agent(0, &[])?;
+    fleet.wait_for_agents(1)?;
+    let (result, logs) = (under(&mut fleet, options, count), fleet.logs());
+    result.context(logs)
+}
+
+fn under(fleet: &mut Fleet, options: &[&str], count: u32) -> Result<()> {
+    let mut health = Health::watch(fleet)?;
+    let mut flood = start(fleet, options, count)?;
+    let began = Instant::now();
+    fleet.start_agent(1, &[])?;
+    fleet.wait_for_agents(2)?;
+    let welcomed = began.elapsed();
+    let id = fleet.submit(&fleet_campaign(&[NATIVE], 1, "300ms", "pairs: all"))?;
+    let (_, status) = fleet.result(&id, LIMIT)?;
+    let flows = flood.child.try_wait()?.is_none();
+    let counts = status.counts.context("counts")?;
+    ensure!(counts.measured == counts.planned && counts.planned > 0, "{counts:?}");
+    ensure!(flood.end()? == Some(0), "the flood failed");
+    let said = std::fs::read_to_string(&flood.log)?;
+    eprintln!("{}; an agent was welcomed after {welcomed:?}; {health}", said.trim());
+    ensure!(flows, "the flood ended before the campaign: {said}");
+    health.is_good(fleet, Duration::from_millis(100))
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{Connection, Endpoint, RecvStream, SendStream, ServerConfig, TransportConfig, VarInt};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -40,15 +40,16 @@ impl Authority {
         Self { issuer, folder: tempfile::tempdir().expect("a folder") }
     }
 
-    fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+    fn issue(&self, name: &str, purpose: Option<ExtendedKeyUsagePurpose>) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().expect("a key");
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.extended_key_usages.extend(purpose);
         (params.signed_by(&key, &self.issuer).expect("a certificate"), key)
     }
 
     /// A folder with an agent's files.
     pub fn files(&self, name: &str) -> PathBuf {
-        let (certificate, key) = self.issue(name);
+        let (certificate, key) = self.issue(name, Some(ExtendedKeyUsagePurpose::ClientAuth));
         let folder = self.folder.path().join(name);
         std::fs::create_dir_all(&folder).expect("a folder");
         for (file, text) in [
@@ -61,8 +62,8 @@ impl Authority {
         folder
     }
 
-    fn server_config(&self) -> ServerConfig {
-        let (certificate, key) = self.issue(SERVER_NAME);
+    fn server_config(&self, purpose: Option<ExtendedKeyUsagePurpose>) -> ServerConfig {
+        let (certificate, key) = self.issue(SERVER_NAME, purpose);
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from(self.issuer.der().to_vec())).expect("a root");
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -94,8 +95,13 @@ pub struct Server {
 impl Server {
     /// Listens in the namespace of the calling thread, on `port` or any.
     pub fn listen(authority: &Authority, port: u16) -> Self {
+        Self::listen_for(authority, port, Some(ExtendedKeyUsagePurpose::ServerAuth))
+    }
+
+    /// The same, with a certificate for this purpose or for none.
+    pub fn listen_for(authority: &Authority, port: u16, purpose: Option<ExtendedKeyUsagePurpose>) -> Self {
         let any = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
-        let endpoint = Endpoint::server(authority.server_config(), any).expect("a socket");
+        let endpoint = Endpoint::server(authority.server_config(purpose), any).expect("a socket");
         let port = endpoint.local_addr().expect("an address").port();
         Self { endpoint, port }
     }
@@ -123,7 +129,8 @@ impl Server {
                     decoder: Decoder::default(),
                     unread: VecDeque::new(),
                 };
-                let FromAgent::Hello { version: theirs, name, facts, labels, held } = peer.receive().await
+                let FromAgent::Hello { version: theirs, name, facts, labels, held, .. } =
+                    peer.receive().await
                 else {
                     panic!("the first message is Hello")
                 };

@@ -1,10 +1,14 @@
 use quinn::ClientConfig;
 use quinn::ConnectionError;
 use quinn::crypto::rustls::QuicClientConfig;
+use quinn::rustls::RootCertStore;
+use quinn::rustls::pki_types::CertificateDer;
+use quinn::rustls::pki_types::pem::PemObject;
+use rcgen::ExtendedKeyUsagePurpose;
 use tokio::net::UdpSocket;
 
 use super::*;
-use crate::pki::{Authority, DEFAULT_DAYS, SERVER_NAME};
+use crate::pki::{Authority, DEFAULT_DAYS, FLEET_NAME, SERVER_NAME};
 use crate::test_support::provenance;
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -33,6 +37,11 @@ impl Party {
     /// A client with the certificate of `name`, which says 50 times a second that it is there.
     async fn dial(&self, name: &str, to: SocketAddr) -> (Endpoint, Connection) {
         let identity = self.authority.issue(name, DEFAULT_DAYS).expect("a certificate");
+        self.dial_as(&identity, address(), to).await
+    }
+
+    /// The same, with a certificate and from an address.
+    async fn dial_as(&self, identity: &Identity, from: SocketAddr, to: SocketAddr) -> (Endpoint, Connection) {
         let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
         let mut roots = RootCertStore::empty();
         roots.add(der(&identity.authority_pem)).expect("a root");
@@ -43,7 +52,7 @@ impl Party {
             .with_root_certificates(roots)
             .with_client_auth_cert(
                 vec![der(&identity.certificate_pem)],
-                private_key(&identity).expect("a key"),
+                private_key(identity).expect("a key"),
             )
             .expect("a configuration");
         tls.alpn_protocols = vec![ALPN.to_vec()];
@@ -52,7 +61,7 @@ impl Party {
         let mut transport = TransportConfig::default();
         transport.keep_alive_interval(Some(Duration::from_millis(20)));
         config.transport_config(Arc::new(transport));
-        let endpoint = Endpoint::client(address()).expect("a socket");
+        let endpoint = Endpoint::client(from).expect("a socket");
         let connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("an address");
         let connection = connecting.await.expect("a handshake");
         (endpoint, connection)
@@ -60,8 +69,44 @@ impl Party {
 }
 
 fn hello(version: u32, name: &str) -> FromAgent {
+    hello_of(version, name, Instance(1))
+}
+
+fn hello_of(version: u32, name: &str, instance: Instance) -> FromAgent {
     let facts = Box::new(provenance().hosts[0].facts.clone());
-    FromAgent::Hello { version, name: name.into(), facts, labels: BTreeMap::new(), held: Vec::new() }
+    FromAgent::Hello {
+        version,
+        name: name.into(),
+        instance,
+        facts,
+        labels: BTreeMap::new(),
+        held: Vec::new(),
+    }
+}
+
+/// An agent's first words.
+fn introduction(name: &str, instance: u64) -> Vec<u8> {
+    frame::encode(&hello_of(PROTOCOL_VERSION, name, Instance(instance))).expect("encoded")
+}
+
+async fn next_event(events: &mut mpsc::Receiver<LinkEvent>) -> LinkEvent {
+    timeout(LIMIT, events.recv()).await.expect("in time").expect("the link is there")
+}
+
+/// Number of the session that begins.
+async fn begun(events: &mut mpsc::Receiver<LinkEvent>) -> u64 {
+    match next_event(events).await {
+        LinkEvent::Connected { session, .. } => session.number,
+        other => panic!("nobody was welcomed: {other:?}"),
+    }
+}
+
+/// Number of the session that ends.
+async fn lost(events: &mut mpsc::Receiver<LinkEvent>) -> u64 {
+    match next_event(events).await {
+        LinkEvent::Lost { session, .. } => session,
+        other => panic!("nobody was lost: {other:?}"),
+    }
 }
 
 async fn say(connection: &Connection, bytes: &[u8]) -> (SendStream, RecvStream) {
@@ -111,18 +156,25 @@ async fn who_does_not_begin_with_a_hello_under_its_own_name_is_refused() {
 async fn a_new_connection_of_an_agent_takes_the_place_of_the_old() {
     let party = Party::new();
     let (link, mut events) = party.listen();
-    let hello = frame::encode(&hello(PROTOCOL_VERSION, "host-1")).expect("encoded");
+    let hello = introduction("host-1", 7);
     let old = party.dial("host-1", link.address()).await;
     let _old_streams = say(&old.1, &hello).await;
+    let first = begun(&mut events).await;
     let new = party.dial("host-1", link.address()).await;
     let (_to, mut from) = say(&new.1, &hello).await;
-    for _ in 0..2 {
-        let event = timeout(LIMIT, events.recv()).await.expect("in time");
-        assert!(matches!(event, Some(LinkEvent::Connected { .. })), "{event:?}");
+    // Each session's events are its own: the end of the old one may be heard before or after the beginning of the new one.
+    let (mut second, mut ended) = (None, None);
+    while second.is_none() || ended.is_none() {
+        match next_event(&mut events).await {
+            LinkEvent::Connected { session, .. } => second = Some(session.number),
+            LinkEvent::Lost { session, .. } => ended = Some(session),
+            other => panic!("{other:?}"),
+        }
     }
+    assert_eq!(ended, Some(first));
+    assert!(second > ended, "{second:?}");
+    assert!(refusal(&old.1).await.contains("newer connection"));
     // The end of the old one is not the loss of the agent, which is still spoken to.
-    old.1.close(VarInt::from_u32(0), b"");
-    old.0.wait_idle().await;
     link.send("host-1", ToAgent::Teardown { trial: TrialId::new(1) });
     let mut decoder = Decoder::default();
     let mut heard = Vec::new();
@@ -135,6 +187,124 @@ async fn a_new_connection_of_an_agent_takes_the_place_of_the_old() {
     }
     assert!(matches!(heard[1], ToAgent::Teardown { .. }), "{heard:?}");
     assert!(events.try_recv().is_err(), "the agent was taken for lost");
+}
+
+#[tokio::test]
+async fn a_second_agent_of_a_name_is_refused_while_the_first_one_answers() {
+    let party = Party::new();
+    let (link, mut events) = party.listen();
+    let identity = party.authority.issue("host-1", DEFAULT_DAYS).expect("a certificate");
+    let (_endpoint, first) = party.dial_as(&identity, address(), link.address()).await;
+    let _streams = say(&first, &introduction("host-1", 1)).await;
+    let number = begun(&mut events).await;
+    // Another process, at this address or another one; and the same one, as a copy of the machine has it.
+    let elsewhere = SocketAddr::from(([127, 0, 0, 2], 0));
+    for (from, instance) in [(address(), 2), (elsewhere, 2), (elsewhere, 1)] {
+        let (endpoint, copy) = party.dial_as(&identity, from, link.address()).await;
+        let _streams = say(&copy, &introduction("host-1", instance)).await;
+        let began = Instant::now();
+        let refusal = refusal(&copy).await;
+        assert!(began.elapsed() < roster::PROBE, "an answer is not waited for beyond its coming");
+        let LinkEvent::Refused { host, holder, newcomer } = next_event(&mut events).await else {
+            panic!("it is told")
+        };
+        assert_eq!((host.as_str(), newcomer.ip()), ("host-1", endpoint.local_addr().expect("bound").ip()));
+        for address in [holder, newcomer] {
+            assert!(refusal.contains(&address.to_string()), "{refusal}");
+        }
+    }
+    assert!(first.close_reason().is_none(), "the first one was thrown out");
+    first.close(VarInt::from_u32(0), b"");
+    assert_eq!(lost(&mut events).await, number);
+}
+
+/// An agent that was killed can't say that it is gone: whoever comes in its place finds out.
+#[tokio::test]
+async fn an_agent_whose_former_process_does_not_answer_takes_its_place() {
+    let party = Party::new();
+    let (link, mut events) = party.listen();
+    let socket = UdpSocket::bind(address()).await.expect("a socket");
+    let front = socket.local_addr().expect("an address");
+    let (_switch, to) = tokio::sync::watch::channel(link.address());
+    let relay = tokio::spawn(relay(socket, to));
+    let (_endpoint, killed) = party.dial("host-1", front).await;
+    let _streams = say(&killed, &introduction("host-1", 1)).await;
+    let first = begun(&mut events).await;
+    // From here on nothing comes from it.
+    relay.abort();
+    let began = Instant::now();
+    let (_endpoint, restarted) = party.dial("host-1", link.address()).await;
+    let _streams = say(&restarted, &introduction("host-1", 2)).await;
+    let events = [next_event(&mut events).await, next_event(&mut events).await];
+    assert!(began.elapsed() < roster::PROBE * 2, "{:?}", began.elapsed());
+    let ended = |event: &LinkEvent| matches!(event, LinkEvent::Lost { session, .. } if *session == first);
+    let began =
+        |event: &LinkEvent| matches!(event, LinkEvent::Connected { session, .. } if session.number > first);
+    assert!(events.iter().any(ended) && events.iter().any(began), "{events:?}");
+}
+
+#[tokio::test]
+async fn a_certificate_names_its_host_byte_for_byte() {
+    let party = Party::new();
+    let (link, mut events) = party.listen();
+    let other = "its certificate says otherwise";
+    for (certified, name, words) in [
+        ("host-3", "HOST-3", "none of a host"),
+        ("host-3", "host-3.", "none of a host"),
+        (FLEET_NAME, "HOST-3", "none of a host"),
+        (FLEET_NAME, "host-3.", "none of a host"),
+        ("HOST-3", "host-3", other),
+        ("host-3.", "host-3", other),
+        ("*.rack", "host-3.rack", other),
+        (SERVER_NAME, "host-3", "not one of an agent"),
+    ] {
+        let purpose = ExtendedKeyUsagePurpose::ClientAuth;
+        let purposes = if certified == SERVER_NAME { Vec::new() } else { vec![purpose] };
+        let identity = party.authority.issue_for(certified, DEFAULT_DAYS, purposes).expect("a certificate");
+        let (_endpoint, connection) = party.dial_as(&identity, address(), link.address()).await;
+        let _streams = say(&connection, &introduction(name, 1)).await;
+        let refusal = refusal(&connection).await;
+        assert!(refusal.contains(words), "{certified} as {name}: {refusal}");
+    }
+    assert!(events.try_recv().is_err(), "somebody was welcomed");
+}
+
+#[tokio::test]
+async fn a_certificate_without_the_purpose_of_a_client_is_none_of_an_agent() {
+    let party = Party::new();
+    let (link, mut events) = party.listen();
+    let identity = party.authority.issue_for("host-1", DEFAULT_DAYS, Vec::new()).expect("a certificate");
+    let (_endpoint, connection) = party.dial_as(&identity, address(), link.address()).await;
+    let _streams = say(&connection, &introduction("host-1", 1)).await;
+    let refusal = refusal(&connection).await;
+    assert!(refusal.contains("client authentication is not among its extended key usages"), "{refusal}");
+    assert!(events.try_recv().is_err(), "it was welcomed");
+}
+
+/// Whoever can answer at its address gets in, however many handshakes of others wait.
+#[tokio::test]
+async fn a_client_that_proves_its_address_gets_in_past_those_that_do_not() {
+    let party = Party::new();
+    let (link, mut events) = party.listen();
+    for _ in 0..admission::UNPROVED {
+        let verdict = link.shared.admission().admit(address().ip(), false, 0);
+        assert!(matches!(verdict, Verdict::Take(_)));
+    }
+    let (_endpoint, connection) = party.dial("host-1", link.address()).await;
+    let _streams = say(&connection, &introduction("host-1", 1)).await;
+    begun(&mut events).await;
+    // Its own place is free again: it is one of the agents now.
+    assert_eq!(link.shared.admission().under_way(), admission::UNPROVED);
+}
+
+#[tokio::test]
+async fn who_has_a_certificate_and_says_nothing_holds_a_place_for_a_while_only() {
+    let party = Party::new();
+    let (link, _events) = party.listen();
+    let (_endpoint, connection) = party.dial("host-1", link.address()).await;
+    let refusal = refusal(&connection).await;
+    assert!(refusal.contains("no Hello came"), "{refusal}");
+    assert_eq!(link.shared.admission().under_way(), 0);
 }
 
 #[tokio::test]

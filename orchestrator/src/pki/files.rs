@@ -10,7 +10,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-use super::{Authority, FLEET_NAME, Identity, PkiError, SERVER_NAME};
+use super::{Authority, FLEET_NAME, Identity, PkiError, SERVER_NAME, is_host_name};
 
 /// The authority's certificate, in every directory.
 pub const CA: &str = "ca.pem";
@@ -144,19 +144,6 @@ fn write(path: &Path, text: &str, mode: u32) -> Result<(), FilesError> {
     })?;
     let written = file.write_all(text.as_bytes()).and_then(|()| file.sync_all());
     written.map_err(|source| FilesError::Write { path: path.to_owned(), source })
-}
-
-/// RFC 1123, 2.1: labels of letters, digits and `-`, in lower case as Kubernetes writes them; nothing that could lead
-/// out of a directory.
-fn is_host_name(name: &str) -> bool {
-    let label = |label: &str| {
-        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-        (1..=63).contains(&label.len())
-            && label.chars().all(allowed)
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(label)
 }
 
 #[cfg(test)]

@@ -8,8 +8,11 @@
 //!       +-- back, holding trials that are over --> stale, until they are torn down --> free
 //! ```
 
+mod addresses;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use toll_protocol::facts::HostFacts;
@@ -17,8 +20,11 @@ use toll_protocol::service::{AgentState, AgentStatus};
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::{BitRate, InterfaceAddress};
 
+use self::addresses::Addresses;
 use super::fit::obstacle;
 use super::flight::TEARDOWN;
+use super::process::Process;
+use crate::link::Session;
 use crate::plan::{self, Cell};
 use crate::service::handle::Node;
 
@@ -30,15 +36,40 @@ const FORGOTTEN: Duration = Duration::from_secs(3600);
 /// Why nothing runs before a cluster has said which nodes are cordoned.
 const NO_NODES: &str = "the cluster has not told of its nodes yet";
 
-/// A host's number in the fleet.
+/// How long after the last attempt it is told that somebody else wants to be a host: a refused agent tries again within 5 s.
+const CONFLICT_TOLD: Duration = Duration::from_secs(60);
+
+/// A host's number in the fleet. It is another host's once this one has been forgotten, which no campaign then waits for.
 pub(super) type HostIndex = usize;
+
+/// What an agent tells of its host.
+#[derive(Debug)]
+pub(super) struct Told {
+    pub facts: Box<HostFacts>,
+    pub labels: BTreeMap<String, String>,
+}
+
+/// Somebody else wanted to be a host and was refused.
+#[derive(Debug, Clone, Copy)]
+struct Conflict {
+    /// Where the agent of the host is.
+    holder: IpAddr,
+    /// Where the last one is that was refused.
+    newcomer: IpAddr,
+    /// When.
+    at: Duration,
+}
 
 /// One host.
 #[derive(Debug)]
 pub(super) struct Host {
+    /// Empty for one that has been forgotten, whose number is free.
     pub name: String,
     pub facts: Option<Box<HostFacts>>,
     labels: BTreeMap<String, String>,
+    /// Its last connection.
+    session: Option<Session>,
+    conflict: Option<Conflict>,
     /// Since when it has not been connected.
     pub away_since: Option<Duration>,
     /// Since when its node is barred.
@@ -51,6 +82,36 @@ pub(super) struct Host {
     /// Why it gets no more trials.
     pub given_up: Option<String>,
     guest_address: Option<InterfaceAddress>,
+}
+
+impl fmt::Display for Conflict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { holder, newcomer, .. } = self;
+        write!(
+            f,
+            "another agent of this name, at {newcomer}, is refused: this one is at {holder} and answers"
+        )
+    }
+}
+
+impl Host {
+    /// One that has not been heard of yet.
+    fn expected(name: &str, barred: bool, now: Duration) -> Self {
+        Self {
+            name: name.to_owned(),
+            facts: None,
+            labels: BTreeMap::new(),
+            session: None,
+            conflict: None,
+            away_since: Some(now),
+            barred_since: barred.then_some(now),
+            busy: None,
+            free_since: now,
+            stale: BTreeMap::new(),
+            given_up: None,
+            guest_address: None,
+        }
+    }
 }
 
 /// Whether a host can take a trial.
@@ -81,6 +142,8 @@ impl Availability {
 pub(super) struct Fleet {
     pub hosts: Vec<Host>,
     index: HashMap<String, HostIndex>,
+    /// Numbers of hosts that have been forgotten.
+    free: Vec<HostIndex>,
     /// What a cluster says; `None` if there is no cluster.
     nodes: Option<BTreeMap<String, Node>>,
     /// Whether the cluster has yet to speak for the first time.
@@ -100,19 +163,12 @@ impl Fleet {
         if let Some(index) = self.index.get(name) {
             return *index;
         }
-        let index = self.hosts.len();
-        self.hosts.push(Host {
-            name: name.to_owned(),
-            facts: None,
-            labels: BTreeMap::new(),
-            away_since: Some(now),
-            barred_since: self.barred(name).map(|_| now),
-            busy: None,
-            free_since: now,
-            stale: BTreeMap::new(),
-            given_up: None,
-            guest_address: None,
-        });
+        let host = Host::expected(name, self.barred(name).is_some(), now);
+        let index = self.free.pop().unwrap_or(self.hosts.len());
+        match self.hosts.get_mut(index) {
+            Some(forgotten) => *forgotten = host,
+            None => self.hosts.push(host),
+        }
         self.index.insert(name.to_owned(), index);
         index
     }
@@ -125,29 +181,52 @@ impl Fleet {
         self.index.get(name).map(|index| &mut self.hosts[*index])
     }
 
-    /// An agent is there. Returns the trials that it holds and that are over for everybody else: they are to be torn
-    /// down. `live` are the trials in flight.
+    /// Number of the connection on which the agent of a host speaks, if it does.
+    pub fn session(&self, name: &str) -> Option<u64> {
+        let host = &self.hosts[self.find(name)?];
+        host.session.filter(|_| host.away_since.is_none()).map(|session| session.number)
+    }
+
+    /// Whether a connection of this number is newer than all that the agent of a host had before.
+    pub fn is_newer(&self, name: &str, number: u64) -> bool {
+        let last = self.find(name).and_then(|index| self.hosts[index].session);
+        last.is_none_or(|last| number > last.number)
+    }
+
+    /// An agent is there. Returns what process it is, and the trials that it holds and that are over for everybody else:
+    /// they are to be torn down. `live` are the trials in flight.
     pub fn connected(
         &mut self,
         name: &str,
-        facts: Box<HostFacts>,
-        labels: BTreeMap<String, String>,
+        session: Session,
+        told: Told,
         held: &[TrialId],
         live: impl Fn(TrialId) -> bool,
         now: Duration,
-    ) -> Vec<TrialId> {
+    ) -> (Process, Vec<TrialId>) {
         let new = self.find(name).is_none();
         let index = self.expect(name, now);
         if new || self.hosts[index].facts.is_none() {
             self.last_joined = Some(now);
         }
         let host = &mut self.hosts[index];
-        (host.facts, host.labels) = (Some(facts), labels);
+        (host.facts, host.labels) = (Some(told.facts), told.labels);
+        let process = Process::of(host.session.replace(session), session);
         (host.away_since, host.given_up) = (None, None);
         host.free_since = now;
         let over: BTreeSet<TrialId> = held.iter().copied().filter(|trial| !live(*trial)).collect();
         host.stale = over.iter().map(|trial| (*trial, now)).collect();
-        over.into_iter().collect()
+        (process, over.into_iter().collect())
+    }
+
+    /// Somebody else wanted to be a host, and was refused. Whether that is news.
+    pub fn refused(&mut self, name: &str, holder: IpAddr, newcomer: IpAddr, now: Duration) -> bool {
+        let Some(host) = self.get_mut(name) else { return false };
+        let before = host.conflict.replace(Conflict { holder, newcomer, at: now });
+        before.is_none_or(|before| {
+            let same = (before.holder, before.newcomer) == (holder, newcomer);
+            !same || now.saturating_sub(before.at) > CONFLICT_TOLD
+        })
     }
 
     pub fn lost(&mut self, name: &str, now: Duration) -> Option<TrialId> {
@@ -190,15 +269,11 @@ impl Fleet {
     /// Gives up hosts that don't confirm that a trial is off them, and forgets those that are gone, but for those
     /// `wanted` by a campaign. Whether one was forgotten.
     pub fn tick(&mut self, wanted: impl Fn(HostIndex) -> bool, now: Duration) -> bool {
-        let mut forgotten = false;
-        for (index, host) in self.hosts.iter_mut().enumerate() {
-            let gone = host.away_since.is_some_and(|since| now.saturating_sub(since) > FORGOTTEN);
-            if gone && host.facts.is_some() && host.busy.is_none() && !wanted(index) {
-                (host.facts, host.guest_address, host.given_up) = (None, None, None);
-                host.labels.clear();
-                host.stale.clear();
-                forgotten = true;
-            }
+        let gone = |host: &Host| host.away_since.is_some_and(|since| now.saturating_sub(since) > FORGOTTEN);
+        let forgotten: Vec<HostIndex> =
+            self.forgettable(wanted).filter(|index| gone(&self.hosts[*index])).collect();
+        forgotten.iter().for_each(|index| self.forget(*index));
+        for host in &mut self.hosts {
             let connected = host.away_since.is_none();
             let overdue = host.stale.iter().find(|(_, since)| now.saturating_sub(**since) > TEARDOWN);
             if let (true, Some((trial, _)), None) = (connected, overdue, &host.given_up) {
@@ -207,7 +282,32 @@ impl Fleet {
                     Some(format!("the agent of {name} did not confirm the clean-up of trial {trial}"));
             }
         }
-        forgotten
+        !forgotten.is_empty()
+    }
+
+    /// Hosts that are away and that nobody waits for.
+    fn forgettable(&self, wanted: impl Fn(HostIndex) -> bool) -> impl Iterator<Item = HostIndex> {
+        self.index.values().copied().filter(move |index| {
+            let host = &self.hosts[*index];
+            host.away_since.is_some() && host.busy.is_none() && !wanted(*index)
+        })
+    }
+
+    /// Takes a host for one that never was. Its number is the next new host's.
+    fn forget(&mut self, index: HostIndex) {
+        let forgotten = Host::expected("", false, Duration::ZERO);
+        let host = std::mem::replace(&mut self.hosts[index], forgotten);
+        self.index.remove(&host.name);
+        self.free.push(index);
+    }
+
+    /// Whether `name` may be one of at most `most` hosts: one that is away and not `wanted` gives way to it.
+    pub fn has_room_for(&mut self, name: &str, most: usize, wanted: impl Fn(HostIndex) -> bool) -> bool {
+        if self.find(name).is_some() || self.index.len() < most {
+            return true;
+        }
+        let longest = self.forgettable(wanted).min_by_key(|index| self.hosts[*index].away_since);
+        longest.map(|index| self.forget(index)).is_some()
     }
 
     /// Whether the host can take a trial; one that can't is waited for `grace`.
@@ -278,7 +378,7 @@ impl Fleet {
     /// Hosts as a plan needs them. Each gets an address for guests: only now, when all NICs of the fleet that are
     /// there have told theirs.
     pub fn for_a_plan(&mut self, hosts: &[HostIndex]) -> Vec<plan::Host> {
-        hosts.iter().for_each(|index| self.give_address(*index));
+        self.give_addresses(hosts);
         let plan = |host: &Host| {
             let nic = host.facts.as_ref()?.nic.as_ref()?;
             let speed = nic.speed_megabits.filter(|speed| *speed > 0);
@@ -309,30 +409,34 @@ impl Fleet {
         }
     }
 
-    /// Gives a host an address for guests: the first of its range that no other host has. It keeps it while it may.
-    fn give_address(&mut self, index: HostIndex) {
-        let taken: BTreeSet<Ipv4Addr> = self
-            .hosts
-            .iter()
-            .enumerate()
-            .flat_map(|(other, host)| {
-                let guest = host.guest_address.filter(|_| other != index).map(|interface| interface.address);
-                let nic = host.facts.as_ref().and_then(|facts| facts.nic.as_ref());
-                [guest, nic.and_then(|nic| nic.address).map(|interface| interface.address)]
-            })
-            .flatten()
-            .collect();
-        let host = &mut self.hosts[index];
-        let Some(facts) = &host.facts else { return };
-        let (Some(range), Some(nic)) =
-            (facts.guest_addresses, facts.nic.as_ref().and_then(|nic| nic.address))
-        else {
-            return;
+    /// Gives hosts addresses for guests: each the first of its range that nobody has. One keeps its own while it may.
+    fn give_addresses(&mut self, hosts: &[HostIndex]) {
+        let mut addresses = Addresses::default();
+        for host in &self.hosts {
+            let nic = host.facts.as_ref().and_then(|facts| facts.nic.as_ref()?.address);
+            [nic, host.guest_address].into_iter().flatten().for_each(|taken| addresses.take(taken.address));
+        }
+        let range = |host: &Host| {
+            let facts = host.facts.as_ref()?;
+            Some((facts.guest_addresses?, facts.nic.as_ref()?.address?.prefix))
         };
-        let free = |address: &Ipv4Addr| range.contains(*address) && !taken.contains(address);
-        let kept = host.guest_address.map(|interface| interface.address).filter(free);
-        let address = kept.or_else(|| range.iter().find(free));
-        host.guest_address = address.map(|address| InterfaceAddress { address, prefix: nic.prefix });
+        // What is given back is given back before anything is given.
+        for index in hosts {
+            let host = &mut self.hosts[*index];
+            let (Some((range, prefix)), Some(own)) = (range(host), host.guest_address) else { continue };
+            let keeps = range.contains(own.address) && addresses.is_taken_once(own.address);
+            if !keeps {
+                addresses.give_back(own.address);
+            }
+            host.guest_address = keeps.then_some(InterfaceAddress { prefix, ..own });
+        }
+        for index in hosts {
+            let host = &mut self.hosts[*index];
+            if let (Some((range, prefix)), None) = (range(host), host.guest_address) {
+                host.guest_address =
+                    addresses.first(range).map(|address| InterfaceAddress { address, prefix });
+            }
+        }
     }
 
     /// Every host, for people.
@@ -352,6 +456,13 @@ impl Fleet {
                     (None, Some(why), _) => (AgentState::Barred, Some(why)),
                     (None, None, Some(_)) => (AgentState::Busy, None),
                     (None, None, None) => (AgentState::Idle, None),
+                };
+                let conflict =
+                    host.conflict.filter(|conflict| now.saturating_sub(conflict.at) < CONFLICT_TOLD);
+                let reason = match (reason, conflict) {
+                    (reason, None) => reason,
+                    (None, Some(conflict)) => Some(conflict.to_string()),
+                    (Some(reason), Some(conflict)) => Some(format!("{reason}; {conflict}")),
                 };
                 let (name, trial, labels) = (host.name.clone(), host.busy, self.labels(host));
                 Some(AgentStatus { name, state, reason, trial, labels, facts })

@@ -23,6 +23,7 @@ use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::result::Outcome;
 use toll_protocol::trial::{EndReady, EndSpec, TrialId};
 
+use super::process::Process;
 use super::{Command, Now, Phase};
 use crate::plan::Cell;
 
@@ -67,9 +68,10 @@ pub(super) enum Step {
     HostLost {
         host: String,
     },
-    /// An agent is back, and holds these trials: this one, or it has forgotten it.
+    /// An agent is back, or one that took its place, and holds these trials: this one, or it has not got it.
     HostBack {
         host: String,
+        process: Process,
         held: Vec<TrialId>,
     },
     /// An agent has been away for too long, or its process is known to have died.
@@ -321,7 +323,9 @@ impl Flight {
                 }
                 Outcome::Failed { host: end.host, failure }
             }
-            Step::HostBack { host, held } => return self.host_back(&host, &held, now, out),
+            Step::HostBack { host, process, held } => {
+                return self.host_back(&host, process, &held, now, out);
+            }
             Step::HostGone { host, reason, died: true } => {
                 Outcome::Failed { host, failure: Failure::new(reason) }
             }
@@ -364,6 +368,7 @@ impl Flight {
     fn host_back(
         &mut self,
         host: &str,
+        process: Process,
         held: &[TrialId],
         now: Now,
         out: &mut Vec<Command>,
@@ -372,9 +377,7 @@ impl Flight {
         let there = |end: &&mut End| end.id.host == host;
         for end in self.ends.iter_mut().filter(there).filter(|end| !held.contains(&end.id.trial)) {
             if !preparing && end.report.is_none() {
-                let whose = if self.resumed { "the orchestrator and " } else { "" };
-                let reason =
-                    format!("the agent of {host} has forgotten it: {whose}the agent had to be started again");
+                let reason = process.forgot(host);
                 self.state = State::Recording;
                 return Some(Outcome::Lost { reason });
             }
@@ -462,7 +465,7 @@ impl Flight {
             }
             // What a new agent found of it, its start has removed.
             Step::HostGone { host, died: true, .. } => self.set_down(|id| id.host == host),
-            Step::HostBack { host, held } => {
+            Step::HostBack { host, held, .. } => {
                 self.set_down(|id| id.host == host && !held.contains(&id.trial));
                 let there = |end: &&End| end.id.host == host && end.up;
                 self.ends.iter().filter(there).for_each(|end| self.say_again(end, out));

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use toll_protocol::facts::{KvmFact, KvmKind, NicFacts, Wire};
+use toll_protocol::message::Instance;
 use toll_protocol::report::{CpuSplit, EndReport, Failure};
 use toll_protocol::result::RunCounts;
 use toll_protocol::trial::EndReady;
@@ -14,6 +15,9 @@ use toll_protocol::units::{InterfaceAddress, Span};
 
 use super::*;
 use crate::plan;
+
+/// Where all simulated agents are.
+const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 const CAMPAIGN: &str = "\
 apiVersion: toll.dev/v1alpha1
@@ -118,6 +122,9 @@ enum Held {
 #[derive(Debug, Default)]
 struct Agent {
     connected: bool,
+    /// How many connections it has had, and its process.
+    session: u64,
+    instance: u64,
     held: BTreeMap<TrialId, Held>,
 }
 
@@ -134,6 +141,8 @@ struct Simulation {
     events: Vec<Option<Happening>>,
     clock: i64,
     agents: BTreeMap<String, Agent>,
+    /// Connections so far.
+    sessions: u64,
     facts: BTreeMap<String, Box<HostFacts>>,
     plans: BTreeMap<String, (Arc<Plan>, Vec<plan::Host>)>,
     begun: BTreeMap<TrialId, u64>,
@@ -149,6 +158,8 @@ enum Happening {
     Event(Event),
     /// An agent comes back with what it holds.
     Reconnect(String),
+    /// The connection that an agent has then ends.
+    Lost(String),
     /// An end has run to its end.
     Done(String, TrialId, FromAgent),
 }
@@ -163,6 +174,7 @@ impl Simulation {
             events: Vec::new(),
             clock: 0,
             agents: BTreeMap::new(),
+            sessions: 0,
             facts: BTreeMap::new(),
             plans: BTreeMap::new(),
             begun: BTreeMap::new(),
@@ -225,6 +237,7 @@ impl Simulation {
             let event = match self.events[index].take().expect("is taken once") {
                 Happening::Event(event) => event,
                 Happening::Reconnect(name) => self.reconnects(&name),
+                Happening::Lost(name) => self.loss(&name),
                 Happening::Done(name, trial, result) => {
                     let agent = self.agents.get_mut(&name).expect("an agent");
                     if !matches!(agent.held.get(&trial), Some(Held::Running(_))) {
@@ -250,8 +263,10 @@ impl Simulation {
     }
 
     fn reconnects(&mut self, name: &str) -> Event {
+        self.sessions += 1;
         let agent = self.agents.get_mut(name).expect("an agent");
-        agent.connected = true;
+        (agent.connected, agent.session) = (true, self.sessions);
+        let session = Session { number: agent.session, instance: Instance(agent.instance), address: LOCAL };
         let held = agent.held.keys().copied().collect();
         let said: Vec<FromAgent> = agent
             .held
@@ -264,7 +279,12 @@ impl Simulation {
             self.at(1, Event::Agent { host: name.into(), message });
         }
         let labels = BTreeMap::new();
-        Event::AgentConnected { host: name.into(), facts: self.facts[name].clone(), labels, held }
+        Event::AgentConnected { host: name.into(), session, facts: self.facts[name].clone(), labels, held }
+    }
+
+    /// The end of the last connection of an agent.
+    fn loss(&self, name: &str) -> Event {
+        Event::AgentLost { host: name.into(), session: self.agents[name].session }
     }
 
     /// A host is in one trial at most.
@@ -282,9 +302,12 @@ impl Simulation {
         let seed = self.rng.random();
         self.scheduler = Scheduler::new(policy, seed);
         for happening in self.events.iter_mut().flatten() {
-            if let Happening::Event(event) = happening
-                && !matches!(event, Event::Tick | Event::Cancel { .. })
-            {
+            let is_heard = match happening {
+                Happening::Event(event) => !matches!(event, Event::Tick | Event::Cancel { .. }),
+                Happening::Lost(_) => true,
+                Happening::Reconnect(_) | Happening::Done(..) => false,
+            };
+            if is_heard {
                 *happening = Happening::Event(Event::Tick);
             }
         }
@@ -355,12 +378,13 @@ impl Simulation {
             return;
         }
         if self.chance(self.faults.vanishes) {
-            self.at(1, Event::AgentLost { host: host.into() });
+            self.at(1, self.loss(host));
             let killed = self.chance(500);
             let agent = self.agents.get_mut(host).expect("an agent");
             agent.connected = false;
             if killed {
                 agent.held.clear();
+                agent.instance += 1;
             }
             if self.chance(700) {
                 let delay = self.rng.random_range(10..30_000);
@@ -459,4 +483,5 @@ fn fleet(hosts: u8, limit: usize, seed: u64, faults: Faults) -> Simulation {
 }
 
 mod fleets;
+mod hosts;
 mod trials;

@@ -11,6 +11,7 @@ use toll_protocol::trial::TrialId;
 use toll_protocol::units::Span;
 
 use super::{NewCampaign, ResumedCampaign};
+use crate::link::Session;
 use crate::plan::{self, Plan};
 use crate::service::handle::Node;
 
@@ -52,6 +53,8 @@ pub enum Event {
     AgentConnected {
         /// Its name.
         host: String,
+        /// Which of its connections it is.
+        session: Session,
         /// Its host.
         facts: Box<HostFacts>,
         /// Its labels.
@@ -59,10 +62,12 @@ pub enum Event {
         /// Trials that it holds.
         held: Vec<TrialId>,
     },
-    /// An agent's connection ended.
+    /// A connection of an agent ended. It means nothing if the agent has a newer one.
     AgentLost {
         /// Its name.
         host: String,
+        /// Number of the connection.
+        session: u64,
     },
     /// An agent said something.
     Agent {

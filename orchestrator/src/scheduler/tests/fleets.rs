@@ -11,7 +11,7 @@ fn a_trial_outlives_a_lost_connection() {
     fleet.first_trial();
     fleet.run_until(fleet.clock + 500_000);
     fleet.agents.get_mut("host-1").expect("an agent").connected = false;
-    fleet.at(1, Event::AgentLost { host: "host-1".into() });
+    fleet.happens(1, Happening::Lost("host-1".into()));
     fleet.happens(8_000, Happening::Reconnect("host-1".into()));
     fleet.run();
     assert_eq!(fleet.outcomes(is_measured), fleet.plan().trials.len());
@@ -22,11 +22,13 @@ fn an_agent_that_has_forgotten_its_trial_loses_it_at_once() {
     let mut fleet = fleet(2, 1, 1, NO_FAULTS);
     let first = fleet.first_trial();
     fleet.run_until(fleet.clock + 500_000);
-    fleet.agents.get_mut("host-1").expect("an agent").held.clear();
+    let agent = fleet.agents.get_mut("host-1").expect("an agent");
+    agent.held.clear();
+    agent.instance += 1;
     fleet.happens(1, Happening::Reconnect("host-1".into()));
     fleet.run();
     let Outcome::Lost { reason } = &fleet.records[&first].outcome else { panic!("it is lost") };
-    assert!(reason.contains("host-1 has forgotten it"), "{reason}");
+    assert!(reason.contains("host-1 has forgotten it: the agent had to be started again"), "{reason}");
     assert_eq!(fleet.outcomes(is_measured), fleet.plan().trials.len() - 1);
 }
 
@@ -36,7 +38,7 @@ fn an_agent_that_stays_away_loses_its_trial_and_gets_no_other() {
     let first = fleet.first_trial();
     fleet.run_until(fleet.clock + 500_000);
     fleet.agents.get_mut("host-1").expect("an agent").connected = false;
-    fleet.at(1, Event::AgentLost { host: "host-1".into() });
+    fleet.happens(1, Happening::Lost("host-1".into()));
     fleet.run();
     let Outcome::Lost { reason } = &fleet.records[&first].outcome else { panic!("it is lost") };
     assert!(reason.contains("host-1 was lost for over 10 s"), "{reason}");
@@ -50,7 +52,7 @@ fn a_late_result_changes_nothing_and_is_acknowledged() {
     let first = fleet.first_trial();
     fleet.run_until(fleet.clock + 500_000);
     fleet.agents.get_mut("host-1").expect("an agent").connected = false;
-    fleet.at(1, Event::AgentLost { host: "host-1".into() });
+    fleet.happens(1, Happening::Lost("host-1".into()));
     fleet.happens(20_000, Happening::Reconnect("host-1".into()));
     fleet.run();
     assert!(is_lost(&fleet.records[&first].outcome));
@@ -266,7 +268,7 @@ fn a_host_that_is_gone_for_an_hour_is_forgotten() {
     let mut fleet = Simulation::new(POLICY, 1, NO_FAULTS);
     fleet.waiting = 1;
     fleet.agent_comes(0, "host-0", usable());
-    fleet.at(1_000, Event::AgentLost { host: "host-0".into() });
+    fleet.happens(1_000, Happening::Lost("host-0".into()));
     fleet.at(3_590_000, Event::Tick);
     fleet.run_until(3_591_000_000);
     assert_eq!(fleet.scheduler.agents(fleet.now()).len(), 1, "it may come back");
@@ -295,7 +297,7 @@ fn an_agent_that_comes_and_goes_does_not_hold_its_peer_for_ever() {
     let mut fleet = fleet(2, 1, 1, Faults { silent: 1000, ..NO_FAULTS });
     let first = fleet.first_trial();
     for second in (1..600).step_by(8) {
-        fleet.at(second * 1000, Event::AgentLost { host: "host-1".into() });
+        fleet.happens(second * 1000, Happening::Lost("host-1".into()));
         fleet.happens(second * 1000 + 7_000, Happening::Reconnect("host-1".into()));
     }
     for second in 1..400 {
