@@ -9,6 +9,8 @@ use libtest_mimic::Arguments;
 mod connections;
 #[path = "fleet/faults.rs"]
 mod faults;
+#[path = "fleet/keeping.rs"]
+mod keeping;
 #[path = "fleet/measuring.rs"]
 mod measuring;
 #[path = "fleet/readme.rs"]
@@ -21,6 +23,7 @@ fn main() {
     let mut tests = faults::tests();
     tests.extend(connections::tests());
     tests.extend(measuring::tests());
+    tests.extend(keeping::tests());
     tests.extend(readme::tests());
     libtest_mimic::run(&arguments, tests).exit();
 }

@@ -8,6 +8,8 @@ use libtest_mimic::Arguments;
 mod bad_input;
 #[path = "lab/faults.rs"]
 mod faults;
+#[path = "lab/full_disk.rs"]
+mod full_disk;
 #[path = "lab/lacking.rs"]
 mod lacking;
 #[path = "lab/measuring.rs"]
@@ -20,5 +22,6 @@ fn main() {
     tests.extend(measuring::tests());
     tests.extend(faults::tests());
     tests.extend(lacking::tests());
+    tests.extend(full_disk::tests());
     libtest_mimic::run(&arguments, tests).exit();
 }

@@ -250,6 +250,10 @@ impl Observer for Watched {
         self.0.observe_campaign(id, result);
     }
 
+    fn removed(&mut self, id: &str) {
+        self.0.forget_campaign(id);
+    }
+
     fn changed(&mut self, view: &View) {
         self.0.agents(view.agents.iter().map(|(state, count)| (*state, *count)));
         self.0.campaigns(view.campaigns.iter().map(|(state, count)| (*state, *count)));

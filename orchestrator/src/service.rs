@@ -113,6 +113,9 @@ pub trait Observer: Send {
     /// A campaign's figures are known anew.
     fn summarised(&mut self, _id: &str, _result: &CampaignResult) {}
 
+    /// A campaign that was over has been removed.
+    fn removed(&mut self, _id: &str) {}
+
     /// Something has changed that a status shows.
     fn changed(&mut self, _view: &View) {}
 

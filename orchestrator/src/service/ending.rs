@@ -127,7 +127,10 @@ impl<O: Observer> Service<O> {
     /// The ledger of a campaign takes nothing more, now or later: what it has stays, its hosts are for others.
     pub(super) fn abandon(&mut self, id: &str, error: &LedgerError) -> Result<(), ServiceError> {
         let why = format!("its ledger can't be used any more: {}", kept::chain(error));
-        tracing::error!(campaign = id, why, "ended");
+        // `toll run` tells it at the end of its own output.
+        if matches!(self.options.store, Store::Fleet(_)) {
+            tracing::error!(campaign = id, why, "ended");
+        }
         let counts = self.scheduler.progress(id, self.now()).map(|progress| progress.counts);
         self.changed = true;
         let Some(kept) = self.kept.get_mut(id) else { return Ok(()) };

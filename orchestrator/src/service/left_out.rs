@@ -164,12 +164,13 @@ impl<O: Observer> Service<O> {
             return;
         }
         (self.left_out.looking, self.left_out.next) = (true, Some(now + PACE));
-        let names: Vec<String> = self.left_out.named.keys().cloned().collect();
+        let entries: Vec<LeftOutEntry> = self.left_out.named.values().cloned().collect();
         let (store, made) = (self.options.store.clone(), self.made.0.clone());
         tokio::task::spawn_blocking(move || {
-            let looked = names.into_iter().map(|name| {
-                let look = store.look(&name);
-                (name, look)
+            let looked = entries.into_iter().filter_map(|LeftOutEntry { name, tried_again, .. }| {
+                // Of what is wrong for good it matters alone whether it is there.
+                let look = if tried_again { Some(store.look(&name)) } else { store.gone(&name) };
+                Some((name, look?))
             });
             // The service may have ended.
             let _ = made.blocking_send(Made::Looked(looked.collect()));
@@ -187,11 +188,14 @@ impl<O: Observer> Service<O> {
                     self.changed = true;
                 }
                 Look::Found(found) => {
-                    self.left_out.named.remove(&name);
-                    self.changed = true;
                     match found {
                         Found::Over(over) => self.take_over(&name, &over),
                         Found::Live(ledger) => self.resume(&name, *ledger)?,
+                    }
+                    if self.kept.contains_key(&name) || self.past.get(&name).is_some() {
+                        tracing::info!(campaign = name, "is left out no more");
+                        self.left_out.named.remove(&name);
+                        self.changed = true;
                     }
                 }
             }

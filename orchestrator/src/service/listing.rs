@@ -122,6 +122,7 @@ impl<O: Observer> Service<O> {
         for id in &ids {
             tracing::info!(campaign = id, keep, "is removed: later ones have ended");
             self.past.remove(id);
+            self.observer.removed(id);
         }
         let (store, made) = (self.options.store.clone(), self.made.0.clone());
         tokio::task::spawn_blocking(move || {

@@ -69,6 +69,12 @@ impl Store {
             Self::One(_) => Look::Gone,
         }
     }
+
+    /// Whether an entry is there no more.
+    pub(in crate::service) fn gone(&self, name: &str) -> Option<Look> {
+        let missing = self.directory(name).symlink_metadata().err()?;
+        (missing.kind() == io::ErrorKind::NotFound).then_some(Look::Gone)
+    }
 }
 
 fn not_ours(why: &str) -> Look {
