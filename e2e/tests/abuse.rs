@@ -6,6 +6,8 @@
 
 use libtest_mimic::Arguments;
 
+#[path = "abuse/clients.rs"]
+mod clients;
 #[path = "abuse/documents.rs"]
 mod documents;
 #[path = "abuse/handshakes.rs"]
@@ -14,7 +16,7 @@ mod handshakes;
 mod health;
 
 /// The kinds of peer, a list of tests each.
-const KINDS: [fn() -> Vec<libtest_mimic::Trial>; 2] = [documents::tests, handshakes::tests];
+const KINDS: [fn() -> Vec<libtest_mimic::Trial>; 3] = [clients::tests, documents::tests, handshakes::tests];
 
 fn main() {
     let mut arguments = Arguments::from_args();
