@@ -11,6 +11,10 @@ mod connections;
 mod faults;
 #[path = "fleet/measuring.rs"]
 mod measuring;
+#[path = "fleet/paths.rs"]
+mod paths;
+#[path = "fleet/peers.rs"]
+mod peers;
 #[path = "fleet/readme.rs"]
 mod readme;
 
@@ -21,6 +25,8 @@ fn main() {
     let mut tests = faults::tests();
     tests.extend(connections::tests());
     tests.extend(measuring::tests());
+    tests.extend(paths::tests());
+    tests.extend(peers::tests());
     tests.extend(readme::tests());
     libtest_mimic::run(&arguments, tests).exit();
 }

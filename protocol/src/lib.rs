@@ -9,6 +9,7 @@ pub mod facts;
 pub mod frame;
 pub mod message;
 pub mod metrics;
+pub mod peer;
 pub mod report;
 pub mod result;
 pub mod service;

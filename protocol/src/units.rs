@@ -355,6 +355,24 @@ pub struct InterfaceAddress {
     pub prefix: u8,
 }
 
+impl InterfaceAddress {
+    /// The bits of an address that count the network's hosts.
+    fn hosts(self) -> u32 {
+        u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0)
+    }
+
+    /// Whether `address` is of the interface's network.
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        (u32::from(self.address) ^ u32::from(address)) & !self.hosts() == 0
+    }
+
+    /// Whether `address` is one that a host of the network may have: neither its first nor its last (RFC 1122, 3.2.1.3).
+    pub fn is_host(self, address: Ipv4Addr) -> bool {
+        let host = u32::from(address) & self.hosts();
+        self.contains(address) && host != 0 && host != self.hosts()
+    }
+}
+
 impl fmt::Display for InterfaceAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.prefix)

@@ -12,11 +12,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use toll_protocol::facts::HostFacts;
+use toll_protocol::facts::{HostFacts, NicFacts};
 use toll_protocol::service::{AgentState, AgentStatus};
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::{BitRate, InterfaceAddress};
 
+use super::ends::unreachable;
 use super::fit::obstacle;
 use super::flight::TEARDOWN;
 use crate::plan::{self, Cell};
@@ -150,6 +151,15 @@ impl Fleet {
         over.into_iter().collect()
     }
 
+    /// An agent tells what its test NIC is now. Whether it is another thing than before.
+    pub fn tells_nic(&mut self, name: &str, nic: Option<Box<NicFacts>>) -> bool {
+        let Some(facts) = self.get_mut(name).and_then(|host| host.facts.as_mut()) else { return false };
+        let nic = nic.filter(|nic| nic.is_bounded()).map(|nic| *nic);
+        let changed = facts.nic != nic;
+        facts.nic = nic;
+        changed
+    }
+
     pub fn lost(&mut self, name: &str, now: Duration) -> Option<TrialId> {
         let host = self.get_mut(name)?;
         host.away_since = Some(now);
@@ -248,10 +258,15 @@ impl Fleet {
 
     /// What one of two hosts lacks to be its end of `cell`.
     pub fn lacks(&self, [a, b]: [HostIndex; 2], cell: &Cell) -> Option<String> {
-        [(a, &cell.a), (b, &cell.b)].into_iter().find_map(|(host, end)| {
+        let lacking = [(a, &cell.a), (b, &cell.b)].into_iter().find_map(|(host, end)| {
             let host = &self.hosts[host];
             let why = obstacle(end, host.facts.as_deref()?)?;
             Some(format!("{}: {why}", host.name))
+        });
+        lacking.or_else(|| {
+            let told =
+                |host: HostIndex| Some((self.hosts[host].name.as_str(), self.hosts[host].facts.as_deref()?));
+            unreachable(cell, [told(a)?, told(b)?])
         })
     }
 
@@ -329,7 +344,10 @@ impl Fleet {
         else {
             return;
         };
-        let free = |address: &Ipv4Addr| range.contains(*address) && !taken.contains(address);
+        // On the NIC's network: an agent that says otherwise would send others elsewhere.
+        let free = |address: &Ipv4Addr| {
+            range.contains(*address) && nic.is_host(*address) && !taken.contains(address)
+        };
         let kept = host.guest_address.map(|interface| interface.address).filter(free);
         let address = kept.or_else(|| range.iter().find(free));
         host.guest_address = address.map(|address| InterfaceAddress { address, prefix: nic.prefix });
