@@ -2,6 +2,7 @@
 //! refused, so that nobody has to guess whether `100` meant megabits or mebibytes. Display is exact: the text of
 //! a value parses back to the same value.
 
+mod networks;
 mod schema;
 
 use std::fmt;
@@ -353,24 +354,6 @@ pub struct InterfaceAddress {
     pub address: Ipv4Addr,
     /// Length of the network's prefix, 1 to 30 bits.
     pub prefix: u8,
-}
-
-impl InterfaceAddress {
-    /// The bits of an address that count the network's hosts.
-    fn hosts(self) -> u32 {
-        u32::MAX.checked_shr(self.prefix.into()).unwrap_or(0)
-    }
-
-    /// Whether `address` is of the interface's network.
-    pub fn contains(self, address: Ipv4Addr) -> bool {
-        (u32::from(self.address) ^ u32::from(address)) & !self.hosts() == 0
-    }
-
-    /// Whether `address` is one that a host of the network may have: neither its first nor its last (RFC 1122, 3.2.1.3).
-    pub fn is_host(self, address: Ipv4Addr) -> bool {
-        let host = u32::from(address) & self.hosts();
-        self.contains(address) && host != 0 && host != self.hosts()
-    }
 }
 
 impl fmt::Display for InterfaceAddress {
