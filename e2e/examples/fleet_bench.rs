@@ -202,7 +202,7 @@ async fn agent(n: usize, link: Link, gaps: Gaps) {
                 if let Some(ended) = ended.lock().unwrap_or_else(PoisonError::into_inner).take() {
                     gaps.lock().unwrap_or_else(PoisonError::into_inner).push(ended.elapsed());
                 }
-                let address = std::net::SocketAddrV4::new([127, 0, 0, 1].into(), 1);
+                let address = std::net::SocketAddrV4::new(address(n).address, 1);
                 drop(say.send(FromAgent::Ready { trial, ready: EndReady { address } }).await);
             }
             LinkEvent::Message(ToAgent::Start { trial, .. }) => {
@@ -222,15 +222,18 @@ async fn agent(n: usize, link: Link, gaps: Gaps) {
     }
 }
 
-fn hello(n: usize) -> FromAgent {
+fn address(n: usize) -> InterfaceAddress {
     let [_, _, a, b] = u32::try_from(n + 1).unwrap_or(0).to_be_bytes();
-    let address = Some(InterfaceAddress { address: [10, 0, a, b].into(), prefix: 16 });
+    InterfaceAddress { address: [10, 0, a, b].into(), prefix: 16 }
+}
+
+fn hello(n: usize) -> FromAgent {
     let nic = NicFacts {
         name: "eth0".into(),
         driver: None,
         mtu: 1500,
         speed_megabits: None,
-        address,
+        address: Some(address(n)),
         offloads: Vec::new(),
     };
     let facts = HostFacts {
@@ -272,6 +275,7 @@ fn report() -> Box<EndReport> {
         spared: None,
         start_to_first_frame: None,
         overhead: None,
+        nic: None,
         flags: Vec::new(),
     })
 }

@@ -235,15 +235,28 @@ impl Fleet {
         self.start_agent_with(index, &pki, options)
     }
 
+    /// The same, with addresses for guests of another network than the fleet's.
+    ///
+    /// # Errors
+    /// When it can't be started.
+    pub fn start_agent_in(&mut self, index: usize, guests: &str) -> Result<()> {
+        let pki = self.path("pki").join(&self.hosts[index].name);
+        self.start_agent_of(index, &pki, guests, &[])
+    }
+
     /// The same, with the certificates in `pki`.
     ///
     /// # Errors
     /// When it can't be started.
     pub fn start_agent_with(&mut self, index: usize, pki: &Path, options: &[&str]) -> Result<()> {
+        self.start_agent_of(index, pki, GUESTS, options)
+    }
+
+    fn start_agent_of(&mut self, index: usize, pki: &Path, guests: &str, options: &[&str]) -> Result<()> {
         let mut command = programs::program("toll-agent")?;
         let host = &self.hosts[index];
         command.args(["--orchestrator", ORCHESTRATOR, "--name", &host.name, "--nic", "eth0"]);
-        command.args(["--guest-addresses", GUESTS, "--pki"]).arg(pki).args(options);
+        command.args(["--guest-addresses", guests, "--pki"]).arg(pki).args(options);
         command.env("TOLL_LOG", "debug,rustls=info,quinn=info,quinn_proto=info,hyper=info");
         let (name, namespace) = (host.name.clone(), host.namespace.as_fd().as_raw_fd());
         let process = self.start(command, &name, namespace)?;

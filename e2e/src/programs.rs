@@ -25,6 +25,12 @@ fn build() -> Result<PathBuf> {
     let directory = test.ancestors().nth(2).context("the test stands in no target directory")?;
     let target = directory.parent().context("the test stands in no target directory")?;
     let mut cargo = Command::new(env!("CARGO"));
+    // What `cargo test` says of the test's package is not of the programs: build scripts that look at it would run again, and
+    // all that depends on their crates would be built again.
+    let of_the_test = |name: &str| name.starts_with("CARGO_MANIFEST_") || name.starts_with("CARGO_PKG_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_str().is_some_and(of_the_test)) {
+        cargo.env_remove(name);
+    }
     cargo.args(["build", "--workspace", "--bins", "--quiet", "--target-dir"]).arg(target);
     if !cfg!(debug_assertions) {
         cargo.arg("--release");

@@ -86,6 +86,12 @@ pub const CASES: &[Refused] = &[
     one(SELECT, "{select: {atLeast: 1}}", "is out of range: write 2 to 1000"),
     one(SELECT, "{select: {}, lab: {count: 17}}", "a lab has 2 to 16 hosts"),
     one(SELECT, "{select: {}, lab: {count: 2, link: {mtu: 100}}}", "is out of range: write 576 to 9000"),
+    one(SELECT, "{select: {}, mtu: 575}", "is out of range: write 576 to 9000"),
+    one(
+        SELECT,
+        "{select: {}, lab: {count: 2}, mtu: 9000}",
+        "the MTU of the lab's links: write less, or a larger `lab.link.mtu`",
+    ),
     one(SELECT, "{select: {}, lab: {count: 2, link: {rate: fast}}}", NO_RATE),
     one(BLOCKS, "gates: [{cells: {arm: virtio}, goodput: {atLeast: much}}]", NO_RATE),
     one(
@@ -289,7 +295,7 @@ pub const CASES: &[Refused] = &[
         "{select: {}}\n  blocks: 1\n  arms:\n",
         "{select: {}, lab: {count: 2, link: {mtu: 9000}}}\n  arms:\n    - {name: pcnet, guest: {os: payload, \
          adapter: {pcnet: {}}}}\n",
-        "carries frames of at most 1500 bytes; the lab's MTU is",
+        "carries frames of at most 1500 bytes; the trials' MTU is",
         "pcnet carries frames of at most 1500 bytes",
     ),
     one(

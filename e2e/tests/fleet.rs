@@ -13,6 +13,10 @@ mod faults;
 mod keeping;
 #[path = "fleet/measuring.rs"]
 mod measuring;
+#[path = "fleet/paths.rs"]
+mod paths;
+#[path = "fleet/peers.rs"]
+mod peers;
 #[path = "fleet/readme.rs"]
 mod readme;
 
@@ -24,6 +28,8 @@ fn main() {
     tests.extend(connections::tests());
     tests.extend(measuring::tests());
     tests.extend(keeping::tests());
+    tests.extend(paths::tests());
+    tests.extend(peers::tests());
     tests.extend(readme::tests());
     libtest_mimic::run(&arguments, tests).exit();
 }

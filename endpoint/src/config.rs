@@ -1,5 +1,6 @@
 //! The configuration of an end, checked once. Nothing after this re-checks it.
 
+use std::ffi::OsString;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
@@ -17,6 +18,8 @@ pub const MAX_IPERF3_WRITE_SIZE: Bytes = Bytes(1 << 20);
 pub const MAX_DURATION: Span = Span::from_millis(3_600_000);
 /// The longest deadline.
 pub const MAX_DEADLINE: Span = Span::from_millis(2 * 3_600_000);
+/// Limits of TCP's segments that the kernel takes: TCP_MIN_MSS and MAX_TCP_WINDOW of its net/tcp.h.
+const SEGMENTS: std::ops::RangeInclusive<u16> = 88..=32_767;
 /// The shortest reporting interval that iperf3 has (MIN_INTERVAL in its iperf.h).
 pub const IPERF3_STEP: Span = Span::from_millis(100);
 
@@ -64,6 +67,12 @@ pub enum ConfigError {
         /// The job's interval.
         duration: Span,
     },
+    /// The limit of TCP's segments is none that the kernel takes.
+    #[error("segments of {segment} bytes were asked for: {} to {} are possible", SEGMENTS.start(), SEGMENTS.end())]
+    Segment {
+        /// What was asked.
+        segment: u16,
+    },
     /// The address is none that a socket can be bound to and be found at.
     #[error("{address} is not the address of a host")]
     Address {
@@ -85,6 +94,10 @@ pub struct Plan {
     pub program: NativeProgram,
     /// Where a listening end listens and from where a connecting end connects, with port 0: the kernel chooses.
     pub bind: SocketAddrV4,
+    /// The interface by which alone it sends and receives.
+    pub interface: OsString,
+    /// Largest TCP segment in bytes, if it is to be smaller than what the interface carries.
+    pub segment: Option<u32>,
     /// Whether this end sends or receives.
     pub direction: Direction,
     /// Whether this end listens or connects.
@@ -105,7 +118,7 @@ impl TryFrom<EndpointConfig> for Plan {
     type Error = ConfigError;
 
     fn try_from(config: EndpointConfig) -> Result<Self, ConfigError> {
-        let EndpointConfig { trial: _, program, address, job, cpu, deadline } = config;
+        let EndpointConfig { trial: _, program, address, interface, segment, job, cpu, deadline } = config;
         let (limit, name) = match program {
             NativeProgram::Endpoint => (MAX_WRITE_SIZE, "toll-endpoint"),
             NativeProgram::Iperf3 => (MAX_IPERF3_WRITE_SIZE, "iperf3"),
@@ -129,10 +142,15 @@ impl TryFrom<EndpointConfig> for Plan {
         if address.is_unspecified() || address.is_multicast() || address.is_broadcast() {
             return Err(ConfigError::Address { address });
         }
+        if let Some(segment) = segment.filter(|segment| !SEGMENTS.contains(segment)) {
+            return Err(ConfigError::Segment { segment });
+        }
         let cpu = cpu.map(|cpu| allowed(cpu).ok_or(ConfigError::Cpu { cpu })).transpose()?;
         Ok(Self {
             program,
             bind: SocketAddrV4::new(address, 0),
+            interface: interface.into(),
+            segment: segment.map(u32::from),
             direction: job.direction,
             open: job.open,
             write_size,
@@ -165,6 +183,8 @@ mod tests {
             trial: TrialId::new(1),
             program: NativeProgram::Endpoint,
             address: InterfaceAddress { address: Ipv4Addr::LOCALHOST, prefix: 8 },
+            interface: "lo".to_owned(),
+            segment: None,
             job: StreamJob {
                 direction: Direction::Send,
                 open: Open::Connect,
@@ -212,6 +232,7 @@ mod tests {
         });
         assert!(matches!(step, ConfigError::Iperf3Step { .. }));
         assert!(matches!(refused(|c| c.cpu = Some(u32::MAX)), ConfigError::Cpu { .. }));
+        assert!(matches!(refused(|c| c.segment = Some(87)), ConfigError::Segment { segment: 87 }));
         let nowhere = refused(|c| c.address.address = Ipv4Addr::UNSPECIFIED);
         assert!(matches!(nowhere, ConfigError::Address { .. }));
     }

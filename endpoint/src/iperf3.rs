@@ -13,7 +13,7 @@
 pub mod process;
 pub mod report;
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -77,6 +77,14 @@ pub enum Iperf3Error {
         /// Its last lines.
         last_words: Vec<String>,
     },
+    /// Somebody else took the place of the other end.
+    #[error("iperf3 talked to {stranger:?}, and its peer is {peer}")]
+    Stranger {
+        /// Who, as iperf3 says.
+        stranger: String,
+        /// The other end.
+        peer: Ipv4Addr,
+    },
     /// Its report can't be used.
     #[error("iperf3's report can't be used")]
     Report(#[from] ReportError),
@@ -115,18 +123,18 @@ impl Iperf3Error {
 /// [`Iperf3Error`].
 pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Result<EndReport, Iperf3Error> {
     confinement.enter(0)?;
-    let (running, deadline, _reserved) = match plan.open {
+    let (running, peer, deadline, _reserved) = match plan.open {
         Open::Listen => {
-            let (reserved, address) = reserve(plan.bind)?;
+            let (reserved, address) = reserve(plan)?;
             let mut running = Running::start(&server(plan, address))?;
             until_listening(control, &mut running, address)?;
-            let (_, deadline) = ready(control, plan, address)?;
-            (running, deadline, Some(reserved))
+            let (peer, deadline) = ready(control, plan, address)?;
+            (running, peer, deadline, Some(reserved))
         }
         Open::Connect => {
             process::version()?;
             let (peer, deadline) = ready(control, plan, plan.bind)?;
-            (Running::start(&client(plan, peer)?)?, deadline, None)
+            (Running::start(&client(plan, peer)?)?, peer, deadline, None)
         }
     };
     let begin = control.clock().now();
@@ -134,7 +142,7 @@ pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Resu
         let waited = waited(begin, control.clock().now());
         return Err(Iperf3Error::TimedOut { waited, what: "iperf3 to finish" });
     };
-    finish(&output, plan)
+    finish(&output, plan, *peer.ip())
 }
 
 /// The iperf3 that an end would run, in `confinement` as in a trial: its version, and the congestion control of its sockets.
@@ -146,11 +154,14 @@ pub fn found(confinement: Confinement) -> Result<[String; 2], Iperf3Error> {
     Ok([process::version()?, congestion()?.to_owned()])
 }
 
-fn finish(output: &Output, plan: &Plan) -> Result<EndReport, Iperf3Error> {
+fn finish(output: &Output, plan: &Plan, peer: Ipv4Addr) -> Result<EndReport, Iperf3Error> {
     let said = report::error(&output.stdout);
     if !output.status.success() || said.is_some() {
         let status = output.status.to_string();
         return Err(Iperf3Error::Failed { status, said, last_words: last_words(output) });
+    }
+    if let Some(stranger) = report::stranger(&output.stdout, peer) {
+        return Err(Iperf3Error::Stranger { stranger, peer });
     }
     Ok(report::parse(&output.stdout, plan.direction, plan.warm_up, plan.duration)?)
 }
@@ -163,11 +174,13 @@ fn last_words(output: &Output) -> Vec<String> {
 
 /// Binds a port that the kernel chooses and keeps it: SO_REUSEADDR lets iperf3, which sets it too, listen
 /// there, as this socket never does; nobody else is given the port meanwhile.
-fn reserve(address: SocketAddrV4) -> Result<(OwnedFd, SocketAddrV4), Iperf3Error> {
+fn reserve(plan: &Plan) -> Result<(OwnedFd, SocketAddrV4), Iperf3Error> {
+    let address = plan.bind;
     let failed = |source| Iperf3Error::Port { address, source };
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)
         .map_err(failed)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(failed)?;
+    setsockopt(&fd, sockopt::BindToDevice, &plan.interface).map_err(failed)?;
     let raw = fd.as_raw_fd();
     bind(raw, &SockaddrIn::from(address)).map_err(failed)?;
     let bound: SockaddrIn = getsockname(raw).map_err(failed)?;
@@ -178,6 +191,8 @@ fn reserve(address: SocketAddrV4) -> Result<(OwnedFd, SocketAddrV4), Iperf3Error
 fn common(plan: &Plan, address: SocketAddrV4) -> Vec<String> {
     let mut arguments: Vec<String> = ["--json", "--interval", "0.1"].map(str::to_owned).into();
     arguments.extend(["--bind".to_owned(), plan.bind.ip().to_string()]);
+    // By an option of iperf3 3.10: no host with an older one is asked to run it.
+    arguments.extend(["--bind-dev".to_owned(), plan.interface.to_string_lossy().into_owned()]);
     arguments.extend(["--port".to_owned(), address.port().to_string()]);
     if let Some(cpu) = plan.cpu {
         arguments.extend(["--affinity".to_owned(), cpu.to_string()]);
@@ -199,6 +214,10 @@ fn client(plan: &Plan, peer: SocketAddrV4) -> Result<Vec<String>, Iperf3Error> {
     arguments.extend(["--length".to_owned(), plan.write_size.to_string()]);
     arguments.extend(["--congestion".to_owned(), congestion()?.to_owned()]);
     arguments.extend(["--connect-timeout".to_owned(), CONNECT_LIMIT.as_millis().to_string()]);
+    if let Some(segment) = plan.segment {
+        // Of the client alone: what it says in its SYN binds the server too.
+        arguments.extend(["--set-mss".to_owned(), segment.to_string()]);
+    }
     if plan.direction == Direction::Receive {
         arguments.push("--reverse".to_owned());
     }

@@ -86,12 +86,6 @@ pub enum MeterError {
     /// The peer ended the stream before any payload.
     #[error("the peer ended the stream before the first payload byte")]
     NoPayload,
-    /// A receiver without a byte has no goodput to report: its path or its peer stood still.
-    #[error("no payload arrived in the measured interval of {interval}: the path or the peer stood still")]
-    NothingArrived {
-        /// How long that was.
-        interval: Span,
-    },
 }
 
 #[derive(Debug)]

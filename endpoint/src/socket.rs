@@ -9,13 +9,14 @@ use std::time::Duration;
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect as start_connect, setsockopt,
-    socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect as start_connect,
+    listen as start_listening, setsockopt, socket, sockopt,
 };
 use toll_protocol::trial::CONGESTION_CONTROLS;
 use toll_protocol::units::Span;
 
 use crate::clock::waited;
+use crate::config::Plan;
 use crate::control::{Control, ControlError};
 
 /// How long a connection may take to come about, the other end being up.
@@ -31,6 +32,14 @@ pub enum SocketError {
         call: &'static str,
         /// Ours, or the peer's.
         address: SocketAddrV4,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// It can't be kept to the test NIC.
+    #[error("the socket can't be bound to the interface {}", interface.display())]
+    Interface {
+        /// The interface.
+        interface: OsString,
         /// The system's word.
         source: io::Error,
     },
@@ -69,14 +78,40 @@ fn set_congestion(socket: &impl AsFd) -> Result<(), SocketError> {
     Err(SocketError::Congestion(refusal.into()))
 }
 
-/// Listens on `address` (port 0: the kernel chooses); connections inherit the congestion control.
+/// A socket that is bound to the plan's address (port 0: the kernel chooses), so that what the peer answers comes to the
+/// test NIC on a host with several addresses, and to its interface: nothing leaves or comes by another one. Its congestion
+/// control may take CAP_NET_ADMIN (sysctl `tcp_allowed_congestion_control`). Since Linux 5.7 SO_BINDTODEVICE needs no right
+/// on a socket that has no interface yet.
 ///
 /// # Errors
-/// [`SocketError::Io`] or [`SocketError::Congestion`].
-pub fn listen(address: SocketAddrV4) -> Result<(TcpListener, SocketAddrV4), SocketError> {
-    let listener = TcpListener::bind(address).map_err(io_error("bind", address))?;
-    set_congestion(&listener)?;
-    listener.set_nonblocking(true).map_err(io_error("fcntl", address))?;
+/// [`SocketError::Io`], [`SocketError::Interface`] or [`SocketError::Congestion`].
+pub fn open(plan: &Plan) -> Result<OwnedFd, SocketError> {
+    let failed = |call: &'static str| move |errno: Errno| io_error(call, plan.bind)(errno.into());
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd: OwnedFd =
+        socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Tcp).map_err(failed("socket"))?;
+    set_congestion(&fd)?;
+    setsockopt(&fd, sockopt::BindToDevice, &plan.interface).map_err(|errno| SocketError::Interface {
+        interface: plan.interface.clone(),
+        source: errno.into(),
+    })?;
+    if let Some(segment) = plan.segment {
+        setsockopt(&fd, sockopt::TcpMaxSeg, &segment).map_err(failed("setsockopt of TCP_MAXSEG"))?;
+    }
+    setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(failed("setsockopt"))?;
+    bind(fd.as_raw_fd(), &SockaddrIn::from(plan.bind)).map_err(failed("bind"))?;
+    Ok(fd)
+}
+
+/// Listens on the plan's address (port 0: the kernel chooses); connections inherit what the socket was made with.
+///
+/// # Errors
+/// [`SocketError::Io`], [`SocketError::Interface`] or [`SocketError::Congestion`].
+pub fn listen(plan: &Plan) -> Result<(TcpListener, SocketAddrV4), SocketError> {
+    let address = plan.bind;
+    let fd = open(plan)?;
+    start_listening(&fd, Backlog::MAXCONN).map_err(|errno| io_error("listen", address)(errno.into()))?;
+    let listener = TcpListener::from(fd);
     match listener.local_addr() {
         Ok(std::net::SocketAddr::V4(bound)) => Ok((listener, bound)),
         Ok(_) => Err(io_error("getsockname", address)(io::ErrorKind::InvalidData.into())),
@@ -120,22 +155,6 @@ pub fn accept(
             return Err(SocketError::TimedOut { waited: waited(begin, until), what });
         }
     }
-}
-
-/// A socket at `local` (port 0: the kernel chooses) for a connection, so that what the peer answers comes to the test NIC
-/// on a host with several addresses. Its congestion control may take CAP_NET_ADMIN (sysctl
-/// `tcp_allowed_congestion_control`).
-///
-/// # Errors
-/// [`SocketError::Io`] or [`SocketError::Congestion`].
-pub fn open(local: SocketAddrV4) -> Result<OwnedFd, SocketError> {
-    let failed = |call: &'static str| move |errno: Errno| io_error(call, local)(errno.into());
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd =
-        socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Tcp).map_err(failed("socket"))?;
-    set_congestion(&fd)?;
-    bind(fd.as_raw_fd(), &SockaddrIn::from(local)).map_err(failed("bind"))?;
-    Ok(fd)
 }
 
 /// Connects the socket `fd`, which [`open`] gave, to `peer`.

@@ -14,6 +14,7 @@ use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig};
 use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::trial::{Direction, NativeProgram, Open};
 use toll_protocol::units::{Bytes, Span};
+use toll_protocol::validity;
 
 fn check(report: &EndReport) {
     assert!(report.bytes > 0, "{report:?}");
@@ -180,7 +181,7 @@ fn a_silent_peer_is_named() {
 }
 
 /// A peer that sends a byte and then nothing, and closes when it sees the FIN.
-fn an_interval_without_payload_is_a_failure_and_no_zero() {
+fn an_interval_without_payload_is_no_figure() {
     let mut end = End::configured(config(Direction::Receive, Open::Listen, 4_096));
     let address = end.ready();
     end.start(address);
@@ -188,8 +189,23 @@ fn an_interval_without_payload_is_a_failure_and_no_zero() {
     peer.write_all(&[7]).expect("it takes a byte");
     let _ = peer.read(&mut [0]);
     drop(peer);
-    let reason = end.failure().reason;
-    assert!(reason.contains("no payload arrived in the measured interval"), "{reason}");
+    let failure = validity::no_figure(Direction::Receive, &end.report()).expect("a failure");
+    assert!(failure.reason.contains("no payload arrived in the measured interval"), "{}", failure.reason);
+}
+
+/// Either end of a trial keeps to the test NIC, or is none.
+fn an_end_without_its_interface_is_none() {
+    for open in [Open::Listen, Open::Connect] {
+        let mut config = config(Direction::Receive, open, 4_096);
+        config.interface = "no-such-nic".to_owned();
+        let mut end = End::configured(config);
+        if open == Open::Connect {
+            end.ready();
+            end.start("127.0.0.1:9".parse().expect("an address"));
+        }
+        let reason = end.failure().reason;
+        assert!(reason.contains("can't be bound to the interface no-such-nic"), "{reason}");
+    }
 }
 
 fn a_receiver_that_never_closes_is_named() {
@@ -379,10 +395,8 @@ fn main() -> ExitCode {
     test("a_connection_comes_from_the_configured_address", a_connection_comes_from_the_configured_address);
     test("a_stranger_does_not_take_the_peers_place", a_stranger_does_not_take_the_peers_place);
     test("a_silent_peer_is_named", a_silent_peer_is_named);
-    test(
-        "an_interval_without_payload_is_a_failure_and_no_zero",
-        an_interval_without_payload_is_a_failure_and_no_zero,
-    );
+    test("an_interval_without_payload_is_no_figure", an_interval_without_payload_is_no_figure);
+    test("an_end_without_its_interface_is_none", an_end_without_its_interface_is_none);
     test("a_receiver_that_never_closes_is_named", a_receiver_that_never_closes_is_named);
     test("what_a_slow_link_holds_is_no_failure", what_a_slow_link_holds_is_no_failure);
     test("sending_peer_dies", || peer_dies(true));

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
 use toll_protocol::PROTOCOL_VERSION;
+use toll_protocol::facts::NicFacts;
 use toll_protocol::message::{FromAgent, Instance, ToAgent};
 use toll_protocol::report::Failure;
 use toll_protocol::trial::{EndSpec, TrialId};
@@ -29,7 +30,7 @@ use crate::hubs::Hubs;
 use crate::identity::Identity;
 use crate::link::{Link, LinkError, LinkEvent};
 use crate::metrics::Metrics;
-use crate::network::{self, Network, NetworkConfig, NetworkError};
+use crate::network::{self, Changes, Network, NetworkConfig, NetworkError};
 use crate::outbox::Outbox;
 use crate::runner::{Host, Runner, refusal};
 use crate::trial::Event;
@@ -121,6 +122,8 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let health = Arc::new(Health::new(Instant::now()));
     let _http = listen(config.http, &health, config.metrics.registry().into()).await?;
     let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(AgentError::Spawner)?;
+    // Before they are collected: what changes from then on is told.
+    let changes = Changes::listen()?;
     let mut facts = facts::collect(Some(&nic), &config.programs, &spawner, &config.users).await;
     facts.wire = Some(wire);
     facts.guest_addresses = network.guest_addresses();
@@ -135,7 +138,9 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let (stop_link, stopped) = oneshot::channel();
     let link = tokio::spawn(link.run(outgoing, events, stopped));
     let (to_agent, from_trials) = mpsc::channel(256);
+    let told = host.facts.nic.clone();
     let mut agent = Agent {
+        told,
         name: config.name,
         instance: Instance(rand::random()),
         labels: config.labels,
@@ -151,7 +156,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         to_link,
         to_agent,
     };
-    agent.serve(link, stop_link, from_link, from_trials, stop).await
+    agent.serve(link, stop_link, (from_link, from_trials, changes), stop).await
 }
 
 /// A task that ends with its owner.
@@ -185,6 +190,8 @@ struct Trial {
 }
 
 struct Agent {
+    /// What the orchestrator was told of the test NIC.
+    told: Option<NicFacts>,
     name: String,
     instance: Instance,
     labels: BTreeMap<String, String>,
@@ -203,8 +210,11 @@ impl Agent {
         &mut self,
         mut link: JoinHandle<()>,
         stop_link: oneshot::Sender<()>,
-        mut from_link: mpsc::Receiver<LinkEvent>,
-        mut from_trials: mpsc::Receiver<FromAgent>,
+        (mut from_link, mut from_trials, mut changes): (
+            mpsc::Receiver<LinkEvent>,
+            mpsc::Receiver<FromAgent>,
+            Changes,
+        ),
         stop: impl Future<Output = ()>,
     ) -> Result<(), AgentError> {
         tokio::pin!(stop);
@@ -233,6 +243,7 @@ impl Agent {
                     break;
                 }
                 _ = heartbeat.tick() => {}
+                () = changes.next() => self.look_at_nic(),
                 Some(event) = from_link.recv() => match event {
                     // The link no longer wants it if it has lost the connection meanwhile.
                     LinkEvent::HelloWanted(answer) => drop(answer.send(self.hello())),
@@ -300,10 +311,11 @@ impl Agent {
 
     /// The first message of a connection: the host as it is now, the trials that the orchestrator can still count on,
     /// and those that it must know have left something.
-    fn hello(&self) -> FromAgent {
+    fn hello(&mut self) -> FromAgent {
         let mut facts = self.host.facts.clone();
         // Of all facts, those that somebody may have changed meanwhile and that trials depend on.
         facts.nic = facts::nic::facts(self.host.network.nic());
+        self.told.clone_from(&facts.nic);
         let known = self.trials.keys().copied().chain(self.outbox.trials());
         let held: BTreeSet<TrialId> = known.chain(self.leftovers.trials()).collect();
         FromAgent::Hello {
@@ -316,10 +328,26 @@ impl Agent {
         }
     }
 
+    /// Tells what the test NIC is now, if it is not what was told: campaigns are planned by it.
+    fn look_at_nic(&mut self) {
+        if !self.outbox.is_connected() {
+            // Told by the next Hello, or once the connection that it was said on is there.
+            return;
+        }
+        let nic = facts::nic::facts(self.host.network.nic());
+        if nic != self.told {
+            tracing::info!(?nic, "the test NIC has changed");
+            self.told.clone_from(&nic);
+            self.outbox.push(FromAgent::Nic { nic: nic.map(Box::new) });
+        }
+    }
+
     fn connected(&mut self) {
         self.health.connected();
         self.outbox.connected();
         self.host.metrics.connected();
+        // What has changed since Hello.
+        self.look_at_nic();
         for id in self.trials.keys() {
             self.tell(*id, Event::Reconnected);
         }

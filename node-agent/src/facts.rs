@@ -113,8 +113,18 @@ async fn iperf3(endpoint: &Path, usual: Option<&str>, spawner: &Spawner, users: 
     }
     let text = String::from_utf8(output.stdout).ok()?;
     let mut lines = text.lines();
-    let (version, congestion) = (lines.next()?, lines.next()?);
+    let (version, congestion) = (lines.next().filter(|line| line.starts_with("iperf 3"))?, lines.next()?);
+    if !keeps_to_an_interface(version) {
+        tracing::warn!(version, "iperf3 is older than 3.10, the first with --bind-dev: no trial will use it");
+        return None;
+    }
     Some(if usual == Some(congestion) { version.to_owned() } else { format!("{version}, {congestion}") })
+}
+
+/// Whether an iperf3 of this version can be kept to the test NIC: `--bind-dev` came with 3.10.
+fn keeps_to_an_interface(version: &str) -> bool {
+    let minor = version.strip_prefix("iperf 3.").map(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
+    minor.flatten().and_then(|minor| minor.parse::<u32>().ok()).is_some_and(|minor| minor >= 10)
 }
 
 #[cfg(test)]
@@ -128,6 +138,20 @@ mod tests {
         assert_eq!(memory("MemFree: 5 kB\n"), None);
         assert_eq!(memory("MemTotal: 18446744073709551615 kB\n"), None);
         assert_eq!(memory("MemTotal: 5\n"), None);
+    }
+
+    #[test]
+    fn an_iperf3_that_can_go_by_any_interface_is_none() {
+        for (version, good) in [
+            ("iperf 3.9 (cJSON 1.7.13)", false),
+            ("iperf 3.10", true),
+            ("iperf 3.10.1 (cJSON 1.7.13)", true),
+            ("iperf 3.12 (cJSON 1.7.15)", true),
+            ("iperf 3.1-STABLE", false),
+            ("iperf 3", false),
+        ] {
+            assert_eq!(keeps_to_an_interface(version), good, "{version}");
+        }
     }
 
     #[tokio::test]

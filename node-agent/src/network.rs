@@ -25,6 +25,7 @@ use toll_protocol::facts::Wire;
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::{AddressRange, InterfaceAddress, MacAddress};
 
+mod changes;
 mod checks;
 mod device;
 mod error;
@@ -34,6 +35,7 @@ mod links;
 mod probe;
 mod routes;
 
+pub(crate) use changes::Changes;
 use device::Announcements;
 pub use error::NetworkError;
 use error::TIMEOUT;
@@ -86,6 +88,18 @@ pub struct Station {
     /// MTU of the path, in bytes of IP packet.
     pub mtu: u16,
 }
+
+/// Where an end that uses the host's own TCP stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NativeSite {
+    /// The NIC's address.
+    pub address: InterfaceAddress,
+    /// Largest TCP segment in bytes, where the trial's MTU is smaller than the NIC's.
+    pub segment: Option<u16>,
+}
+
+/// Headers of IPv4 and TCP without options, which a segment's size leaves out (RFC 9293, 3.7.1).
+const HEADERS: u16 = 40;
 
 /// What the agent is told of its network; what is `None` it finds out.
 #[derive(Debug, Clone, Default)]
@@ -216,20 +230,17 @@ impl Network {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The address that a native end uses: the NIC's own. Its MTU must be that of the trial, because the kernel's
-    /// TCP will use it.
+    /// Where an end that uses the host's own TCP stands: on the NIC, with its address. A NIC whose MTU is larger than the
+    /// trial's carries smaller segments.
     ///
     /// # Errors
     /// [`NetworkError`]; the NIC is unfit if it is down or without carrier, has no address, one that is alone in its
-    /// network, or another MTU.
-    pub async fn native_address(&self, mtu: u16) -> Result<InterfaceAddress, NetworkError> {
+    /// network, or a smaller MTU.
+    pub async fn native(&self, mtu: u16) -> Result<NativeSite, NetworkError> {
         within(async {
             let nic = self.find_nic().await?;
-            if nic.mtu != u32::from(mtu) {
-                return Err(self.unfit(format!(
-                    "has an MTU of {} bytes and the trial asks for {mtu}: set it, or change the campaign",
-                    nic.mtu
-                )));
+            if let Some(why) = fitness::of_mtu(&nic, mtu) {
+                return Err(self.unfit(why));
             }
             let address = routes::ipv4_address(&self.handle, &nic).await?;
             let address = address.ok_or_else(|| self.unfit("has no IPv4 address: a native end needs one"))?;
@@ -239,7 +250,8 @@ impl Network {
                      1 to 30 bits"
                 )));
             }
-            Ok(address)
+            let segment = (nic.mtu > u32::from(mtu)).then(|| mtu.saturating_sub(HEADERS));
+            Ok(NativeSite { address, segment })
         })
         .await
     }

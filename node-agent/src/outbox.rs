@@ -48,7 +48,10 @@ impl Outbox {
                 tracing::warn!("message dropped: the orchestrator takes none");
             }
             FromAgent::TornDown { .. } => self.waiting.push_back(message),
-            FromAgent::Hello { .. } | FromAgent::Ready { .. } | FromAgent::Sample { .. } => {
+            FromAgent::Hello { .. }
+            | FromAgent::Nic { .. }
+            | FromAgent::Ready { .. }
+            | FromAgent::Sample { .. } => {
                 if self.connected {
                     self.waiting.push_back(message);
                 }
@@ -59,6 +62,11 @@ impl Outbox {
     /// The next message to say, if there is a connection and anything to say.
     pub(crate) fn pop(&mut self) -> Option<FromAgent> {
         if self.connected { self.waiting.pop_front() } else { None }
+    }
+
+    /// Whether the orchestrator hears what is said.
+    pub(crate) const fn is_connected(&self) -> bool {
+        self.connected
     }
 
     /// Whether [`pop`](Self::pop) has something.

@@ -2,7 +2,7 @@
 //! Nothing is decided here.
 
 use std::collections::VecDeque;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,18 +11,20 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Engine, VmmConfig, VmmPort};
-use toll_protocol::facts::{HostFacts, KvmFact};
+use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Engine, Outside, VmmConfig, VmmPort};
+use toll_protocol::facts::{HostFacts, KvmFact, NicFacts};
 use toll_protocol::message::FromAgent;
-use toll_protocol::report::Failure;
+use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::trial::{Adapter, EndKind, EndReady, EndSpec, NativeProgram, Port, TrialId};
-use toll_protocol::units::{Bytes, InterfaceAddress};
+use toll_protocol::units::Bytes;
+use toll_protocol::validity;
 
 use crate::captures::{Captures, Reservation, reserve};
 use crate::child::{Child, ChildReport, Environment, Spawner, Start};
+use crate::facts::nic;
 use crate::hubs::Hubs;
 use crate::metrics::Metrics;
-use crate::network::{Network, NetworkError, Station};
+use crate::network::{NativeSite, Network, NetworkError, Station};
 use crate::trial::{Command, Event, State, transition};
 use crate::users::Users;
 
@@ -58,7 +60,7 @@ pub(crate) fn refusal(facts: &HostFacts, end: &EndSpec) -> Option<Failure> {
     let refused = |why: String| Some(Failure::new(why));
     let asked = match &end.kind {
         EndKind::Native { program: NativeProgram::Iperf3 } if facts.iperf3.is_none() => {
-            return refused("iperf3 is not installed on this host".to_owned());
+            return refused("iperf3 3.10 or newer is not installed on this host".to_owned());
         }
         EndKind::Native { .. } => return None,
         EndKind::Guest { port, .. } | EndKind::SameStack { port, .. } => *port,
@@ -97,8 +99,12 @@ pub(crate) struct Runner {
 struct Held {
     child: Option<Child>,
     reports: Option<mpsc::Receiver<ChildReport>>,
-    /// Address of the NIC, once it has been looked at: a native end has it.
-    native: Option<InterfaceAddress>,
+    /// The test NIC as it was when the end was prepared, if the end is on its wire.
+    nic: Option<NicFacts>,
+    /// Where the host's own TCP stands, once that has been looked at: a native end is there.
+    native: Option<NativeSite>,
+    /// Who takes what a virtual end sends to its peer, if that is on another network.
+    gateway: Option<Ipv4Addr>,
     /// Port of a virtual end, once the network has been made ready for it.
     port: Option<VmmPort>,
     /// Room for a capture, and its file.
@@ -186,15 +192,19 @@ impl Runner {
             }
         };
         tokio::select! {
-            event = self.events.recv(), if !held.orphaned => event.unwrap_or_else(|| {
-                held.orphaned = true;
-                Event::Shutdown
-            }),
+            event = self.events.recv(), if !held.orphaned => match event {
+                Some(Event::Start { peer }) => met(&self.end, peer),
+                Some(event) => event,
+                None => {
+                    held.orphaned = true;
+                    Event::Shutdown
+                }
+            },
             report = report => match report {
                 Some(ChildReport::Said(ChildEvent::PortOpened)) => Event::PortOpened,
                 Some(ChildReport::Said(ChildEvent::Ready(ready))) => Event::ChildReady(seen_from_outside(ready, held)),
                 Some(ChildReport::Said(ChildEvent::Sample(sample))) => Event::Sample(sample),
-                Some(ChildReport::Said(ChildEvent::Done(report))) => Event::Done(report),
+                Some(ChildReport::Said(ChildEvent::Done(report))) => measured(&self.end, report, held),
                 Some(ChildReport::Said(ChildEvent::Failed(failure))) => Event::ChildFailed(failure),
                 Some(ChildReport::Ended(failure)) => Self::ended(held, failure).await,
                 None => Self::ended(held, Failure::new("the agent lost sight of the end's process")).await,
@@ -276,15 +286,23 @@ impl Runner {
 
     async fn set_up_network(&self, held: &mut Held) -> Result<(), NetworkError> {
         let network = &self.host.network;
+        if self.end.kind.port() != Some(Port::Hub) {
+            held.nic = nic::facts(network.nic());
+            network.check_peer(self.end.peer).await?;
+        }
+        // Checked above; the ends of a hub reach nobody but each other.
+        let peer = self.end.peer.unwrap_or(Ipv4Addr::UNSPECIFIED);
         match self.end.kind {
             EndKind::Native { .. } => {
-                held.native = Some(network.native_address(self.end.mtu).await?);
+                held.native = Some(network.native(self.end.mtu).await?);
                 Ok(())
             }
             EndKind::Guest { port: Port::Nat, .. } | EndKind::SameStack { port: Port::Nat, .. } => {
-                let outside = network.native_address(self.end.mtu).await?;
-                held.native = Some(outside);
-                held.port = Some(VmmPort::Nat { outside: outside.address });
+                let site = network.native(self.end.mtu).await?;
+                held.native = Some(site);
+                let (address, interface) = (site.address.address, network.nic().to_owned());
+                let outside = Outside { address, interface, peer, segment: site.segment };
+                held.port = Some(VmmPort::Nat { outside });
                 Ok(())
             }
             EndKind::Guest { port: Port::Hub, .. } | EndKind::SameStack { port: Port::Hub, .. } => {
@@ -296,6 +314,7 @@ impl Runner {
                 Ok(())
             }
             EndKind::Guest { .. } | EndKind::SameStack { .. } => {
+                held.gateway = network.gateway(self.end.address, peer).await?;
                 held.port = Some(network.set_up(self.trial, &self.station()).await?);
                 Ok(())
             }
@@ -306,12 +325,13 @@ impl Runner {
         let end = &self.end;
         let (program, environment, configure) = match &end.kind {
             EndKind::Native { program } => {
-                let address =
-                    held.native.ok_or_else(|| Failure::new("the test NIC's address is not known"))?;
+                let site = held.native.ok_or_else(|| Failure::new("the test NIC's address is not known"))?;
                 let config = EndpointConfig {
                     trial: self.trial,
                     program: *program,
-                    address,
+                    address: site.address,
+                    interface: self.host.network.nic().to_owned(),
+                    segment: site.segment,
                     job: end.job.clone(),
                     cpu: end.cpu,
                     deadline: end.deadline,
@@ -365,7 +385,7 @@ impl Runner {
             capture: capture.map(|reserved| (reserved.capture(), reserved.file().to_owned())),
             mac: self.end.mac,
             address: self.end.address,
-            gateway: self.end.gateway,
+            gateway: self.end.gateway.or(held.gateway),
             mtu: self.end.mtu,
             memory: GUEST_MEMORY,
             job: self.end.job.clone(),
@@ -394,10 +414,29 @@ impl Runner {
 fn seen_from_outside(ready: EndReady, held: &Held) -> EndReady {
     match &held.port {
         Some(VmmPort::Nat { outside }) => {
-            EndReady { address: SocketAddrV4::new(*outside, ready.address.port()) }
+            EndReady { address: SocketAddrV4::new(outside.address, ready.address.port()) }
         }
         _ => ready,
     }
+}
+
+/// What `Start` is to an end: it may say where in its peer's host the peer is, and no other host.
+fn met(end: &EndSpec, peer: SocketAddrV4) -> Event {
+    match end.peer {
+        Some(told) if told == *peer.ip() => Event::Start { peer },
+        told => {
+            let told = told.map_or_else(|| "nobody".to_owned(), |told| told.to_string());
+            Event::Stranger(Failure::new(format!(
+                "the end was to talk to {peer}, and its peer is {told}: it talks to nobody else"
+            )))
+        }
+    }
+}
+
+/// What the end's process has measured is a figure, or its failure.
+fn measured(end: &EndSpec, mut report: Box<EndReport>, held: &Held) -> Event {
+    report.nic.clone_from(&held.nic);
+    validity::no_figure(end.job.direction, &report).map_or(Event::Done(report), Event::ChildFailed)
 }
 
 /// The first message to a child.
@@ -454,6 +493,7 @@ mod tests {
             job,
             address: "10.77.0.101/24".parse().expect("an address"),
             gateway: None,
+            peer: Some(Ipv4Addr::new(10, 77, 0, 1)),
             mac: MacAddress([2; 6]),
             mtu: 1500,
             cpu: None,
@@ -475,7 +515,7 @@ mod tests {
         assert_eq!(why(&without_kvm, &guest), "this host can't run a guest: not there");
         assert_eq!(why(&without_kvm, &same_stack), "");
         assert_eq!(why(&without_kvm, &native), "");
-        assert_eq!(why(&without_kvm, &iperf3), "iperf3 is not installed on this host");
+        assert_eq!(why(&without_kvm, &iperf3), "iperf3 3.10 or newer is not installed on this host");
         let without_tun = facts(KvmFact::Usable(KvmKind::Vmx), Err("no device".to_owned()));
         assert_eq!(why(&without_tun, &guest), "this host can't create a TAP: no device");
         assert_eq!(why(&without_tun, &same_stack), "this host can't create a TAP: no device");

@@ -155,6 +155,8 @@ pub enum Event {
         /// The other end.
         peer: SocketAddrV4,
     },
+    /// The orchestrator wants the end to talk to somebody who is not its peer.
+    Stranger(Failure),
     /// The connection to the orchestrator has been lost and found again.
     Reconnected,
     /// The time set last has passed.
@@ -303,6 +305,7 @@ fn interrupted(state: State, event: Event, child: bool) -> (State, Vec<Command>)
         Event::Start { .. } => {
             give_up(child, Failure::new("the orchestrator said Start before the end was ready"), false)
         }
+        Event::Stranger(failure) => give_up(child, failure, false),
         Event::DeadlinePassed => give_up(child, Failure::new(overdue(&state)), false),
         Event::Shutdown => give_up(child, Failure::new("the agent was told to stop"), true),
         // The orchestrator ends the trial itself: it need not be told that the trial failed.

@@ -120,6 +120,37 @@ impl Plan {
     }
 }
 
+/// Why trials of `campaign` can't have one MTU on `hosts`, if they can't: the NICs differ and the campaign does not say
+/// which, or one of them carries less than it says.
+pub fn carried(campaign: &Campaign, hosts: &[Host]) -> Option<String> {
+    let with_mtu = |host: &Host| format!("{} {}", host.name, host.mtu);
+    if let Some(mtu) = campaign.mtu {
+        let below: Vec<String> = hosts.iter().filter(|host| host.mtu < mtu).map(with_mtu).collect();
+        return (!below.is_empty()).then(|| {
+            let below = listed(&below);
+            format!(
+                "`spec.hosts.mtu` is {mtu}, and some NICs carry less ({below}): set their MTU, ask for less, or                  select other hosts"
+            )
+        });
+    }
+    let (least, most) =
+        (hosts.iter().min_by_key(|host| host.mtu)?, hosts.iter().max_by_key(|host| host.mtu)?);
+    (least.mtu != most.mtu).then(|| {
+        let all = listed(&[with_mtu(least), with_mtu(most)]);
+        let least = least.mtu;
+        format!(
+            "the NICs of its hosts have different MTUs ({all}): write `mtu: {least}` in `spec.hosts` for trials at              what each of them carries, or set the NICs alike"
+        )
+    })
+}
+
+/// Some of them, for a sentence.
+fn listed(names: &[String]) -> String {
+    const MOST: usize = 8;
+    let more = names.len().checked_sub(MOST + 1).map(|more| format!(" and {} more", more + 1));
+    format!("{}{}", names[..names.len().min(MOST)].join(", "), more.unwrap_or_default())
+}
+
 /// A trial id drawn from `generator`.
 pub fn draw(generator: &mut impl rand::Rng) -> TrialId {
     TrialId::new(generator.next_u64()).near()
@@ -143,6 +174,7 @@ fn matrix(campaign: &Campaign, a: &Host, b: &Host, workload: &Workload) -> Vec<C
     let mut cells = Vec::new();
     for arm in &campaign.arms {
         for peer in &arm.peers {
+            let arm = (arm, campaign.mtu);
             cells.extend(
                 workload.directions.iter().map(|direction| cell(arm, *peer, *direction, a, b, workload)),
             );
@@ -151,13 +183,20 @@ fn matrix(campaign: &Campaign, a: &Host, b: &Host, workload: &Workload) -> Vec<C
     cells
 }
 
-fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workload: &Workload) -> Cell {
+fn cell(
+    (arm, mtu): (&Arm, Option<u16>),
+    peer: Peer,
+    direction: Direction,
+    a: &Host,
+    b: &Host,
+    workload: &Workload,
+) -> Cell {
     let far = match (peer, &arm.kind) {
         // iperf3 speaks its own protocol: its peer is iperf3 too.
         (Peer::SameArm, kind) | (Peer::Native, kind @ EndKind::Native { .. }) => kind.clone(),
         (Peer::Native, _) => EndKind::Native { program: NativeProgram::Endpoint },
     };
-    let mtu = a.mtu.min(b.mtu);
+    let mtu = mtu.unwrap_or(a.mtu.min(b.mtu));
     let rate = a.rate.into_iter().chain(b.rate).min();
     let drain = rate.map_or(Duration::ZERO, |rate| {
         Duration::from_secs_f64(IN_FLIGHT.0 as f64 * 8.0 / (rate.0.max(SLOWEST.0) as f64))
@@ -180,6 +219,7 @@ fn cell(arm: &Arm, peer: Peer, direction: Direction, a: &Host, b: &Host, workloa
             },
             address,
             gateway,
+            peer: None,
             mac: mac(address),
             mtu,
             cpu,

@@ -13,6 +13,7 @@
 //! and gets the next only when the last one's record is stored and its host says that nothing is left of it.
 
 mod course;
+mod ends;
 mod fit;
 mod fleet;
 mod flight;
@@ -24,11 +25,10 @@ mod words;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use course::{Course, Stage};
 pub use course::{Hosts, NewCampaign, ResumedCampaign};
-use fit::own_cpu;
+use ends::{begin, stray};
 use fleet::{Availability, Fleet, Told};
 use flight::{EndId, Flight, Step};
 use rand::SeedableRng;
@@ -37,7 +37,7 @@ use toll_protocol::facts::HostFacts;
 use toll_protocol::message::{FromAgent, ToAgent};
 use toll_protocol::result::{Outcome, TrialRecord};
 use toll_protocol::service::AgentStatus;
-use toll_protocol::trial::TrialId;
+use toll_protocol::trial::{EndReady, TrialId};
 
 pub use words::{Command, Event, Now, Phase, Policy, Progress};
 
@@ -262,7 +262,11 @@ impl Scheduler {
         let end = |trial| EndId { host: host.to_owned(), trial };
         let (trial, step) = match message {
             FromAgent::Hello { .. } | FromAgent::Sample { .. } => return,
-            FromAgent::Ready { trial, ready } => (trial, Step::Ready { end: end(trial), ready }),
+            FromAgent::Nic { nic } => {
+                self.changed |= self.fleet.tells_nic(host, nic);
+                return;
+            }
+            FromAgent::Ready { trial, ready } => (trial, self.answered(end(trial), ready)),
             FromAgent::Result { trial, report } => (trial, Step::Result { end: end(trial), report }),
             FromAgent::Failed { trial, failure } => (trial, Step::Failed { end: end(trial), failure }),
             FromAgent::TornDown { trial, leftovers } => {
@@ -279,6 +283,16 @@ impl Scheduler {
         } else if matches!(step, Step::Result { .. } | Step::Failed { .. }) {
             // The trial is over for everybody else: the agent need not keep its outcome.
             forget(host, trial, out);
+        }
+    }
+
+    /// What the answer of an end is to its trial: one that says that the end is where it can't be is its failure.
+    fn answered(&self, end: EndId, ready: EndReady) -> Step {
+        let flight = self.flights.get(&end.trial.near());
+        let spec = flight.and_then(|(_, flight)| flight.spec(&end));
+        match spec.and_then(|spec| stray(spec, self.facts(&end.host), ready)) {
+            Some(failure) => Step::Failed { end, failure },
+            None => Step::Ready { end, ready },
         }
     }
 
@@ -394,8 +408,10 @@ impl Scheduler {
                     self.fleet.for_a_plan(&hosts)
                 }
             };
-            // Not known before: how many hosts a campaign has is the fleet's to say.
-            if let Some(why) = waiting.campaign.too_large(u32::try_from(hosts.len()).unwrap_or(u32::MAX)) {
+            // Not known before: how many hosts a campaign has, and what they carry, is the fleet's to say.
+            let count = u32::try_from(hosts.len()).unwrap_or(u32::MAX);
+            let too_large = waiting.campaign.too_large(count);
+            if let Some(why) = too_large.or_else(|| plan::carried(&waiting.campaign, &hosts)) {
                 course.stage = Stage::Over;
                 out.push(Command::Finished { campaign: course.id.clone(), cancelled: Some(why) });
                 continue;
@@ -508,31 +524,4 @@ fn record(
         outcome,
     };
     out.push(Command::Record { campaign: course.id.clone(), record: Box::new(record) });
-}
-
-fn begin(
-    fleet: &mut Fleet,
-    course: &mut Course,
-    plan: &Plan,
-    index: usize,
-    (grace, now): (Duration, Now),
-    out: &mut Vec<Command>,
-) -> Flight {
-    let planned = &plan.trials[index];
-    let mut cell = plan.cells[planned.cell].clone();
-    let mut free_since = course.ready_since;
-    let [a, b] = plan.cells[planned.cell].hosts();
-    for (host, end) in [(a, &mut cell.a), (b, &mut cell.b)] {
-        if let Some(host) = fleet.get_mut(host) {
-            host.busy = Some(planned.id);
-            free_since = free_since.max(host.free_since);
-            let facts = host.facts.as_deref();
-            end.cpu = end.cpu.and_then(|cpu| own_cpu(facts?, cpu));
-            end.io_cpu = end.io_cpu.and_then(|cpu| own_cpu(facts?, cpu));
-        }
-    }
-    course.flying += 1;
-    let campaign = course.id.clone();
-    out.push(Command::Begun { campaign, trial: planned.id, unix_ms: now.unix_ms, since: free_since });
-    Flight::begin(index, planned.id, &cell, grace, now, out)
 }

@@ -400,7 +400,8 @@ impl<O: Observer> Service<O> {
         plan: &plan::Plan,
         hosts: Vec<plan::Host>,
     ) -> Result<(), ServiceError> {
-        let provenance = self.provenance(&hosts);
+        let mut provenance = self.provenance(&hosts);
+        provenance.mtu = plan.cells.first().map(|cell| cell.a.mtu);
         if let Some(kept) = self.kept.get_mut(id) {
             kept.status.hosts = hosts.iter().map(|host| host.name.clone()).collect();
             kept.provenance = Some(provenance.clone());

@@ -272,6 +272,7 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
         spared: None,
         start_to_first_frame: is_guest.then(|| Span::from_millis(3)),
         overhead: is_guest.then_some(Bytes(320 << 10)),
+        nic: None,
         flags: if is_guest { vec![Flag::CpuBound] } else { Vec::new() },
     }
 }

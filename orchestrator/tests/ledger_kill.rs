@@ -161,6 +161,7 @@ fn measured(planned: &PlannedTrial) -> TrialRecord {
         spared: None,
         start_to_first_frame: None,
         overhead: None,
+        nic: None,
         flags: vec![Flag::Steal],
     };
     TrialRecord {

@@ -61,9 +61,23 @@ pub enum VmmPort {
     },
     /// Address translation by the VMM itself.
     Nat {
-        /// The host's address that the end's connections come from: that of the test NIC.
-        outside: Ipv4Addr,
+        /// The host's side of it.
+        outside: Outside,
     },
+}
+
+/// The host's side of address translation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Outside {
+    /// The host's address that the end's connections come from: that of the test NIC.
+    pub address: Ipv4Addr,
+    /// The test NIC, by which alone they leave.
+    pub interface: String,
+    /// The one address that they go to.
+    pub peer: Ipv4Addr,
+    /// Largest TCP segment in bytes, where the trial's MTU is smaller than the NIC's.
+    pub segment: Option<u16>,
 }
 
 impl VmmPort {
@@ -122,6 +136,10 @@ pub struct EndpointConfig {
     pub program: NativeProgram,
     /// The host's address on the test NIC.
     pub address: InterfaceAddress,
+    /// The test NIC, by which alone the traffic goes.
+    pub interface: String,
+    /// Largest TCP segment in bytes, where the trial's MTU is smaller than the NIC's.
+    pub segment: Option<u16>,
     /// The traffic.
     pub job: StreamJob,
     /// CPU to pin the traffic thread to.

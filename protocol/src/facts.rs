@@ -49,6 +49,20 @@ pub struct NicFacts {
     pub offloads: Vec<String>,
 }
 
+/// Longest name or word of an interface's facts, in bytes: the kernel's are shorter (ETH_GSTRING_LEN, IFNAMSIZ).
+const LONGEST_WORD: usize = 64;
+/// Offloads of an interface at most: the kernel has no more features than this.
+const MOST_OFFLOADS: usize = 128;
+
+impl NicFacts {
+    /// Whether it is no longer than what a kernel says of an interface. What an agent says is kept for as long as its host
+    /// is known.
+    pub fn is_bounded(&self) -> bool {
+        let words = self.driver.iter().chain([&self.name]).chain(&self.offloads);
+        self.offloads.len() <= MOST_OFFLOADS && words.into_iter().all(|word| word.len() <= LONGEST_WORD)
+    }
+}
+
 /// How the virtual ends of a host reach the wire that its test NIC is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

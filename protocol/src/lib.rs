@@ -10,6 +10,7 @@ pub mod file;
 pub mod frame;
 pub mod message;
 pub mod metrics;
+pub mod peer;
 pub mod printable;
 pub mod report;
 pub mod result;

@@ -4,6 +4,7 @@
 //! agent                          orchestrator
 //!   | Hello ----------------------> |
 //!   | <-------------------- Welcome |   or the connection is closed with both versions named
+//!   | Nic ------------------------> |   whenever the test NIC is not as it was told
 //!   | <-------------------- Prepare |   per trial, to both agents
 //!   | Ready ----------------------> |
 //!   | <---------------------- Start |   when both are ready
@@ -19,7 +20,7 @@ use std::net::SocketAddrV4;
 
 use serde::{Deserialize, Serialize};
 
-use crate::facts::HostFacts;
+use crate::facts::{HostFacts, NicFacts};
 use crate::frame::Message;
 use crate::report::{EndReport, Failure, Sample};
 use crate::trial::{EndReady, EndSpec, TrialId};
@@ -84,6 +85,11 @@ pub enum FromAgent {
         /// Trials that the agent knows: those under way, those not torn down, those whose outcome has not been
         /// acknowledged. The orchestrator takes every other trial that it believes this agent to be in for lost.
         held: Vec<TrialId>,
+    },
+    /// The test NIC is not as it was told before: somebody has changed its MTU, its address or its offloads.
+    Nic {
+        /// As it is now; nothing if it is gone.
+        nic: Option<Box<NicFacts>>,
     },
     /// An end is up.
     Ready {

@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::cpu::HostCpu;
+use crate::facts::NicFacts;
 use crate::units::{Bytes, Span};
 
 /// A reason to read a sample with care (shown beside the figure, stored with it).
@@ -319,6 +320,9 @@ pub struct EndReport {
     /// process that are no file's.
     #[serde(default)]
     pub overhead: Option<Bytes>,
+    /// The host's test NIC when the end was prepared, as its agent found it; nothing for an end that is not on its wire.
+    #[serde(default)]
+    pub nic: Option<NicFacts>,
     /// Reasons for care.
     pub flags: Vec<Flag>,
 }

@@ -442,6 +442,10 @@ pub struct EndSpec {
     /// Who takes what a virtual end sends to other networks.
     #[serde(default)]
     pub gateway: Option<Ipv4Addr>,
+    /// Where the other end is, as its host told: this end talks to nobody else. `None` in a plan, whose hosts are not
+    /// known yet.
+    #[serde(default)]
+    pub peer: Option<Ipv4Addr>,
     /// MAC address of a virtual end.
     pub mac: MacAddress,
     /// MTU of the path, in bytes of IP packet.

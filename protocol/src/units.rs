@@ -2,6 +2,7 @@
 //! refused, so that nobody has to guess whether `100` meant megabits or mebibytes. Display is exact: the text of
 //! a value parses back to the same value.
 
+mod networks;
 mod schema;
 
 use std::fmt;

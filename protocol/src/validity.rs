@@ -9,7 +9,8 @@
 
 use std::time::Duration;
 
-use crate::report::Sample;
+use crate::report::{EndReport, Failure, Sample};
+use crate::trial::Direction;
 use crate::units::Span;
 
 /// Waiting for a CPU is told of from this share of the interval on.
@@ -18,6 +19,19 @@ const CPU_WAIT: f64 = 0.05;
 const STANDSTILL: Span = Span::from_millis(190);
 /// The longest time between two looks that is a step of samples and no hole.
 const LONGEST_STEP: Span = Span::from_millis(250);
+
+/// Why what an end measured is no figure, if it is none: a receiver that got no byte in the interval has no goodput, and
+/// 0 would be one; its path or its peer stood still. A sender may find its buffer full for the whole interval; what it
+/// sends is the receiver's to count. The one rule for every program and kind of end: agents hold to it, and so does the
+/// orchestrator, who does not take their word.
+pub fn no_figure(direction: Direction, report: &EndReport) -> Option<Failure> {
+    (direction == Direction::Receive && report.bytes == 0).then(|| {
+        Failure::new(format!(
+            "no payload arrived in the measured interval of {}: the path or the peer stood still",
+            report.interval
+        ))
+    })
+}
 
 /// How long a thread has been runnable and waited for a CPU: the second field of `/proc/PID/task/TID/schedstat`,
 /// nanoseconds (Documentation/scheduler/sched-stats.rst). `None` if `schedstat` is not such a file's text.

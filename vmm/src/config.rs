@@ -269,6 +269,7 @@ impl TryFrom<VmmConfig> for EndConfig {
 
 #[cfg(test)]
 mod tests {
+    use toll_protocol::child::Outside;
     use toll_protocol::trial::{TrialId, VirtioNetSwitches};
     use toll_protocol::units::Span;
 
@@ -301,7 +302,14 @@ mod tests {
     }
 
     fn translated() -> VmmPort {
-        VmmPort::Nat { outside: Ipv4Addr::new(192, 0, 2, 1) }
+        VmmPort::Nat {
+            outside: Outside {
+                address: Ipv4Addr::new(192, 0, 2, 1),
+                interface: "eth0".into(),
+                peer: Ipv4Addr::new(192, 0, 2, 2),
+                segment: None,
+            },
+        }
     }
 
     fn refused(change: impl Fn(&mut VmmConfig)) -> String {

@@ -193,6 +193,7 @@ impl Recording {
                 .first_frame
                 .map(|first| first.saturating_duration_since(self.created).into()),
             overhead: None,
+            nic: None,
             flags,
         })
     }

@@ -91,7 +91,7 @@ fn refused() -> Result<(), Failed> {
     let case = case(99, Engine::Kvm, Adapter::VirtioNet(VirtioNetSwitches::OFF), Direction::Send);
     let mut vmm = Vmm::spawn(PROGRAM)?;
     let mut config = case.config();
-    config.port = VmmPort::Nat { outside: case.host_address() };
+    config.port = VmmPort::Nat { outside: case.outside() };
     config.address = "10.0.2.15/24".parse()?;
     config.gateway = Some([10, 0, 2, 2].into());
     vmm.send(&ChildCommand::Configure(config))?;

@@ -1,6 +1,7 @@
 //! iperf3's JSON (`--json`, iperf 3.x, iperf_api.c `iperf_print_intermediate`): its reports every 100 ms are cut to
 //! the measured interval.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -65,6 +66,30 @@ struct Sum {
     bytes: u64,
     retransmits: Option<u64>,
     sender: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Connections {
+    #[serde(default)]
+    start: Start,
+}
+
+#[derive(Debug, Default, Deserialize)]
+struct Start {
+    #[serde(default)]
+    connected: Vec<Connected>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Connected {
+    remote_host: String,
+}
+
+/// Who was at the other end of its connections, if that was not `peer` alone: iperf3 takes whoever comes first.
+pub fn stranger(json: &[u8], peer: Ipv4Addr) -> Option<String> {
+    let Connections { start } = serde_json::from_slice(json).ok()?;
+    let others = start.connected.into_iter().map(|connected| connected.remote_host);
+    others.into_iter().find(|host| host.parse() != Ok(peer))
 }
 
 #[derive(Debug, Deserialize)]
@@ -141,6 +166,7 @@ pub fn parse(
         spared: None,
         start_to_first_frame: None,
         overhead: None,
+        nic: None,
         flags,
     })
 }
@@ -237,6 +263,22 @@ mod tests {
         assert!(matches!(parse(b"", Direction::Send, WARM_UP, DURATION), Err(ReportError::Malformed(_))));
         let time = br#"{"intervals": [{"sum": {"start": -1, "end": 0, "bytes": 1, "sender": true}}]}"#;
         assert!(matches!(parse(time, Direction::Send, WARM_UP, DURATION), Err(ReportError::Time { .. })));
+    }
+
+    #[test]
+    fn a_stranger_at_the_other_end_is_found() {
+        let json = |hosts: &[&str]| {
+            let connected = |host: &&str| {
+                format!(r#"{{"socket": 5, "local_host": "10.0.0.1", "remote_host": "{host}"}}"#)
+            };
+            let connected: Vec<String> = hosts.iter().map(connected).collect();
+            format!(r#"{{"start": {{"connected": [{}]}}, "intervals": []}}"#, connected.join(", "))
+        };
+        let peer = Ipv4Addr::new(10, 0, 0, 2);
+        assert_eq!(stranger(json(&["10.0.0.2"]).as_bytes(), peer), None);
+        assert_eq!(stranger(json(&[]).as_bytes(), peer), None);
+        assert_eq!(stranger(json(&["10.0.0.2", "10.0.0.3"]).as_bytes(), peer).as_deref(), Some("10.0.0.3"));
+        assert_eq!(stranger(json(&["\\u001b[31m"]).as_bytes(), peer).as_deref(), Some("\u{1b}[31m"));
     }
 
     #[test]

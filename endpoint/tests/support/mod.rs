@@ -131,6 +131,8 @@ pub fn config(direction: Direction, open: Open, write_size: u64) -> EndpointConf
         trial: TrialId::new(7),
         program: NativeProgram::Endpoint,
         address: InterfaceAddress { address: Ipv4Addr::LOCALHOST, prefix: 8 },
+        interface: "lo".to_owned(),
+        segment: None,
         job: StreamJob {
             direction,
             open,

@@ -53,6 +53,7 @@ fn report(bytes: u64, frames: Option<FrameCounters>, exits: &[(&str, u64, u64)])
         spared: None,
         start_to_first_frame: None,
         overhead: None,
+        nic: None,
         flags: Vec::new(),
     }
 }

@@ -5,10 +5,12 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use toll_protocol::facts::Wire;
+use toll_protocol::peer::{self, PeerError};
+use toll_protocol::units::InterfaceAddress;
 
 use super::links::Link;
 use super::routes::Way;
-use super::{Network, NetworkError, fitness, probe, routes};
+use super::{Network, NetworkError, fitness, links, probe, routes, within};
 use crate::facts::ethtool::Interface;
 
 impl Network {
@@ -55,6 +57,59 @@ impl Network {
             )));
         }
         Ok(())
+    }
+
+    /// Refuses a peer that is no other host: an orchestrator is not believed about that.
+    ///
+    /// # Errors
+    /// [`NetworkError::Peer`].
+    pub(crate) async fn check_peer(&self, peer: Option<Ipv4Addr>) -> Result<(), NetworkError> {
+        let refused = |why: String| NetworkError::Peer { why };
+        let peer = peer.ok_or_else(|| refused("the orchestrator has named none".to_owned()))?;
+        within(async {
+            let nic = links::find(&self.handle, &self.nic).await?;
+            match routes::ipv4_address(&self.handle, &nic).await? {
+                Some(own) => peer::check_from(own, peer),
+                None => peer::check(peer),
+            }
+            .map_err(|error| refused(error.to_string()))?;
+            if routes::is_own_address(&self.handle, peer).await? {
+                return Err(refused(PeerError::Own { address: peer }.to_string()));
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Who takes what a virtual end at `address` sends to `peer`, if that is on another network: whom the host itself
+    /// would give it by the test NIC.
+    ///
+    /// # Errors
+    /// [`NetworkError::Peer`] if no route leads there.
+    pub(crate) async fn gateway(
+        &self,
+        address: InterfaceAddress,
+        peer: Ipv4Addr,
+    ) -> Result<Option<Ipv4Addr>, NetworkError> {
+        if address.contains(peer) {
+            return Ok(None);
+        }
+        within(async {
+            let nic = links::find(&self.handle, &self.nic).await?;
+            let gateway = routes::gateway(&self.handle, &nic, peer).await?;
+            // One of another network can't be asked by ARP from the end's address.
+            match gateway.filter(|gateway| address.contains(*gateway)) {
+                Some(gateway) => Ok(Some(gateway)),
+                None => Err(NetworkError::Peer {
+                    why: format!(
+                        "{peer} is on another network than {address}, and no route through {} leads there by a gateway \
+                         of {address}: add one",
+                        self.nic
+                    ),
+                }),
+            }
+        })
+        .await
     }
 
     /// Refuses an address that is not the guests' to use. A NIC of the agent's own is not asked on: whoever is on its

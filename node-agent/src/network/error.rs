@@ -40,6 +40,12 @@ pub enum NetworkError {
         /// What is wrong with them, and what to do.
         why: String,
     },
+    /// The other end's address is none that an end of this host may talk to.
+    #[error("the peer's address can't be used: {why}")]
+    Peer {
+        /// What is wrong with it.
+        why: String,
+    },
     /// Somebody on the NIC's network has the address of a virtual end already.
     #[error(
         "address {address} is in use by {user}: give the guests addresses that nobody uses (--guest-addresses)"

@@ -54,8 +54,8 @@ pub(super) fn of_state(nic: &Link, all: &[Link], wire: Wire, mtu: u16) -> Option
     if let Some(why) = of_cable(nic) {
         return Some(why);
     }
-    if nic.mtu < u32::from(mtu) {
-        return Some(format!("has an MTU of {} bytes and the trial asks for {mtu}", nic.mtu));
+    if let Some(why) = of_mtu(nic, mtu) {
+        return Some(why);
     }
     match (wire, nic.kind) {
         (Wire::Bridge, Kind::Bridge { forward_delay }) if forward_delay > 0 => Some(format!(
@@ -64,6 +64,16 @@ pub(super) fn of_state(nic: &Link, all: &[Link], wire: Wire, mtu: u16) -> Option
         )),
         _ => None,
     }
+}
+
+/// What keeps packets of this MTU from the NIC.
+pub(super) fn of_mtu(nic: &Link, mtu: u16) -> Option<String> {
+    (nic.mtu < u32::from(mtu)).then(|| {
+        format!(
+            "has an MTU of {} bytes and the trial asks for {mtu}: set it, or let the campaign's `hosts` say `mtu: {}`",
+            nic.mtu, nic.mtu
+        )
+    })
 }
 
 /// What keeps any frame from the wire.

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
-use rtnetlink::packet_route::route::{RouteAttribute, RouteHeader, RouteMessage, RouteType};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
 use toll_protocol::units::InterfaceAddress;
 
@@ -164,6 +164,40 @@ pub(super) async fn way_to(handle: &Handle, link: &Link, address: IpAddr) -> Res
             }
         }
     }
+}
+
+/// The gateway that packets to `address` take when they leave by `link`, if they take one.
+pub(super) async fn gateway(
+    handle: &Handle,
+    link: &Link,
+    address: Ipv4Addr,
+) -> Result<Option<Ipv4Addr>, NetworkError> {
+    let question = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(address, 32)
+        .output_interface(link.index)
+        .build();
+    let mut routes = handle.route().get(question).execute();
+    let mut gateway = None;
+    loop {
+        match routes.try_next().await {
+            Ok(Some(route)) => gateway = gateway.or_else(|| gateway_of(&route)),
+            Ok(None) => return Ok(gateway),
+            Err(rtnetlink::Error::NetlinkError(error)) if is_no_route(&error) => return Ok(None),
+            Err(source) => {
+                return Err(NetworkError::netlink(
+                    format!("the route to {address} could not be found"),
+                    source,
+                ));
+            }
+        }
+    }
+}
+
+fn gateway_of(route: &RouteMessage) -> Option<Ipv4Addr> {
+    route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => Some(*gateway),
+        _ => None,
+    })
 }
 
 const NO_ROUTE: &str = "has no route";

@@ -22,6 +22,7 @@ fn report() -> Box<EndReport> {
         spared: None,
         start_to_first_frame: None,
         overhead: None,
+        nic: None,
         flags: Vec::new(),
     })
 }
@@ -49,6 +50,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::ChildFailed(failure())),
         Just(Event::ChildEnded(failure())),
         Just(Event::Start { peer: address() }),
+        Just(Event::Stranger(failure())),
         Just(Event::Reconnected),
         Just(Event::DeadlinePassed),
         Just(Event::NetworkRemoved { leftovers: Vec::new() }),
@@ -138,6 +140,7 @@ impl Host {
             Event::Prepare { .. }
             | Event::Refuse(_)
             | Event::Start { .. }
+            | Event::Stranger(_)
             | Event::Reconnected
             | Event::Teardown
             | Event::Shutdown => Some(event),

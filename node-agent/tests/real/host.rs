@@ -183,11 +183,21 @@ pub fn native(direction: Direction, open: Open, duration: Span) -> EndSpec {
         },
         address: InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, 101), prefix: 24 },
         gateway: None,
+        // As host a sees it.
+        peer: Some(Ipv4Addr::new(10, 77, 0, 2)),
         mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
         mtu: 1500,
         cpu: None,
         io_cpu: None,
         deadline: Span::from_millis(8_000),
+    }
+}
+
+/// Where an end on the host whose NIC has this last number stands.
+fn place(end: &EndSpec, last: u8) -> Ipv4Addr {
+    match end.kind {
+        EndKind::Native { .. } => Ipv4Addr::new(10, 77, 0, last),
+        EndKind::Guest { .. } | EndKind::SameStack { .. } => end.address.address,
     }
 }
 
@@ -236,7 +246,8 @@ impl Peer {
 
 impl Pair {
     /// Brings both ends of a trial up and starts them.
-    pub async fn start(&mut self, trial: TrialId, a: EndSpec, b: EndSpec) {
+    pub async fn start(&mut self, trial: TrialId, mut a: EndSpec, mut b: EndSpec) {
+        (a.peer, b.peer) = (Some(place(&b, 2)), Some(place(&a, 1)));
         self.a.1.prepare(trial, a).await;
         self.b.1.prepare(trial, b).await;
         let a = self.a.1.ready(trial).await.expect("a is ready");

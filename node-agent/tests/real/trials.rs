@@ -7,9 +7,10 @@ use libtest_mimic::Failed;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use quinn::{ConnectionError, VarInt};
+use rtnetlink::LinkUnspec;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::message::{FromAgent, ToAgent};
-use toll_protocol::trial::{Direction, Open, TrialId};
+use toll_protocol::trial::{Direction, EndSpec, Open, TrialId};
 use toll_protocol::units::Span;
 
 use crate::Test;
@@ -24,6 +25,8 @@ pub const TESTS: &[Test] = &[
     ("trials::an_unacknowledged_outcome_survives_lost_connections", an_unacknowledged_outcome_survives),
     ("trials::a_running_trial_survives_a_lost_connection", a_running_trial_survives_a_lost_connection),
     ("trials::messages_out_of_order_are_answered", messages_out_of_order_are_answered),
+    ("trials::an_end_talks_to_its_peer_alone", an_end_talks_to_its_peer_alone),
+    ("trials::a_change_of_the_nic_is_told", a_change_of_the_nic_is_told),
     ("trials::a_signal_ends_the_trial_and_cleans_the_host", a_signal_ends_the_trial_and_cleans_the_host),
     ("trials::the_farewell_is_said_though_the_kernel_hangs", the_farewell_is_said_though_the_kernel_hangs),
     ("trials::what_is_left_is_told_until_it_is_removed", what_is_left_is_told_until_it_is_removed),
@@ -159,7 +162,7 @@ fn messages_out_of_order_are_answered() -> Result<(), Failed> {
         assert_eq!(peer.tear_down(second).await, Vec::<String>::new());
         assert_eq!(peer.tear_down(first).await, Vec::<String>::new());
         // Now there is room, and another MTU than the NIC's is refused.
-        peer.prepare(second, toll_protocol::trial::EndSpec { mtu: 9000, ..end.clone() }).await;
+        peer.prepare(second, EndSpec { mtu: 9000, ..end.clone() }).await;
         let failure = peer.ready(second).await.expect_err("an MTU that the NIC has not");
         assert!(failure.reason.contains("MTU of 1500"), "{}", failure.reason);
         assert_eq!(peer.tear_down(second).await, Vec::<String>::new());
@@ -169,6 +172,58 @@ fn messages_out_of_order_are_answered() -> Result<(), Failed> {
         let failure = peer.outcome(first).await.expect_err("too early");
         assert!(failure.reason.contains("before the end was ready"), "{}", failure.reason);
         assert_eq!(peer.tear_down(first).await, Vec::<String>::new());
+        assert!(agent.terminate().await.success());
+        server.close();
+    });
+    Ok(())
+}
+
+/// An orchestrator that sends an end to this host's own services, to nobody, or to another host than it said first.
+fn an_end_talks_to_its_peer_alone() -> Result<(), Failed> {
+    Fleet::new().with_one(async |_, server, agent, mut peer| {
+        let end = native(Direction::Send, Open::Connect, SHORT);
+        // Of the host's two networks, the second is that of the orchestrator.
+        let own = ["127.0.0.1", "10.77.0.1", "10.99.1.2"].map(Some);
+        let others = ["169.254.169.254", "224.0.0.1", "0.0.0.0", "10.77.0.255", "255.255.255.255"].map(Some);
+        for told in own.into_iter().chain(others).chain([None]) {
+            let told = told.map(|address| address.parse().expect("an address"));
+            peer.prepare(TRIAL, EndSpec { peer: told, ..end.clone() }).await;
+            let failure = peer.ready(TRIAL).await.expect_err("no peer");
+            assert!(failure.reason.starts_with("the peer's address can't be used: "), "{}", failure.reason);
+            assert_eq!(peer.tear_down(TRIAL).await, Vec::<String>::new());
+        }
+        for stranger in ["127.0.0.1:9999", "10.99.1.1:9999"] {
+            peer.prepare(TRIAL, end.clone()).await;
+            peer.ready(TRIAL).await.expect("ready");
+            let stranger = stranger.parse().expect("an address");
+            peer.say(&ToAgent::Start { trial: TRIAL, peer: stranger }).await;
+            let failure = peer.outcome(TRIAL).await.expect_err("a stranger").reason;
+            assert!(failure.ends_with("its peer is 10.77.0.2: it talks to nobody else"), "{failure}");
+            assert_eq!(peer.tear_down(TRIAL).await, Vec::<String>::new());
+        }
+        assert!(agent.terminate().await.success());
+        server.close();
+    });
+    Ok(())
+}
+
+fn a_change_of_the_nic_is_told() -> Result<(), Failed> {
+    Fleet::new().with_one(async |fleet, server, agent, mut peer| {
+        for mtu in [1400, 1500] {
+            fleet.a.with_netlink(async move |handle| {
+                let index = crate::links::index(&handle, NIC).await.expect("the NIC");
+                let changed = LinkUnspec::new_with_index(index).mtu(mtu).build();
+                handle.link().set(changed).execute().await.expect("an MTU");
+            });
+            let told = |message: &FromAgent| match message {
+                FromAgent::Nic { nic } => nic.as_ref().map(|nic| nic.mtu),
+                _ => None,
+            };
+            assert_eq!(peer.hear(told).await, mtu);
+            peer.prepare(TRIAL, native(Direction::Send, Open::Connect, SHORT)).await;
+            assert_eq!(peer.ready(TRIAL).await.is_ok(), mtu == 1500);
+            assert_eq!(peer.tear_down(TRIAL).await, Vec::<String>::new());
+        }
         assert!(agent.terminate().await.success());
         server.close();
     });

@@ -30,7 +30,7 @@ pub(super) fn obstacle(end: &EndSpec, facts: &HostFacts) -> Option<String> {
         },
         EndKind::SameStack { adapter, port } => virtual_obstacle(end, adapter, *port, facts),
         EndKind::Native { program: NativeProgram::Iperf3 } if facts.iperf3.is_none() => {
-            Some("iperf3 is not installed (Debian: apt-get install iperf3)".into())
+            Some("iperf3 3.10 or newer is not installed (Debian: apt-get install iperf3)".into())
         }
         EndKind::Native { .. } => None,
     }

@@ -15,12 +15,13 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use toll_protocol::facts::HostFacts;
+use toll_protocol::facts::{HostFacts, NicFacts};
 use toll_protocol::service::{AgentState, AgentStatus};
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::{BitRate, InterfaceAddress};
 
 use self::addresses::Addresses;
+use super::ends::unreachable;
 use super::fit::obstacle;
 use super::flight::TEARDOWN;
 use super::process::Process;
@@ -229,6 +230,15 @@ impl Fleet {
         })
     }
 
+    /// An agent tells what its test NIC is now. Whether it is another thing than before.
+    pub fn tells_nic(&mut self, name: &str, nic: Option<Box<NicFacts>>) -> bool {
+        let Some(facts) = self.get_mut(name).and_then(|host| host.facts.as_mut()) else { return false };
+        let nic = nic.filter(|nic| nic.is_bounded()).map(|nic| *nic);
+        let changed = facts.nic != nic;
+        facts.nic = nic;
+        changed
+    }
+
     pub fn lost(&mut self, name: &str, now: Duration) -> Option<TrialId> {
         let host = self.get_mut(name)?;
         host.away_since = Some(now);
@@ -348,10 +358,15 @@ impl Fleet {
 
     /// What one of two hosts lacks to be its end of `cell`.
     pub fn lacks(&self, [a, b]: [HostIndex; 2], cell: &Cell) -> Option<String> {
-        [(a, &cell.a), (b, &cell.b)].into_iter().find_map(|(host, end)| {
+        let lacking = [(a, &cell.a), (b, &cell.b)].into_iter().find_map(|(host, end)| {
             let host = &self.hosts[host];
             let why = obstacle(end, host.facts.as_deref()?)?;
             Some(format!("{}: {why}", host.name))
+        });
+        lacking.or_else(|| {
+            let told =
+                |host: HostIndex| Some((self.hosts[host].name.as_str(), self.hosts[host].facts.as_deref()?));
+            unreachable(cell, [told(a)?, told(b)?])
         })
     }
 
@@ -416,15 +431,17 @@ impl Fleet {
             let nic = host.facts.as_ref().and_then(|facts| facts.nic.as_ref()?.address);
             [nic, host.guest_address].into_iter().flatten().for_each(|taken| addresses.take(taken.address));
         }
+        // Addresses of the NIC's network: an agent that names others would send its peers elsewhere.
         let range = |host: &Host| {
             let facts = host.facts.as_ref()?;
-            Some((facts.guest_addresses?, facts.nic.as_ref()?.address?.prefix))
+            let nic = facts.nic.as_ref()?.address?;
+            Some((nic.hosts_within(facts.guest_addresses?), nic.prefix))
         };
         // What is given back is given back before anything is given.
         for index in hosts {
             let host = &mut self.hosts[*index];
             let (Some((range, prefix)), Some(own)) = (range(host), host.guest_address) else { continue };
-            let keeps = range.contains(own.address) && addresses.is_taken_once(own.address);
+            let keeps = range.is_some_and(|range| range.contains(own.address)) && addresses.is_taken_once(own.address);
             if !keeps {
                 addresses.give_back(own.address);
             }
@@ -432,7 +449,7 @@ impl Fleet {
         }
         for index in hosts {
             let host = &mut self.hosts[*index];
-            if let (Some((range, prefix)), None) = (range(host), host.guest_address) {
+            if let (Some((Some(range), prefix)), None) = (range(host), host.guest_address) {
                 host.guest_address =
                     addresses.first(range).map(|address| InterfaceAddress { address, prefix });
             }

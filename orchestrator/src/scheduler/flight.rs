@@ -22,6 +22,7 @@ use toll_protocol::message::ToAgent;
 use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::result::Outcome;
 use toll_protocol::trial::{EndReady, EndSpec, TrialId};
+use toll_protocol::validity;
 
 use super::process::Process;
 use super::{Command, Now, Phase};
@@ -231,6 +232,11 @@ impl Flight {
         &self.untold
     }
 
+    /// What `end` was asked to be.
+    pub fn spec(&self, end: &EndId) -> Option<&EndSpec> {
+        self.ends.iter().find(|known| known.id == *end).map(|known| &known.spec)
+    }
+
     /// Both hosts.
     #[cfg(test)]
     pub fn hosts(&self) -> impl Iterator<Item = &str> {
@@ -307,6 +313,12 @@ impl Flight {
                 return None;
             }
             Step::Result { end, report } if self.state == State::Running => {
+                // Agents hold to it too; an older or another program may not.
+                let direction = self.find(&end)?.spec.job.direction;
+                if let Some(failure) = validity::no_figure(direction, &report) {
+                    self.state = State::Recording;
+                    return Some(Outcome::Failed { host: end.host, failure });
+                }
                 self.find(&end)?.report = Some(report);
                 if self.ends.iter().any(|end| end.report.is_none()) {
                     return None;

@@ -1,6 +1,7 @@
 //! A fleet of simulated agents under a virtual clock: they prepare, run, fail, vanish and lie, as a seed says.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -10,7 +11,7 @@ use toll_protocol::facts::{KvmFact, KvmKind, NicFacts, Wire};
 use toll_protocol::message::Instance;
 use toll_protocol::report::{CpuSplit, EndReport, Failure};
 use toll_protocol::result::RunCounts;
-use toll_protocol::trial::EndReady;
+use toll_protocol::trial::{EndReady, Port};
 use toll_protocol::units::{InterfaceAddress, Span};
 
 use super::*;
@@ -71,6 +72,7 @@ fn report() -> Box<EndReport> {
         spared: None,
         start_to_first_frame: None,
         overhead: None,
+        nic: None,
         flags: Vec::new(),
     })
 }
@@ -94,6 +96,19 @@ fn new_campaign(id: &str, hosts: u8) -> NewCampaign {
 fn with_a_hub(id: &str, hosts: u8) -> NewCampaign {
     let campaign = campaign(&CAMPAIGN.replace("  workloads:", HUB));
     NewCampaign { campaign, ..new_campaign(id, hosts) }
+}
+
+/// The NIC of a host whose name ends with a number.
+fn nic(name: &str) -> NicFacts {
+    let number: u8 = name.rsplit('-').next().and_then(|number| number.parse().ok()).expect("a number");
+    NicFacts {
+        name: "eth0".into(),
+        driver: None,
+        mtu: 1500,
+        speed_megabits: None,
+        address: Some(InterfaceAddress { address: [10, 77, 0, 1 + number].into(), prefix: 24 }),
+        offloads: Vec::new(),
+    }
 }
 
 fn usable() -> Box<HostFacts> {
@@ -136,6 +151,10 @@ struct Simulation {
     scheduler: Scheduler,
     rng: ChaCha8Rng,
     faults: Faults,
+    /// Where agents say that all ends are, if not where they are.
+    stray: Option<Ipv4Addr>,
+    /// What ends measure.
+    bytes: u64,
     /// Events to come: time in microseconds (negated: the heap gives the largest first), then order.
     agenda: BinaryHeap<(i64, i64, usize)>,
     events: Vec<Option<Happening>>,
@@ -170,6 +189,8 @@ impl Simulation {
             scheduler: Scheduler::new(policy, seed),
             rng: ChaCha8Rng::seed_from_u64(seed),
             faults,
+            stray: None,
+            bytes: 1,
             agenda: BinaryHeap::new(),
             events: Vec::new(),
             clock: 0,
@@ -202,6 +223,8 @@ impl Simulation {
 
     /// An agent of `name` that will connect.
     fn agent_comes(&mut self, delay_ms: u64, name: &str, facts: Box<HostFacts>) {
+        let facts =
+            if facts.nic.is_some() { facts } else { Box::new(HostFacts { nic: Some(nic(name)), ..*facts }) };
         self.facts.insert(name.into(), facts);
         self.agents.insert(name.into(), Agent::default());
         self.happens(delay_ms, Happening::Reconnect(name.into()));
@@ -408,7 +431,12 @@ impl Simulation {
                 };
                 let known = agent.held.get(&trial).cloned();
                 assert!(known.is_some() || !agent.held.iter().any(other), "{host} is in two trials");
-                let address = std::net::SocketAddrV4::new(end.address.address, 5201);
+                let nic = self.facts[host].nic.as_ref().and_then(|nic| nic.address).expect("it has a NIC");
+                let address = match end.kind.port() {
+                    None | Some(Port::Nat) => nic.address,
+                    Some(_) => end.address.address,
+                };
+                let address = SocketAddrV4::new(self.stray.unwrap_or(address), 5201);
                 let ready = FromAgent::Ready { trial, ready: EndReady { address } };
                 let failed = FromAgent::Failed { trial, failure: Failure::new("simulated") };
                 match known {
@@ -428,7 +456,10 @@ impl Simulation {
                 Some(Held::Ready(message)) => {
                     let running = Held::Running(message.clone());
                     agent.held.insert(*trial, running);
-                    let result = FromAgent::Result { trial: *trial, report: report() };
+                    let result = FromAgent::Result {
+                        trial: *trial,
+                        report: Box::new(EndReport { bytes: self.bytes, ..*report() }),
+                    };
                     self.happens(delay, Happening::Done(host.into(), *trial, result));
                 }
                 Some(_) => {}
@@ -482,6 +513,7 @@ fn fleet(hosts: u8, limit: usize, seed: u64, faults: Faults) -> Simulation {
     fleet
 }
 
+mod ends;
 mod fleets;
 mod hosts;
 mod trials;

@@ -44,6 +44,13 @@ struct Waiting {
     said: Vec<LinkEvent>,
 }
 
+impl Waiting {
+    /// Whether its connection has this number. An agent may have an older one that has not ended yet.
+    fn is_of(&self, number: u64) -> bool {
+        matches!(self.connected, LinkEvent::Connected { session, .. } if session.number == number)
+    }
+}
+
 impl Entries {
     /// Names an entry. Returns whether that is news.
     pub fn name(&mut self, entry: LeftOutEntry) -> bool {
@@ -103,20 +110,25 @@ impl Entries {
                 self.agents.insert(host.clone(), Waiting { connected: event, said: Vec::new() });
                 None
             }
-            LinkEvent::Lost { host, .. } => {
-                // Whoever is not known as connected is not lost.
-                self.agents.remove(host).is_none().then_some(event)
-            }
-            LinkEvent::Message { host, message, .. } => match self.agents.get_mut(host) {
-                None => Some(event),
-                Some(waiting) => {
+            // Whoever is not known as connected is not lost.
+            LinkEvent::Lost { host, session } => match self.agents.get(host) {
+                Some(waiting) if waiting.is_of(*session) => {
+                    self.agents.remove(host);
+                    None
+                }
+                _ => Some(event),
+            },
+            LinkEvent::Message { host, session, message, .. } => match self.agents.get_mut(host) {
+                Some(waiting) if waiting.is_of(*session) => {
                     let outcome = matches!(message, FromAgent::Result { .. } | FromAgent::Failed { .. });
                     if outcome && waiting.said.len() < HEARD {
                         waiting.said.push(event);
                     }
                     None
                 }
+                _ => Some(event),
             },
+            LinkEvent::Refused { .. } => Some(event),
         }
     }
 
@@ -226,11 +238,15 @@ impl<O: Observer> Service<O> {
 
 #[cfg(test)]
 mod tests {
+    use toll_protocol::message::Instance;
     use toll_protocol::report::Failure;
     use toll_protocol::trial::TrialId;
 
     use super::*;
+    use crate::link::Session;
     use crate::test_support;
+
+    const SESSION: u64 = 2;
 
     fn entry(name: &str, tried_again: bool) -> LeftOutEntry {
         LeftOutEntry { name: name.to_owned(), reason: "broken".to_owned(), tried_again }
@@ -239,13 +255,19 @@ mod tests {
     fn connected(held: &[u64]) -> LinkEvent {
         let facts = Box::new(test_support::provenance().hosts.remove(0).facts);
         let held = held.iter().map(|trial| TrialId::new(*trial)).collect();
-        LinkEvent::Connected { host: "a".to_owned(), facts, labels: BTreeMap::new(), held }
+        let address = std::net::Ipv4Addr::LOCALHOST.into();
+        let session = Session { number: SESSION, instance: Instance(1), address };
+        LinkEvent::Connected { host: "a".to_owned(), session, facts, labels: BTreeMap::new(), held }
+    }
+
+    fn lost(session: u64) -> LinkEvent {
+        LinkEvent::Lost { host: "a".to_owned(), session }
     }
 
     fn failed(trial: u64) -> LinkEvent {
         let failure = Failure { reason: "it broke".to_owned(), last_words: Vec::new() };
         let message = FromAgent::Failed { trial: TrialId::new(trial), failure };
-        LinkEvent::Message { host: "a".to_owned(), message, at: Instant::now() }
+        LinkEvent::Message { host: "a".to_owned(), session: SESSION, message, at: Instant::now() }
     }
 
     #[test]
@@ -263,7 +285,9 @@ mod tests {
             assert!(entries.hear(failed(7), known).is_none());
         }
         assert_eq!(entries.agents["a"].said.len(), HEARD, "an agent may say what it likes");
-        assert!(entries.hear(LinkEvent::Lost { host: "a".to_owned() }, known).is_none());
+        assert!(entries.hear(lost(SESSION - 1), known).is_some(), "an older connection ended");
+        assert_eq!(entries.waiting_agents().len(), 1);
+        assert!(entries.hear(lost(SESSION), known).is_none());
         assert!(entries.waiting_agents().is_empty());
         assert!(entries.hear(failed(7), known).is_some());
     }

@@ -72,6 +72,8 @@ pub struct Campaign {
     pub select: Option<Select>,
     /// The lab that `toll run` makes.
     pub lab: Option<Lab>,
+    /// MTU of every trial in bytes of IP packet, if it is not that of the hosts' NICs.
+    pub mtu: Option<u16>,
     /// How hosts are paired.
     pub pairs: schema::Pairs,
     /// Arms, at least one, names unique.

@@ -109,6 +109,9 @@ pub struct Hosts {
     pub select: Option<Select>,
     /// Virtual hosts that `toll run` makes on one machine.
     pub lab: Option<Lab>,
+    /// MTU of every trial in bytes of IP packet, which every host's NIC must carry. Default: that of the NICs, which
+    /// must be one.
+    pub mtu: Option<u32>,
 }
 
 /// Selects hosts by the labels of their agents.

@@ -73,7 +73,8 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
     let lab = lab(&spec.hosts, out);
     let select = select(&spec.hosts, out);
     let peers = peers(spec.peers.as_deref(), &[Field("spec"), Field("peers")], out);
-    let mtu = lab.map(|lab| u32::from(lab.mtu));
+    let asked = mtu(&spec.hosts, lab, out);
+    let mtu = asked.or(lab.map(|lab| lab.mtu)).map(u32::from);
     let arms = arms(spec, &peers, mtu, out);
     let workloads = workloads(spec, out);
     let blocks = spec.blocks.unwrap_or(5);
@@ -87,8 +88,18 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
     let gates = gates(spec, out);
     let name = document.metadata.name.clone();
     let at_least = select.as_ref().map(|select| select.at_least);
-    let campaign =
-        Campaign { name, select, lab, pairs: spec.pairs, arms, workloads, blocks, seed: spec.seed, gates };
+    let campaign = Campaign {
+        name,
+        select,
+        lab,
+        mtu: asked,
+        pairs: spec.pairs,
+        arms,
+        workloads,
+        blocks,
+        seed: spec.seed,
+        gates,
+    };
     if let Some(why) =
         [lab.map(|lab| lab.count), at_least].into_iter().flatten().find_map(|hosts| campaign.too_large(hosts))
     {
@@ -155,6 +166,22 @@ fn lab(hosts: &schema::Hosts, out: &mut Findings) -> Option<Lab> {
         out.add(&below(&path, &[Field("link"), Field("rate")]), message);
     }
     Some(Lab { count: lab.count, rate: lab.link.rate, mtu: u16::try_from(mtu).unwrap_or(1500) })
+}
+
+/// The MTU that trials are asked to have.
+fn mtu(hosts: &schema::Hosts, lab: Option<Lab>, out: &mut Findings) -> Option<u16> {
+    let mtu = hosts.mtu?;
+    let path = [Field("spec"), Field("hosts"), Field("mtu")];
+    if !MTU.contains(&mtu) {
+        out.add(&path, format!("{mtu} is out of range: write {} to {}", MTU.start(), MTU.end()));
+    } else if let Some(lab) = lab.filter(|lab| u32::from(lab.mtu) < mtu) {
+        let message = format!(
+            "is over {}, the MTU of the lab's links: write less, or a larger `lab.link.mtu`",
+            lab.mtu
+        );
+        out.add(&path, message);
+    }
+    u16::try_from(mtu).ok()
 }
 
 fn select(hosts: &schema::Hosts, out: &mut Findings) -> Option<Select> {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Failed;
 use nix::sched::{CloneFlags, unshare};
 use toll_guest::program::pattern;
-use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmConfig, VmmPort};
+use toll_protocol::child::{ChildCommand, ChildEvent, Engine, Outside, VmmConfig, VmmPort};
 use toll_protocol::decorators::Impairments;
 use toll_protocol::frame::{Decoder, encode};
 use toll_protocol::report::{EndReport, Failure, Sample};
@@ -231,6 +231,12 @@ impl Transfer {
     pub fn host_address(&self) -> Ipv4Addr {
         Ipv4Addr::new(10, 77, self.number, 1)
     }
+
+    /// A translator's side of the host, whose loop-back has the address that the end talks to.
+    pub fn outside(&self) -> Outside {
+        let address = self.host_address();
+        Outside { address, interface: "lo".to_owned(), peer: address, segment: None }
+    }
 }
 
 /// What came of a transfer.
@@ -256,7 +262,7 @@ pub fn disturbed_transfer(
     let mut vmm = Vmm::spawn(program).map_err(text("spawn"))?;
     let mut config = transfer.config();
     if transfer.translated {
-        config.port = VmmPort::Nat { outside: transfer.host_address() };
+        config.port = VmmPort::Nat { outside: transfer.outside() };
         config.address = "10.0.2.15/24".parse().map_err(|_| "an address")?;
         config.gateway = Some(Ipv4Addr::new(10, 0, 2, 2));
     }

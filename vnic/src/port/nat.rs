@@ -7,8 +7,8 @@
 //!                                                                            |
 //!                          descriptor: sockets of the host that are ready, and a timer for the gateway's TCP
 //! ```
-//! TCP over IPv4 alone, opened by the guest: what else it sends is lost. It reaches what the host reaches, but not the host's
-//! own loop-back.
+//! TCP over IPv4 alone, opened by the guest: what else it sends is lost. It reaches the peer of its trial by the test NIC, and
+//! nobody else of all that the host reaches.
 
 mod connection;
 #[cfg(test)]
@@ -30,11 +30,13 @@ use smoltcp::wire::{
     ArpPacket, EthernetAddress, EthernetFrame, EthernetProtocol, IpCidr, IpProtocol, Ipv4Address, Ipv4Cidr,
     Ipv4Packet, TcpPacket,
 };
+use toll_protocol::child::Outside;
+use toll_protocol::peer;
 use toll_protocol::units::InterfaceAddress;
 
 use super::{Port, PortError, Sent};
 use crate::gather::write_at;
-use connection::{Connection, Ends, may_be_reached};
+use connection::{Connection, Ends};
 use wire::Wire;
 
 const NAME: &str = "nat";
@@ -52,7 +54,7 @@ const GATEWAY_MAC: EthernetAddress = EthernetAddress([0x02, 0x54, 0x4e, 0x41, 0x
 /// See the module.
 pub struct Nat {
     gateway: Ipv4Addr,
-    outside: Ipv4Addr,
+    outside: Outside,
     interface: Interface,
     wire: Wire,
     sockets: SocketSet<'static>,
@@ -110,11 +112,11 @@ fn failed(call: &'static str) -> impl Fn(Errno) -> PortError {
 
 impl Nat {
     /// A translator with the address `gateway` in the guest's network, for packets of `mtu` bytes at most, whose
-    /// connections come from the host's address `outside`.
+    /// connections come from, and go to, what `outside` says.
     ///
     /// # Errors
     /// [`PortError::Io`] if the process has no descriptor left.
-    pub fn new(gateway: InterfaceAddress, outside: Ipv4Addr, mtu: u16) -> Result<Self, PortError> {
+    pub fn new(gateway: InterfaceAddress, outside: Outside, mtu: u16) -> Result<Self, PortError> {
         let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags).map_err(failed("timerfd_create"))?;
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(failed("epoll_create1"))?;
@@ -146,12 +148,13 @@ impl Nat {
     /// A connection for the SYN of `ends`, which goes to the gateway's TCP then. Without one its TCP answers with RST.
     fn begin(&mut self, ends: Ends) -> Result<(), PortError> {
         let known = self.connections.iter().any(|connection| connection.ends == ends);
-        let local = *ends.far.ip() == self.gateway || !may_be_reached(*ends.far.ip());
-        if known || local || self.connections.len() >= CONNECTIONS {
+        let far = *ends.far.ip();
+        let stranger = far != self.outside.peer || far == self.gateway || peer::check(far).is_err();
+        if known || stranger || self.connections.len() >= CONNECTIONS {
             return Ok(());
         }
         // No socket, or no way there: what a guest on a wire would be told too.
-        let Ok(connection) = Connection::begin(ends, self.outside, &mut self.sockets) else { return Ok(()) };
+        let Ok(connection) = Connection::begin(ends, &self.outside, &mut self.sockets) else { return Ok(()) };
         let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         let event = EpollEvent::new(both, key(ends));
         self.ready.add(connection.outside(), event).map_err(failed("epoll_ctl"))?;

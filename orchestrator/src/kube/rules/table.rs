@@ -141,11 +141,19 @@ pub(in super::super) const RULES: &[Rule] = &[
         field: None,
     },
     Rule {
-        at: &["spec.hosts.lab.link.mtu"],
+        at: &["spec.hosts.lab.link.mtu", "spec.hosts.mtu"],
         rule: "self >= 576 && self <= 9000",
         message: "is out of range: write 576 to 9000",
         expression: None,
         field: None,
+    },
+    Rule {
+        at: &["spec.hosts"],
+        rule: "!has(self.mtu) || !has(self.lab) || self.mtu > 9000 || \
+               self.mtu <= (has(self.lab.link) && has(self.lab.link.mtu) ? self.lab.link.mtu : 1500)",
+        message: "is over the MTU of the lab's links: write less, or a larger `lab.link.mtu`",
+        expression: None,
+        field: Some(".mtu"),
     },
     Rule {
         at: &[
@@ -460,12 +468,12 @@ pub(in super::super) const RULES: &[Rule] = &[
     },
     Rule {
         at: &["spec"],
-        rule: "!has(self.hosts.lab) || !has(self.hosts.lab.link) || !has(self.hosts.lab.link.mtu) || \
-               self.hosts.lab.link.mtu <= 1500 || !self.arms.exists(a, \
+        rule: "(has(self.hosts.mtu) ? self.hosts.mtu : has(self.hosts.lab) && has(self.hosts.lab.link) && \
+               has(self.hosts.lab.link.mtu) ? self.hosts.lab.link.mtu : 1500) <= 1500 || !self.arms.exists(a, \
                (has(a.guest) && has(a.guest.adapter.pcnet)) || (has(a.sameStack) && has(a.sameStack.adapter.pcnet)))",
-        message: "pcnet carries frames of at most 1500 bytes; the lab's MTU is larger",
+        message: "pcnet carries frames of at most 1500 bytes; the trials' MTU is larger",
         expression: None,
-        field: Some(".hosts.lab.link.mtu"),
+        field: Some(".hosts"),
     },
     Rule {
         at: &["spec"],

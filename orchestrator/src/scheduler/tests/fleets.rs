@@ -123,12 +123,12 @@ fn two_campaigns_share_the_fleet_and_no_host() {
     assert_eq!(fleet.finished.len(), 2);
 }
 
-fn selecting(at_least: u32) -> NewCampaign {
+pub(super) fn selecting(at_least: u32) -> NewCampaign {
     let labels = BTreeMap::new();
     NewCampaign { hosts: Hosts::Select(Select { labels, at_least }), ..new_campaign("c", 2) }
 }
 
-fn with_nic(last: u8, guests: &str) -> Box<HostFacts> {
+pub(super) fn with_nic(last: u8, guests: &str) -> Box<HostFacts> {
     let nic = NicFacts {
         name: "eth0".into(),
         driver: None,
@@ -236,7 +236,7 @@ fn a_cordoned_node_gets_no_trials_and_the_others_go_on() {
 fn nothing_begins_before_a_cluster_has_told_of_its_nodes() {
     let mut fleet = Simulation::new(Policy { cluster: true, ..POLICY }, 1, NO_FAULTS);
     for host in ["host-0", "host-1"] {
-        fleet.agent_comes(0, host, with_nic(host.as_bytes()[5] - b'0', "10.0.0.100-10.0.0.120"));
+        fleet.agent_comes(0, host, with_nic(1 + host.as_bytes()[5] - b'0', "10.1.0.100-10.1.0.120"));
     }
     fleet.submit(selecting(2));
     fleet.run_until(5_000_000);

@@ -22,7 +22,8 @@ pub(super) fn adapter(
     match (&written.pcnet, &written.virtio_net) {
         (Some(written), None) => {
             if let Some(mtu) = mtu.filter(|mtu| *mtu > PCNET_MTU) {
-                let message = format!("carries frames of at most {PCNET_MTU} bytes; the lab's MTU is {mtu}");
+                let message =
+                    format!("carries frames of at most {PCNET_MTU} bytes; the trials' MTU is {mtu}");
                 out.add(&below(&path, &[Field("pcnet")]), message);
             }
             Some(pcnet(written, &below(&path, &[Field("pcnet")]), out))

@@ -8,17 +8,19 @@
 //!                     | reset, either way: the other is reset too: over
 //! ```
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
+use std::net::{SocketAddrV4, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, getsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, getsockopt, setsockopt, socket, sockopt,
 };
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
 use smoltcp::wire::IpListenEndpoint;
+use toll_protocol::child::Outside;
 
 /// Bytes that the translator holds in each direction: more than a guest of ours has unacknowledged.
 const BUFFER: usize = 1 << 20;
@@ -46,24 +48,20 @@ pub(super) struct Connection {
     guest_closed: bool,
 }
 
-/// Whether a guest may connect to it: a host of some network, not this host's own loop-back.
-pub(super) fn may_be_reached(address: Ipv4Addr) -> bool {
-    !(address.is_loopback()
-        || address.is_unspecified()
-        || address.is_multicast()
-        || address.is_broadcast()
-        || address.octets()[0] == 0)
-}
-
 impl Connection {
     /// Begins one: the host connects, and the translator's TCP takes the SYN that is to come without an answer.
     ///
     /// # Errors
     /// The system's, if there can be no socket or no way there.
-    pub fn begin(ends: Ends, outside: Ipv4Addr, sockets: &mut SocketSet<'static>) -> io::Result<Self> {
+    pub fn begin(ends: Ends, outside: &Outside, sockets: &mut SocketSet<'static>) -> io::Result<Self> {
         let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
         let socket: OwnedFd = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
-        bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(outside, 0)))?;
+        // Since Linux 5.7 no right is needed for it on a socket that has no interface yet.
+        setsockopt(&socket, sockopt::BindToDevice, &OsString::from(&outside.interface))?;
+        if let Some(segment) = outside.segment {
+            setsockopt(&socket, sockopt::TcpMaxSeg, &segment.into())?;
+        }
+        bind(socket.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(outside.address, 0)))?;
         match connect(socket.as_raw_fd(), &SockaddrIn::from(ends.far)) {
             Ok(()) | Err(Errno::EINPROGRESS) => {}
             Err(errno) => return Err(errno.into()),

@@ -41,27 +41,41 @@ fn a_frame_is_seen_for_what_it_is() {
     assert_eq!(look(&arp, GATEWAY), Seen::Arp);
 }
 
+fn nat(peer: Ipv4Addr) -> Nat {
+    let outside = Outside { address: Ipv4Addr::LOCALHOST, interface: "lo".to_owned(), peer, segment: None };
+    Nat::new(InterfaceAddress { address: GATEWAY, prefix: 24 }, outside, 1500).unwrap()
+}
+
 #[test]
-fn the_hosts_own_loop_back_is_out_of_reach() {
+fn a_guest_reaches_its_peer_and_nobody_else() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
-    let mut nat =
-        Nat::new(InterfaceAddress { address: GATEWAY, prefix: 24 }, Ipv4Addr::LOCALHOST, 1500).unwrap();
-    let mut frame = syn([10, 0, 2, 15], [127, 0, 0, 1]);
-    frame[36..38].copy_from_slice(&listener.local_addr().unwrap().port().to_be_bytes());
-    assert_eq!(nat.send(&[IoSlice::new(&frame)]).unwrap(), Sent::Taken);
-    assert!(nat.connections.is_empty());
-    assert!(listener.accept().is_err());
-    for address in ["0.0.0.0", "0.1.2.3", "127.9.9.9", "224.0.0.1", "255.255.255.255"] {
-        assert!(!may_be_reached(address.parse().unwrap()), "{address}");
+    let port = listener.local_addr().unwrap().port().to_be_bytes();
+    let peer = Ipv4Addr::new(192, 0, 2, 1);
+    let connections = |peer: Ipv4Addr, to: Ipv4Addr| {
+        let mut nat = nat(peer);
+        let mut frame = syn([10, 0, 2, 15], to.octets());
+        frame[36..38].copy_from_slice(&port);
+        assert_eq!(nat.send(&[IoSlice::new(&frame)]).unwrap(), Sent::Taken);
+        nat.connections.len()
+    };
+    assert_eq!(connections(peer, peer), 1);
+    for address in
+        ["192.0.2.2", "10.0.2.2", "127.0.0.1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "255.255.255.255"]
+    {
+        assert_eq!(connections(peer, address.parse().unwrap()), 0, "{address}");
     }
-    assert!(may_be_reached(Ipv4Addr::new(192, 0, 2, 7)));
+    // Not even if somebody says that it is the peer.
+    for address in ["10.0.2.2", "127.0.0.1", "0.0.0.0", "169.254.169.254", "224.0.0.1", "255.255.255.255"] {
+        let address = address.parse().unwrap();
+        assert_eq!(connections(address, address), 0, "{address}");
+    }
+    assert!(listener.accept().is_err());
 }
 
 #[test]
 fn no_frame_of_a_guest_makes_it_hold_more_than_its_bounds() {
-    let mut nat =
-        Nat::new(InterfaceAddress { address: GATEWAY, prefix: 24 }, Ipv4Addr::LOCALHOST, 1500).unwrap();
+    let mut nat = nat(Ipv4Addr::new(192, 0, 2, 1));
     // From the loop-back to an address for documentation (RFC 5737): no packet leaves this host, and nobody answers.
     for port in 0..200_u16 {
         let mut frame = syn([10, 0, 2, 15], [192, 0, 2, 1]);
