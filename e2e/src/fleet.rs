@@ -209,6 +209,11 @@ impl Fleet {
         self.directory.path().join(name)
     }
 
+    /// The orchestrator's Unix socket: fleets that run at the same time have one each.
+    pub fn socket(&self) -> PathBuf {
+        self.path("run/toll.sock")
+    }
+
     /// Starts the orchestrator, with `options` after its own, and waits until it serves.
     ///
     /// # Errors
@@ -217,7 +222,7 @@ impl Fleet {
         let mut command = programs::program("toll")?;
         command.args(["serve", "--listen", ORCHESTRATOR, "--agent-timeout", SILENCE, "--data"]);
         command.arg(self.path("data")).arg("--pki").arg(self.path("pki/orchestrator")).args(options);
-        command.env("TOLL_LOG", "info");
+        command.env("TOLL_LOG", "info").env("TOLL_SOCKET", self.socket());
         let process = self.start(command, "orchestrator", self.wire.as_fd().as_raw_fd())?;
         self.orchestrator = Some(process);
         wait_for("the orchestrator's answer", LIMIT, || Ok(self.agents().ok().map(drop)))
@@ -308,6 +313,7 @@ impl Fleet {
     pub fn run(&self, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Output> {
         let mut command = programs::program("toll")?;
         command.args(arguments).stdin(Stdio::null());
+        command.env("TOLL_SERVER", format!("unix:{}", self.socket().display()));
         Ok(enter(&mut command, self.wire.as_fd().as_raw_fd()).output()?)
     }
 

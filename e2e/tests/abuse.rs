@@ -6,11 +6,13 @@
 
 use libtest_mimic::Arguments;
 
+#[path = "abuse/clients.rs"]
+mod clients;
 #[path = "abuse/handshakes.rs"]
 mod handshakes;
 
 /// The kinds of peer, a list of tests each.
-const KINDS: [fn() -> Vec<libtest_mimic::Trial>; 1] = [handshakes::tests];
+const KINDS: [fn() -> Vec<libtest_mimic::Trial>; 2] = [clients::tests, handshakes::tests];
 
 fn main() {
     let mut arguments = Arguments::from_args();

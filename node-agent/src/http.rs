@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use hyper::server::conn::http1;
@@ -30,6 +31,9 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 const LONGEST_CONNECTION: Duration = Duration::from_secs(300);
 /// Bytes of a request's head.
 const LONGEST_HEAD: usize = 16 << 10;
+/// Nothing is fetched, run or framed.
+const CONTENT_POLICY: &str =
+    "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 /// After an error such as too many open descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -139,7 +143,17 @@ fn router(served: Served) -> Router {
         .route("/metrics", get(metrics))
         .route("/livez", get(async |State(served): State<Served>| probe(served.health.alive(Instant::now()))))
         .route("/readyz", get(async |State(served): State<Served>| probe(served.health.ready())))
+        .layer(middleware::from_fn(harmless))
         .with_state(served)
+}
+
+/// Says of every answer that it is what its type says, and that nothing in it may run.
+async fn harmless(request: Request, next: Next) -> Response {
+    let mut answer = next.run(request).await;
+    let headers = answer.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(CONTENT_POLICY));
+    answer
 }
 
 fn probe(answer: Result<(), String>) -> Response {
@@ -152,7 +166,7 @@ fn probe(answer: Result<(), String>) -> Response {
 
 async fn metrics(State(served): State<Served>) -> Response {
     match TextEncoder::new().encode_to_string(&served.registry.gather()) {
-        Ok(text) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
+        Ok(text) => ([(header::CONTENT_TYPE, format!("{TEXT_FORMAT}; charset=utf-8"))], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("the metrics can't be written: {error}\n"))
             .into_response(),
     }
@@ -196,7 +210,7 @@ mod tests {
             metrics.starts_with("HTTP/1.1 200") && metrics.contains("\ntoll_test_total 7\n"),
             "{metrics}"
         );
-        assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
+        assert!(metrics.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{metrics}");
         assert!(ask(address, "GET /livez").await.starts_with("HTTP/1.1 200"));
         let ready = ask(address, "GET /readyz").await;
         assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("no connection"), "{ready}");
@@ -206,6 +220,18 @@ mod tests {
         assert!(ask(address, "GET /readyz").await.contains("told to stop"));
         assert!(ask(address, "GET /").await.starts_with("HTTP/1.1 404"));
         assert!(ask(address, "POST /livez").await.starts_with("HTTP/1.1 405"));
+    }
+
+    #[tokio::test]
+    async fn nothing_in_an_answer_may_run() {
+        let address = served(Arc::new(Health::new(Instant::now()))).await;
+        for request in ["GET /metrics", "GET /livez", "GET /readyz", "GET /nothing", "POST /livez"] {
+            let answer = ask(address, request).await;
+            assert!(answer.contains("x-content-type-options: nosniff\r\n"), "{answer}");
+            assert!(answer.contains("content-security-policy: default-src 'none'; "), "{answer}");
+            let typed = answer.split("\r\n").find(|line| line.starts_with("content-type: text/"));
+            assert!(typed.is_none_or(|line| line.ends_with("; charset=utf-8")), "{answer}");
+        }
     }
 
     #[tokio::test]

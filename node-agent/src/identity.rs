@@ -5,10 +5,16 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use toll_protocol::file::{Content, FileError};
+
+use crate::file;
 
 /// Why the certificates can't be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
+    /// A file can't be read.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A PEM file can't be used.
     #[error("{what} {} can't be used", path.display())]
     Pem {
@@ -42,22 +48,25 @@ impl Identity {
     /// Reads three PEM files, each once: they may be descriptors such as `/proc/self/fd/3`.
     ///
     /// # Errors
-    /// [`IdentityError::Pem`] or [`IdentityError::NoCertificate`].
+    /// [`IdentityError::File`], [`IdentityError::Pem`] or [`IdentityError::NoCertificate`].
     pub fn read(ca: &Path, certificate: &Path, key: &Path) -> Result<Self, IdentityError> {
         let error = |what, path: &Path| {
             let path = path.to_owned();
             move |source| IdentityError::Pem { what, path, source }
         };
-        let chain = CertificateDer::pem_file_iter(certificate)
-            .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        let chain = file::read(certificate, Content::CERTIFICATE)?;
+        let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
             .map_err(error("certificate", certificate))?;
         if chain.is_empty() {
             return Err(IdentityError::NoCertificate { path: certificate.to_owned() });
         }
         Ok(Self {
-            ca: CertificateDer::from_pem_file(ca).map_err(error("CA certificate", ca))?,
+            ca: CertificateDer::from_pem_slice(file::read(ca, Content::CERTIFICATE)?.as_bytes())
+                .map_err(error("CA certificate", ca))?,
             chain,
-            key: PrivateKeyDer::from_pem_file(key).map_err(error("private key", key))?,
+            key: PrivateKeyDer::from_pem_slice(file::read(key, Content::KEY)?.as_bytes())
+                .map_err(error("private key", key))?,
         })
     }
 

@@ -6,6 +6,7 @@ pub mod agent;
 pub mod captures;
 pub mod child;
 pub mod facts;
+pub mod file;
 pub mod health;
 pub mod http;
 mod hubs;

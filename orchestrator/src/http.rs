@@ -9,25 +9,28 @@
 //! GET    /api/v1/campaigns/ID/report                the page of the same
 //! GET    /api/v1/agents               GET /api/v1/openapi.json
 //! ```
-//! What changes something needs the token, if there is one; without one it is taken from the machine itself alone.
+//! What changes something comes by the Unix socket as its owner, or shows the token: [`guard`].
 
 pub mod client;
+pub mod guard;
+pub mod held;
 mod listen;
 pub mod openapi;
+mod patience;
+pub mod socket;
 mod stream;
 #[cfg(test)]
 mod tests;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, Method, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde::{Deserialize, Serialize};
@@ -37,6 +40,9 @@ use toll_protocol::campaign::MAX_DOCUMENT;
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::Refusal;
 
+use crate::http::guard::Names;
+use crate::http::held::Answers;
+use crate::http::socket::Socket;
 use crate::report;
 use crate::service::handle::{Handle, LookupError, SubmitError};
 
@@ -78,14 +84,18 @@ impl Pulse {
 pub struct Api {
     /// The service.
     pub handle: Handle,
-    /// What must be shown to change something.
+    /// What must be shown to change something, but by the Unix socket's owner.
     pub token: Option<Arc<str>>,
+    /// What the service is called over TCP.
+    pub names: Names,
     /// Whether its task turns.
     pub pulse: Pulse,
     /// What Prometheus gets.
     pub metrics: Exposition,
     /// Who may have a result made: one of a running campaign is read and computed anew, and may be large.
     pub results: Arc<Semaphore>,
+    /// What answers hold while they are sent.
+    pub answers: Answers,
 }
 
 /// Results that are made at the same time.
@@ -93,17 +103,14 @@ pub const RESULTS: usize = 2;
 /// How long one waits for its turn.
 const TURN: Duration = Duration::from_secs(10);
 
-/// Serves until `stop` is done.
-///
-/// # Errors
-/// The system's word.
-pub async fn serve(
-    listener: TcpListener,
-    api: Api,
-    stop: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    listen::serve(listener, router(api), stop).await;
-    Ok(())
+/// Serves at both until `stop` is done; connections end with it.
+pub async fn serve(listener: TcpListener, socket: Socket, api: Api, stop: impl Future<Output = ()> + Send) {
+    let router = router(api);
+    tokio::select! {
+        () = listen::serve(listener, router.clone()) => {}
+        () = listen::serve(socket, router) => {}
+        () = stop => {}
+    }
 }
 
 /// The routes.
@@ -120,7 +127,9 @@ pub fn router(api: Api) -> Router {
         .route("/api/v1/agents", get(agents))
         .route("/api/v1/openapi.json", get(openapi::document))
         .fallback(unknown)
-        .layer(middleware::from_fn_with_state(api.clone(), guard))
+        .layer(middleware::from_fn_with_state(api.clone(), held::hold))
+        .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
+        .layer(middleware::from_fn(guard::harmless))
         // A document that is too long by a byte is refused by its parser, which says how long it may be.
         .layer(DefaultBodyLimit::max(MAX_DOCUMENT + 1))
         .with_state(api)
@@ -179,62 +188,6 @@ fn json(status: StatusCode, value: &impl Serialize) -> Response {
     }
 }
 
-/// Refuses changes without the token, or, if there is none, from other machines.
-async fn guard(
-    State(api): State<Api>,
-    ConnectInfo(from): ConnectInfo<SocketAddr>,
-    request: Request,
-    next: Next,
-) -> Response {
-    if matches!(*request.method(), Method::GET | Method::HEAD) {
-        return next.run(request).await;
-    }
-    let refused = match &api.token {
-        Some(token) if bearer(request.headers()).is_some_and(|shown| same(shown, token)) => None,
-        Some(_) => Some(Refused::new(
-            StatusCode::UNAUTHORIZED,
-            "a token is needed: send `Authorization: Bearer TOKEN` (toll --token-file FILE)",
-        )),
-        None if from.ip().is_loopback() && is_of_this_machine(request.headers()) => None,
-        None => Some(Refused::new(
-            StatusCode::FORBIDDEN,
-            "without a token changes are taken from programs on the orchestrator's own machine alone, not from \
-             others, pages or proxies: start toll serve with --token-file FILE",
-        )),
-    };
-    match refused {
-        Some(refused) => refused.into_response(),
-        None => next.run(request).await,
-    }
-}
-
-/// Whether a request seems to come from a program of this machine: not from a page that a browser shows here, and not
-/// through a proxy. A name other than the machine's own would be a page's that leads here (DNS rebinding).
-fn is_of_this_machine(headers: &HeaderMap) -> bool {
-    let foreign = ["origin", "sec-fetch-site", "forwarded", "x-forwarded-for", "via"];
-    if foreign.iter().any(|name| headers.contains_key(*name)) {
-        return false;
-    }
-    let Some(host) = headers.get(header::HOST).and_then(|host| host.to_str().ok()) else { return false };
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if port.chars().all(|c| c.is_ascii_digit()) => name,
-        _ => host,
-    };
-    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>();
-    name == "localhost" || address.is_ok_and(|address| address.is_loopback())
-}
-
-/// RFC 6750, 2.1.
-fn bearer(headers: &HeaderMap) -> Option<&str> {
-    headers.get(header::AUTHORIZATION)?.to_str().ok()?.strip_prefix("Bearer ")
-}
-
-/// Compares in a time that does not tell where the difference is.
-fn same(shown: &str, token: &str) -> bool {
-    let (shown, token) = (shown.as_bytes(), token.as_bytes());
-    shown.len() == token.len() && shown.iter().zip(token).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
-}
-
 async fn live(State(api): State<Api>) -> Response {
     let stalled = api.pulse.stalled();
     if stalled < STALLED {
@@ -254,7 +207,7 @@ async fn ready(State(api): State<Api>) -> Response {
 }
 
 async fn metrics(State(api): State<Api>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], (api.metrics)()).into_response()
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], (api.metrics)()).into_response()
 }
 
 #[derive(Deserialize)]
@@ -296,7 +249,9 @@ async fn result(State(api): State<Api>, Path(id): Path<String>) -> Result<Respon
 async fn page(State(api): State<Api>, Path(id): Path<String>) -> Result<Response, Refused> {
     made(&api, &id, |result| {
         let page = Body::from(report::html::render(result));
-        ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], page).into_response()
+        let policy = format!("{}; frame-ancestors 'none'", report::html::CONTENT_POLICY);
+        let html = "text/html; charset=utf-8".to_owned();
+        ([(header::CONTENT_TYPE, html), (header::CONTENT_SECURITY_POLICY, policy)], page).into_response()
     })
     .await
 }

@@ -4,6 +4,7 @@ pub mod binaries;
 pub mod cli;
 pub mod doctor;
 pub mod exit;
+pub mod file;
 pub mod format;
 pub mod http;
 pub mod kube;

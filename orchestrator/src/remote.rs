@@ -21,10 +21,11 @@ use crate::{format, report};
 /// Which service, and what it wants to see.
 #[derive(Debug, Args)]
 pub struct Server {
-    /// Where the orchestrator's HTTP API is
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8080", env = "TOLL_SERVER")]
-    pub server: String,
-    /// File of the token that the orchestrator was started with
+    /// Where the orchestrator's HTTP API is: http://HOST:PORT or unix:PATH
+    /// [default: the Unix socket of a toll serve of this user or root, else http://127.0.0.1:8080]
+    #[arg(long, value_name = "URL", env = "TOLL_SERVER")]
+    pub server: Option<String>,
+    /// File of the token that the orchestrator was started with, for changes over HTTP
     #[arg(long, value_name = "FILE", env = "TOLL_TOKEN_FILE")]
     pub token_file: Option<PathBuf>,
 }
@@ -91,7 +92,7 @@ pub fn result(server: &Server, id: &str) -> Result<CampaignResult> {
 
 fn client(server: &Server) -> Result<(Runtime, Client)> {
     let runtime = Builder::new_current_thread().enable_all().build().context("no runtime can be started")?;
-    Ok((runtime, Client::new(&server.server, server.token_file.as_deref())?))
+    Ok((runtime, Client::new(server.server.as_deref(), server.token_file.as_deref())?))
 }
 
 async fn answer(client: &Client, question: Question<'_>) -> Result<Exit> {

@@ -20,6 +20,9 @@ use toll_protocol::units::{Span, UnitError};
 
 use crate::exit::Exit;
 use crate::http::client::read_token;
+use crate::http::guard::Names;
+use crate::http::held::{Answers, BUDGET};
+use crate::http::socket::{self, Socket};
 use crate::http::{self, Api, Pulse};
 use crate::kube::{self, KubeOptions};
 use crate::link::{AGENT_TIMEOUTS, Link};
@@ -39,16 +42,23 @@ pub struct ServeArguments {
     /// Where agents dial (QUIC, UDP)
     #[arg(long, value_name = "IP:PORT", default_value = "0.0.0.0:7447")]
     pub listen: SocketAddr,
-    /// Where the HTTP API, metrics and health are
+    /// Where the HTTP API, metrics and health are; changes take the token there
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:8080")]
     pub http: SocketAddr,
+    /// A name that the HTTP API is asked by, beside its addresses, localhost and the machine's own name; may be repeated
+    #[arg(long = "http-name", value_name = "NAME")]
+    pub http_names: Vec<String>,
+    /// Unix socket of the HTTP API, at which its owner and root submit and cancel without a token
+    /// [default: /run/toll/toll.sock for root, else $XDG_RUNTIME_DIR/toll/toll.sock]
+    #[arg(long, value_name = "PATH", env = "TOLL_SOCKET")]
+    pub socket: Option<PathBuf>,
     /// Where campaigns, their ledgers and results are kept
     #[arg(long, value_name = "DIR", default_value = "/var/lib/toll")]
     pub data: PathBuf,
     /// The orchestrator's certificates (toll pki init): ca.pem, certificate.pem, key.pem
     #[arg(long, value_name = "DIR", default_value = "/etc/toll/pki")]
     pub pki: PathBuf,
-    /// File of the token that whoever submits or cancels must show; without one that is for this machine alone
+    /// File of the token that whoever submits or cancels over TCP must show; without one nobody does
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// How long an agent may be silent before its connection is taken for lost, 2s to 60s
@@ -129,6 +139,7 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
     let listener = TcpListener::bind(arguments.http)
         .await
         .with_context(|| format!("the HTTP API can't listen on {}", arguments.http))?;
+    let socket = Socket::bind(&arguments.socket.clone().unwrap_or_else(socket::own_path))?;
     let options = Options {
         store: Store::fleet(&arguments.data)?,
         policy: Policy {
@@ -146,15 +157,18 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
     let api = Api {
         handle: handle.clone(),
         token: token.map(Arc::from),
+        names: Names::new(&arguments.http_names),
         pulse: Pulse::new(service.heartbeat()),
         metrics: Arc::new(move || exposition(&metrics)),
         results: Arc::new(Semaphore::new(http::RESULTS)),
+        answers: Answers::new(BUDGET),
     };
     let api_address = listener.local_addr().context("the HTTP API has no address")?;
     // On stdout, for whoever asked for a port of the system's choice.
-    crate::exit::print_out(&format!("agents: {agents}\nhttp: http://{api_address}\n"))?;
-    tracing::info!(%agents, http = %api_address, "serving");
-    let pages = tokio::spawn(http::serve(listener, api, told(stop.clone())));
+    let path = socket.path().display().to_string();
+    crate::exit::print_out(&format!("agents: {agents}\nhttp: http://{api_address}\nsocket: unix:{path}\n"))?;
+    tracing::info!(%agents, http = %api_address, socket = path, "serving");
+    let pages = tokio::spawn(http::serve(listener, socket, api, told(stop.clone())));
     let cluster = async {
         if arguments.kube {
             kube::run(handle, &arguments.cluster, told(stop.clone())).await?;
@@ -166,6 +180,8 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
     // A service that is dropped in the middle is one that was killed: the next process goes on from its ledgers.
     let served = tokio::try_join!(async { anyhow::Ok(service.await?) }, cluster);
     pages.abort();
+    // The socket's file goes with it. The task has ended, or was just aborted: neither is a fault.
+    let _ = pages.await;
     served?;
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use toll_protocol::file::Content;
 use toll_protocol::result::{CampaignResult, CellResult, Run};
 use toll_protocol::trial::TrialId;
 
@@ -70,7 +71,7 @@ fn unknown(trial: TrialId, result: &CampaignResult, from: &str) -> String {
 /// The result at `path`.
 fn read(path: &Path) -> Result<CampaignResult> {
     let file = if path.is_dir() { path.join(RESULT) } else { path.to_owned() };
-    let text = fs::read_to_string(&file).with_context(|| format!("{} can't be read", file.display()))?;
+    let text = crate::file::read(&file, Content::RESULT)?;
     serde_json::from_str(&text).with_context(|| format!("{} is no result of toll run", file.display()))
 }
 

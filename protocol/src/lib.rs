@@ -6,6 +6,7 @@ pub mod child;
 pub mod cpu;
 pub mod decorators;
 pub mod facts;
+pub mod file;
 pub mod frame;
 pub mod message;
 pub mod metrics;

@@ -1,5 +1,7 @@
 //! Campaigns on a fleet of four hosts.
 
+use std::io::{Read as _, Write as _};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -127,13 +129,15 @@ fn bad_campaign() -> Result<()> {
         // The client finds it; a client of another kind is told by the service.
         let told = fleet.run(["submit".as_ref(), file.as_os_str()])?;
         ensure!(told.status.code() == Some(3), "{told:?}");
-        let script = format!(
-            "exec 3<>/dev/tcp/127.0.0.1/8080; printf 'POST /api/v1/campaigns HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: \
-             close\\r\\nContent-Length: %s\\r\\n\\r\\n' $(stat -c %s {0}) >&3; cat {0} >&3; cat <&3",
-            file.display()
-        );
-        let answer =
-            toll_e2e::fleet::shell(&fleet.wire, &format!("bash -c '{}'", script.replace('\'', "'\\''")))?;
+        let document = std::fs::read_to_string(&file)?;
+        let mut stream = UnixStream::connect(fleet.socket())?;
+        let length = document.len();
+        write!(
+            stream,
+            "POST /api/v1/campaigns HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{document}"
+        )?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
         ensure!(answer.starts_with("HTTP/1.1 422"), "{answer}");
         for problem in ["two arms are named `native`", "must be exactly one adapter", "spec.blocks"] {
             ensure!(answer.contains(problem), "{problem} is not in {answer}");

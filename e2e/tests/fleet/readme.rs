@@ -1,6 +1,8 @@
 //! The fleet of README.md, by its own commands.
 
+use std::fs::DirBuilder;
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::process::Command;
 use std::time::Duration;
 
@@ -28,10 +30,16 @@ fn filled_in(fleet: &Fleet, line: &str) -> String {
 }
 
 fn shell(fleet: &Fleet, line: &str) -> Result<Command> {
-    let mut command = Command::new("sh");
     // The shell becomes a lone command, so that a signal reaches that.
     let line = if line.contains("&&") { line.to_owned() } else { format!("exec {line}") };
-    command.args(["-ec", &line]).current_dir(fleet.directory.path());
+    // A /run of the fleet's own: a service of this machine may have its socket in /run/toll.
+    let run = fleet.path("run");
+    let own = format!(
+        "mount -t tmpfs -o mode=755 tmpfs /run; mkdir /run/toll; mount --bind '{}' /run/toll; {line}",
+        run.display()
+    );
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-ec", &own]).current_dir(fleet.directory.path());
     command.env("PATH", readme::path_with(&programs::directory()?));
     Ok(command)
 }
@@ -42,6 +50,7 @@ fn commands() -> Result<()> {
         let short = quickstart.replace("duration: 1s", "duration: 200ms").replace("blocks: 5", "blocks: 1");
         ensure!(short != quickstart, "the quickstart's words have changed");
         std::fs::write(fleet.path("quickstart.yaml"), short)?;
+        DirBuilder::new().mode(0o700).create(fleet.path("run"))?;
         let lines = readme::commands("A fleet")?;
         let wire = fleet.wire.as_fd().as_raw_fd();
         for line in &lines {

@@ -1,5 +1,6 @@
 //! The agent's command line: what it refuses and what it says then, names in place of addresses, probes.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -108,7 +109,16 @@ fn what_does_not_fit_the_host_is_refused() -> Result<(), Failed> {
     let text = why(&fleet.a, &["--nic", NIC, "--http", "10.77.0.99:80"]);
     assert!(text.contains("10.77.0.99:80 (--http)"), "{text}");
     let text = why(&fleet.a, &["--nic", NIC, "--key", "/nowhere/key.pem"]);
-    assert!(text.contains("private key /nowhere/key.pem can't be used"), "{text}");
+    assert!(text.contains("the private key can't be read from /nowhere/key.pem"), "{text}");
+    // What has no end, and what others can read.
+    for option in ["--ca", "--certificate", "--key"] {
+        let text = why(&fleet.a, &["--nic", NIC, option, "/dev/zero"]);
+        assert!(text.contains("/dev/zero: it is neither a regular file nor a pipe"), "{text}");
+    }
+    let open = tempfile::NamedTempFile::new()?;
+    std::fs::set_permissions(open.path(), std::fs::Permissions::from_mode(0o644))?;
+    let text = why(&fleet.a, &["--nic", NIC, "--key", open.path().to_str().expect("UTF-8")]);
+    assert!(text.contains("the private key is a secret") && text.contains("chmod 600"), "{text}");
     let text = refused(&fleet.a, &["--orchestrator", "127.0.0.1:1", "--pki", "/nowhere"]);
     assert!(text.contains("/nowhere/certificate.pem"), "{text}");
     Ok(())

@@ -1,7 +1,9 @@
 //! The other side of the link: a QUIC server that speaks the real protocol, driven by the test.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs::Permissions;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -58,6 +60,7 @@ impl Authority {
         ] {
             std::fs::write(folder.join(file), text).expect("a file");
         }
+        std::fs::set_permissions(folder.join("key.pem"), Permissions::from_mode(0o600)).expect("set");
         folder
     }
 

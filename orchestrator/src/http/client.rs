@@ -5,9 +5,17 @@ use std::time::Duration;
 
 use reqwest::{Method, RequestBuilder, Response, Url};
 use serde::de::DeserializeOwned;
+use toll_protocol::file::{Content, FileError};
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::{AgentStatus, CampaignStatus, Refusal, Submitted};
 
+use super::socket;
+use crate::file;
+
+/// Where an orchestrator is that has no socket here.
+pub const DEFAULT: &str = "http://127.0.0.1:8080";
+/// What an address begins with that is a path.
+const UNIX: &str = "unix:";
 /// How long the orchestrator may take to take a connection.
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long it may take to answer. A submission is durable when it is answered.
@@ -19,21 +27,22 @@ const LONGEST_EVENT: usize = 64 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// The address is none.
-    #[error("`{server}` is no address of an orchestrator: write http://HOST:PORT")]
+    #[error("`{server}` is no address of an orchestrator: write http://HOST:PORT or unix:PATH")]
     Address {
         /// What was given.
         server: String,
     },
-    /// The token's file can't be read.
-    #[error("the token can't be read from {file}")]
-    Token {
+    /// The token's file is not read.
+    #[error(transparent)]
+    Token(#[from] FileError),
+    /// The token's file holds none.
+    #[error("{file} holds no token: its first line is empty")]
+    NoToken {
         /// The file.
         file: String,
-        /// The system's word.
-        source: std::io::Error,
     },
     /// It could not be asked.
-    #[error("the orchestrator at {server} can't be asked: is toll serve running there, with --http?")]
+    #[error("the orchestrator at {server} can't be asked: is toll serve running there?")]
     Request {
         /// Where.
         server: String,
@@ -63,27 +72,40 @@ pub enum ClientError {
 
 /// Asks one orchestrator.
 pub struct Client {
+    /// As it was given.
+    name: String,
     server: Url,
     token: Option<String>,
     http: reqwest::Client,
 }
 
 impl Client {
-    /// A client of the orchestrator at `server`; `token` is the file of what it wants to see of those who change
-    /// something.
+    /// A client of the orchestrator at `server`, `http://HOST:PORT` or `unix:PATH`; without it, of the one whose Unix
+    /// socket this process may use, or else of one at [`DEFAULT`]. `token` is the file of what it wants to see of those
+    /// who change something over TCP.
     ///
     /// # Errors
-    /// [`ClientError::Address`], [`ClientError::Token`], [`ClientError::Request`].
-    pub fn new(server: &str, token: Option<&Path>) -> Result<Self, ClientError> {
-        let address = || ClientError::Address { server: server.to_owned() };
-        let url = Url::parse(server).map_err(|_| address())?;
+    /// [`ClientError::Address`], [`ClientError::Token`], [`ClientError::NoToken`], [`ClientError::Request`].
+    pub fn new(server: Option<&str>, token: Option<&Path>) -> Result<Self, ClientError> {
+        let found = || socket::find().map(|path| format!("{UNIX}{}", path.display()));
+        let name = server.map(str::to_owned).or_else(found).unwrap_or_else(|| DEFAULT.to_owned());
+        let address = || ClientError::Address { server: name.clone() };
+        let mut http = reqwest::Client::builder().connect_timeout(CONNECT);
+        let url = match name.strip_prefix(UNIX) {
+            Some(path) if !path.is_empty() => {
+                http = http.unix_socket(path);
+                // The name in the request; who is meant is clear.
+                "http://localhost"
+            }
+            _ => &name,
+        };
+        let url = Url::parse(url).map_err(|_| address())?;
         if url.scheme() != "http" || url.host_str().is_none() {
             return Err(address());
         }
         let token = token.map(read_token).transpose()?;
-        let http = reqwest::Client::builder().connect_timeout(CONNECT).build();
-        let http = http.map_err(|source| ClientError::Request { server: server.to_owned(), source })?;
-        Ok(Self { server: url, token, http })
+        let http = http.build().map_err(|source| ClientError::Request { server: name.clone(), source })?;
+        Ok(Self { name, server: url, token, http })
     }
 
     /// Submits a document.
@@ -147,7 +169,7 @@ impl Client {
         id: &str,
         mut see: impl FnMut(&CampaignStatus),
     ) -> Result<CampaignStatus, ClientError> {
-        let gone = || ClientError::Gone { server: self.server.to_string(), id: id.to_owned() };
+        let gone = || ClientError::Gone { server: self.name.clone(), id: id.to_owned() };
         let mut answer = self.send(self.request(Method::GET, &["campaigns", id, "events"])).await?;
         let mut text = Vec::new();
         while let Ok(Some(chunk)) = answer.chunk().await {
@@ -184,7 +206,7 @@ impl Client {
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<Response, ClientError> {
-        let server = self.server.to_string();
+        let server = self.name.clone();
         let answer = request.send().await.map_err(|source| ClientError::Request { server, source })?;
         if answer.status().is_success() {
             return Ok(answer);
@@ -198,7 +220,7 @@ impl Client {
     }
 
     async fn ask<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
-        let server = self.server.to_string();
+        let server = self.name.clone();
         let answer = self.send(request.timeout(ANSWER)).await?;
         let status = answer.status().as_u16();
         let text = answer.bytes().await.map_err(|source| ClientError::Request { server, source })?;
@@ -209,12 +231,11 @@ impl Client {
 /// The first line of a file.
 ///
 /// # Errors
-/// [`ClientError::Token`], also for an empty one.
+/// [`ClientError::Token`]; [`ClientError::NoToken`] for an empty one.
 pub fn read_token(file: &Path) -> Result<String, ClientError> {
-    let failed = |source| ClientError::Token { file: file.display().to_string(), source };
-    let text = std::fs::read_to_string(file).map_err(failed)?;
+    let text = file::read(file, Content::TOKEN)?;
     match text.lines().next().map(str::trim) {
         Some(token) if !token.is_empty() => Ok(token.to_owned()),
-        _ => Err(failed(std::io::Error::new(std::io::ErrorKind::InvalidData, "its first line is empty"))),
+        _ => Err(ClientError::NoToken { file: file.display().to_string() }),
     }
 }

@@ -68,17 +68,26 @@ pub(super) const OPERATIONS: &[Operation] = &[
         "/api/v1/campaigns/{id}/result",
         "What a campaign found, as far as it has come: result.json",
         &[(200, Body::Result)],
-        &[404, 409],
+        &[404, 409, 503],
     ),
     operation(
         "get",
         "/api/v1/campaigns/{id}/report",
         "The same as a page",
         &[(200, Body::Html)],
-        &[404, 409],
+        &[404, 409, 503],
     ),
     operation("get", "/api/v1/agents", "Every agent that has been connected", &[(200, Body::Agents)], &[]),
 ];
+
+/// Refusals of every operation: the request names another host than the service.
+const OF_ALL: &[u16] = &[421];
+/// Who may do what.
+const DESCRIPTION: &str = "Reads are answered to everybody who reaches the service. Operations that change something \
+    take the token over TCP, and are refused if the service was started without one; at the Unix socket of the service \
+    (/run/toll/toll.sock, or $XDG_RUNTIME_DIR/toll/toll.sock) its owner and root need none. Over TCP the Host header is an \
+    address, `localhost`, the machine's name or one given by --http-name. Every answer carries Content-Security-Policy and \
+    X-Content-Type-Options.";
 
 const fn operation(
     method: &'static str,
@@ -111,13 +120,18 @@ pub fn openapi() -> Value {
         "openapi": "3.1.0",
         "info": {
             "title": "Toll orchestrator",
+            "description": DESCRIPTION,
             "version": env!("CARGO_PKG_VERSION"),
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {"token": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "The first line of the file that toll serve was given as --token-file",
+            }},
         },
     })
 }
@@ -129,7 +143,7 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
         let answer = json!({"description": "Done", "content": {media: {"schema": schema}}});
         responses.insert(status.to_string(), answer);
     }
-    for status in operation.refusals {
+    for status in operation.refusals.iter().chain(OF_ALL) {
         let schema = generator.subschema_for::<Refusal>();
         let answer = json!({"description": "Refused", "content": {"application/json": {"schema": schema}}});
         responses.insert(status.to_string(), answer);
@@ -145,7 +159,7 @@ fn describe(operation: &Operation, generator: &mut SchemaGenerator) -> Value {
             json!({"required": true, "content": {"application/yaml": {"schema": text}}});
     }
     if operation.method != "get" {
-        // Or none, from the machine itself.
+        // None is for the owner of the Unix socket.
         described["security"] = json!([{"token": []}, {}]);
     }
     described

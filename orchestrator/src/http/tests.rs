@@ -1,6 +1,10 @@
 //! The API over real sockets on loopback, in front of a service without agents.
 
-use std::sync::atomic::AtomicU64;
+mod peers;
+mod readers;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
 
 use reqwest::Method;
 use serde_json::Value;
@@ -29,12 +33,14 @@ impl Observer for Nobody {}
 
 struct Served {
     url: String,
+    /// Its Unix socket.
+    socket: PathBuf,
     results: Arc<Semaphore>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
     _stop: oneshot::Sender<()>,
 }
 
-/// A service and its API, with `token`; requests seem to come from `from` if it is given.
+/// A service and its API, with `token`.
 async fn serve_with(token: Option<&str>) -> Served {
     let directory = tempfile::tempdir().expect("a directory");
     let identity = Authority::new(DEFAULT_DAYS).and_then(|ca| ca.issue(SERVER_NAME, DEFAULT_DAYS));
@@ -53,27 +59,32 @@ async fn serve_with(token: Option<&str>) -> Served {
     let api = Api {
         handle,
         token: token.map(Arc::from),
+        names: Names::new(&[]),
         pulse: Pulse::new(service.heartbeat()),
         metrics: Arc::new(|| "toll_up 1\n".to_owned()),
         results: results.clone(),
+        answers: Answers::new(held::BUDGET),
     };
     let (stop, stopped) = oneshot::channel::<()>();
     tokio::spawn(service.run(async move { drop(stopped.await) }));
     let listener = TcpListener::bind(address).await.expect("a socket");
     let url = format!("http://{}", listener.local_addr().expect("an address"));
-    tokio::spawn(serve(listener, api, std::future::pending()));
-    Served { url, results, _directory: directory, _stop: stop }
+    let path = directory.path().join("toll.sock");
+    let socket = Socket::bind(&path).expect("a socket");
+    tokio::spawn(serve(listener, socket, api, std::future::pending()));
+    Served { url, socket: path, results, directory, _stop: stop }
 }
 
+/// The owner, at the Unix socket.
 fn client(served: &Served) -> Client {
-    Client::new(&served.url, None).expect("a client")
+    Client::new(Some(&format!("unix:{}", served.socket.display())), None).expect("a client")
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_operation_of_the_document_is_served_and_answers_as_it_says() {
     let served = serve_with(None).await;
     let id = client(&served).submit(Some("one"), GOOD.to_owned()).await.expect("is taken").id;
-    let http = reqwest::Client::new();
+    let http = reqwest::Client::builder().unix_socket(served.socket.as_path()).build().expect("a client");
     for operation in openapi::OPERATIONS {
         // The stream of a campaign that waits has no end: its head is what is looked at.
         let path = operation.path.replace("{id}", &id);
@@ -86,7 +97,44 @@ async fn every_operation_of_the_document_is_served_and_answers_as_it_says() {
         let media =
             answer.headers()["content-type"].to_str().expect("text").split(';').next().expect("a type");
         assert!(content[media].is_object(), "{} {path} answered {status}, {media}: {told}", operation.method);
+        assert_harmless(answer.headers());
     }
+}
+
+fn assert_harmless(headers: &reqwest::header::HeaderMap) {
+    assert_eq!(headers["x-content-type-options"], "nosniff");
+    let policy = headers["content-security-policy"].to_str().expect("text");
+    assert!(
+        policy.starts_with("default-src 'none'") && policy.contains("frame-ancestors 'none'"),
+        "{policy}"
+    );
+    let media = headers["content-type"].to_str().expect("text");
+    assert!(
+        !media.starts_with("text/") || media.ends_with("charset=utf-8") || media == "text/event-stream",
+        "{media}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_are_as_harmless_as_answers() {
+    let served = serve_with(None).await;
+    let http = reqwest::Client::new();
+    for (method, path, status) in [
+        (Method::GET, "/<script>", 404),
+        (Method::POST, "/api/v1/campaigns", 403),
+        (Method::GET, "/api/v1/campaigns/x", 404),
+        (Method::GET, "/api/v1/campaigns/x/report", 404),
+        (Method::GET, "/api/v1/campaigns/%ff", 400),
+    ] {
+        let answer = http.request(method, format!("{}{path}", served.url)).send().await.expect("an answer");
+        assert_eq!(answer.status(), status, "{path}");
+        assert_harmless(answer.headers());
+    }
+    let answer = http.patch(format!("{}/livez", served.url)).send().await.expect("an answer");
+    assert_eq!(answer.headers()["x-content-type-options"], "nosniff");
+    let metrics = http.get(format!("{}/metrics", served.url)).send().await.expect("an answer");
+    assert_eq!(metrics.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
+    assert_harmless(metrics.headers());
 }
 
 #[test]
@@ -155,56 +203,6 @@ async fn what_is_wrong_is_told_with_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn changes_take_the_token_and_questions_dont() {
-    let served = serve_with(Some("secret")).await;
-    let stranger = client(&served);
-    let error = stranger.submit(None, GOOD.to_owned()).await.expect_err("shows no token");
-    assert!(error.to_string().contains("token"), "{error}");
-    assert!(stranger.campaigns().await.expect("may be asked").is_empty());
-    let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("token");
-    for (token, taken) in [("secre", false), ("secrets", false), ("secret", true)] {
-        std::fs::write(&file, format!("{token}\n")).expect("writes");
-        let client = Client::new(&served.url, Some(&file)).expect("a client");
-        assert_eq!(client.submit(None, GOOD.to_owned()).await.is_ok(), taken, "{token}");
-    }
-}
-
-#[tokio::test]
-async fn without_a_token_changes_from_other_machines_are_refused() {
-    let (handle, _questions) = handle::channel();
-    let pulse = Pulse::new(Arc::new(AtomicU64::new(0)));
-    let results = Arc::new(Semaphore::new(RESULTS));
-    let api = Api { handle, token: None, pulse, metrics: Arc::new(String::new), results };
-    let app = router(api);
-    let (here, local) = ("127.0.0.1:1", ("host", "localhost:8080"));
-    for (from, headers) in [
-        ("192.0.2.7:1", &[local][..]),
-        ("[2001:db8::1]:1", &[local]),
-        // Pages that a browser of this machine shows, and proxies on it.
-        (here, &[local, ("origin", "https://example.org")]),
-        (here, &[local, ("sec-fetch-site", "cross-site")]),
-        (here, &[("host", "example.org:8080")]),
-        (here, &[local, ("x-forwarded-for", "192.0.2.7")]),
-        (here, &[]),
-    ] {
-        let from: SocketAddr = from.parse().expect("an address");
-        let mut request = Request::builder().method("DELETE").uri("/api/v1/campaigns/x");
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let mut request = request.body(Body::empty()).expect("a request");
-        request.extensions_mut().insert(ConnectInfo(from));
-        let answer = tower::ServiceExt::oneshot(app.clone(), request).await.expect("an answer");
-        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{from} {headers:?}");
-    }
-    for host in ["localhost", "127.0.0.1:8080", "[::1]:8080", "[::1]"] {
-        let headers = HeaderMap::from_iter([(header::HOST, host.parse().expect("a value"))]);
-        assert!(is_of_this_machine(&headers), "{host}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn connections_that_ask_nothing_keep_nobody_out() {
     let served = serve_with(None).await;
     let address = served.url.trim_start_matches("http://").to_owned();
@@ -247,8 +245,8 @@ fn a_service_that_stands_still_is_seen() {
 
 #[test]
 fn an_address_that_is_none_is_told() {
-    for server in ["", "localhost:8080", "https://x", "ftp://x", "http://"] {
-        let error = Client::new(server, None).err().expect(server);
+    for server in ["", "localhost:8080", "https://x", "ftp://x", "http://", "unix:"] {
+        let error = Client::new(Some(server), None).err().expect(server);
         assert!(error.to_string().contains("http://HOST:PORT"), "{error}");
     }
 }

@@ -2,10 +2,11 @@
 //! with this process, however it ends.
 
 use std::ffi::OsStr;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -130,6 +131,8 @@ impl Drop for AgentProcess {
 fn memory_file(text: &str) -> io::Result<OwnedFd> {
     let file = memfd_create("toll-identity", MFdFlags::MFD_CLOEXEC)?;
     let mut file = File::from(file);
+    // A file in memory is everybody's at first (0777), and agents refuse a key that others can read.
+    file.set_permissions(Permissions::from_mode(0o600))?;
     file.write_all(text.as_bytes())?;
     Ok(file.into())
 }

@@ -5,12 +5,15 @@
 //! DIR/NAME/ca.pem, certificate.pem, key.pem what toll serve and toll-agent take as --pki
 //! ```
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{DirBuilder, File};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
+use toll_protocol::file::{Content, FileError};
+
 use super::{Authority, FLEET_NAME, Identity, PkiError, SERVER_NAME};
+use crate::file;
 
 /// The authority's certificate, in every directory.
 pub const CA: &str = "ca.pem";
@@ -35,20 +38,13 @@ pub enum FilesError {
         path: PathBuf,
     },
     /// A file can't be read.
-    #[error("{path} can't be read", path = path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// The system's word.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Read(#[from] FileError),
     /// There is no authority.
-    #[error("{path} can't be read: make an authority first (toll pki init --dir DIR)", path = path.display())]
+    #[error("{path} is not there: make an authority first (toll pki init --dir DIR)", path = path.display())]
     NoAuthority {
         /// The file.
         path: PathBuf,
-        /// The system's word.
-        source: io::Error,
     },
     /// A file can't be written.
     #[error("{path} can't be written", path = path.display())]
@@ -106,20 +102,24 @@ pub fn issue_fleet(directory: &Path, days: u32) -> Result<PathBuf, FilesError> {
 /// # Errors
 /// [`FilesError::Read`].
 pub fn read(directory: &Path) -> Result<Identity, FilesError> {
-    let text = |name: &str| {
-        let path = directory.join(name);
-        fs::read_to_string(&path).map_err(|source| FilesError::Read { path, source })
-    };
+    let text = |name: &str, content| file::read(&directory.join(name), content);
     let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    Ok(Identity { name, authority_pem: text(CA)?, certificate_pem: text(CERTIFICATE)?, key_pem: text(KEY)? })
+    let (authority_pem, certificate_pem) =
+        (text(CA, Content::CERTIFICATE)?, text(CERTIFICATE, Content::CERTIFICATE)?);
+    Ok(Identity { name, authority_pem, certificate_pem, key_pem: text(KEY, Content::KEY)? })
 }
 
 fn authority(directory: &Path) -> Result<Authority, FilesError> {
-    let text = |name: &str| {
+    let text = |name: &str, content| {
         let path = directory.join(name);
-        fs::read_to_string(&path).map_err(|source| FilesError::NoAuthority { path, source })
+        file::read(&path, content).map_err(|error| match error {
+            FileError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                FilesError::NoAuthority { path }
+            }
+            error => FilesError::Read(error),
+        })
     };
-    Ok(Authority::of(&text(CA)?, &text(CA_KEY)?)?)
+    Ok(Authority::of(&text(CA, Content::CERTIFICATE)?, &text(CA_KEY, Content::KEY)?)?)
 }
 
 fn keep(identity: &Identity, directory: &Path) -> Result<PathBuf, FilesError> {
@@ -161,6 +161,7 @@ fn is_host_name(name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
@@ -181,6 +182,27 @@ mod tests {
             assert_eq!(mode & 0o777, 0o600);
         }
         assert!(matches!(issue(&dir, "node-1.rack2", 1), Err(FilesError::Exists { .. })));
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_not_used() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let orchestrator = init(directory.path(), DEFAULT_DAYS).expect("makes an authority");
+        for key in [orchestrator.join(KEY), directory.path().join(CA_KEY)] {
+            fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).expect("set");
+        }
+        let error = read(&orchestrator).expect_err("others can read the key").to_string();
+        assert!(error.contains("chmod 600") && error.contains(KEY), "{error}");
+        let error = issue(directory.path(), "node", 1).expect_err("others can read the key").to_string();
+        assert!(error.contains("chmod 600") && error.contains(CA_KEY), "{error}");
+    }
+
+    #[test]
+    fn a_device_is_no_certificate() {
+        let directory = tempfile::tempdir().expect("a directory");
+        std::os::unix::fs::symlink("/dev/zero", directory.path().join(CA)).expect("linked");
+        let error = read(directory.path()).expect_err("has no end").to_string();
+        assert!(error.contains("neither a regular file"), "{error}");
     }
 
     #[test]

@@ -24,7 +24,8 @@ mod tests;
 const STYLE: &str = include_str!("style.css");
 
 /// Nothing is fetched and nothing runs, whatever a guest's last words contain.
-const CONTENT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'";
+pub const CONTENT_POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
 /// The page.
 pub fn render(result: &CampaignResult) -> String {
