@@ -5,6 +5,7 @@
 //! ```
 
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,7 +79,7 @@ pub struct ServeArguments {
     pub max_trials: Option<usize>,
     /// Remove campaigns that are over, with their ledgers and results, but for the latest N to end [default: keep all]
     #[arg(long, value_name = "N")]
-    pub keep: Option<usize>,
+    pub keep: Option<NonZeroUsize>,
     /// Be the orchestrator of a Kubernetes cluster: take Campaign objects, leave cordoned and NotReady nodes out, and
     /// serve only while holding a Lease
     #[arg(long)]
@@ -161,7 +162,7 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
         engine: if arguments.kube { "kubernetes" } else { "fleet" },
         lab: None,
         interim: true,
-        keep: arguments.keep,
+        keep: arguments.keep.map(NonZeroUsize::get),
     };
     let (handle, questions) = handle::channel();
     let agents = link.address();

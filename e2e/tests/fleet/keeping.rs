@@ -11,7 +11,7 @@ use toll_e2e::fleet::{Fleet, LIMIT, ORCHESTRATOR, no_fleet, shell};
 use toll_e2e::machine::wait_for;
 use toll_e2e::programs::{self, expect};
 use toll_e2e::prometheus::get;
-use toll_protocol::service::{CampaignPage, LeftOut};
+use toll_protocol::service::{AgentState, AgentStatus, CampaignPage, LeftOut};
 
 use crate::measuring::on;
 use toll_e2e::suite::test;
@@ -28,6 +28,7 @@ pub fn tests() -> Vec<Trial> {
         test("a_second_orchestrator_on_a_data_directory_is_refused_and_costs_nothing", &lacks, second),
         test("clients_tell_of_failures_and_gates_as_toll_run_does", &lacks, clients),
         test("a_directory_with_broken_campaigns_is_served_and_they_are_named", &lacks, left_out),
+        test("agents_keep_results_of_a_campaign_that_can_t_be_read_for_now", &lacks, results_wait),
     ]
 }
 
@@ -82,6 +83,29 @@ fn clients() -> Result<()> {
         let of = |directory: &std::path::Path| fs::read(directory.join("result.json"));
         ensure!(of(&out)? == of(&fleet.path("data/campaigns").join(&id))?, "another result");
         Ok(())
+    })
+}
+
+/// The directory of a campaign is away when the next orchestrator begins, as a file system that is not mounted yet.
+fn results_wait() -> Result<()> {
+    on(Fleet::up(2)?, |fleet| {
+        // The first trial goes on for long after it is seen to run.
+        let id = fleet.submit(&fleet_campaign(&[NATIVE], 1, "2s", "pairs: all"))?;
+        wait_for("a trial", LIMIT, || Ok((!fleet.status(&id)?.running.is_empty()).then_some(())))?;
+        fleet.orchestrator.take().context("it runs")?.kill()?;
+        let (campaign, away) = (fleet.path("data/campaigns").join(&id), fleet.path("away"));
+        fs::rename(&campaign, &away)?;
+        std::os::unix::fs::symlink(fleet.path("back"), &campaign)?;
+        fleet.start_orchestrator(&[])?;
+        fleet.wait_for_agents(2)?;
+        let barred = |agent: &AgentStatus| agent.state == AgentState::Barred;
+        ensure!(fleet.agents()?.iter().all(barred), "{:?}", fleet.agents()?);
+        ensure!(fleet.status(&id).is_err(), "it can't be read");
+        fs::rename(&away, fleet.path("back"))?;
+        let (_, status) = fleet.result(&id, LIMIT)?;
+        let counts = status.counts.context("counts")?;
+        ensure!(counts.measured == counts.planned, "{counts:?}");
+        fleet.nothing_left()
     })
 }
 

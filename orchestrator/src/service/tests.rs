@@ -271,6 +271,35 @@ async fn a_campaign_that_its_ledger_ended_has_its_result_and_stays_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_that_takes_nothing_for_now_is_told_as_long_as_it_lasts() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let service = start(directory.path()).await;
+    service.handle.submit(Some("one".into()), named("c")).await.expect("is taken");
+    let holder =
+        rusqlite::Connection::open(directory.path().join("campaigns/one").join(LEDGER)).expect("opens");
+    holder.execute_batch("BEGIN EXCLUSIVE").expect("holds it");
+    let handle = service.handle.clone();
+    let cancelled = tokio::spawn(async move { handle.cancel("one", "it has to end").await });
+    let mut changes = service.handle.changes();
+    let told = async {
+        loop {
+            let fault = service.handle.campaign("one").await.expect("is there").fault;
+            if let Some(fault) = fault {
+                return fault;
+            }
+            changes.changed().await.expect("the service goes on");
+        }
+    };
+    let fault = timeout(LIMIT, told).await.expect("is told");
+    assert!(fault.starts_with("its ledger takes nothing for now") && !cancelled.is_finished(), "{fault}");
+    holder.execute_batch("COMMIT").expect("lets it go");
+    cancelled.await.expect("no panic").expect("is durable");
+    let status = service.over("one").await;
+    assert!(status.state == CampaignState::Cancelled && status.fault.is_none(), "{status:?}");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_machine_that_is_measured_summarises_nothing_meanwhile() {
     for interim in [true, false] {
         let directory = tempfile::tempdir().expect("a directory");

@@ -48,6 +48,8 @@ fn what_the_service_will_never_take_is_told_and_the_rest_is_tried_again() {
     assert!(refusal(&SubmitError::NoSelect).is_some());
     assert!(refusal(&SubmitError::Ending).is_none());
     assert!(refusal(&SubmitError::Store("the disk is full".into())).is_none());
+    let left_out = |again| SubmitError::LeftOut { id: "x".into(), why: "it is held".into(), again };
+    assert!(refusal(&left_out(true)).is_none() && refusal(&left_out(false)).is_some());
 }
 
 #[tokio::test(start_paused = true)]
