@@ -58,7 +58,7 @@ pub struct PlannedTrial {
 pub struct LedgerHeader {
     /// The campaign's name.
     pub campaign: String,
-    /// The campaign as it was written, byte for byte.
+    /// The campaign as it was written, in UTF-8.
     pub manifest: String,
     /// The seed that the order was drawn from.
     pub seed: u64,

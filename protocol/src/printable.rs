@@ -109,6 +109,13 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_field_of_a_log_begins_no_line() {
+        let said = format_args!("gone: \u{1b}[2J\n2026-11-27 INFO all is well");
+        assert_eq!(field("message", &said), "gone: \\u{1b}[2J\\n2026-11-27 INFO all is well");
+        assert_eq!(field("agent", &"a\n\u{202e}"), "agent=\"a\\n\\u{202e}\"");
+    }
+
     /// Every string made printable, one by one.
     fn by_hand(value: &Value) -> Value {
         match value {

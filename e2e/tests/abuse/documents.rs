@@ -140,8 +140,7 @@ fn flooded(fleet: &Fleet) -> Result<Vec<Duration>> {
             let answer = ask("POST /api/v1/campaigns", body, stay)?;
             ensure!(
                 !stay || answer.starts_with("HTTP/1.1 422") && answer.contains(words),
-                "{:.20}: {answer:.500}",
-                body
+                "{body:.20}: {answer:.500}"
             );
         }
         Ok(())

@@ -43,6 +43,13 @@ fn invalid() -> Result<()> {
         ("name: pcnet", "name: native", "c.yaml:8:", "two arms are named `native`"),
         ("blocks: 1", "blox: 1", "c.yaml:11:", "unknown field `blox`"),
         ("{warmUp", "{directions: [], warmUp", "c.yaml:10:", "is empty"),
+        (
+            "kind: Campaign",
+            "kind: \"ok\\rtoll: c.yaml is \\e[32mvalid\"",
+            "c.yaml:2:7:",
+            "`ok\\rtoll: c.yaml is \\u{1b}[32mvalid`",
+        ),
+        ("blocks: 1", "blocks: 1\n  blocks: 2", "c.yaml:12:3:", "`blocks` stands here twice"),
     ];
     for (from, to, place, message) in cases {
         ensure!(good.contains(from), "the test's campaign has no `{from}`");
@@ -51,6 +58,7 @@ fn invalid() -> Result<()> {
             expect(&output, 3)?;
             let text = String::from_utf8(output.stderr)?;
             ensure!(text.contains(place) && text.contains(message), "{command} {to}: {text}");
+            ensure!(!text.contains(['\r', '\u{1b}']), "{text:?}");
             ensure!(output.stdout.is_empty());
         }
     }
@@ -70,6 +78,8 @@ fn validate_and_plan() -> Result<()> {
     let text = campaign(&[NATIVE, PCNET], 4, "300ms", "");
     let valid = toll("validate", &text)?;
     expect(&valid, 0)?;
+    // As Windows' editors write it.
+    expect(&toll("validate", &format!("\u{feff}{}", text.replace('\n', "\r\n")))?, 0)?;
     let plan = toll("plan", &text)?;
     expect(&plan, 0)?;
     let text = String::from_utf8(plan.stdout)?;
