@@ -49,7 +49,7 @@ fn the_hosts_own_loop_back_is_out_of_reach() {
         Nat::new(InterfaceAddress { address: GATEWAY, prefix: 24 }, Ipv4Addr::LOCALHOST, 1500).unwrap();
     let mut frame = syn([10, 0, 2, 15], [127, 0, 0, 1]);
     frame[36..38].copy_from_slice(&listener.local_addr().unwrap().port().to_be_bytes());
-    assert_eq!(nat.send(&[IoSlice::new(&frame)]).unwrap(), Sent::Taken);
+    assert_eq!(nat.send(&[Piece::new(&frame)]).unwrap(), Sent::Taken);
     assert!(nat.connections.is_empty());
     assert!(listener.accept().is_err());
     for address in ["0.0.0.0", "0.1.2.3", "127.9.9.9", "224.0.0.1", "255.255.255.255"] {
@@ -66,10 +66,10 @@ fn no_frame_of_a_guest_makes_it_hold_more_than_its_bounds() {
     for port in 0..200_u16 {
         let mut frame = syn([10, 0, 2, 15], [192, 0, 2, 1]);
         frame[34..36].copy_from_slice(&port.to_be_bytes());
-        nat.send(&[IoSlice::new(&frame)]).unwrap();
+        nat.send(&[Piece::new(&frame)]).unwrap();
     }
     assert!(nat.connections.len() <= CONNECTIONS);
     let mut room = [0; 2048];
-    while nat.receive(&mut [IoSliceMut::new(&mut room)]).unwrap().is_some() {}
+    while nat.receive(&mut [PieceMut::new(&mut room)]).unwrap().is_some() {}
     assert_eq!(nat.wire.waiting(), 0);
 }
