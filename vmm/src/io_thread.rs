@@ -30,7 +30,7 @@ use toll_vnic::adapter::{Adapter, AdapterError, Window};
 use toll_vnic::port::PortError;
 use toll_vnic::stages::Stages;
 
-use crate::clock::{CpuClock, ticks};
+use crate::clock::{CpuClock, Timebase, ticks};
 use crate::runner::{StartError, pin};
 
 /// How long the thread looks on when nothing moves: as long as going to sleep and being woken takes.
@@ -76,9 +76,10 @@ impl Times {
     /// The ticks until now; what goes on counts as sleep if the thread is `asleep`, and as a look otherwise.
     fn read(&self, asleep: bool) -> IoTicks {
         let load = |ticks: &AtomicU64| ticks.load(Ordering::Relaxed);
-        let now = ticks().saturating_sub(load(&self.since));
+        let at = Timebase::now();
+        let now = at.ticks().saturating_sub(load(&self.since));
         let mut read = IoTicks {
-            at: Instant::now(),
+            at: at.instant(),
             moved: load(&self.moved),
             looked: load(&self.looked),
             asleep: load(&self.asleep),

@@ -1,20 +1,19 @@
 //! Views of guest buffers for scatter/gather system calls: what a guest names by address and length becomes an
 //! I/O vector of the host only after it was checked to lie in guest memory, so frames cross without a copy.
 
-use std::io::{IoSlice, IoSliceMut};
-
 use arrayvec::ArrayVec;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::GuestMemory;
+use crate::piece::{Piece, PieceMut};
 
 /// Most pieces of one frame. Far below the kernel's IOV_MAX (1024); drivers use one or two.
 pub(crate) const MAX_PARTS: usize = 64;
 
 /// A frame to be sent, in pieces of guest memory.
-pub(crate) type Parts<'m> = ArrayVec<IoSlice<'m>, MAX_PARTS>;
+pub(crate) type Parts<'m> = ArrayVec<Piece<'m>, MAX_PARTS>;
 /// Room for a frame, in pieces of guest memory.
-pub(crate) type PartsMut<'m> = ArrayVec<IoSliceMut<'m>, MAX_PARTS>;
+pub(crate) type PartsMut<'m> = ArrayVec<PieceMut<'m>, MAX_PARTS>;
 
 /// Why a guest buffer can't be part of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,21 +59,20 @@ pub(crate) fn push<'m>(
 ) -> Result<(), Refused> {
     for range in ranges(memory, address, length) {
         let (pointer, length) = range?;
-        // SAFETY: the range lies in a mapping that `memory` keeps for 'm. A driver leaves buffers alone that it has
-        // given to its adapter (virtio 1.2, 2.7.13). One that doesn't, while another thread runs the guest, spoils its
-        // own frame: what decisions are made on is copied first, and a sum that is wrong leaves a frame as it is.
-        let bytes = unsafe { std::slice::from_raw_parts(pointer, length) };
-        parts.try_push(IoSlice::new(bytes)).map_err(|_| Refused::TooManyParts)?;
+        // SAFETY: the range lies in a mapping that `memory` keeps for 'm, and nothing in this process refers to guest
+        // memory. A driver that writes to a buffer which it has given to its adapter spoils its own frame: what decisions
+        // are made on is copied first, and a sum that is wrong leaves a frame as it is.
+        let piece = unsafe { Piece::shared(pointer, length) };
+        parts.try_push(piece).map_err(|_| Refused::TooManyParts)?;
     }
     Ok(())
 }
 
 /// Takes the first bytes off a frame of `N` bytes or more.
-pub(crate) fn take_head<const N: usize>(parts: &mut [IoSlice<'_>]) -> [u8; N] {
+pub(crate) fn take_head<const N: usize>(parts: &mut [Piece<'_>]) -> [u8; N] {
     let (mut bytes, mut filled) = ([0; N], 0);
     for part in parts {
-        let count = part.len().min(N - filled);
-        bytes[filled..filled + count].copy_from_slice(&part[..count]);
+        let count = part.copy_to(&mut bytes[filled..]);
         part.advance(count);
         filled += count;
         if filled == N {
@@ -93,41 +91,23 @@ pub(crate) fn push_mut<'m>(
 ) -> Result<(), Refused> {
     for range in ranges(memory, address, length) {
         let (pointer, length) = range?;
-        let (start, end) = (pointer.addr(), pointer.addr() + length);
         // A guest may name the same bytes twice in one frame.
-        if parts.iter().any(|part| part.as_ptr().addr() < end && start < part.as_ptr().addr() + part.len()) {
+        if parts.iter().any(|part| part.overlaps(pointer, length)) {
             return Err(Refused::Overlap);
         }
-        // SAFETY: as in `push`, and no other part of the frame holds any of these bytes.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(pointer, length) };
-        parts.try_push(IoSliceMut::new(bytes)).map_err(|_| Refused::TooManyParts)?;
+        // SAFETY: as in `push`.
+        let piece = unsafe { PieceMut::shared(pointer, length) };
+        parts.try_push(piece).map_err(|_| Refused::TooManyParts)?;
     }
     Ok(())
 }
 
-/// Copies `bytes` into `parts`, `offset` bytes from their beginning; what does not fit is left out.
-pub(crate) fn write_at(parts: &mut [IoSliceMut<'_>], mut offset: usize, mut bytes: &[u8]) {
+/// Calls `take` with copies of the first `length` bytes of `parts`, in order.
+pub(crate) fn for_each_chunk(parts: &[PieceMut<'_>], mut length: usize, mut take: impl FnMut(&[u8])) {
     for part in parts {
-        if offset >= part.len() {
-            offset -= part.len();
-            continue;
-        }
-        let count = bytes.len().min(part.len() - offset);
-        part[offset..offset + count].copy_from_slice(&bytes[..count]);
-        bytes = &bytes[count..];
-        offset = 0;
-        if bytes.is_empty() {
-            break;
-        }
-    }
-}
-
-/// Calls `take` with the first `length` bytes of `parts`, piece by piece.
-pub(crate) fn for_each_piece(parts: &[IoSliceMut<'_>], mut length: usize, mut take: impl FnMut(&[u8])) {
-    for part in parts {
-        let count = length.min(part.len());
-        take(&part[..count]);
-        length -= count;
+        let part = part.filled().first(length);
+        length -= part.len();
+        part.for_each_chunk(&mut take);
         if length == 0 {
             break;
         }
@@ -135,24 +115,22 @@ pub(crate) fn for_each_piece(parts: &[IoSliceMut<'_>], mut length: usize, mut ta
 }
 
 /// The first bytes of a frame of `N` bytes or more that lies in `parts`.
-pub(crate) fn head<const N: usize>(parts: &[IoSliceMut<'_>]) -> [u8; N] {
-    let (mut bytes, mut filled) = ([0; N], 0);
-    for_each_piece(parts, N, |piece| {
-        bytes[filled..filled + piece.len()].copy_from_slice(piece);
-        filled += piece.len();
-    });
-    bytes
+pub(crate) fn head<const N: usize>(parts: &[PieceMut<'_>]) -> [u8; N] {
+    head_at(parts, 0)
 }
 
 /// `N` bytes of `parts`, `skip` bytes from their beginning; zero where there are none.
-pub(crate) fn head_at<const N: usize>(parts: &[IoSliceMut<'_>], mut skip: usize) -> [u8; N] {
+pub(crate) fn head_at<const N: usize>(parts: &[PieceMut<'_>], mut skip: usize) -> [u8; N] {
     let (mut bytes, mut filled) = ([0; N], 0);
     for part in parts {
+        let mut part = part.filled();
         let from = skip.min(part.len());
         skip -= from;
-        let count = (part.len() - from).min(N - filled);
-        bytes[filled..filled + count].copy_from_slice(&part[from..from + count]);
-        filled += count;
+        part.advance(from);
+        filled += part.copy_to(&mut bytes[filled..]);
+        if filled == N {
+            break;
+        }
     }
     bytes
 }
@@ -192,6 +170,7 @@ pub(crate) fn swap(memory: &GuestMemory, address: u64, length: usize) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::piece::write_at;
 
     #[test]
     fn a_buffer_that_leaves_guest_memory_is_refused() {
@@ -239,7 +218,7 @@ mod tests {
     #[test]
     fn bytes_are_placed_across_pieces() {
         let (mut a, mut b) = ([0; 3], [0; 4]);
-        let mut parts = [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)];
+        let mut parts = [PieceMut::new(&mut a), PieceMut::new(&mut b)];
         write_at(&mut parts, 2, &[1, 2, 3]);
         assert_eq!(head::<6>(&parts), [0, 0, 1, 2, 3, 0]);
         assert_eq!(head_at::<3>(&parts, 2), [1, 2, 3]);

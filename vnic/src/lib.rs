@@ -5,6 +5,7 @@ pub mod adapter;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 mod gather;
+pub mod piece;
 pub mod port;
 mod segment;
 pub mod stages;

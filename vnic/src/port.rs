@@ -121,14 +121,14 @@ pub trait Port: Send {
     ///
     /// # Errors
     /// [`PortError::Io`]; [`PortError::Refused`] if the frame's header doesn't fit it.
-    fn send(&mut self, parts: &[std::io::IoSlice<'_>]) -> Result<Sent, PortError>;
+    fn send(&mut self, parts: &[crate::piece::Piece<'_>]) -> Result<Sent, PortError>;
 
     /// Receives one frame, scattered over `parts`; its length, or `None` if there is none. A frame longer than
     /// `parts` is cut off at their end, and the length returned is that of `parts`.
     ///
     /// # Errors
     /// [`PortError::Io`].
-    fn receive(&mut self, parts: &mut [std::io::IoSliceMut<'_>]) -> Result<Option<usize>, PortError>;
+    fn receive(&mut self, parts: &mut [crate::piece::PieceMut<'_>]) -> Result<Option<usize>, PortError>;
 
     /// What stands before a frame. A wrapper of a port says what that port says.
     fn framing(&self) -> Framing {

@@ -8,8 +8,7 @@
 //! Plain segments (payload, an acknowledgement, and of the flags nothing but PSH beside it) may be joined. Whatever is more
 //! than that travels alone.
 
-use std::ops::Deref;
-
+use crate::piece::Piece;
 use etherparse::checksum::Sum16BitWords;
 use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, ip_number};
 
@@ -173,11 +172,7 @@ impl Segment {
 
     /// Whether the checksum of the segment is right, as far as can be told: not if a piece of its payload but the last is
     /// an odd number of bytes long, as the sum is one of 16-bit words.
-    pub(crate) fn holds<P: Deref<Target = [u8]>>(
-        &self,
-        head: &[u8],
-        payload: impl Iterator<Item = P>,
-    ) -> bool {
+    pub(crate) fn holds<'m>(&self, head: &[u8], payload: impl Iterator<Item = Piece<'m>>) -> bool {
         let bytes = self.payload - self.transport + self.length;
         let mut sum = self.pseudo_header(head, bytes).add_slice(&head[self.transport..self.payload]);
         let mut odd = false;
@@ -186,7 +181,7 @@ impl Segment {
                 return false;
             }
             odd = !piece.len().is_multiple_of(2);
-            sum = sum.add_slice(&piece);
+            piece.for_each_chunk(|chunk| sum = sum.clone().add_slice(chunk));
         }
         sum.ones_complement() == 0
     }

@@ -2,10 +2,11 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::fs::File;
-use std::io::{BufWriter, IoSlice, IoSliceMut};
+use std::io::BufWriter;
 use std::process::Command;
 
 use libtest_mimic::{Arguments, Failed, Trial};
+use toll_vnic::piece::{Piece, PieceMut};
 use toll_vnic::port::Port;
 use toll_vnic::port::capture::Capture;
 use toll_vnic::port::memory::pair;
@@ -27,11 +28,11 @@ fn tshark_understands_a_capture() -> Result<(), Failed> {
     for last in [2, 3] {
         let frame = arp_request(last);
         let (head, tail) = frame.split_at(14);
-        port.send(&[IoSlice::new(head), IoSlice::new(tail)])?;
+        port.send(&[Piece::new(head), Piece::new(tail)])?;
     }
-    far.send(&[IoSlice::new(&arp_request(4))])?;
+    far.send(&[Piece::new(&arp_request(4))])?;
     let mut room = [0; 2000];
-    assert_eq!(port.receive(&mut [IoSliceMut::new(&mut room)])?, Some(60));
+    assert_eq!(port.receive(&mut [PieceMut::new(&mut room)])?, Some(60));
     drop(port);
     let output = Command::new("tshark")
         .args(["-n", "-r"])

@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd};
 
 use nix::net::if_::if_nametoindex;
@@ -12,12 +11,13 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use support::{
     HEADER, Ip, NEEDS_CSUM, Outcome, bridge, next_frame, next_frame_to, set_up, sums_hold, unfinished,
 };
+use toll_vnic::piece::{Piece, PieceMut};
 use toll_vnic::port::tap::Tap;
 use toll_vnic::port::{Framing, Offloads, Port, PortError, Sent};
 
 fn read_frame(tap: &mut Tap) -> Option<Vec<u8>> {
     let (mut head, mut tail) = ([0; 14], vec![0; 2000]);
-    let mut parts = [IoSliceMut::new(&mut head), IoSliceMut::new(&mut tail)];
+    let mut parts = [PieceMut::new(&mut head), PieceMut::new(&mut tail)];
     let length = tap.receive(&mut parts).unwrap()?;
     Some([&head[..], &tail].concat()[..length].to_vec())
 }
@@ -55,7 +55,7 @@ fn the_kernel_answers_an_arp_request() -> Outcome {
     set_up("toll-test0");
     let request = arp_request();
     let (head, tail) = request.split_at(20);
-    assert_eq!(tap.send(&[IoSlice::new(head), IoSlice::new(tail)])?, Sent::Taken);
+    assert_eq!(tap.send(&[Piece::new(head), Piece::new(tail)])?, Sent::Taken);
     // The kernel sends frames of its own too (IPv6 neighbour discovery).
     loop {
         let fd = tap.fd().ok_or("a TAP has a descriptor")?;
@@ -73,7 +73,7 @@ fn the_kernel_answers_an_arp_request() -> Outcome {
 fn an_idle_tap_does_not_block() -> Outcome {
     let mut tap = Tap::create("toll-test1", Framing::Bare)?;
     // Down, it has nothing to read and drops what is sent.
-    assert_eq!(tap.send(&[IoSlice::new(&arp_request())])?, Sent::Dropped);
+    assert_eq!(tap.send(&[Piece::new(&arp_request())])?, Sent::Dropped);
     assert_eq!(read_frame(&mut tap), None);
     Ok(())
 }
@@ -120,7 +120,7 @@ fn the_kernel_finishes_frames_for_who_does_not_take_them_unfinished() -> Outcome
         let (head, tail) = sent.split_at(7);
         for offloads in [Offloads::default(), Offloads { checksum: true, ..Offloads::default() }] {
             whole.set_offloads(offloads)?;
-            assert_eq!(from.send(&[IoSlice::new(head), IoSlice::new(tail)])?, Sent::Taken);
+            assert_eq!(from.send(&[Piece::new(head), Piece::new(tail)])?, Sent::Taken);
             let mut received = Vec::new();
             while received.len() < payload {
                 let frame = next_frame(&mut bare);
@@ -148,7 +148,7 @@ fn a_segment_to_be_cut_up_crosses_as_one_frame() -> Outcome {
     to.set_offloads(Offloads { checksum: true, tso4: true, tso6: true })?;
     for ip in Ip::BOTH {
         let sent = unfinished(ip, ip.longest(), ip.mss());
-        assert_eq!(from.send(&[IoSlice::new(&sent)])?, Sent::Taken);
+        assert_eq!(from.send(&[Piece::new(&sent)])?, Sent::Taken);
         let received = next_frame(&mut to);
         assert_eq!(received[HEADER..], sent[HEADER..]);
         assert_eq!((received[0], received[1]), (NEEDS_CSUM, ip.gso()));
@@ -165,24 +165,24 @@ fn a_flow_comes_back_to_the_queue_that_it_left_by() -> Outcome {
     let there = unfinished(Ip::V4, 100, 1460)[HEADER..].to_vec();
     let back = swapped(&there);
     for at in [1, 2, 0, 1] {
-        assert_eq!(queues[at].send(&[IoSlice::new(&there)])?, Sent::Taken);
+        assert_eq!(queues[at].send(&[Piece::new(&there)])?, Sent::Taken);
         assert_eq!(next_frame(&mut far), there);
-        assert_eq!(far.send(&[IoSlice::new(&back)])?, Sent::Taken);
+        assert_eq!(far.send(&[Piece::new(&back)])?, Sent::Taken);
         assert_eq!(next_frame_to(&mut queues[at], 2), back, "queue {at}");
     }
     // Detached, it gets nothing, and what it gave up comes by another.
     queues[1].set_attached(false)?;
     queues[1].set_attached(false)?;
-    assert_eq!(far.send(&[IoSlice::new(&back)])?, Sent::Taken);
+    assert_eq!(far.send(&[Piece::new(&back)])?, Sent::Taken);
     let mut fds = [0, 2].map(|at: usize| PollFd::new(queues[at].fd().unwrap(), PollFlags::POLLIN));
     assert!(poll(&mut fds, PollTimeout::from(5000_u16))? > 0);
     while let Some(frame) = read_frame(&mut queues[1]) {
         assert_ne!(frame, back);
     }
     queues[1].set_attached(true)?;
-    assert_eq!(queues[1].send(&[IoSlice::new(&there)])?, Sent::Taken);
+    assert_eq!(queues[1].send(&[Piece::new(&there)])?, Sent::Taken);
     assert_eq!(next_frame(&mut far), there);
-    assert_eq!(far.send(&[IoSlice::new(&back)])?, Sent::Taken);
+    assert_eq!(far.send(&[Piece::new(&back)])?, Sent::Taken);
     assert_eq!(next_frame_to(&mut queues[1], 2), back);
     // The interface goes with its last queue.
     queues.truncate(1);
@@ -211,12 +211,12 @@ fn a_header_that_does_not_fit_its_frame_is_refused() -> Outcome {
     let mut tap = Tap::create("toll-test9", Framing::VirtioNetHeader)?;
     set_up("toll-test9");
     let good = unfinished(Ip::V4, 3000, 1460);
-    assert_eq!(tap.send(&[IoSlice::new(&good)])?, Sent::Taken);
+    assert_eq!(tap.send(&[Piece::new(&good)])?, Sent::Taken);
     // csum_start behind the frame; segments of no size; another protocol than the frame's.
     for (at, bytes) in [(6, [0xff, 0xff]), (4, [0, 0]), (1, [4, 54])] {
         let mut bad = good.clone();
         bad[at..at + 2].copy_from_slice(&bytes);
-        let refused = tap.send(&[IoSlice::new(&bad)]);
+        let refused = tap.send(&[Piece::new(&bad)]);
         assert!(matches!(refused, Err(PortError::Refused { .. })), "{at}: {refused:?}");
     }
     Ok(())

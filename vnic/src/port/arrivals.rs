@@ -104,7 +104,7 @@ impl Drop for Arrivals {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{IoSlice, IoSliceMut};
+    use crate::piece::{Piece, PieceMut};
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -132,11 +132,11 @@ mod tests {
         arrivals.emptied();
         for round in 0..50 {
             assert!(!arrivals.pending().unwrap(), "round {round}");
-            far.send(&[IoSlice::new(b"frame")]).unwrap();
+            far.send(&[Piece::new(b"frame")]).unwrap();
             assert!(wait(&mut arrivals), "a frame was not seen in round {round}");
             assert!(arrivals.pending().unwrap(), "it waits still");
             let mut room = [0; 8];
-            while near.receive(&mut [IoSliceMut::new(&mut room)]).unwrap().is_some() {}
+            while near.receive(&mut [PieceMut::new(&mut room)]).unwrap().is_some() {}
             arrivals.emptied();
         }
         assert!(arrivals.skipped() >= 50);

@@ -8,11 +8,12 @@
 //! What the guest sends is written when the port has taken it, what it receives when it is handed over. A capture costs
 //! a copy of each frame and is no way to measure: a run with one is flagged.
 
-use std::io::{IoSlice, IoSliceMut, Write};
+use std::io::Write;
 use std::os::fd::BorrowedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Framing, Offloads, Port, PortError, Sent};
+use crate::piece::{Piece, PieceMut};
 
 /// Magic of a file with nanoseconds, in the byte order of its writer.
 const MAGIC: u32 = 0xa1b2_3c4d;
@@ -57,7 +58,7 @@ impl Capture {
     /// Writes a frame of `length` bytes, which are the first of `parts`.
     fn write<'p>(
         &mut self,
-        parts: impl Iterator<Item = &'p [u8]>,
+        parts: impl Iterator<Item = Piece<'p>>,
         length: usize,
         at: SystemTime,
     ) -> Result<(), PortError> {
@@ -79,13 +80,13 @@ impl Capture {
         self.record.extend((kept as u32).to_le_bytes());
         self.record.extend((length as u32).to_le_bytes());
         let (mut skip, mut missing) = (header, kept);
-        for part in parts {
+        for mut part in parts {
             let skipped = skip.min(part.len());
-            let part = &part[skipped..];
+            part.advance(skipped);
             skip -= skipped;
-            let count = part.len().min(missing);
-            self.record.extend_from_slice(&part[..count]);
-            missing -= count;
+            let part = part.first(missing);
+            part.append_to(&mut self.record);
+            missing -= part.len();
         }
         self.file.write_all(&self.record).map_err(failed)
     }
@@ -96,19 +97,19 @@ fn failed(source: std::io::Error) -> PortError {
 }
 
 impl Port for Capture {
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
         let sent = self.port.send(parts)?;
         if sent == Sent::Taken {
             let length = parts.iter().map(|part| part.len()).sum();
-            self.write(parts.iter().map(|part| &part[..]), length, SystemTime::now())?;
+            self.write(parts.iter().copied(), length, SystemTime::now())?;
         }
         Ok(sent)
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         let length = self.port.receive(parts)?;
         if let Some(length) = length {
-            self.write(parts.iter().map(|part| &part[..]), length, SystemTime::now())?;
+            self.write(parts.iter().map(PieceMut::filled), length, SystemTime::now())?;
         }
         Ok(length)
     }
@@ -163,11 +164,11 @@ mod tests {
         let (near, mut far) = pair(4).unwrap();
         let file = Shared::default();
         let mut port = Capture::new(Box::new(near), Box::new(file.clone()), 24 + 16 + 5 + 16 + 3).unwrap();
-        port.send(&[IoSlice::new(b"he"), IoSlice::new(b"llo")]).unwrap();
-        far.send(&[IoSlice::new(b"you")]).unwrap();
+        port.send(&[Piece::new(b"he"), Piece::new(b"llo")]).unwrap();
+        far.send(&[Piece::new(b"you")]).unwrap();
         let mut room = [0; 64];
-        assert_eq!(port.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), Some(3));
-        port.send(&[IoSlice::new(b"over the limit")]).unwrap();
+        assert_eq!(port.receive(&mut [PieceMut::new(&mut room)]).unwrap(), Some(3));
+        port.send(&[Piece::new(b"over the limit")]).unwrap();
         let bytes = file.0.lock().unwrap().clone();
         assert_eq!(bytes.len(), 24 + 16 + 5 + 16 + 3);
         assert_eq!(&bytes[..4], &[0x4d, 0x3c, 0xb2, 0xa1]);
@@ -182,7 +183,7 @@ mod tests {
         let file = Shared::default();
         let mut port = Capture::new(Box::new(near), Box::new(file.clone()), 1 << 20).unwrap();
         let at = UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
-        port.write([&b"x"[..]].into_iter(), 1, at).unwrap();
+        port.write([Piece::new(b"x")].into_iter(), 1, at).unwrap();
         let bytes = file.0.lock().unwrap().clone();
         assert_eq!(bytes[24..28], 1_700_000_000_u32.to_le_bytes());
         assert_eq!(bytes[28..32], 123_456_789_u32.to_le_bytes());

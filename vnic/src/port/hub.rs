@@ -4,7 +4,6 @@
 //! The kernel's buffers are the wire: a frame that finds no room is lost. Frames may have headers and be unfinished, if both
 //! ends' adapters have the same offloads: nobody in between finishes them.
 
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
@@ -12,6 +11,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{SockType, getsockopt, sockopt};
 
 use super::{Framing, Port, PortError, Sent, descriptor};
+use crate::piece::{Piece, PieceMut};
 
 const NAME: &str = "hub";
 
@@ -71,14 +71,14 @@ fn is_unplugged(error: &PortError) -> bool {
 }
 
 impl Port for Hub {
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
         match descriptor::send(self.socket.as_fd(), Framing::Bare, parts, failed) {
             Err(error) if is_unplugged(&error) => Ok(Sent::Dropped),
             sent => sent,
         }
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         // No frame is empty: that is the end of the socket.
         descriptor::receive(self.socket.as_fd(), parts, failed)
             .map(|length| length.filter(|length| *length > 0))
@@ -109,16 +109,16 @@ mod tests {
         let (mut one, mut other) =
             (Hub::new(one, Framing::Bare).unwrap(), Hub::new(other, Framing::Bare).unwrap());
         let mut room = [0; 64];
-        assert_eq!(other.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), None);
-        one.send(&[IoSlice::new(b"he"), IoSlice::new(b"llo")]).unwrap();
-        one.send(&[IoSlice::new(b"again")]).unwrap();
+        assert_eq!(other.receive(&mut [PieceMut::new(&mut room)]).unwrap(), None);
+        one.send(&[Piece::new(b"he"), Piece::new(b"llo")]).unwrap();
+        one.send(&[Piece::new(b"again")]).unwrap();
         let (mut head, mut tail) = ([0; 2], [0; 62]);
-        let mut parts = [IoSliceMut::new(&mut head), IoSliceMut::new(&mut tail)];
+        let mut parts = [PieceMut::new(&mut head), PieceMut::new(&mut tail)];
         assert_eq!(other.receive(&mut parts).unwrap(), Some(5));
         assert_eq!((&head, &tail[..3]), (b"he", &b"llo"[..]));
-        assert_eq!(other.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), Some(5));
-        other.send(&[IoSlice::new(b"back")]).unwrap();
-        assert_eq!(one.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), Some(4));
+        assert_eq!(other.receive(&mut [PieceMut::new(&mut room)]).unwrap(), Some(5));
+        other.send(&[Piece::new(b"back")]).unwrap();
+        assert_eq!(one.receive(&mut [PieceMut::new(&mut room)]).unwrap(), Some(4));
     }
 
     #[test]
@@ -127,11 +127,11 @@ mod tests {
         let mut one = Hub::new(one, Framing::Bare).unwrap();
         let frame = [0; 1514];
         let taken =
-            (0..100_000).take_while(|_| one.send(&[IoSlice::new(&frame)]).unwrap() == Sent::Taken).count();
+            (0..100_000).take_while(|_| one.send(&[Piece::new(&frame)]).unwrap() == Sent::Taken).count();
         assert!((1..100_000).contains(&taken), "{taken}");
         drop(other);
-        assert_eq!(one.send(&[IoSlice::new(&frame)]).unwrap(), Sent::Dropped);
-        assert_eq!(one.receive(&mut [IoSliceMut::new(&mut [0; 64])]).unwrap(), None);
+        assert_eq!(one.send(&[Piece::new(&frame)]).unwrap(), Sent::Dropped);
+        assert_eq!(one.receive(&mut [PieceMut::new(&mut [0; 64])]).unwrap(), None);
     }
 
     #[test]

@@ -10,7 +10,6 @@
 
 mod lane;
 
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use toll_protocol::decorators;
 
 use super::{Framing, Offloads, Port, PortError, Sent};
+use crate::piece::{Piece, PieceMut};
 use crate::vnet_header;
 use lane::Lane;
 
@@ -112,12 +112,12 @@ impl Impaired {
     fn turn(&mut self) -> Result<(), PortError> {
         let now = self.began.elapsed();
         for _ in 0..BURST {
-            let Some(length) = self.port.receive(&mut [IoSliceMut::new(&mut self.buffer)])? else { break };
-            self.incoming.enter(&[IoSlice::new(&self.buffer[..length])], now);
+            let Some(length) = self.port.receive(&mut [PieceMut::new(&mut self.buffer)])? else { break };
+            self.incoming.enter(&[Piece::new(&self.buffer[..length])], now);
         }
         while let Some(frame) = self.outgoing.leave(now) {
             // What the port behind has no room for is lost there.
-            self.port.send(&[IoSlice::new(&frame)])?;
+            self.port.send(&[Piece::new(&frame)])?;
             self.outgoing.spare(frame);
         }
         let next = self.outgoing.due().into_iter().chain(self.incoming.due()).min();
@@ -140,19 +140,18 @@ impl Impaired {
 }
 
 impl Port for Impaired {
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
         let taken = self.outgoing.enter(parts, self.began.elapsed());
         self.turn()?;
         Ok(if taken { Sent::Taken } else { Sent::Dropped })
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         self.turn()?;
         let Some(frame) = self.incoming.leave(self.began.elapsed()) else { return Ok(None) };
         let mut copied = 0;
         for part in parts {
-            let count = part.len().min(frame.len() - copied);
-            part[..count].copy_from_slice(&frame[copied..copied + count]);
+            let count = part.write(0, &frame[copied..]);
             copied += count;
         }
         self.incoming.spare(frame);
@@ -195,18 +194,18 @@ mod tests {
         let mut port =
             Impaired::new(Box::new(near), Impairments { delay, ..Impairments::default() }).unwrap();
         let began = Instant::now();
-        far.send(&[IoSlice::new(b"hello")]).unwrap();
+        far.send(&[Piece::new(b"hello")]).unwrap();
         let mut room = [0; 8];
         loop {
             assert!(wait(&port, 5000), "the frame never came");
-            if let Some(length) = port.receive(&mut [IoSliceMut::new(&mut room)]).unwrap() {
+            if let Some(length) = port.receive(&mut [PieceMut::new(&mut room)]).unwrap() {
                 assert_eq!(&room[..length], b"hello");
                 break;
             }
         }
         assert!(began.elapsed() >= delay, "it came after {:?}", began.elapsed());
         // Nothing is due any more: the descriptor is quiet.
-        assert_eq!(port.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), None);
+        assert_eq!(port.receive(&mut [PieceMut::new(&mut room)]).unwrap(), None);
         assert!(!wait(&port, 0));
     }
 
@@ -217,9 +216,9 @@ mod tests {
         assert_eq!(port.framing(), Framing::VirtioNetHeader);
         let mut frame = [7; vnet_header::LENGTH + 60];
         frame[0] = vnet_header::NEEDS_CSUM;
-        assert_eq!(port.send(&[IoSlice::new(&frame)]).unwrap(), Sent::Taken);
+        assert_eq!(port.send(&[Piece::new(&frame)]).unwrap(), Sent::Taken);
         let mut room = [0; 100];
-        assert_eq!(far.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), Some(frame.len()));
+        assert_eq!(far.receive(&mut [PieceMut::new(&mut room)]).unwrap(), Some(frame.len()));
         assert_eq!(room[..frame.len()], frame);
     }
 
@@ -229,11 +228,11 @@ mod tests {
         let delay = Duration::from_millis(20);
         let mut port =
             Impaired::new(Box::new(near), Impairments { delay, ..Impairments::default() }).unwrap();
-        assert_eq!(port.send(&[IoSlice::new(b"bye")]).unwrap(), Sent::Taken);
+        assert_eq!(port.send(&[Piece::new(b"bye")]).unwrap(), Sent::Taken);
         let mut room = [0; 8];
-        assert_eq!(far.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), None);
+        assert_eq!(far.receive(&mut [PieceMut::new(&mut room)]).unwrap(), None);
         assert!(wait(&port, 5000), "nobody is told that it is due");
-        assert_eq!(port.receive(&mut [IoSliceMut::new(&mut [0; 8])]).unwrap(), None);
-        assert_eq!(far.receive(&mut [IoSliceMut::new(&mut room)]).unwrap(), Some(3));
+        assert_eq!(port.receive(&mut [PieceMut::new(&mut [0; 8])]).unwrap(), None);
+        assert_eq!(far.receive(&mut [PieceMut::new(&mut room)]).unwrap(), Some(3));
     }
 }

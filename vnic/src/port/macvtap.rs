@@ -152,11 +152,11 @@ fn of_open(error: Errno) -> &'static str {
 }
 
 impl Port for Macvtap {
-    fn send(&mut self, parts: &[std::io::IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, parts: &[crate::piece::Piece<'_>]) -> Result<Sent, PortError> {
         descriptor::send(self.descriptor.as_fd(), self.framing, parts, |call, error| self.failed(call, error))
     }
 
-    fn receive(&mut self, parts: &mut [std::io::IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [crate::piece::PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         descriptor::receive(self.descriptor.as_fd(), parts, |call, error| self.failed(call, error))
     }
 

@@ -4,7 +4,6 @@
 //! port is readable exactly while frames wait for it.
 
 use std::collections::VecDeque;
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,6 +11,7 @@ use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Framing, Port, PortError, Sent};
+use crate::piece::{Piece, PieceMut};
 
 const NAME: &str = "memory port";
 
@@ -87,7 +87,7 @@ fn failed(call: &'static str, error: Errno) -> PortError {
 }
 
 impl Port for MemoryPort {
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
         let mut frames = self.outgoing.lock();
         if frames.waiting.len() >= self.capacity {
             return Ok(Sent::Dropped);
@@ -95,7 +95,7 @@ impl Port for MemoryPort {
         let mut frame = frames.spare.pop().unwrap_or_default();
         frame.clear();
         for part in parts {
-            frame.extend_from_slice(part);
+            part.append_to(&mut frame);
         }
         frames.waiting.push_back(frame);
         if frames.waiting.len() == 1 {
@@ -104,7 +104,7 @@ impl Port for MemoryPort {
         Ok(Sent::Taken)
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         let mut frames = self.incoming.lock();
         let Some(frame) = frames.waiting.pop_front() else { return Ok(None) };
         if frames.waiting.is_empty() {
@@ -112,9 +112,7 @@ impl Port for MemoryPort {
         }
         let mut copied = 0;
         for part in parts {
-            let count = part.len().min(frame.len() - copied);
-            part[..count].copy_from_slice(&frame[copied..copied + count]);
-            copied += count;
+            copied += part.write(0, &frame[copied..]);
         }
         frames.spare.push(frame);
         Ok(Some(copied))
@@ -144,20 +142,20 @@ mod tests {
     fn frames_arrive_in_order_whole_and_bounded() {
         let (mut one, mut other) = pair(2).unwrap();
         assert!(!is_readable(&other));
-        assert_eq!(one.send(&[IoSlice::new(b"he"), IoSlice::new(b"llo")]).unwrap(), Sent::Taken);
-        assert_eq!(one.send(&[IoSlice::new(b"second")]).unwrap(), Sent::Taken);
-        assert_eq!(one.send(&[IoSlice::new(b"third")]).unwrap(), Sent::Dropped);
+        assert_eq!(one.send(&[Piece::new(b"he"), Piece::new(b"llo")]).unwrap(), Sent::Taken);
+        assert_eq!(one.send(&[Piece::new(b"second")]).unwrap(), Sent::Taken);
+        assert_eq!(one.send(&[Piece::new(b"third")]).unwrap(), Sent::Dropped);
         assert!(is_readable(&other) && !is_readable(&one));
 
         let (mut a, mut b) = ([0; 3], [0; 8]);
-        let mut parts = [IoSliceMut::new(&mut a), IoSliceMut::new(&mut b)];
+        let mut parts = [PieceMut::new(&mut a), PieceMut::new(&mut b)];
         assert_eq!(other.receive(&mut parts).unwrap(), Some(5));
         assert_eq!((&a, &b[..2]), (b"hel", &b"lo"[..]));
         assert!(is_readable(&other));
         let mut short = [0; 4];
-        assert_eq!(other.receive(&mut [IoSliceMut::new(&mut short)]).unwrap(), Some(4));
+        assert_eq!(other.receive(&mut [PieceMut::new(&mut short)]).unwrap(), Some(4));
         assert_eq!(&short, b"seco");
         assert!(!is_readable(&other));
-        assert_eq!(other.receive(&mut [IoSliceMut::new(&mut short)]).unwrap(), None);
+        assert_eq!(other.receive(&mut [PieceMut::new(&mut short)]).unwrap(), None);
     }
 }

@@ -15,7 +15,6 @@ mod connection;
 mod tests;
 mod wire;
 
-use std::io::{IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -35,7 +34,7 @@ use toll_protocol::peer;
 use toll_protocol::units::InterfaceAddress;
 
 use super::{Port, PortError, Sent};
-use crate::gather::write_at;
+use crate::piece::{Piece, PieceMut, write_at};
 use connection::{Connection, Ends};
 use wire::Wire;
 
@@ -240,9 +239,9 @@ fn key(ends: Ends) -> u64 {
 }
 
 impl Port for Nat {
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
         let mut frame = self.wire.buffer();
-        parts.iter().for_each(|part| frame.extend_from_slice(part));
+        parts.iter().for_each(|part| part.append_to(&mut frame));
         match look(&frame, self.gateway) {
             Seen::Syn(ends) => self.begin(ends)?,
             Seen::Arp | Seen::Segment => {}
@@ -258,7 +257,7 @@ impl Port for Nat {
         Ok(if taken { Sent::Taken } else { Sent::Dropped })
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         let next = match self.wire.for_guest() {
             Some(frame) => Some(frame),
             None => {

@@ -13,11 +13,10 @@
 //! Checksums: what the kernel left out is completed for an owner that takes no unfinished frames, and left to one that
 //! does.
 
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 
 use super::{Framing, Offloads, Port, PortError, Sent};
-use crate::gather::write_at;
+use crate::piece::{Piece, PieceMut, write_at};
 use crate::segment::{self, CHECKSUM, LONGEST_HEADERS, Segment};
 use crate::vnet_header::{CSUM_OFFSET, CSUM_START, FLAGS, GSO_SIZE, GSO_TYPE, LENGTH as HEADER, NEEDS_CSUM};
 
@@ -77,7 +76,7 @@ impl Splitting {
     }
 
     /// Gives the next segment on; its length with its header.
-    fn next_segment(&mut self, mut cut: Cut, parts: &mut [IoSliceMut<'_>]) -> usize {
+    fn next_segment(&mut self, mut cut: Cut, parts: &mut [PieceMut<'_>]) -> usize {
         let Cut { segment, size, done, index } = cut;
         let length = size.min(segment.length - done);
         let last = done + length == segment.length;
@@ -105,11 +104,11 @@ impl Splitting {
 }
 
 impl Port for Splitting {
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
         self.port.send(parts)
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         if self.offloads.segments() {
             return self.port.receive(parts);
         }
@@ -118,7 +117,7 @@ impl Port for Splitting {
             if let Some(cut) = self.cut {
                 return Ok(Some(self.next_segment(cut, parts).min(room)));
             }
-            let Some(length) = self.port.receive(&mut [IoSliceMut::new(&mut self.frame)])? else {
+            let Some(length) = self.port.receive(&mut [PieceMut::new(&mut self.frame)])? else {
                 return Ok(None);
             };
             if let Some(length) = self.take(length) {

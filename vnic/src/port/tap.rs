@@ -5,7 +5,7 @@
 //! while it is full.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::errno::Errno;
@@ -13,6 +13,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use tun_tap::{Iface, Mode};
 
 use super::{Framing, Offloads, Port, PortError, Queues, Sent, descriptor, tun};
+use crate::piece::{Piece, PieceMut};
 
 /// Longest name of an interface in bytes: IFNAMSIZ without its terminator.
 const MAX_NAME: usize = 15;
@@ -143,11 +144,11 @@ impl Tap {
 }
 
 impl Port for Tap {
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
         descriptor::send(self.descriptor(), self.framing(), parts, |call, error| self.failed(call, error))
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         descriptor::receive(self.descriptor(), parts, |call, error| self.failed(call, error))
     }
 

@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "each user of this module needs a part of it")]
 
 use std::fs::OpenOptions;
-use std::io::IoSliceMut;
 use std::os::fd::AsRawFd;
 use std::thread;
 
@@ -11,6 +10,7 @@ use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use toll_vnic::piece::PieceMut;
 use toll_vnic::port::tap::Tap;
 use toll_vnic::port::{Framing, Port};
 
@@ -201,7 +201,7 @@ pub fn next_frame_to(tap: &mut Tap, host: u8) -> Vec<u8> {
         let mut fds = [PollFd::new(tap.fd().unwrap(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut fds, PollTimeout::from(5000_u16)).unwrap(), 1, "nothing within five seconds");
         let mut bytes = vec![0; 70_000];
-        let length = tap.receive(&mut [IoSliceMut::new(&mut bytes)]).unwrap().unwrap();
+        let length = tap.receive(&mut [PieceMut::new(&mut bytes)]).unwrap().unwrap();
         bytes.truncate(length);
         if bytes[before..before + 6] == [0x52, 0x54, 0, 0, 0, host] {
             return bytes;

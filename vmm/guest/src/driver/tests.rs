@@ -1,10 +1,10 @@
 //! The drivers on the adapter models.
 
 use std::boxed::Box;
-use std::io::{IoSlice, IoSliceMut};
 
 use toll_guest_abi::virtio_net as switches;
 use toll_protocol::trial::VirtioNetSwitches;
+use toll_vnic::piece::{Piece, PieceMut};
 use toll_vnic::port::Port;
 use toll_vnic::port::memory::{MemoryPort, pair};
 
@@ -28,7 +28,7 @@ fn bench_of(end: &End) -> (HostPlatform, MemoryPort) {
 
 fn departed(wire: &mut MemoryPort) -> Option<Vec<u8>> {
     let mut frame = vec![0; 2048];
-    let length = wire.receive(&mut [IoSliceMut::new(&mut frame)]).unwrap()?;
+    let length = wire.receive(&mut [PieceMut::new(&mut frame)]).unwrap()?;
     frame.truncate(length);
     Some(frame)
 }
@@ -156,7 +156,7 @@ fn pcnet_receives_only_after_rint_and_gives_every_buffer_back() {
     for round in 0..100_u8 {
         let mut frame = vec![round; 100];
         frame[..6].copy_from_slice(&[0xff; 6]);
-        wire.send(&[IoSlice::new(&frame)]).unwrap();
+        wire.send(&[Piece::new(&frame)]).unwrap();
         assert_eq!(receive(&mut driver), None, "no interrupt has come");
         platform.wait(0);
         let causes = platform.take_interrupt();
@@ -201,7 +201,7 @@ fn virtio_net_receives_and_gives_every_buffer_back() {
     let mut driver = VirtioNetDriver::open(&mut platform, SETUP).unwrap();
     for round in 0..1000_u32 {
         let frame = vec![round as u8; 60 + round as usize];
-        wire.send(&[IoSlice::new(&frame)]).unwrap();
+        wire.send(&[Piece::new(&frame)]).unwrap();
         platform.wait(0);
         assert_eq!(receive(&mut driver), Some(frame));
         assert_eq!(receive(&mut driver), None);
@@ -219,7 +219,7 @@ fn virtio_1_2_s2_7_10_event_indices_suppress_interrupts_and_leave_the_one_notifi
     for round in 0..70_000_u32 {
         send(&mut driver, &mut platform, 60, round as u8);
         if round % 100 == 0 {
-            wire.send(&[IoSlice::new(&[round as u8; 60])]).unwrap();
+            wire.send(&[Piece::new(&[round as u8; 60])]).unwrap();
             platform.wait(0);
             assert_eq!(receive(&mut driver), Some(vec![round as u8; 60]));
             while departed(&mut wire).is_some() {}
@@ -243,7 +243,7 @@ fn virtio_1_2_s5_1_6_4_merged_frames_are_whole_where_the_ring_wraps_too() {
     for round in 0..1000_usize {
         let length = 60 + (round * 97) % 8950;
         let frame: Vec<u8> = (0..length).map(|at| (at * 7 + at / 256 + round) as u8).collect();
-        wire.send(&[IoSlice::new(&frame)]).unwrap();
+        wire.send(&[Piece::new(&frame)]).unwrap();
         platform.wait(0);
         assert_eq!(receive(&mut driver), Some(frame), "{round}");
         assert_eq!(receive(&mut driver), None);

@@ -1,9 +1,9 @@
 //! A port with headers on a wire without: what the kernel does behind a TAP. Segments are cut up and checksums filled
 //! in on the way out; what comes in is vouched for by nobody.
 
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 
+use toll_vnic::piece::{Piece, PieceMut};
 use toll_vnic::port::{Framing, Port, PortError, Sent};
 
 const HEADER: usize = 12;
@@ -79,23 +79,21 @@ impl<P: Port> Finishing<P> {
 }
 
 impl<P: Port> Port for Finishing<P> {
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
-        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
+        let bytes = toll_vnic::piece::collect(parts);
         for frame in Self::finished(&bytes) {
-            self.port.send(&[IoSlice::new(&frame)])?;
+            self.port.send(&[Piece::new(&frame)])?;
         }
         Ok(Sent::Taken)
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         let mut frame = vec![0; 10_000];
-        let Some(length) = self.port.receive(&mut [IoSliceMut::new(&mut frame)])? else { return Ok(None) };
+        let Some(length) = self.port.receive(&mut [PieceMut::new(&mut frame)])? else { return Ok(None) };
         let bytes = [&[0; HEADER][..], &frame[..length]].concat();
         let mut rest = &bytes[..];
         for part in parts {
-            let count = rest.len().min(part.len());
-            part[..count].copy_from_slice(&rest[..count]);
-            rest = &rest[count..];
+            rest = &rest[part.write(0, rest)..];
         }
         Ok(Some(bytes.len() - rest.len()))
     }

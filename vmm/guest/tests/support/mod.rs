@@ -4,7 +4,6 @@
 pub mod finishing;
 
 use std::collections::BTreeMap;
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 use std::panic::resume_unwind;
 use std::sync::Arc;
@@ -25,6 +24,7 @@ use toll_vnic::GuestMemory;
 use toll_vnic::adapter::Adapter;
 use toll_vnic::adapter::pcnet::Pcnet;
 use toll_vnic::adapter::virtio_net::VirtioNet;
+use toll_vnic::piece::{Piece, PieceMut};
 use toll_vnic::port::{Framing, Port, PortError, Sent};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
@@ -347,16 +347,16 @@ pub struct Damaging<P> {
 }
 
 impl<P: Port> Port for Damaging<P> {
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
-        let mut frame: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
+        let mut frame = toll_vnic::piece::collect(parts);
         if frame.len() > 1000 && one_in(self.one_in, &mut self.state) {
             frame[700] ^= 0x10;
             self.damaged.fetch_add(1, Ordering::Relaxed);
         }
-        self.port.send(&[IoSlice::new(&frame)])
+        self.port.send(&[Piece::new(&frame)])
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         self.port.receive(parts)
     }
 
@@ -382,11 +382,11 @@ impl<P> Lossy<P> {
 }
 
 impl<P: Port> Port for Lossy<P> {
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
         if self.loses() { Ok(Sent::Taken) } else { self.port.send(parts) }
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         loop {
             let length = self.port.receive(parts)?;
             if length.is_none() || !self.loses() {

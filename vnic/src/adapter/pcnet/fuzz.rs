@@ -6,7 +6,6 @@
 //! * rings are at a descriptor that they have, and the line is as the registers say.
 
 use std::collections::VecDeque;
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +17,7 @@ use super::{HEADER, MAXIMUM, MOST_FRAMES, NoDescriptor, Pcnet};
 use crate::GuestMemory;
 use crate::adapter::{Adapter, AdapterError};
 use crate::fuzzing::{Guarded, Input};
+use crate::piece::{self, Piece, PieceMut};
 use crate::port::{Port, PortError, Sent};
 
 const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
@@ -155,12 +155,12 @@ fn store(memory: &GuestMemory, at: u32, value: u32) {
 }
 
 impl Port for WirePort {
-    fn send(&mut self, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
         let wire = self.call();
         let length: usize = parts.iter().map(|part| part.len()).sum();
         assert!((HEADER..=MAXIMUM).contains(&length), "a frame of {length} bytes left");
         // Each byte is read: one outside of guest memory faults.
-        let sum = parts.iter().flat_map(|part| part.iter()).fold(0_u8, |sum, byte| sum.wrapping_add(*byte));
+        let sum = piece::collect(parts).into_iter().fold(0_u8, u8::wrapping_add);
         Ok(if std::hint::black_box(sum) % 8 == 7 && wire.calls.is_multiple_of(2) {
             Sent::Dropped
         } else {
@@ -168,19 +168,13 @@ impl Port for WirePort {
         })
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         let mut wire = self.call();
         let Some((length, for_guest)) = wire.waiting.pop_front() else { return Ok(None) };
         let head = if for_guest { MAC.0 } else { [0x01, 0, 0x5e, 0, 0, 1] };
-        let mut bytes = head.into_iter().chain(std::iter::repeat(0xa5)).take(usize::from(length));
-        let mut copied = 0;
-        for part in parts {
-            for (to, from) in part.iter_mut().zip(&mut bytes) {
-                *to = from;
-                copied += 1;
-            }
-        }
-        Ok(Some(copied))
+        let bytes: Vec<u8> = head.into_iter().chain(std::iter::repeat(0xa5)).take(length.into()).collect();
+        piece::write_at(parts, 0, &bytes);
+        Ok(Some(bytes.len().min(parts.iter().map(PieceMut::len).sum())))
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -37,7 +37,6 @@ mod rings;
 mod tests;
 mod transmit;
 
-use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
@@ -48,6 +47,7 @@ use vm_memory::{Bytes, GuestAddress};
 use crate::GuestMemory;
 use crate::adapter::{Adapter, AdapterError, Window};
 use crate::gather::{self, PartsMut};
+use crate::piece::{Piece, PieceMut};
 use crate::port::{Port, PortError, Sent};
 use crate::stages::{Mark, Stages};
 use bits::{csr0, csr4};
@@ -117,7 +117,7 @@ impl std::fmt::Debug for Bus {
 
 impl Bus {
     /// Sends one frame by the port, on the port's account.
-    fn send(&mut self, mark: &mut Mark, parts: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, mark: &mut Mark, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
         let Self { port, stages, .. } = self;
         stages.in_port(mark, || port.send(parts))
     }
@@ -133,10 +133,10 @@ impl Bus {
         let mut pieces = PartsMut::new();
         for part in parts.iter_mut() {
             // As many as there were.
-            pieces.push(IoSliceMut::new(part));
+            pieces.push(part.reborrow());
         }
         // The last piece tells a frame that fits from one that was cut off.
-        if pieces.try_push(IoSliceMut::new(&mut overflow[..])).is_err() {
+        if pieces.try_push(PieceMut::new(&mut overflow[..])).is_err() {
             return Ok(None);
         }
         let length = stages.in_port(mark, || port.receive(&mut pieces));

@@ -7,7 +7,6 @@
 //! ```
 //! Source: AMD publication 19436 (Am79C970A data sheet), "Receive Operation", "Loopback Operation", RMD0 to RMD3.
 
-use std::io::IoSliceMut;
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -19,6 +18,7 @@ use super::{Bus, FCS, HEADER, MAXIMUM, MINIMUM, MOST_FRAMES, NoDescriptor, Pcnet
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, PartsMut, Refused};
+use crate::piece::{self, PieceMut};
 use crate::stages::Mark;
 
 /// What became of a frame at the receiver.
@@ -176,7 +176,7 @@ impl Pcnet {
             bits |= status::CRC | status::ERR;
         }
         let message = stripped(head, length).filter(|_| self.strips()).unwrap_or(frame.len());
-        gather::write_at(&mut parts, 0, &frame[..message]);
+        piece::write_at(&mut parts, 0, &frame[..message]);
         drop(parts);
         self.deliver(&descriptors, capacity, &Placed { message, bits, length }).map(|_| ())
     }
@@ -245,13 +245,13 @@ fn stripped(head: &[u8; HEADER], length: usize) -> Option<usize> {
 
 /// Completes a frame of `length` bytes as the chip leaves it in memory: padded to the minimum, with its FCS, as far as
 /// there is room. The message length.
-fn complete(length: usize, parts: &mut [IoSliceMut<'_>]) -> usize {
+fn complete(length: usize, parts: &mut [PieceMut<'_>]) -> usize {
     const ZEROS: [u8; MINIMUM] = [0; MINIMUM];
     let padded = length.max(MINIMUM);
-    gather::write_at(parts, length, &ZEROS[..padded - length]);
+    piece::write_at(parts, length, &ZEROS[..padded - length]);
     let mut crc = crc32fast::Hasher::new();
-    gather::for_each_piece(parts, padded, |piece| crc.update(piece));
-    gather::write_at(parts, padded, &crc.finalize().to_le_bytes());
+    gather::for_each_chunk(parts, padded, |chunk| crc.update(chunk));
+    piece::write_at(parts, padded, &crc.finalize().to_le_bytes());
     padded + FCS
 }
 

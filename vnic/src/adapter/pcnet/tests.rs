@@ -6,13 +6,12 @@ mod frames;
 mod registers;
 mod transcript;
 
-use std::io::IoSlice;
-
 use bench::*;
 
 use super::bits::{csr3, csr4, csr5, csr15};
 use super::rings::{status, transmit_error};
 use super::*;
+use crate::piece::Piece;
 
 #[test]
 fn pcnet32_probe_finds_the_chip() {

@@ -9,7 +9,6 @@
 //! ```
 //! Source: AMD publication 19436 (Am79C970A data sheet), "Transmit Operation", "Loopback Operation", TMD0 to TMD3.
 
-use std::io::IoSlice;
 use std::sync::Arc;
 
 use super::bits::{csr0, csr3, csr4, csr5, csr15};
@@ -18,6 +17,7 @@ use super::{Bus, FCS, HEADER, MAXIMUM, MINIMUM, MOST_FRAMES, Pcnet, bad, bad_buf
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, Parts, Refused};
+use crate::piece::{self, Piece};
 use crate::port::Sent;
 use crate::stages::Mark;
 
@@ -99,7 +99,7 @@ impl Pcnet {
         })?;
         if swap {
             parts.clear();
-            parts.push(IoSlice::new(&swapped));
+            parts.push(Piece::new(&swapped));
         }
         let outcome = self.send(&mut mark, &chain, parts)?;
         self.conclude(&chain, layout, outcome)?;
@@ -151,7 +151,7 @@ impl Pcnet {
         }
         if pads {
             // Room is left: a frame this short in as many pieces as fit lacks one for its padding.
-            if parts.try_push(IoSlice::new(&PAD[length..])).is_err() {
+            if parts.try_push(Piece::new(&PAD[length..])).is_err() {
                 self.bus.counters.guest_errors += 1;
                 return Ok(Outcome::Failed(transmit_error::UFLO));
             }
@@ -161,7 +161,7 @@ impl Pcnet {
         if is(csr15::LOOP) {
             // The receiver sees the frame as it would be on the wire, its FCS included.
             looped.clear();
-            parts.iter().for_each(|part| looped.extend_from_slice(part));
+            parts.iter().for_each(|part| part.append_to(looped));
             if !fcs_from_driver {
                 looped.extend_from_slice(&crc32fast::hash(looped).to_le_bytes());
             }
@@ -170,9 +170,9 @@ impl Pcnet {
             return Ok(Outcome::Sent);
         }
         let sent = if fcs_from_driver {
-            let mut bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
+            let mut bytes = piece::collect(&parts);
             bytes.truncate(length);
-            self.bus.send(mark, &[IoSlice::new(&bytes)])?
+            self.bus.send(mark, &[Piece::new(&bytes)])?
         } else {
             self.bus.send(mark, &parts)?
         };

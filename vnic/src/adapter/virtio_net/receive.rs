@@ -7,8 +7,6 @@
 //! With mergeable buffers the chains that a frame doesn't need stay available. A frame that needs more than there are
 //! waits in the device for the next ones: the port has given it away already.
 
-use std::io::IoSliceMut;
-
 use arrayvec::ArrayVec;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
@@ -21,6 +19,7 @@ use super::{Bus, LONGEST_RECEIVED, MINIMUM_FRAME, TAG_LENGTH, bad, filter};
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, MAX_PARTS, PartsMut};
+use crate::piece::{self, PieceMut};
 use crate::port::{Framing, Offloads};
 use crate::vnet_header;
 
@@ -100,7 +99,7 @@ impl Bus {
         let Some((first, _)) = room.chains.first().copied() else { return Ok(false) };
         let length = if waiting.is_empty() {
             // The last piece tells a frame that fits from one that was cut off.
-            room.parts.push(IoSliceMut::new(&mut overflow[..]));
+            room.parts.push(PieceMut::new(&mut overflow[..]));
             let length = stages.in_port(&mut mark, || port.receive(&mut room.parts));
             let Some(length) = length? else {
                 ring.set_position(position);
@@ -109,7 +108,7 @@ impl Bus {
             length
         } else {
             if waiting.len() <= room.length {
-                gather::write_at(&mut room.parts, 0, waiting);
+                piece::write_at(&mut room.parts, 0, waiting);
             }
             waiting.len()
         };
@@ -118,7 +117,7 @@ impl Bus {
             // More chains may come, unless the driver has given all that there can be.
             let more = features.mergeable() && length > room.length && room.chains.len() < most_chains(ring);
             if more && waiting.is_empty() {
-                gather::for_each_piece(&room.parts, length, |piece| waiting.extend_from_slice(piece));
+                gather::for_each_chunk(&room.parts, length, |chunk| waiting.extend_from_slice(chunk));
             }
             if more {
                 return Ok(false);

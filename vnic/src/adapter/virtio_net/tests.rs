@@ -5,13 +5,12 @@ mod conformance;
 mod control;
 mod offloads;
 
-use std::io::{IoSlice, IoSliceMut};
-
 use proptest::prelude::*;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::*;
+use crate::piece::{Piece, PieceMut};
 use crate::port::memory::{MemoryPort, pair, pair_with_headers};
 
 const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
@@ -163,11 +162,11 @@ impl Bench {
     }
 
     fn arrives(&mut self, frame: &[u8]) {
-        self.wire.send(&[IoSlice::new(frame)]).unwrap();
+        self.wire.send(&[Piece::new(frame)]).unwrap();
     }
 
     fn departed(&mut self) -> Option<Vec<u8>> {
-        let length = self.wire.receive(&mut [IoSliceMut::new(&mut self.room)]).unwrap()?;
+        let length = self.wire.receive(&mut [PieceMut::new(&mut self.room)]).unwrap()?;
         Some(self.room[..length].to_vec())
     }
 

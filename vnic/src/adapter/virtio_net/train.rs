@@ -14,19 +14,18 @@
 //! ```
 //! A segment whose checksum is wrong is not joined: it goes out as it is, and its receiver finds it out.
 
-use std::io::IoSlice;
-
 use arrayvec::ArrayVec;
 
 use super::LONGEST_SEGMENT;
 use super::header::Asks;
+use crate::piece::Piece;
 use crate::segment::{CHECKSUM, LONGEST_HEADERS, PSH, Segment, Version};
 use crate::vnet_header::{self, NEEDS_CSUM};
 
 /// Pieces of payload of a train at most: 65535 bytes in segments of 512 bytes.
 const MAX_PIECES: usize = 128;
 /// Pieces of a train as the port gets them.
-pub(super) type Pieces<'t> = ArrayVec<IoSlice<'t>, { MAX_PIECES + 2 }>;
+pub(super) type Pieces<'t> = ArrayVec<Piece<'t>, { MAX_PIECES + 2 }>;
 
 const GSO_TCPV4: u8 = virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_TCPV4 as u8;
 const GSO_TCPV6: u8 = virtio_bindings::virtio_net::VIRTIO_NET_HDR_GSO_TCPV6 as u8;
@@ -38,7 +37,7 @@ pub(super) struct Car {
 }
 
 /// The pieces of a frame behind its first `skip` bytes.
-fn behind<'p, 'm>(parts: &'p [IoSlice<'m>], mut skip: usize) -> impl Iterator<Item = IoSlice<'m>> + 'p {
+fn behind<'p, 'm>(parts: &'p [Piece<'m>], mut skip: usize) -> impl Iterator<Item = Piece<'m>> + 'p {
     parts.iter().filter_map(move |part| {
         let mut part = *part;
         let skipped = skip.min(part.len());
@@ -52,7 +51,7 @@ impl Car {
     /// The segment in a frame of `length` bytes in `parts`, if it may be joined and its checksum is right or, by
     /// `vnet_header`, for the device to complete.
     pub(super) fn of(
-        parts: &[IoSlice<'_>],
+        parts: &[Piece<'_>],
         length: usize,
         asks: Asks,
         vnet_header: &[u8; vnet_header::LENGTH],
@@ -60,9 +59,7 @@ impl Car {
         let mut head = [0; LONGEST_HEADERS];
         let mut filled = 0;
         for part in parts {
-            let count = part.len().min(head.len() - filled);
-            head[filled..filled + count].copy_from_slice(&part[..count]);
-            filled += count;
+            filled += part.copy_to(&mut head[filled..]);
             if filled == head.len() {
                 break;
             }
@@ -86,7 +83,7 @@ pub(super) struct Train<'m> {
     first: Option<Segment>,
     head: [u8; LONGEST_HEADERS],
     vnet_header: [u8; vnet_header::LENGTH],
-    pieces: ArrayVec<IoSlice<'m>, MAX_PIECES>,
+    pieces: ArrayVec<Piece<'m>, MAX_PIECES>,
     payload: usize,
     /// Head of each chain.
     chains: ArrayVec<u16, MAX_PIECES>,
@@ -114,7 +111,7 @@ impl<'m> Train<'m> {
     pub(super) fn begin(
         &mut self,
         car: &Car,
-        parts: &[IoSlice<'m>],
+        parts: &[Piece<'m>],
         vnet_header: [u8; vnet_header::LENGTH],
         chain: u16,
     ) {
@@ -127,7 +124,7 @@ impl<'m> Train<'m> {
     }
 
     /// Takes `car` along if it follows; says whether it did.
-    pub(super) fn append(&mut self, car: &Car, parts: &[IoSlice<'m>], chain: u16) -> bool {
+    pub(super) fn append(&mut self, car: &Car, parts: &[Piece<'m>], chain: u16) -> bool {
         let Some(first) = &self.first else { return false };
         let room = first.payload + self.payload + car.segment.length <= LONGEST_SEGMENT
             && self.pieces.remaining_capacity() >= parts.len()
@@ -140,7 +137,7 @@ impl<'m> Train<'m> {
         taken
     }
 
-    fn attach(&mut self, car: &Car, parts: &[IoSlice<'m>], chain: u16) {
+    fn attach(&mut self, car: &Car, parts: &[Piece<'m>], chain: u16) {
         self.pieces.extend(behind(parts, car.segment.payload));
         self.payload += car.segment.length;
         self.chains.push(chain);
@@ -194,8 +191,8 @@ impl<'m> Train<'m> {
     /// The frame with its header, for the port.
     pub(super) fn parts(&self) -> Pieces<'_> {
         let mut parts = Pieces::new();
-        parts.push(IoSlice::new(&self.vnet_header));
-        parts.push(IoSlice::new(&self.head[..self.first.map_or(0, |first| first.payload)]));
+        parts.push(Piece::new(&self.vnet_header));
+        parts.push(Piece::new(&self.head[..self.first.map_or(0, |first| first.payload)]));
         parts.extend(self.pieces.iter().copied());
         parts
     }

@@ -1,8 +1,6 @@
 //! transmitq: chains of device-readable buffers, each a header and a frame, gathered into one call of the port
 //! (virtio 1.2, 5.1.6.2); or, with combining, one call for the frames of a [`Train`].
 
-use std::io::IoSlice;
-
 use toll_protocol::report::FrameCounters;
 
 use super::chain::pieces;
@@ -13,6 +11,7 @@ use super::{Bus, LONGEST_SEGMENT, MINIMUM_FRAME, bad};
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, Parts};
+use crate::piece::Piece;
 use crate::port::{Framing, Port, PortError, Sent};
 use crate::stages::{Mark, Stages};
 use crate::vnet_header;
@@ -31,7 +30,7 @@ impl Outlet<'_> {
     fn send(
         &mut self,
         mark: &mut Mark,
-        parts: &[IoSlice<'_>],
+        parts: &[Piece<'_>],
         frames: u64,
         bytes: usize,
     ) -> Result<(), AdapterError> {
@@ -85,7 +84,7 @@ impl Bus {
             let mut mark = outlet.stages.transmits();
             let mut parts = Parts::new();
             if with_headers {
-                parts.push(IoSlice::new(&[]));
+                parts.push(Piece::new(&[]));
             }
             let length =
                 pieces(ring.chain(index), false, WHAT, (0, vnet_header::LENGTH), |address, length| {
@@ -113,7 +112,7 @@ impl Bus {
             outlet.dispatch(&mut train, &mut of_train, ring)?;
             let mut framed: Parts<'_> = parts;
             if let Some(first) = framed.first_mut().filter(|_| with_headers) {
-                *first = IoSlice::new(&head);
+                *first = Piece::new(&head);
             }
             outlet.send(&mut mark, &framed, 1, length)?;
             ring.publish([(index, 0)]);

@@ -13,13 +13,13 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
-use std::io::IoSlice;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Impairments;
+use crate::piece::Piece;
 
 /// Frames that are under way at most: what a Linux interface queues (txqueuelen), plus what a delay holds.
 const MOST: usize = 4000;
@@ -64,7 +64,7 @@ impl Lane {
     }
 
     /// Takes a frame. Whether the queue had room for it; a frame that the wire loses is taken too.
-    pub fn enter(&mut self, parts: &[IoSlice<'_>], now: Duration) -> bool {
+    pub fn enter(&mut self, parts: &[Piece<'_>], now: Duration) -> bool {
         let Impairments { rate, delay, loss, duplicate, reorder, .. } = self.impairments;
         let [lost, twice, overtakes] =
             [loss, duplicate, reorder].map(|share| self.fate.random::<f64>() < share);
@@ -85,7 +85,7 @@ impl Lane {
             let due = self.free + if overtakes { Duration::ZERO } else { delay };
             let mut frame = self.spare.pop().unwrap_or_default();
             frame.clear();
-            parts.iter().for_each(|part| frame.extend_from_slice(part));
+            parts.iter().for_each(|part| part.append_to(&mut frame));
             self.under_way.push(Reverse(Entry { due, number: self.number, frame }));
             self.number += 1;
         }
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     fn enter(lane: &mut Lane, byte: u8, length: usize, now: Duration) -> bool {
-        lane.enter(&[IoSlice::new(&vec![byte; length])], now)
+        lane.enter(&[Piece::new(&vec![byte; length])], now)
     }
 
     /// First bytes of all frames that leave until `end`, and when.

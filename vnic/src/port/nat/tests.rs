@@ -56,7 +56,7 @@ fn a_guest_reaches_its_peer_and_nobody_else() {
         let mut nat = nat(peer);
         let mut frame = syn([10, 0, 2, 15], to.octets());
         frame[36..38].copy_from_slice(&port);
-        assert_eq!(nat.send(&[IoSlice::new(&frame)]).unwrap(), Sent::Taken);
+        assert_eq!(nat.send(&[Piece::new(&frame)]).unwrap(), Sent::Taken);
         nat.connections.len()
     };
     assert_eq!(connections(peer, peer), 1);
@@ -80,10 +80,10 @@ fn no_frame_of_a_guest_makes_it_hold_more_than_its_bounds() {
     for port in 0..200_u16 {
         let mut frame = syn([10, 0, 2, 15], [192, 0, 2, 1]);
         frame[34..36].copy_from_slice(&port.to_be_bytes());
-        nat.send(&[IoSlice::new(&frame)]).unwrap();
+        nat.send(&[Piece::new(&frame)]).unwrap();
     }
     assert!(nat.connections.len() <= CONNECTIONS);
     let mut room = [0; 2048];
-    while nat.receive(&mut [IoSliceMut::new(&mut room)]).unwrap().is_some() {}
+    while nat.receive(&mut [PieceMut::new(&mut room)]).unwrap().is_some() {}
     assert_eq!(nat.wire.waiting(), 0);
 }

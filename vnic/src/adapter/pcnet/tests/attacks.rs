@@ -50,7 +50,7 @@ fn buffers_may_end_with_memory_and_not_one_byte_later() {
         let sent = bench.chip.write(0x10, &csr0::TDMD.to_le_bytes());
         assert_eq!((sent.is_ok(), bench.departed().is_some()), (over == 0, over == 0));
         bench.descriptor(RX_RING, 0, MEMORY as u64 - 64 + over, 64, status::OWN);
-        bench.wire.send(&[IoSlice::new(&frame(MAC.0, 60))]).unwrap();
+        bench.wire.send(&[Piece::new(&frame(MAC.0, 60))]).unwrap();
         assert_eq!(bench.chip.service().is_ok(), over == 0);
     }
 }
@@ -182,14 +182,14 @@ impl Midway {
 }
 
 impl Port for Midway {
-    fn send(&mut self, _: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, _: &[Piece<'_>]) -> Result<Sent, PortError> {
         self.change().sent += 1;
         Ok(Sent::Taken)
     }
 
-    fn receive(&mut self, parts: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         let Some(frame) = self.change().incoming.take() else { return Ok(None) };
-        gather::write_at(parts, 0, &frame);
+        crate::piece::write_at(parts, 0, &frame);
         Ok(Some(frame.len()))
     }
 
@@ -285,7 +285,7 @@ fn a_ring_in_its_own_buffers_is_no_trap() {
     for index in 0..4 {
         bench.descriptor(RX_RING, index, RX_RING, 64, status::OWN);
     }
-    bench.wire.send(&[IoSlice::new(&frame(MAC.0, 60))]).unwrap();
+    bench.wire.send(&[Piece::new(&frame(MAC.0, 60))]).unwrap();
     // What the chip finds next is the frame's own bytes, and an address out of memory among them.
     assert!(matches!(bench.chip.service(), Err(AdapterError::Guest { what: "receive descriptor", .. })));
     assert_eq!(bench.status(RX_RING, 0) & status::OWN, 0);

@@ -1,9 +1,8 @@
 //! What the tests of the chip share: a chip on a bench, with memory and the far end of its wire.
 
-use std::io::{IoSlice, IoSliceMut};
-
 use super::super::rings::status;
 use super::super::*;
+use crate::piece::{Piece, PieceMut};
 use crate::port::memory::{MemoryPort, pair};
 
 pub(super) const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
@@ -147,13 +146,13 @@ impl Bench {
 
     /// Sends from the far end, and lets the chip look at its port.
     pub(super) fn arrives(&mut self, frame: &[u8]) -> bool {
-        self.wire.send(&[IoSlice::new(frame)]).unwrap();
+        self.wire.send(&[Piece::new(frame)]).unwrap();
         self.chip.service().unwrap()
     }
 
     pub(super) fn departed(&mut self) -> Option<Vec<u8>> {
         let mut frame = vec![0; 4096];
-        let length = self.wire.receive(&mut [IoSliceMut::new(&mut frame)]).unwrap()?;
+        let length = self.wire.receive(&mut [PieceMut::new(&mut frame)]).unwrap()?;
         frame.truncate(length);
         Some(frame)
     }

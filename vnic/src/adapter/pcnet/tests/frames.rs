@@ -351,7 +351,7 @@ fn a_flood_of_frames_for_others_does_not_hold_the_chip() {
     bench.open(0, 2, 2);
     bench.descriptor(RX_RING, 0, BUFFERS, 1544, status::OWN);
     for _ in 0..64 {
-        bench.wire.send(&[IoSlice::new(&frame([0x52, 0, 0, 0, 0, 1], 60))]).unwrap();
+        bench.wire.send(&[Piece::new(&frame([0x52, 0, 0, 0, 0, 1], 60))]).unwrap();
     }
     bench.chip.service().unwrap();
     assert_eq!(bench.status(RX_RING, 0), status::OWN);

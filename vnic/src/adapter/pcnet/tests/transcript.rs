@@ -150,7 +150,7 @@ impl Player {
             }
             ("wire", ["carries", name]) => {
                 let frame = self.frame(name)?;
-                self.bench.wire.send(&[IoSlice::new(&frame)]).unwrap();
+                self.bench.wire.send(&[Piece::new(&frame)]).unwrap();
             }
             ("wire", ["got", "nothing"]) => same(self.bench.departed(), None)?,
             ("wire", ["got", name, padded @ ..]) => {

@@ -96,11 +96,11 @@ fn cut(departed: &[Vec<u8>], offloads: Offloads) -> Vec<Vec<u8>> {
     let mut port = Splitting::new(Box::new(port));
     port.set_offloads(offloads).unwrap();
     for frame in departed {
-        wire.send(&[IoSlice::new(frame)]).unwrap();
+        wire.send(&[Piece::new(frame)]).unwrap();
     }
     let (mut one, mut other) = ([0; 13], vec![0; 9000]);
     std::iter::from_fn(|| {
-        let mut parts = [IoSliceMut::new(&mut one), IoSliceMut::new(&mut other)];
+        let mut parts = [PieceMut::new(&mut one), PieceMut::new(&mut other)];
         let length = port.receive(&mut parts).unwrap()?;
         Some([&one[..], &other[..length - 13]].concat())
     })
@@ -224,10 +224,10 @@ fn a_joined_segment_of_the_host_with_fin_and_cwr_is_cut_as_rfc_3168_says() {
     let mut sender = Sender::default();
     let joined = sender.segment(2500, |tcp| (tcp.fin, tcp.cwr, tcp.psh) = (true, true, true));
     let header = [1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0, 0, 0];
-    wire.send(&[IoSlice::new(&header), IoSlice::new(&joined)]).unwrap();
+    wire.send(&[Piece::new(&header), Piece::new(&joined)]).unwrap();
     let mut room = [0; 2000];
     let mut flags = Vec::new();
-    while let Some(length) = port.receive(&mut [IoSliceMut::new(&mut room)]).unwrap() {
+    while let Some(length) = port.receive(&mut [PieceMut::new(&mut room)]).unwrap() {
         flags.push((length - 12 - 54, room[12 + TCP_V4 + 13]));
     }
     assert_eq!(flags, [(1000, 0x90), (1000, 0x10), (500, 0x19)]);

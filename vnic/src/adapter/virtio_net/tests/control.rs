@@ -234,10 +234,10 @@ fn a_command_without_room_for_an_answer_or_outside_of_memory_fails_the_guest() {
 struct Watched(std::sync::Arc<std::sync::Mutex<(bool, Offloads)>>);
 
 impl Port for Watched {
-    fn send(&mut self, _: &[IoSlice<'_>]) -> Result<Sent, PortError> {
+    fn send(&mut self, _: &[Piece<'_>]) -> Result<Sent, PortError> {
         Ok(Sent::Taken)
     }
-    fn receive(&mut self, _: &mut [IoSliceMut<'_>]) -> Result<Option<usize>, PortError> {
+    fn receive(&mut self, _: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
         Ok(None)
     }
     fn framing(&self) -> Framing {
@@ -325,7 +325,7 @@ fn each_pair_has_its_own_way() {
         bench.write(0x50, 2 * pair as u32 + 1);
         let mut room = vec![0; 2000];
         let wire = if pair == 0 { &mut bench.wire } else { &mut bench.wires[pair - 1] };
-        let length = wire.receive(&mut [IoSliceMut::new(&mut room)]).unwrap();
+        let length = wire.receive(&mut [PieceMut::new(&mut room)]).unwrap();
         length.is_some_and(|length| room[..length] == frame)
     };
     assert!(sent(&mut bench, 0) && !sent(&mut bench, 1), "5.1.6.5.6.2: one pair after a reset");
@@ -335,7 +335,7 @@ fn each_pair_has_its_own_way() {
     // Received: each pair from its own port, and the descriptor of all tells of any.
     for pair in 1..3 {
         assert!(!readable(&bench));
-        bench.wires[pair - 1].send(&[IoSlice::new(&frame(100 + pair))]).unwrap();
+        bench.wires[pair - 1].send(&[Piece::new(&frame(100 + pair))]).unwrap();
         assert!(readable(&bench));
         bench.describe(2 * pair, 0, BUFFERS, 2048, WRITE, 0);
         bench.give(2 * pair, 0);
@@ -344,7 +344,7 @@ fn each_pair_has_its_own_way() {
     }
     // Out of use: its frames wake nobody and go nowhere.
     assert_eq!(command(&mut bench, 6, &[4, 0, 1, 0]), 0);
-    bench.wires[1].send(&[IoSlice::new(&frame(60))]).unwrap();
+    bench.wires[1].send(&[Piece::new(&frame(60))]).unwrap();
     assert!(!readable(&bench) && !sent(&mut bench, 2));
 }
 
