@@ -7,6 +7,7 @@
 )]
 
 mod agents;
+mod connections;
 mod host;
 mod links;
 mod namespace;
@@ -33,6 +34,7 @@ fn main() -> std::process::ExitCode {
     let tests = listed(processes::TESTS, lacking.as_deref())
         .chain(listed(links::TESTS, lacking.as_deref()))
         .chain(listed(trials::TESTS, lacking.as_deref()))
+        .chain(listed(connections::TESTS, None))
         .chain(listed(options::TESTS, lacking.as_deref()))
         .chain(listed(virtual_ends::WITHOUT_VMM, lacking.as_deref()))
         .chain(listed(virtual_ends::TESTS, virtual_lacking.as_deref()))
