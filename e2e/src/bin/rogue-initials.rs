@@ -1,8 +1,8 @@
 //! Sends first packets of QUIC handshakes that never go on, as whoever has no certificate can.
 //!
 //! ```text
-//! plain:       Initial ----->                                     each with keys and ids of its own; nothing is read
-//! --answering: Initial -----> | <---- Retry | Initial, token ---> the address is a real one, and then silence
+//! --prepared N: Initial ----->                                     each with keys and ids of its own; nothing is read
+//! --answering:  Initial -----> | <---- Retry | Initial, token ---> the address is a real one, and then silence
 //! ```
 
 use std::collections::HashMap;
@@ -22,16 +22,22 @@ use toll_e2e::rogue::ensure_apart;
 struct Arguments {
     /// Where an orchestrator listens.
     to: SocketAddr,
-    /// How many handshakes to begin.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    count: u32,
     /// How many to begin in a second.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     rate: u32,
-    /// Answer a Retry, which proves the address.
+    /// When to end, if nobody ends it before.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=120))]
+    seconds: u64,
+    /// So many different handshakes are made beforehand, and begun again and again: at any rate.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000), conflicts_with = "answering")]
+    prepared: Option<u32>,
+    /// Make each handshake when it is begun, and answer a Retry, which proves the address.
     #[arg(long)]
     answering: bool,
 }
+
+/// Handshakes whose Retry is waited for.
+const MOST_OPEN: usize = 10_000;
 
 /// The client's half of handshakes.
 struct Client {
@@ -88,27 +94,36 @@ impl Client {
 }
 
 fn main() -> Result<()> {
-    let Arguments { to, count, rate, answering } = Arguments::parse();
+    let Arguments { to, rate, seconds, prepared, answering } = Arguments::parse();
     ensure_apart()?;
     let mut client = Client::new(to)?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("a socket")?;
     socket.connect(to).context("the orchestrator's address")?;
-    // Made before: the rate is not to be that of making them.
-    let mut waiting = Vec::new();
-    for _ in 0..count {
-        let (handle, connection, packet) = client.begin(Instant::now())?;
-        waiting.push((answering.then_some((handle, connection)), packet));
+    let mut packets = Vec::new();
+    for _ in 0..prepared.unwrap_or_default() {
+        packets.push(client.begin(Instant::now())?.2);
     }
-    let (mut open, mut answered, mut refused) = (HashMap::new(), 0_u32, 0_u32);
     eprintln!("begins");
+    let (mut open, mut sent, mut answered) = (HashMap::new(), 0_u32, 0_u32);
     let began = Instant::now();
-    for (due, (handshake, packet)) in waiting.into_iter().enumerate() {
-        let due = began + Duration::from_secs_f64(due as f64 / f64::from(rate));
-        open.extend(handshake);
-        if socket.send(&packet).is_err() {
-            // A full queue, or nobody listens: the next one may get through.
-            refused += 1;
+    while began.elapsed() < Duration::from_secs(seconds) {
+        let packet = match packets.get(sent as usize % packets.len().max(1)) {
+            Some(packet) => packet.clone(),
+            None => {
+                let (handle, connection, packet) = client.begin(Instant::now())?;
+                if answering && open.len() < MOST_OPEN {
+                    open.insert(handle, connection);
+                }
+                packet
+            }
+        };
+        // One that does not leave, because a queue is full or nobody listens, is one less.
+        let _ = socket.send(&packet);
+        sent += 1;
+        if sent.is_multiple_of(rate) {
+            eprintln!("{sent} begun, {answered} Retry answered");
         }
+        let due = began + Duration::from_secs_f64(f64::from(sent) / f64::from(rate));
         loop {
             let left = due.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -121,7 +136,6 @@ fn main() -> Result<()> {
             }
         }
     }
-    eprintln!("{count} sent in {:?}, {refused} refused here, {answered} Retry answered", began.elapsed());
     Ok(())
 }
 

@@ -17,6 +17,7 @@ pub fn tests() -> Vec<Trial> {
         test("a_stopped_orchestrator_goes_on_where_it_was", &lacks[..1], stop_orchestrator),
         test("a_certificate_of_another_authority_is_refused_both_ways", &lacks[..1], wrong_certificate),
         test("an_agent_under_another_name_than_its_certificates_is_refused", &lacks[..1], wrong_name),
+        test("a_copy_of_a_host_is_refused_while_the_host_answers", &lacks[..1], copied_host),
         test("a_fleet_certificate_speaks_for_any_host", &lacks[..1], fleet_certificate),
     ]
 }
@@ -96,6 +97,49 @@ fn wrong_name() -> Result<()> {
         })?;
         ensure!(fleet.agents()?.is_empty());
         Ok(())
+    })
+}
+
+/// A virtual machine and its copy: one name, one certificate, two addresses.
+fn copied_host() -> Result<()> {
+    let mut fleet = Fleet::new(3)?;
+    fleet.start_orchestrator(&[])?;
+    for index in 0..2 {
+        fleet.start_agent(index, &[])?;
+    }
+    fleet.wait_for_agents(2)?;
+    on(fleet, |fleet| {
+        let id = fleet.submit(&fleet_campaign(&[NATIVE], 4, "300ms", "pairs: all"))?;
+        wait_for("a trial", LIMIT, || Ok((!fleet.status(&id)?.running.is_empty()).then_some(())))?;
+        fleet.hosts[2].name = "host-1".to_owned();
+        fleet.start_agent(2, &[])?;
+        let both = |text: &str| text.contains("10.91.0.1") && text.contains("10.91.0.3");
+        wait_for("the refusal in the copy's log", LIMIT, || {
+            let log = fleet.agent_log(2)?;
+            Ok(log
+                .lines()
+                .any(|line| line.contains("another agent of that name") && both(line))
+                .then_some(()))
+        })?;
+        wait_for("the conflict among the agents", LIMIT, || {
+            let shown = fleet.toll(["agents"])?;
+            Ok((shown.contains("is refused") && both(&shown)).then_some(()))
+        })?;
+        // The host goes on as if nothing was.
+        let (_, status) = fleet.result(&id, LIMIT)?;
+        let counts = status.counts.context("counts")?;
+        ensure!(counts.measured == counts.planned, "{counts:?}");
+        let log = std::fs::read_to_string(&fleet.orchestrator.as_ref().context("it runs")?.log)?;
+        let told = log.lines().filter(|line| line.contains("another agent of this name is refused"));
+        ensure!(told.clone().count() == 1 && told.clone().all(both), "{:?}", told.collect::<Vec<_>>());
+        // What answers no more has no name.
+        fleet.hosts[0].agent.as_mut().context("it runs")?.kill()?;
+        wait_for("the copy in its place", LIMIT, || {
+            let agents = fleet.agents()?;
+            let host = agents.iter().find(|agent| agent.name == "host-1").context("it is known")?;
+            let address = host.facts.nic.as_ref().and_then(|nic| nic.address).map(|at| at.address);
+            Ok((address == Some([10, 91, 0, 3].into())).then_some(()))
+        })
     })
 }
 

@@ -8,6 +8,7 @@
 
 mod agents;
 mod confined;
+mod connections;
 mod host;
 mod links;
 mod namespace;
@@ -34,6 +35,7 @@ fn main() -> std::process::ExitCode {
     let tests = listed(processes::TESTS, lacking.as_deref())
         .chain(listed(links::TESTS, lacking.as_deref()))
         .chain(listed(trials::TESTS, lacking.as_deref()))
+        .chain(listed(connections::TESTS, None))
         .chain(listed(options::TESTS, lacking.as_deref()))
         .chain(listed(confined::TESTS, lacking.as_deref()))
         .chain(listed(confined::VIRTUAL, virtual_lacking.as_deref()))

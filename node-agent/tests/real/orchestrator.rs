@@ -120,7 +120,7 @@ impl Server {
                 // A connection that the other side gave up meanwhile is not the one waited for.
                 let incoming = self.endpoint.accept().await.expect("the endpoint is open");
                 let Ok(connection) = incoming.await else { continue };
-                let (send, receive) = connection.accept_bi().await.expect("a stream");
+                let Ok((send, receive)) = connection.accept_bi().await else { continue };
                 let mut peer = Peer {
                     name: String::new(),
                     facts: None,
