@@ -93,8 +93,8 @@ fn make_images() -> Result<PathBuf> {
     let debug = programs::directory()?;
     let target = debug.parent().context("the programs stand in no target directory")?;
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    // The VMM is what takes long in an emulated machine, ten times as long if it is not optimised. Optimising the service
-    // as well would cost more minutes of building than it saves.
+    // The VMM is what takes long in an emulated machine, and several times as long if it is not optimised. To optimise the
+    // service as well would cost more minutes of building than it saves.
     let cargo = |arguments: &[&str]| -> Result<Vec<u8>> {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(arguments).args(["--profile", "emulated", "--quiet", "--target-dir"]).arg(target);

@@ -20,7 +20,7 @@ use crate::link::Event;
 use crate::runner::{Runner, StartError, start};
 
 /// What two guests may take together. It is some 20 ms, and a second where the CPU itself is emulated.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(15);
 /// How long they send.
 const MOMENT: Duration = Duration::from_millis(5);
 /// Frames that wait between them.
