@@ -4,8 +4,9 @@
 //! `TOLL END name status`, and `TOLL DONE` at last.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,7 +14,9 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::openpty;
+use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use toll_protocol::result::CampaignResult;
 
 use crate::machine::wait_for;
@@ -220,7 +223,7 @@ fn qemu(cpu: &str, images: &Path, serial: &Path, words: &str) -> Command {
     command
 }
 
-/// Bochs boots a CD with GRUB. It wants a terminal for its screen.
+/// Bochs boots a CD with GRUB. It wants a terminal.
 fn bochs(model: &str, images: &Path, directory: &Path, words: &str) -> Result<Command> {
     let grub = directory.join("iso/boot/grub");
     fs::create_dir_all(&grub)?;
@@ -238,7 +241,9 @@ fn bochs(model: &str, images: &Path, directory: &Path, words: &str) -> Result<Co
     // Debian's is built with a debugger, which waits for a command.
     fs::write(directory.join("commands"), "c\n")?;
     let terminal = openpty(None, None).context("a terminal for Bochs")?;
-    drain(terminal.master);
+    // Another emulator that is started meanwhile shall not hold it.
+    fcntl(&terminal.master, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    std::thread::spawn(move || watch(terminal.master));
     let mut command = Command::new("bochs");
     command.args(["-q", "-f", "bochsrc", "-rc", "commands"]).env("TERM", "xterm");
     let screen = || terminal.slave.try_clone().map(Stdio::from);
@@ -246,13 +251,30 @@ fn bochs(model: &str, images: &Path, directory: &Path, words: &str) -> Result<Co
     Ok(command)
 }
 
-/// Reads what is drawn on a terminal until its last user has gone: nobody looks at it.
-fn drain(terminal: OwnedFd) {
-    std::thread::spawn(move || {
-        let mut terminal = fs::File::from(terminal);
-        let mut bytes = [0; 4096];
-        while terminal.read(&mut bytes).is_ok_and(|length| length > 0) {}
-    });
+/// Reads what Bochs says until it has gone. A Bochs with a debugger draws on another terminal, whose name it says, and would
+/// wait for a reader once that is full.
+fn watch(terminal: OwnedFd) {
+    for line in BufReader::new(fs::File::from(terminal)).split(b'\n').map_while(Result::ok) {
+        let line = String::from_utf8_lossy(&line);
+        let name = line.split_once("Bochs connected to screen \"").and_then(|(_, rest)| rest.split_once('"'));
+        if let Some((name, _)) = name {
+            let name = name.to_owned();
+            std::thread::spawn(move || drain(&name));
+        }
+    }
+}
+
+/// Reads what is drawn on a terminal until its owner has gone: nobody looks at it.
+fn drain(name: &str) {
+    let terminal = fs::File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(name);
+    let Ok(mut terminal) = terminal else { return };
+    // As it comes, not in lines.
+    if let Ok(mut settings) = tcgetattr(&terminal) {
+        cfmakeraw(&mut settings);
+        let _ = tcsetattr(&terminal, SetArg::TCSANOW, &settings);
+    }
+    let mut bytes = [0; 4096];
+    while terminal.read(&mut bytes).is_ok_and(|length| length > 0) {}
 }
 
 impl Said {
