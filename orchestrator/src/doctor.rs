@@ -7,9 +7,9 @@ use anyhow::{Context, Result};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, fork};
 use toll_protocol::facts::{HostFacts, KvmFact, KvmKind};
+use toll_protocol::printable::printable;
 
 use crate::exit::{Exit, print_out};
-use crate::report::terminal::plain;
 use crate::{binaries, format, lab};
 
 const IPERF3: &str = "iperf3";
@@ -75,7 +75,7 @@ fn show(findings: &[Finding]) -> String {
             let _ = writeln!(text, "      {:<12}  -> {advice}", "");
         }
         for line in words {
-            let _ = writeln!(text, "      {:<12}     {}", "", plain(line));
+            let _ = writeln!(text, "      {:<12}     {}", "", printable(line));
         }
     }
     let lacks = findings.iter().filter(|finding| finding.mark == Mark::Bad).count();

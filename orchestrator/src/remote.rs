@@ -210,8 +210,7 @@ fn campaigns(all: &[CampaignStatus], next: Option<&str>) -> String {
             status.fault.clone().or_else(|| status.reason.clone()).unwrap_or_default(),
         ]);
     }
-    let more =
-        next.map_or_else(String::new, |next| format!("Older ones: toll status --continue {}\n", next));
+    let more = next.map_or_else(String::new, |next| format!("Older ones: toll status --continue {}\n", next));
     format!("{table}\n{more}")
 }
 

@@ -72,7 +72,8 @@ fn unknown(trial: TrialId, result: &CampaignResult, from: &str) -> String {
 fn read(path: &Path) -> Result<CampaignResult> {
     let file = if path.is_dir() { path.join(RESULT) } else { path.to_owned() };
     let text = crate::file::read(&file, Content::RESULT)?;
-    CampaignResult::read(text.as_bytes()).with_context(|| format!("{} is no result of toll run", file.display()))
+    CampaignResult::read(text.as_bytes())
+        .with_context(|| format!("{} is no result of toll run", file.display()))
 }
 
 /// The latest result under `directory` that has the trial.

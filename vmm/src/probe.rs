@@ -17,7 +17,7 @@ use crate::boot::Program;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
 use crate::kvm::{self, KvmError};
 use crate::link::Event;
-use crate::runner::{Runner, StartError, start};
+use crate::runner::{Devices, Runner, StartError, start};
 
 /// What two guests may take together. It is some 20 ms, and a second where the CPU itself is emulated.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -101,7 +101,8 @@ fn talk([first, second]: [Adapter; 2], program: Program) -> Result<(), ProbeErro
     let mut runners = Vec::new();
     for (number, (adapter, direction, open, port)) in (1..).zip(ends) {
         let config = config(adapter.clone(), direction, open, number)?;
-        runners.push((adapter, start(&config, program, vec![Box::new(port)])?));
+        let devices = Devices::open(&config, vec![Box::new(port)])?;
+        runners.push((adapter, start(&config, program, devices)?));
     }
     reach(phase::READY, &runners, deadline)?;
     for (number, (_, runner)) in (1..).zip(&runners) {

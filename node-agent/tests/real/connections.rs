@@ -43,7 +43,7 @@ fn hello() -> FromAgent {
         microcode: None,
         cpus: Vec::new(),
         memory: None,
-        kvm: KvmFact::Unusable { reason: String::new() },
+        kvm: KvmFact::Unusable { reason: String::new(), last_words: Vec::new() },
         tun: Ok(()),
         nic: None,
         wire: None,

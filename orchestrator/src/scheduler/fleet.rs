@@ -441,7 +441,8 @@ impl Fleet {
         for index in hosts {
             let host = &mut self.hosts[*index];
             let (Some((range, prefix)), Some(own)) = (range(host), host.guest_address) else { continue };
-            let keeps = range.is_some_and(|range| range.contains(own.address)) && addresses.is_taken_once(own.address);
+            let keeps = range.is_some_and(|range| range.contains(own.address))
+                && addresses.is_taken_once(own.address);
             if !keeps {
                 addresses.give_back(own.address);
             }
