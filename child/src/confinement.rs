@@ -22,6 +22,8 @@ use rustix::thread::{
 pub const DESCRIPTORS: u64 = 256;
 /// Processes and threads of a child's user: a VMM has three, an endpoint with its iperf3 about five.
 pub const PROCESSES: u64 = 64;
+/// Bytes of locked memory of a child's user: the rings of `irqNotification` count as such, and are some pages.
+pub const LOCKED_BYTES: u64 = 1 << 20;
 /// Bytes of a file that a child writes beside a capture: iperf3 keeps its buffer, of 1 MiB at most, in one.
 pub const FILE_BYTES: u64 = 1 << 20;
 
@@ -125,19 +127,19 @@ fn clear_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
-/// `own_user`: processes are counted by user, and who keeps theirs has others.
+/// `own_user`: processes and locked memory are counted by user, and who keeps theirs has others.
 fn limit(own_user: bool, file: u64) -> rustix::io::Result<()> {
-    let processes = own_user.then_some((Resource::Nproc, PROCESSES));
+    let of_user = [(Resource::Nproc, PROCESSES), (Resource::Memlock, LOCKED_BYTES)];
+    let of_user = of_user.into_iter().filter(|_| own_user);
     let limits = [
         (Resource::Core, 0),
         (Resource::Fsize, file),
-        (Resource::Memlock, 0),
         (Resource::Msgqueue, 0),
         (Resource::Nofile, DESCRIPTORS),
         (Resource::Nice, 0),
         (Resource::Rtprio, 0),
     ];
-    for (resource, limit) in limits.into_iter().chain(processes) {
+    for (resource, limit) in limits.into_iter().chain(of_user) {
         // Not above what there is: that would take a right.
         let most = rustix::process::getrlimit(resource).maximum.map_or(limit, |most| most.min(limit));
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;

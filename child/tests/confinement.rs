@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{DumpableBehavior, Signal, dumpable_behavior, parent_process_death_signal};
-use toll_child::confinement::{Confinement, DESCRIPTORS, FILE_BYTES, PROCESSES};
+use toll_child::confinement::{Confinement, DESCRIPTORS, FILE_BYTES, LOCKED_BYTES, PROCESSES};
 
 const ROLE: &str = "--play";
 const CAPTURE: u64 = 5 << 20;
@@ -107,11 +107,12 @@ fn look(child: &Child, user: Option<u32>) {
         ("Max core file size", 0),
         ("Max file size", file),
         ("Max open files", DESCRIPTORS),
-        ("Max locked memory", 0),
         ("Max msgqueue size", 0),
         ("Max realtime priority", 0),
     ];
-    expected.extend(user.map(|_| ("Max processes", PROCESSES)));
+    if user.is_some() {
+        expected.extend([("Max processes", PROCESSES), ("Max locked memory", LOCKED_BYTES)]);
+    }
     for (name, limit) in expected {
         let limit = limit.to_string();
         assert_eq!(field(&limits, name)[..2], [&*limit; 2], "{name}");

@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -13,8 +13,8 @@ use libtest_mimic::Trial;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use toll_e2e::campaigns::{NATIVE, PCNET, SAME_STACK, campaign};
-use toll_e2e::machine::{no_kvm, no_root, no_tun};
-use toll_e2e::programs::{self, expect};
+use toll_e2e::machine::{descendants, is_end, no_kvm, no_root, no_tun, wait_for};
+use toll_e2e::programs::{self, Run, expect};
 use toll_e2e::suite::test;
 use toll_protocol::result::RunStatus;
 
@@ -141,7 +141,7 @@ fn without_namespaces() -> Result<()> {
 
 fn plain_user() -> Result<()> {
     let directory = tempfile::tempdir()?;
-    let text = campaign(&[NATIVE, PCNET], 1, "200ms", "");
+    let text = campaign(&[NATIVE, PCNET], 1, "400ms", "");
     // The user must reach the programs and write the results.
     let programs = directory.path().join("bin");
     fs::create_dir(&programs)?;
@@ -154,12 +154,39 @@ fn plain_user() -> Result<()> {
     let out = directory.path().join("out");
     let mut command = Command::new(programs.join("toll"));
     command.arg("run").arg(&file).arg("--out").arg(&out);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     with_own_dev(&mut command, &[], Some(USER));
-    let output = command.output()?;
+    let run = Run { child: command.spawn()?, out };
+    for name in ["toll-endpoint", "toll-vmm"] {
+        let looked = wait_for(&format!("{name} without rights"), LIMIT, || {
+            let all = descendants(&programs, run.id().as_raw())?;
+            Ok(all.into_iter().find(|(pid, found)| found == name && is_end(*pid) && has_no_right(*pid)))
+        });
+        looked?;
+    }
+    let (output, out) = run.end(LIMIT)?;
     expect(&output, 0)?;
     let result = programs::result(&out)?;
     ensure!(result.cells.len() == 4 && result.cells.iter().all(|cell| cell.counts.measured == 1));
     Ok(())
+}
+
+/// Whether a process that keeps its user has given up all else: there is no other in a plain user's namespace.
+fn has_no_right(pid: i32) -> bool {
+    let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).ok();
+    let text = |file: &str| read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let (Some(status), Some(limits), Some(environment)) = (text("status"), text("limits"), read("environ"))
+    else {
+        return false;
+    };
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let sets = ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"];
+    let mut variables = environment.split(|byte| *byte == 0).filter(|variable| !variable.is_empty());
+    field("Uid:").is_some_and(|ids| ids.split_whitespace().all(|id| id == USER.to_string()))
+        && sets.into_iter().all(|set| field(set) == Some("0000000000000000"))
+        && field("NoNewPrivs:") == Some("1")
+        && limits.lines().any(|line| line.starts_with("Max core file size        0                    0"))
+        && variables.all(|variable| variable.starts_with(b"PATH="))
 }
 
 fn give(path: &Path) -> Result<()> {
