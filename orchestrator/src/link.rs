@@ -26,7 +26,10 @@ use std::time::{Duration, Instant};
 use admission::{Admission, Place, Verdict};
 use certificate::{Judge, private_key};
 pub use error::LinkError;
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    Connecting, Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, TokioRuntime,
+    TransportConfig, VarInt,
+};
 use roster::Roster;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
@@ -257,7 +260,13 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>, mut closing: oneshot::R
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { return };
                 match shared.verdict(&incoming, endpoint.open_connections()) {
-                    Verdict::Take(place) => drop(connections.spawn(serve(incoming, place, shared.clone()))),
+                    Verdict::Take(place) => {
+                        let from = incoming.remote_address();
+                        // The costly part of a handshake: one after the other, and others have their turn in between.
+                        let connecting = incoming.accept();
+                        connections.spawn(serve(from, connecting, place, shared.clone()));
+                        tokio::task::yield_now().await;
+                    }
                     Verdict::Retry => {
                         kept_out += 1;
                         // One that may not be asked again is not answered.
@@ -289,10 +298,14 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>, mut closing: oneshot::R
 }
 
 /// One connection from its first packet to its end.
-async fn serve(incoming: Incoming, place: Place, shared: Arc<Shared>) {
-    let from = incoming.remote_address();
+async fn serve(
+    from: SocketAddr,
+    connecting: Result<Connecting, ConnectionError>,
+    place: Place,
+    shared: Arc<Shared>,
+) {
     let place = Taken(&shared, place);
-    let connection = match handshake(incoming).await {
+    let connection = match handshake(connecting).await {
         Ok(connection) => connection,
         Err(error) => {
             // Anybody can do this any number of times: it is counted, and told of together.
@@ -313,9 +326,8 @@ async fn serve(incoming: Incoming, place: Place, shared: Arc<Shared>) {
     }
 }
 
-async fn handshake(incoming: Incoming) -> Result<Connection, LinkError> {
-    let connecting = incoming.accept()?;
-    timeout(HANDSHAKE, connecting).await.map_err(|_| LinkError::SlowHandshake)?.map_err(LinkError::from)
+async fn handshake(connecting: Result<Connecting, ConnectionError>) -> Result<Connection, LinkError> {
+    timeout(HANDSHAKE, connecting?).await.map_err(|_| LinkError::SlowHandshake)?.map_err(LinkError::from)
 }
 
 async fn converse(connection: &Connection, place: Taken<'_>, shared: &Shared) -> Result<(), LinkError> {

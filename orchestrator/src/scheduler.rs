@@ -12,6 +12,7 @@
 //! Each planned trial ends with exactly one `Record`. A host is in one trial at a time, whatever campaigns there are,
 //! and gets the next only when the last one's record is stored and its host says that nothing is left of it.
 
+mod connections;
 mod course;
 mod ends;
 mod fit;
@@ -23,7 +24,6 @@ mod tests;
 mod words;
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use course::{Course, Stage};
@@ -145,23 +145,6 @@ impl Scheduler {
     /// Every agent that has been connected.
     pub fn agents(&self, now: Now) -> Vec<AgentStatus> {
         self.fleet.statuses(now.elapsed)
-    }
-
-    /// Whether there is room for `host` among `most` hosts. The one that has been away longest, and that nobody waits for,
-    /// gives way to one that comes.
-    pub fn has_room_for(&mut self, host: &str, most: usize) -> bool {
-        let courses = &self.courses;
-        self.fleet.has_room_for(host, most, |host| courses.iter().any(|course| course.wants(host)))
-    }
-
-    /// Whether the agent of `host` speaks on the connection of this number.
-    pub fn hears(&self, host: &str, session: u64) -> bool {
-        self.fleet.session(host) == Some(session)
-    }
-
-    /// An agent that wants to be `host` was refused. Whether that is news.
-    pub fn refused(&mut self, host: &str, holder: IpAddr, newcomer: IpAddr, now: Now) -> bool {
-        self.fleet.refused(host, holder, newcomer, now.elapsed)
     }
 
     /// Whether `trial`, as an agent names it, is in flight.

@@ -1,5 +1,4 @@
 use quinn::ClientConfig;
-use quinn::ConnectionError;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::rustls::RootCertStore;
 use quinn::rustls::pki_types::CertificateDer;

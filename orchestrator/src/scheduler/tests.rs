@@ -1,7 +1,7 @@
 //! A fleet of simulated agents under a virtual clock: they prepare, run, fail, vanish and lie, as a seed says.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use proptest::prelude::*;

@@ -1,0 +1,24 @@
+//! What the service asks of the fleet's connections beside the events of the scheduler. Pure.
+
+use std::net::IpAddr;
+
+use super::{Now, Scheduler};
+
+impl Scheduler {
+    /// Whether there is room for `host` among `most` hosts. The one that has been away longest, and that nobody waits for,
+    /// gives way to one that comes.
+    pub fn has_room_for(&mut self, host: &str, most: usize) -> bool {
+        let courses = &self.courses;
+        self.fleet.has_room_for(host, most, |host| courses.iter().any(|course| course.wants(host)))
+    }
+
+    /// Whether the agent of `host` speaks on the connection of this number.
+    pub fn hears(&self, host: &str, session: u64) -> bool {
+        self.fleet.session(host) == Some(session)
+    }
+
+    /// An agent that wants to be `host` was refused. Whether that is news.
+    pub fn refused(&mut self, host: &str, holder: IpAddr, newcomer: IpAddr, now: Now) -> bool {
+        self.fleet.refused(host, holder, newcomer, now.elapsed)
+    }
+}
