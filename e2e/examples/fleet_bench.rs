@@ -237,7 +237,7 @@ fn hello(n: usize) -> FromAgent {
         microcode: None,
         cpus: vec![0],
         memory: None,
-        kvm: KvmFact::Unusable { reason: "this agent is simulated".into() },
+        kvm: KvmFact::Unusable { reason: "this agent is simulated".into(), last_words: Vec::new() },
         tun: Err("this agent is simulated".into()),
         nic: Some(nic),
         wire: None,

@@ -5,6 +5,7 @@ pub mod bystander;
 pub mod campaigns;
 pub mod dashboards;
 pub mod fleet;
+pub mod hardware;
 pub mod kubernetes;
 pub mod link;
 pub mod machine;

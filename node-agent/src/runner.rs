@@ -52,7 +52,7 @@ pub(crate) fn refusal(facts: &HostFacts, end: &EndSpec) -> Option<Failure> {
         EndKind::Native { .. } => return None,
         EndKind::Guest { port, .. } | EndKind::SameStack { port, .. } => *port,
     };
-    if let (EndKind::Guest { .. }, KvmFact::Unusable { reason }) = (&end.kind, &facts.kvm) {
+    if let (EndKind::Guest { .. }, KvmFact::Unusable { reason, .. }) = (&end.kind, &facts.kvm) {
         return refused(format!("this host can't run a guest: {reason}"));
     }
     if !asked.is_on_the_wire() {
@@ -439,7 +439,8 @@ mod tests {
         let why = |facts: &HostFacts, kind: &EndKind| {
             refusal(facts, &end(kind.clone())).map(|failure| failure.reason).unwrap_or_default()
         };
-        let without_kvm = facts(KvmFact::Unusable { reason: "not there".to_owned() }, Ok(()));
+        let without_kvm =
+            facts(KvmFact::Unusable { reason: "not there".to_owned(), last_words: Vec::new() }, Ok(()));
         assert_eq!(why(&without_kvm, &guest), "this host can't run a guest: not there");
         assert_eq!(why(&without_kvm, &same_stack), "");
         assert_eq!(why(&without_kvm, &native), "");

@@ -9,7 +9,10 @@ use nix::unistd::{ForkResult, fork};
 use toll_protocol::facts::{HostFacts, KvmFact, KvmKind};
 
 use crate::exit::{Exit, print_out};
+use crate::report::terminal::plain;
 use crate::{binaries, format, lab};
+
+const IPERF3: &str = "iperf3";
 
 /// What a finding means for a campaign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,15 +31,17 @@ struct Finding {
     what: &'static str,
     found: String,
     advice: Option<String>,
+    /// What was said when it was tried, a line each.
+    words: Vec<String>,
 }
 
 impl Finding {
     fn good(what: &'static str, found: impl Into<String>) -> Self {
-        Self { mark: Mark::Good, what, found: found.into(), advice: None }
+        Self { mark: Mark::Good, what, found: found.into(), advice: None, words: Vec::new() }
     }
 
     fn other(mark: Mark, what: &'static str, found: impl Into<String>, advice: &str) -> Self {
-        Self { mark, what, found: found.into(), advice: Some(advice.into()) }
+        Self { mark, what, found: found.into(), advice: Some(advice.into()), words: Vec::new() }
     }
 }
 
@@ -51,8 +56,14 @@ pub fn run() -> Result<Exit> {
     let mut findings = vec![kvm(&facts), tun(&facts), namespaces];
     findings.extend(programs());
     findings.extend(machine(&facts));
+    let lacks = findings.iter().any(|finding| finding.mark == Mark::Bad);
+    print_out(&show(&findings))?;
+    Ok(if lacks { Exit::Infrastructure } else { Exit::Ok })
+}
+
+fn show(findings: &[Finding]) -> String {
     let mut text = String::new();
-    for Finding { mark, what, found, advice } in &findings {
+    for Finding { mark, what, found, advice, words } in findings {
         let sign = match mark {
             Mark::Good => "ok  ",
             Mark::Care => "care",
@@ -63,15 +74,20 @@ pub fn run() -> Result<Exit> {
         if let Some(advice) = advice {
             let _ = writeln!(text, "      {:<12}  -> {advice}", "");
         }
+        for line in words {
+            let _ = writeln!(text, "      {:<12}     {}", "", plain(line));
+        }
     }
     let lacks = findings.iter().filter(|finding| finding.mark == Mark::Bad).count();
     text.push_str(&match lacks {
+        0 if findings.iter().any(|finding| finding.what == IPERF3 && finding.mark == Mark::Care) => {
+            "\nThis machine can run every arm, but for those of iperf3.\n".to_owned()
+        }
         0 => "\nThis machine can run every arm.\n".to_owned(),
         1 => "\n1 thing is lacking: what needs it can't run here.\n".to_owned(),
         _ => format!("\n{lacks} things are lacking: what needs them can't run here.\n"),
     });
-    print_out(&text)?;
-    Ok(if lacks == 0 { Exit::Ok } else { Exit::Infrastructure })
+    text
 }
 
 /// Asks the agent, which knows hosts.
@@ -93,18 +109,16 @@ fn kvm(facts: &HostFacts) -> Finding {
         KvmFact::Usable(kind) => Finding::good(
             "KVM",
             match kind {
-                KvmKind::Vmx => "usable, Intel VT-x",
-                KvmKind::Svm => "usable, AMD-V",
+                KvmKind::Vmx => "guests with each adapter ran for a moment, on Intel VT-x",
+                KvmKind::Svm => "guests with each adapter ran for a moment, on AMD-V",
                 KvmKind::PageTable => {
-                    "usable, without VMX or SVM (page-table based): payload guests run, Linux guests can't"
+                    "guests with each adapter ran for a moment, without VMX or SVM (page-table based: no Linux guests)"
                 }
             },
         ),
-        KvmFact::Unusable { reason } => Finding {
-            mark: Mark::Bad,
-            what: "KVM",
-            found: "guest arms can't run".into(),
-            advice: Some(reason.clone()),
+        KvmFact::Unusable { reason, last_words } => Finding {
+            words: last_words.clone(),
+            ..Finding::other(Mark::Bad, "KVM", "guest arms can't run", reason)
         },
     }
 }
@@ -112,12 +126,7 @@ fn kvm(facts: &HostFacts) -> Finding {
 fn tun(facts: &HostFacts) -> Finding {
     match &facts.tun {
         Ok(()) => Finding::good("TUN/TAP", "/dev/net/tun opens"),
-        Err(reason) => Finding {
-            mark: Mark::Bad,
-            what: "TUN/TAP",
-            found: "guest and same-stack arms can't run".into(),
-            advice: Some(reason.clone()),
-        },
+        Err(reason) => Finding::other(Mark::Bad, "TUN/TAP", "guest and same-stack arms can't run", reason),
     }
 }
 
@@ -162,12 +171,7 @@ fn namespaces() -> Finding {
 fn programs() -> impl Iterator<Item = Finding> {
     ["toll-agent", "toll-vmm", "toll-endpoint"].into_iter().filter_map(|name| {
         let error = binaries::beside(name).err()?;
-        Some(Finding {
-            mark: Mark::Bad,
-            what: "programs",
-            found: format!("{name} is missing"),
-            advice: Some(error.to_string()),
-        })
+        Some(Finding::other(Mark::Bad, "programs", format!("{name} is missing"), &error.to_string()))
     })
 }
 
@@ -228,10 +232,10 @@ fn machine(facts: &HostFacts) -> Vec<Finding> {
         findings.push(Finding::other(Mark::Care, "frequency", format!("governor {governor}"), advice));
     }
     findings.push(match &facts.iperf3 {
-        Some(version) => Finding::good("iperf3", version.clone()),
+        Some(version) => Finding::good(IPERF3, version.clone()),
         None => Finding::other(
             Mark::Care,
-            "iperf3",
+            IPERF3,
             "not installed",
             "arms `native: {program: iperf3}` need it: apt-get install iperf3",
         ),
@@ -241,4 +245,45 @@ fn machine(facts: &HostFacts) -> Vec<Finding> {
         findings.push(Finding::other(Mark::Care, "build", "debug", advice));
     }
     findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_support;
+
+    fn facts() -> HostFacts {
+        test_support::provenance().hosts.swap_remove(0).facts
+    }
+
+    fn verdict(kvm: KvmFact) -> String {
+        let facts = HostFacts { kvm, iperf3: Some("iperf 3.12".into()), ..facts() };
+        show(&[super::kvm(&facts), tun(&facts)])
+    }
+
+    #[test]
+    fn a_machine_whose_guests_die_runs_not_every_arm_and_their_last_words_are_shown() {
+        let text = verdict(KvmFact::Unusable {
+            reason: "/dev/kvm opens, but guests don't run".into(),
+            last_words: vec!["rip 0x0000000000100042".into(), "\u{1b}[2J".into()],
+        });
+        assert!(text.starts_with("LACK  KVM"), "{text}");
+        assert!(text.contains("-> /dev/kvm opens, but guests don't run\n"), "{text}");
+        assert!(text.contains(" rip 0x0000000000100042\n") && !text.contains('\u{1b}'), "{text}");
+        assert!(text.contains("1 thing is lacking") && !text.contains("every arm"), "{text}");
+    }
+
+    #[test]
+    fn a_machine_whose_guests_ran_runs_every_arm() {
+        let text = verdict(KvmFact::Usable(KvmKind::Svm));
+        assert!(text.contains("guests with each adapter ran for a moment, on AMD-V"), "{text}");
+        assert!(text.ends_with("This machine can run every arm.\n"), "{text}");
+    }
+
+    #[test]
+    fn without_iperf3_its_arms_are_excepted() {
+        let facts = HostFacts { iperf3: None, ..facts() };
+        let text = show(&machine(&facts));
+        assert!(text.ends_with("every arm, but for those of iperf3.\n"), "{text}");
+    }
 }

@@ -23,12 +23,15 @@ pub enum KvmKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum KvmFact {
-    /// `/dev/kvm` opens and the VMM can create a guest.
+    /// Guests have run for a moment.
     Usable(KvmKind),
     /// It can't be used, and why, with what to do.
     Unusable {
         /// One sentence.
         reason: String,
+        /// The last words of a guest that did not run: its registers, its last exits, a line each.
+        #[serde(default)]
+        last_words: Vec<String>,
     },
 }
 

@@ -29,6 +29,7 @@ pub mod layout;
 pub mod link;
 pub mod machine;
 pub mod memory;
+pub mod probe;
 pub mod recording;
 pub mod runner;
 mod same_stack;

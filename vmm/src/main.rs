@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use toll_vmm::control::{Outcome, serve};
+use toll_vmm::probe;
 
 /// Runs one virtual end: a KVM guest, or a host process on the same adapter model.
 #[derive(Debug, Parser)]
@@ -21,7 +22,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Says whether guests can be created here.
+    /// Says whether guests run here: runs some for a moment.
     Probe,
 }
 
@@ -38,9 +39,14 @@ fn main() -> ExitCode {
     })
 }
 
+/// The last line says it all; of a guest that failed its last words come before.
 fn probe() -> anyhow::Result<ExitCode> {
-    toll_vmm::kvm::probe()?;
-    println!("guests can be created");
+    probe::probe().inspect_err(|error| {
+        for line in error.last_words() {
+            eprintln!("{line}");
+        }
+    })?;
+    println!("guests run");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -14,6 +14,7 @@ use toll_vmm::boot::Program;
 use toll_vmm::config::EndConfig;
 use toll_vmm::layout;
 use toll_vmm::link::Event;
+use toll_vmm::probe;
 use toll_vmm::recording::Recording;
 use toll_vmm::runner::{Runner, start};
 use toll_vnic::port::memory;
@@ -228,6 +229,16 @@ fn without_gates() -> Result<(), Failed> {
     }
 }
 
+/// What the probe says is so because guests have run: one that dies is told with its last words.
+fn the_probe() -> Result<(), Failed> {
+    probe::probe()?;
+    let error = probe::probe_with(Program::SelfTest(4)).expect_err("a guest that faults does not run");
+    let said = error.to_string();
+    check(said.starts_with("a guest with pcnet does not run: the guest faulted at rip 0x10"), &error)?;
+    check(said.ends_with("page fault at 0x18 (vector 14, error code 0x6)"), &error)?;
+    check(error.last_words().iter().any(|line| line.starts_with("exit 1: fault at ")), &error)
+}
+
 fn a_panic_leaves_its_words() -> Result<(), Failed> {
     let failure = failure(7);
     check(failure.reason.contains("the case that panics, 1500"), &failure)
@@ -293,6 +304,7 @@ fn main() -> ExitCode {
         test("a_breakpoint_is_told_as_a_fault", || faults(18, "breakpoint (vector 3)", 1)),
         test("a_forged_fault_is_none", a_forged_fault),
         test("a_guest_without_gates_shuts_down_and_lost_registers_are_not_made_up", without_gates),
+        test("the_probe_says_what_guests_have_shown", the_probe),
         test("a_panic_leaves_its_words", a_panic_leaves_its_words),
         test("hostile_counters_are_not_believed", hostile_counters_are_not_believed),
         test(

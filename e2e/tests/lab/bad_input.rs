@@ -8,6 +8,7 @@ use std::process::Output;
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use toll_e2e::campaigns::{NATIVE, PCNET, campaign};
+use toll_e2e::machine::no_kvm;
 use toll_e2e::programs::{expect, program};
 use toll_e2e::suite::test;
 
@@ -83,6 +84,9 @@ fn doctor() -> Result<()> {
     for what in ["KVM", "TUN/TAP", "namespaces", "kernel", "CPUs", "memory", "clock"] {
         ensure!(text.contains(what), "{what} is missing:\n{text}");
     }
+    // It has seen guests run where it says that they do.
+    let guests = text.lines().any(|line| line.starts_with("ok    KVM") && line.contains("ran for a moment"));
+    ensure!(guests == no_kvm().is_none(), "{text}");
     let lacks = text.lines().any(|line| line.starts_with("LACK"));
     ensure!(output.status.code() == Some(if lacks { 4 } else { 0 }), "{}:\n{text}", output.status);
     ensure!(!lacks || text.contains("->"), "something is lacking and nothing is advised:\n{text}");

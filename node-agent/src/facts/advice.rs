@@ -31,6 +31,10 @@ pub fn kvm(error: &io::Error, processor: &Processor) -> String {
     }
 }
 
+/// Guests can be created and don't run: what to do, after the reason.
+pub const GUESTS: &str = ". Native and same-stack arms run all the same; the kernel's messages (dmesg) may say more, and in \
+                          a virtual machine another or a newer kernel or hypervisor may run them";
+
 /// `/dev/net/tun` could not be opened.
 pub fn tun(error: &io::Error) -> String {
     match error.raw_os_error().map(Errno::from_raw) {

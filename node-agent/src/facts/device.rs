@@ -1,6 +1,6 @@
 //! The two devices that virtual ends need. Each is opened for reading and writing, as its user will open it, and
-//! closed again. What `/dev/kvm` answers is for the VMM to say, since KVM's ioctls have one home: it is run to see
-//! whether it can create a guest.
+//! closed again. What `/dev/kvm` is worth is for the VMM to say, since KVM's ioctls have one home: it runs guests for a
+//! moment.
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
@@ -13,37 +13,51 @@ use crate::child::Spawner;
 use crate::facts::advice;
 use crate::facts::cpu::Processor;
 
-/// How long the creation of a guest may take. It takes milliseconds, and seconds on a host that is overloaded when it
+/// How long guests may take to run for a moment. It takes milliseconds, and seconds on a host that is overloaded when it
 /// boots; what is found here holds as long as the agent runs.
 const PROBE_LIMIT: Duration = Duration::from_secs(60);
 
-/// Whether `/dev/kvm` opens and `vmm` can create a guest with it, and which KVM must be behind it.
+/// Most lines of last words.
+const LAST_WORDS: usize = 64;
+
+/// Whether `/dev/kvm` opens and guests of `vmm` run on it, and which KVM must be behind it.
 pub async fn kvm(processor: &Processor, vmm: &Path, spawner: &Spawner) -> KvmFact {
     match open("/dev/kvm") {
         Ok(()) => match probe(vmm, spawner).await {
             Ok(()) => KvmFact::Usable(kind(processor)),
-            Err(reason) => KvmFact::Unusable { reason },
+            Err(unusable) => unusable,
         },
-        Err(error) => KvmFact::Unusable { reason: advice::kvm(&error, processor) },
+        Err(error) => unusable(advice::kvm(&error, processor)),
     }
 }
 
-/// Lets `vmm` create a guest, or says why it can't.
-async fn probe(vmm: &Path, spawner: &Spawner) -> Result<(), String> {
+fn unusable(reason: String) -> KvmFact {
+    KvmFact::Unusable { reason, last_words: Vec::new() }
+}
+
+/// Lets `vmm` run guests, or says why it can't.
+async fn probe(vmm: &Path, spawner: &Spawner) -> Result<(), KvmFact> {
     let output = spawner.output(vmm, &["probe"], PROBE_LIMIT).await.map_err(|error| {
         let path = vmm.display();
-        match error.kind() {
+        unusable(match error.kind() {
             ErrorKind::TimedOut => format!("/dev/kvm opens, but {path} probe does not answer: {error}"),
             ErrorKind::NotFound => format!("{path} is missing: install all of Toll's programs in one folder"),
             _ => format!("{path} can't be run: {error}"),
-        }
+        })
     })?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    let last = said.lines().last().unwrap_or("it said nothing");
-    Err(format!("/dev/kvm opens, but no guest can be created ({}): {last}", output.status))
+    let mut last_words: Vec<String> = said.lines().map(str::to_owned).collect();
+    let last = last_words.pop().unwrap_or_else(|| "it said nothing".to_owned());
+    last_words.truncate(LAST_WORDS);
+    for line in &last_words {
+        tracing::warn!("a guest's last words: {line}");
+    }
+    let reason =
+        format!("/dev/kvm opens, but guests don't run ({}): {last}{}", output.status, advice::GUESTS);
+    Err(KvmFact::Unusable { reason, last_words })
 }
 
 /// Whether `/dev/net/tun` opens, or why not and what to do.
@@ -79,14 +93,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_vmm_that_can_create_no_guest_makes_kvm_unusable_with_its_words() {
+    async fn a_vmm_whose_guests_dont_run_makes_kvm_unusable_with_its_words() {
         let spawner = Spawner::new(tokio::runtime::Handle::current()).expect("a spawner");
         let probe = async |program: &str| super::probe(Path::new(program), &spawner).await;
         assert_eq!(probe("/bin/true").await, Ok(()));
-        let failed = probe("/bin/false").await.expect_err("false fails");
+        let reason = async |program: &str| match probe(program).await.expect_err("it fails") {
+            KvmFact::Unusable { reason, .. } => reason,
+            usable @ KvmFact::Usable(_) => panic!("{usable:?}"),
+        };
+        let failed = reason("/bin/false").await;
         assert!(failed.contains("exit status: 1") && failed.contains("it said nothing"), "{failed}");
-        let missing = probe("/no/such/toll-vmm").await.expect_err("not there");
+        let missing = reason("/no/such/toll-vmm").await;
         assert!(missing.contains("/no/such/toll-vmm is missing"), "{missing}");
+        // It takes `probe` for a file that it can't open, and says so in one line.
+        let KvmFact::Unusable { reason, last_words } = probe("/bin/cat").await.expect_err("it fails") else {
+            panic!("cat runs no guests");
+        };
+        assert!(reason.contains("No such file") && last_words.is_empty(), "{reason} {last_words:?}");
     }
 
     #[test]

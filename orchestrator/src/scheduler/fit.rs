@@ -25,7 +25,7 @@ pub(super) fn obstacle(end: &EndSpec, facts: &HostFacts) -> Option<String> {
     }
     match &end.kind {
         EndKind::Guest { adapter, port } => match &facts.kvm {
-            KvmFact::Unusable { reason } => Some(format!("no guest can run: {reason}")),
+            KvmFact::Unusable { reason, .. } => Some(format!("no guest can run: {reason}")),
             KvmFact::Usable(_) => virtual_obstacle(end, adapter, *port, facts),
         },
         EndKind::SameStack { adapter, port } => virtual_obstacle(end, adapter, *port, facts),

@@ -244,7 +244,7 @@ fn facts(facts: &HostFacts) -> Vec<Fact> {
         KvmFact::Usable(KvmKind::Vmx) => "usable (Intel VT-x)".to_owned(),
         KvmFact::Usable(KvmKind::Svm) => "usable (AMD-V)".to_owned(),
         KvmFact::Usable(KvmKind::PageTable) => "usable (page-table based, no VMX or SVM)".to_owned(),
-        KvmFact::Unusable { reason } => format!("not usable: {reason}"),
+        KvmFact::Unusable { reason, .. } => format!("not usable: {reason}"),
     };
     let cpus = facts.cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     let speed = nic.and_then(|nic| nic.speed_megabits).map(|speed| format::bit_rate(f64::from(speed) * 1e6));

@@ -51,7 +51,11 @@ fn without_kvm_native_runs_and_guests_are_skipped_with_the_reason() {
     let mut fleet = Simulation::new(POLICY, 1, NO_FAULTS);
     fleet.submit(new_campaign("c", 2));
     for host in host_plans(2) {
-        fleet.agent_comes(10, &host.name, facts(KvmFact::Unusable { reason: "there is no /dev/kvm".into() }));
+        fleet.agent_comes(
+            10,
+            &host.name,
+            facts(KvmFact::Unusable { reason: "there is no /dev/kvm".into(), last_words: Vec::new() }),
+        );
     }
     fleet.run();
     for record in fleet.records.values() {
