@@ -22,6 +22,7 @@ fn end(open: Open, limit: u64) -> EndSpec {
         mtu: 1500,
         cpu: None,
         io_cpu: None,
+        peer: None,
         deadline: Span(1),
     }
 }

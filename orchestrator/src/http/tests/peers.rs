@@ -48,7 +48,7 @@ async fn changes_over_tcp_take_the_token_and_questions_dont() {
     let stranger = Client::new(Some(&served.url), None).expect("a client");
     let error = stranger.submit(None, GOOD.to_owned()).await.expect_err("shows no token");
     assert!(error.to_string().contains("token"), "{error}");
-    assert!(stranger.campaigns().await.expect("may be asked").is_empty());
+    assert!(stranger.campaigns(&PageQuery::default()).await.expect("may be asked").items.is_empty());
     for (token, taken) in [("secre", false), ("secrets", false), ("secret", true)] {
         let file = token_file(served.directory.path(), token);
         let client = Client::new(Some(&served.url), Some(&file)).expect("a client");
@@ -82,8 +82,14 @@ async fn without_a_token_no_change_comes_over_tcp_not_even_from_this_machine() {
         let read = asked(connect(to).await, "GET /api/v1/agents HTTP/1.1\r\nHost: localhost").await;
         assert!(read.starts_with("HTTP/1.1 200"), "{read}");
     }
-    let known: Vec<String> =
-        client(&served).campaigns().await.expect("answers").into_iter().map(|status| status.id).collect();
+    let known: Vec<String> = client(&served)
+        .campaigns(&PageQuery::default())
+        .await
+        .expect("answers")
+        .items
+        .into_iter()
+        .map(|status| status.id)
+        .collect();
     assert_eq!(known, ["one"]);
 }
 
