@@ -235,10 +235,10 @@ async fn results_are_made_in_turn() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_document_is_taken_in_the_encodings_that_editors_write() {
-    let served = serve_with(None).await;
+    let served = serve_with(Some("secret")).await;
     let post = async |body: Vec<u8>| {
-        let answer =
-            reqwest::Client::new().post(format!("{}/api/v1/campaigns", served.url)).body(body).send();
+        let request = reqwest::Client::new().post(format!("{}/api/v1/campaigns", served.url));
+        let answer = request.bearer_auth("secret").body(body).send();
         let answer = answer.await.expect("answered");
         (answer.status().as_u16(), answer.text().await.expect("a text"))
     };
