@@ -199,7 +199,7 @@ fn an_end_without_its_interface_is_none() {
         let mut config = config(Direction::Receive, open, 4_096);
         config.interface = "no-such-nic".to_owned();
         // Before it says that it is ready: what a socket needs is had while the process still has its rights.
-        let mut end = End::configured(config);
+        let end = End::configured(config);
         let reason = end.failure().reason;
         assert!(reason.contains("can't be bound to the interface no-such-nic"), "{reason}");
     }

@@ -210,7 +210,7 @@ fn campaigns(all: &[CampaignStatus], next: Option<&str>) -> String {
             status.fault.clone().or_else(|| status.reason.clone()).unwrap_or_default(),
         ]);
     }
-    let more = next.map_or_else(String::new, |next| format!("Older ones: toll status --continue {}\n", next));
+    let more = next.map_or_else(String::new, |next| format!("Older ones: toll status --continue {next}\n"));
     format!("{table}\n{more}")
 }
 
@@ -241,7 +241,7 @@ fn campaign(status: &CampaignStatus) -> String {
     }
     text.push('\n');
     if let Some(fault) = status.fault.as_ref().filter(|fault| Some(*fault) != status.reason.as_ref()) {
-        text.push_str(&format!("  {}\n", fault));
+        text.push_str(&format!("  {fault}\n"));
     }
     for running in &status.running {
         text.push_str(&format!("  now: {running}\n"));
