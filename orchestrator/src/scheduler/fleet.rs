@@ -20,7 +20,6 @@ use toll_protocol::service::{AgentState, AgentStatus};
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::{BitRate, InterfaceAddress};
 
-use self::addresses::Addresses;
 use super::ends::unreachable;
 use super::fit::obstacle;
 use super::flight::TEARDOWN;
@@ -421,39 +420,6 @@ impl Fleet {
         for planned in hosts {
             let index = self.expect(&planned.name, now);
             self.hosts[index].guest_address = planned.virtual_address;
-        }
-    }
-
-    /// Gives hosts addresses for guests: each the first of its range that nobody has. One keeps its own while it may.
-    fn give_addresses(&mut self, hosts: &[HostIndex]) {
-        let mut addresses = Addresses::default();
-        for host in &self.hosts {
-            let nic = host.facts.as_ref().and_then(|facts| facts.nic.as_ref()?.address);
-            [nic, host.guest_address].into_iter().flatten().for_each(|taken| addresses.take(taken.address));
-        }
-        // Addresses of the NIC's network: an agent that names others would send its peers elsewhere.
-        let range = |host: &Host| {
-            let facts = host.facts.as_ref()?;
-            let nic = facts.nic.as_ref()?.address?;
-            Some((nic.hosts_within(facts.guest_addresses?), nic.prefix))
-        };
-        // What is given back is given back before anything is given.
-        for index in hosts {
-            let host = &mut self.hosts[*index];
-            let (Some((range, prefix)), Some(own)) = (range(host), host.guest_address) else { continue };
-            let keeps = range.is_some_and(|range| range.contains(own.address))
-                && addresses.is_taken_once(own.address);
-            if !keeps {
-                addresses.give_back(own.address);
-            }
-            host.guest_address = keeps.then_some(InterfaceAddress { prefix, ..own });
-        }
-        for index in hosts {
-            let host = &mut self.hosts[*index];
-            if let (Some((Some(range), prefix)), None) = (range(host), host.guest_address) {
-                host.guest_address =
-                    addresses.first(range).map(|address| InterfaceAddress { address, prefix });
-            }
         }
     }
 

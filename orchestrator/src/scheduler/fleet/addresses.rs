@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
-use toll_protocol::units::AddressRange;
+use toll_protocol::units::{AddressRange, InterfaceAddress};
+
+use super::{Fleet, Host, HostIndex};
 
 /// Addresses by how many have them. All hosts of a plan get theirs from one of these: what they cost together grows with
 /// their number, and not with its square, however their ranges overlap.
@@ -51,6 +53,41 @@ impl Addresses {
         }
         self.take(address);
         Some(address)
+    }
+}
+
+impl Fleet {
+    /// Gives hosts addresses for guests: each the first of its range that nobody has. One keeps its own while it may.
+    pub(super) fn give_addresses(&mut self, hosts: &[HostIndex]) {
+        let mut addresses = Addresses::default();
+        for host in &self.hosts {
+            let nic = host.facts.as_ref().and_then(|facts| facts.nic.as_ref()?.address);
+            [nic, host.guest_address].into_iter().flatten().for_each(|taken| addresses.take(taken.address));
+        }
+        // Addresses of the NIC's network: an agent that names others would send its peers elsewhere.
+        let range = |host: &Host| {
+            let facts = host.facts.as_ref()?;
+            let nic = facts.nic.as_ref()?.address?;
+            Some((nic.hosts_within(facts.guest_addresses?), nic.prefix))
+        };
+        // What is given back is given back before anything is given.
+        for index in hosts {
+            let host = &mut self.hosts[*index];
+            let (Some((range, prefix)), Some(own)) = (range(host), host.guest_address) else { continue };
+            let keeps = range.is_some_and(|range| range.contains(own.address))
+                && addresses.is_taken_once(own.address);
+            if !keeps {
+                addresses.give_back(own.address);
+            }
+            host.guest_address = keeps.then_some(InterfaceAddress { prefix, ..own });
+        }
+        for index in hosts {
+            let host = &mut self.hosts[*index];
+            if let (Some((Some(range), prefix)), None) = (range(host), host.guest_address) {
+                host.guest_address =
+                    addresses.first(range).map(|address| InterfaceAddress { address, prefix });
+            }
+        }
     }
 }
 
