@@ -124,7 +124,7 @@ fn left_out() -> Result<()> {
         shell(
             &fleet.wire,
             &format!(
-                "cp {} {directory}/toll; chmod 755 {directory}; chown -R {USER} {directory}/data {directory}/pki; \
+                "cp {} {directory}/toll; chmod 755 {directory}; chown -R {USER} {directory}/data {directory}/pki {directory}/run; \
                  chown 0 {hidden}; chmod 700 {hidden}",
                 programs::directory()?.join("toll").display()
             ),
@@ -133,6 +133,8 @@ fn left_out() -> Result<()> {
         serve.args(["--reuid", &USER.to_string(), "--clear-groups"]).arg(fleet.path("toll"));
         serve.args(["serve", "--listen", ORCHESTRATOR, "--data"]).arg(fleet.path("data"));
         serve.arg("--pki").arg(fleet.path("pki/orchestrator")).env("TOLL_LOG", "info");
+        // Where the commands below look for it.
+        serve.arg("--socket").arg(fleet.path("run/toll.sock"));
         let process = fleet.start(serve, "orchestrator", fleet.wire.as_fd().as_raw_fd())?;
         let log = process.log.clone();
         fleet.orchestrator = Some(process);
