@@ -4,7 +4,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, IntoRawFd};
 
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, IoEventAddress, VcpuFd, VmFd};
 
 use super::{KvmError, failed, failed_errno};
 
@@ -37,8 +37,8 @@ impl Postbox {
         vcpu: &VcpuFd,
         ports: impl Iterator<Item = (u16, u32)>,
     ) -> Result<Self, KvmError> {
-        let kvm = Kvm::new().map_err(failed("opening /dev/kvm"))?;
-        if !kvm.check_extension(Cap::CoalescedMmio) || !kvm.check_extension(Cap::CoalescedPio) {
+        // The machine is asked: /dev/kvm can't be opened any more, since the process has given its rights up.
+        if !vm.check_extension(Cap::CoalescedMmio) || !vm.check_extension(Cap::CoalescedPio) {
             return Err(KvmError::Lacks("KVM_CAP_COALESCED_PIO (Linux 5.0)"));
         }
         // SAFETY: the descriptor is open, and is duplicated before anybody else can close it.
