@@ -24,7 +24,7 @@ use crate::link::LinkEvent;
 const NAMED: usize = 1000;
 /// How often those that may get better are looked at.
 const PACE: Duration = Duration::from_secs(5);
-/// Messages of an agent that waits, of which each says what became of a trial.
+/// Messages of an agent that waits: what became of its trials, which wait for their start, and what its NIC is.
 const HEARD: usize = 16;
 
 /// Entries that are left out, and agents that wait for them.
@@ -120,8 +120,20 @@ impl Entries {
             },
             LinkEvent::Message { host, session, message, .. } => match self.agents.get_mut(host) {
                 Some(waiting) if waiting.is_of(*session) => {
-                    let outcome = matches!(message, FromAgent::Result { .. } | FromAgent::Failed { .. });
-                    if outcome && waiting.said.len() < HEARD {
+                    // What is said once on a connection, and asked for by nobody. Samples are not missed.
+                    let is_nic = |message: &FromAgent| matches!(message, FromAgent::Nic { .. });
+                    let kept = match message {
+                        FromAgent::Ready { .. } | FromAgent::Result { .. } | FromAgent::Failed { .. } => true,
+                        message if is_nic(message) => {
+                            // The latest is what the NIC is.
+                            waiting.said.retain(
+                                |said| !matches!(said, LinkEvent::Message { message, .. } if is_nic(message)),
+                            );
+                            true
+                        }
+                        _ => false,
+                    };
+                    if kept && waiting.said.len() < HEARD {
                         waiting.said.push(event);
                     }
                     None
@@ -240,7 +252,7 @@ impl<O: Observer> Service<O> {
 mod tests {
     use toll_protocol::message::Instance;
     use toll_protocol::report::Failure;
-    use toll_protocol::trial::TrialId;
+    use toll_protocol::trial::{EndReady, TrialId};
 
     use super::*;
     use crate::link::Session;
@@ -266,8 +278,16 @@ mod tests {
 
     fn failed(trial: u64) -> LinkEvent {
         let failure = Failure { reason: "it broke".to_owned(), last_words: Vec::new() };
-        let message = FromAgent::Failed { trial: TrialId::new(trial), failure };
+        said(FromAgent::Failed { trial: TrialId::new(trial), failure })
+    }
+
+    fn said(message: FromAgent) -> LinkEvent {
         LinkEvent::Message { host: "a".to_owned(), session: SESSION, message, at: Instant::now() }
+    }
+
+    fn ready(trial: u64) -> LinkEvent {
+        let ready = EndReady { address: "10.0.0.1:7".parse().expect("an address") };
+        said(FromAgent::Ready { trial: TrialId::new(trial), ready })
     }
 
     #[test]
@@ -281,6 +301,16 @@ mod tests {
         assert!(entries.hear(connected(&[1]), known).is_some(), "its trial is known");
         assert!(entries.hear(connected(&[1, 7]), known).is_none());
         assert_eq!(entries.waiting_agents()[0].state, AgentState::Barred);
+        assert!(entries.hear(ready(1), known).is_none());
+        for _ in 0..3 {
+            assert!(entries.hear(said(FromAgent::Nic { nic: None }), known).is_none());
+        }
+        let of = |index: usize| match &entries.agents["a"].said[index] {
+            LinkEvent::Message { message, .. } => message.clone(),
+            other => panic!("{other:?}"),
+        };
+        assert!(matches!(of(0), FromAgent::Ready { .. }), "a trial that waits for its start is begun later");
+        assert_eq!((of(1), entries.agents["a"].said.len()), (FromAgent::Nic { nic: None }, 2));
         for _ in 0..100 {
             assert!(entries.hear(failed(7), known).is_none());
         }
