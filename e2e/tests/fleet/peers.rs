@@ -1,8 +1,9 @@
 //! An end talks only to its peer: agents that say that their ends are where they are not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{SocketAddrV4, TcpListener};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use anyhow::{Context, Result, ensure};
@@ -18,7 +19,7 @@ use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::message::{FromAgent, Instance, ToAgent};
 use toll_protocol::result::{CampaignResult, RunStatus};
-use toll_protocol::service::AgentState;
+use toll_protocol::service::{AgentState, AgentStatus};
 use toll_protocol::trial::EndReady;
 
 use crate::measuring::on;
@@ -32,6 +33,8 @@ pub fn tests() -> Vec<Trial> {
 
 /// An agent that speaks the protocol and lies: the end of each trial is at the next of `places`.
 struct Rogue {
+    /// What its label `rogue` says: the agent whose place it takes is known for a while after its end, and looks alike.
+    mark: String,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -47,7 +50,9 @@ impl Rogue {
         let link =
             Link::new(toll_e2e::fleet::ORCHESTRATOR.parse()?, "toll-orchestrator".to_owned(), &identity)?;
         let (stop, stopped) = oneshot::channel();
-        let name = host.name.clone();
+        static COUNT: AtomicUsize = AtomicUsize::new(1);
+        let mark = COUNT.fetch_add(1, Ordering::Relaxed).to_string();
+        let (name, labels) = (host.name.clone(), BTreeMap::from([("rogue".to_owned(), mark.clone())]));
         // Sockets belong to the namespace of the thread that opens them.
         let thread = host.namespace.run(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -55,10 +60,10 @@ impl Rogue {
             Ok::<_, std::io::Error>(std::thread::spawn(move || {
                 let entered = nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET);
                 entered.expect("the namespace can be entered");
-                runtime.block_on(lie(link, name, facts, places, stopped));
+                runtime.block_on(lie(link, (name, labels), facts, places, stopped));
             }))
         })??;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self { mark, stop: Some(stop), thread: Some(thread) })
     }
 }
 
@@ -73,7 +78,7 @@ impl Drop for Rogue {
 
 async fn lie(
     link: Link,
-    name: String,
+    (name, labels): (String, BTreeMap<String, String>),
     facts: HostFacts,
     places: Vec<SocketAddrV4>,
     mut stopped: oneshot::Receiver<()>,
@@ -96,7 +101,7 @@ async fn lie(
                     name: name.clone(),
                     instance: Instance(1),
                     facts: Box::new(facts.clone()),
-                    labels: Default::default(),
+                    labels: labels.clone(),
                     held: Vec::new(),
                 };
                 let _ = answer.send(hello);
@@ -132,10 +137,11 @@ fn reasons(result: &CampaignResult) -> Result<BTreeSet<&str>> {
     .collect()
 }
 
-fn wait_for_idle(fleet: &Fleet, host: &str) -> Result<()> {
+fn wait_for_idle(fleet: &Fleet, rogue: &Rogue) -> Result<()> {
     wait_for("the rogue agent", LIMIT, || {
+        let is_it = |agent: &AgentStatus| agent.labels.get("rogue") == Some(&rogue.mark);
         let agents = fleet.agents()?;
-        Ok(agents.iter().any(|agent| agent.name == host && agent.state == AgentState::Idle).then_some(()))
+        Ok(agents.iter().any(|agent| is_it(agent) && agent.state == AgentState::Idle).then_some(()))
     })
 }
 
@@ -166,8 +172,8 @@ fn rogue_ready() -> Result<()> {
         let listeners = listeners.into_iter().map(|made| Ok(made??)).collect::<Result<Vec<_>>>()?;
         let facts = fleet.agents()?.into_iter().find(|agent| agent.name == "host-2").context("host-2")?.facts;
         let places = PLACES.map(|place| place.parse().expect("an address"));
-        let _rogue = Rogue::replace(fleet, 1, facts, places.to_vec())?;
-        wait_for_idle(fleet, "host-2")?;
+        let rogue = Rogue::replace(fleet, 1, facts, places.to_vec())?;
+        wait_for_idle(fleet, &rogue)?;
         let id = fleet.submit(&fleet_campaign(&[NATIVE], 4, "200ms", "pairs: all"))?;
         let (result, status) = fleet.result(&id, LIMIT)?;
         let counts = status.counts.context("counts")?;
@@ -196,8 +202,8 @@ fn rogue_hello() -> Result<()> {
             facts.nic.as_mut().context("a NIC")?.address = Some(address.parse()?);
             let (place, _) = address.split_once('/').context("an address")?;
             let place = SocketAddrV4::new(place.parse()?, 9999);
-            let _rogue = Rogue::replace(fleet, 1, facts, vec![place])?;
-            wait_for_idle(fleet, "host-2")?;
+            let rogue = Rogue::replace(fleet, 1, facts, vec![place])?;
+            wait_for_idle(fleet, &rogue)?;
             let id = fleet.submit(&fleet_campaign(&[NATIVE], 1, "200ms", "pairs: all"))?;
             let (result, status) = fleet.result(&id, LIMIT)?;
             let counts = status.counts.context("counts")?;
