@@ -4,6 +4,7 @@
 //! port is readable exactly while frames wait for it.
 
 use std::collections::VecDeque;
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -54,6 +55,10 @@ impl Lane {
 pub struct MemoryPort {
     outgoing: Arc<Lane>,
     incoming: Arc<Lane>,
+    /// The buffer of the next frame that is sent.
+    filled: Vec<u8>,
+    /// The one of the last frame that was received.
+    emptied: Vec<u8>,
     capacity: usize,
     framing: Framing,
 }
@@ -77,9 +82,15 @@ pub fn pair_with_headers(capacity: usize) -> Result<(MemoryPort, MemoryPort), Po
 
 fn joined(capacity: usize, framing: Framing) -> Result<(MemoryPort, MemoryPort), PortError> {
     let (there, back) = (Lane::new()?, Lane::new()?);
-    let one = MemoryPort { outgoing: Arc::clone(&there), incoming: Arc::clone(&back), capacity, framing };
-    let other = MemoryPort { outgoing: back, incoming: there, capacity, framing };
-    Ok((one, other))
+    let port = |outgoing: &Arc<Lane>, incoming: &Arc<Lane>| MemoryPort {
+        outgoing: Arc::clone(outgoing),
+        incoming: Arc::clone(incoming),
+        filled: Vec::new(),
+        emptied: Vec::new(),
+        capacity,
+        framing,
+    };
+    Ok((port(&there, &back), port(&back, &there)))
 }
 
 fn failed(call: &'static str, error: Errno) -> PortError {
@@ -88,16 +99,17 @@ fn failed(call: &'static str, error: Errno) -> PortError {
 
 impl Port for MemoryPort {
     fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
+        // Nobody waits for the copy: the other end's thread may want the lock for its frame meanwhile.
+        self.filled.clear();
+        for part in parts {
+            part.append_to(&mut self.filled);
+        }
         let mut frames = self.outgoing.lock();
         if frames.waiting.len() >= self.capacity {
             return Ok(Sent::Dropped);
         }
-        let mut frame = frames.spare.pop().unwrap_or_default();
-        frame.clear();
-        for part in parts {
-            part.append_to(&mut frame);
-        }
-        frames.waiting.push_back(frame);
+        let next = frames.spare.pop().unwrap_or_default();
+        frames.waiting.push_back(mem::replace(&mut self.filled, next));
         if frames.waiting.len() == 1 {
             self.outgoing.readable.write(1).map_err(|error| failed("write", error))?;
         }
@@ -105,16 +117,18 @@ impl Port for MemoryPort {
     }
 
     fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
-        let mut frames = self.incoming.lock();
-        let Some(frame) = frames.waiting.pop_front() else { return Ok(None) };
-        if frames.waiting.is_empty() {
-            self.incoming.readable.read().map_err(|error| failed("read", error))?;
+        {
+            let mut frames = self.incoming.lock();
+            let Some(frame) = frames.waiting.pop_front() else { return Ok(None) };
+            if frames.waiting.is_empty() {
+                self.incoming.readable.read().map_err(|error| failed("read", error))?;
+            }
+            frames.spare.push(mem::replace(&mut self.emptied, frame));
         }
         let mut copied = 0;
         for part in parts {
-            copied += part.write(0, &frame[copied..]);
+            copied += part.write(0, &self.emptied[copied..]);
         }
-        frames.spare.push(frame);
         Ok(Some(copied))
     }
 
