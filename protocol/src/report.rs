@@ -231,9 +231,10 @@ pub struct FrameCounters {
     pub receive_frames: u64,
     /// Their bytes, Ethernet header included, FCS not.
     pub receive_bytes: u64,
-    /// Frames for the guest that found no buffer.
+    /// Frames for the guest that found no buffer, or that its driver may not get: longer than its MTU, or to be cut up.
     pub receive_drops: u64,
-    /// Frames that came and that the driver of a virtio-net does not want: its filter kept them away.
+    /// Frames that came and that the driver of a virtio-net does not want: its filter kept them away, or they are another
+    /// station's and it may not get them.
     #[serde(default)]
     pub receive_filtered: u64,
     /// Interrupts raised by the adapter.

@@ -88,6 +88,14 @@ impl Filter {
         self.vlans.is_none() && self.is(Mode::Promiscuous)
     }
 
+    /// Whether a frame that begins with `head` is addressed to the guest of the address `own`: to it, to an address of its
+    /// table, or to a group. A driver without a filter gets those of other stations too, but misses none of them.
+    pub(super) fn addresses(&self, head: &[u8; LOOKED_AT], own: MacAddress) -> bool {
+        let [a, b, c, d, e, f, ..] = *head;
+        let destination = MacAddress([a, b, c, d, e, f]);
+        a & 1 != 0 || destination == own || self.table.unicast.binary_search(&destination).is_ok()
+    }
+
     /// Whether a frame that begins with `head` is for the guest of the address `own`. Of a short frame the rest is zero.
     pub(super) fn takes(&self, head: &[u8; LOOKED_AT], own: MacAddress) -> bool {
         let [a, b, c, d, e, f, ..] = *head;

@@ -123,20 +123,27 @@ impl Bus {
                 return Ok(false);
             }
             // The buffers stay available: the driver never learns of it.
+            let mut head = gather::head_at(&room.parts, before);
+            if let Some(frame) = waiting.get(before..).filter(|frame| !frame.is_empty()) {
+                let count = frame.len().min(head.len());
+                head = [0; filter::LOOKED_AT];
+                head[..count].copy_from_slice(&frame[..count]);
+            }
             waiting.clear();
-            counters.receive_drops += 1;
+            let lost =
+                length < before + MINIMUM_FRAME || filter.addresses(&head, *mac) && filter.takes(&head, *mac);
+            *(if lost { &mut counters.receive_drops } else { &mut counters.receive_filtered }) += 1;
             return Ok(true);
         }
         waiting.clear();
-        if !may_pass(&room.parts, before, length - before, offloads, *longest) {
-            ring.set_position(position);
-            counters.receive_drops += 1;
-            return Ok(true);
-        }
-        if !filter.is_open() && !filter.takes(&gather::head_at(&room.parts, before), *mac) {
+        let kept_away = !filter.is_open() && !filter.takes(&gather::head_at(&room.parts, before), *mac);
+        let passes = !kept_away && may_pass(&room.parts, before, length - before, offloads, *longest);
+        if !passes {
             // The buffers stay available, as if it had not come.
             ring.set_position(position);
-            counters.receive_filtered += 1;
+            // What a wire floods to every station is no loss of this one.
+            let lost = !kept_away && filter.addresses(&gather::head_at(&room.parts, before), *mac);
+            *(if lost { &mut counters.receive_drops } else { &mut counters.receive_filtered }) += 1;
             return Ok(true);
         }
         let length = length - before;

@@ -224,21 +224,32 @@ fn virtio_1_2_s5_1_4_1_the_mtu_is_68_or_more() {
 
 #[test]
 fn virtio_1_2_s5_1_4_1_frames_over_the_mtu_are_not_passed_to_the_driver() {
-    let mut tagged = frame(1518);
+    let to = |destination: [u8; 6], length| [&destination[..], &frame(length)[6..]].concat();
+    let own = |length| to(MAC.0, length);
+    let mut tagged = own(1518);
     tagged[12..14].copy_from_slice(&[0x81, 0]);
     let longer = [tagged.clone(), vec![0]].concat();
-    let cases = [(frame(1514), true), (frame(1515), false), (tagged, true), (longer, false)];
+    // Frames that the driver gets, that it loses, and that are none of its own.
+    let (got, lost, foreign) = ((1, 0, 0), (0, 1, 0), (0, 0, 1));
+    let cases = [
+        (own(1514), got),
+        (own(1515), lost),
+        (tagged, got),
+        (longer, lost),
+        (to([0xff; 6], 1515), lost),
+        (to([0x52, 0x54, 0, 0, 0, 9], 1515), foreign),
+    ];
     for (switches, features) in [(VirtioNetSwitches::OFF, 0), (ALL, GUEST_CSUM | GUEST_TSO4)] {
         let before = if switches.offloads() { vec![0; 12] } else { Vec::new() };
-        for (arrived, passes) in &cases {
+        for (arrived, expected) in &cases {
             let mut bench = Bench::live_with(switches, features | 1 << 3);
             bench.describe(0, 0, BUFFERS, 2048, WRITE, 0);
             bench.give(0, 0);
             bench.arrives(&[&before[..], arrived].concat());
             bench.device.service().unwrap();
-            let counters = bench.device.counters();
-            let expected = (u64::from(*passes), u64::from(!passes));
-            assert_eq!((counters.receive_frames, counters.receive_drops), expected, "{}", arrived.len());
+            let now = bench.device.counters();
+            let counted = (now.receive_frames, now.receive_drops, now.receive_filtered);
+            assert_eq!(counted, *expected, "{} {:x?}", arrived.len(), &arrived[..6]);
         }
     }
 }
@@ -298,7 +309,7 @@ fn virtio_1_2_s5_1_6_4_1_segments_that_were_not_negotiated_are_not_passed_to_the
             let mut bench = Bench::live_with(ALL, features);
             bench.describe(0, 0, BUFFERS, 4096, WRITE, 0);
             bench.give(0, 0);
-            bench.arrives(&[header(1, gso_type, 1460), frame(1500)].concat());
+            bench.arrives(&[&header(1, gso_type, 1460)[..], &MAC.0, &frame(1494)].concat());
             bench.device.service().unwrap();
             let counters = bench.device.counters();
             let passed = u64::from(passing.contains(&gso_type));
