@@ -53,6 +53,16 @@ pub enum SubmitError {
     /// It can't be kept.
     #[error("the campaign can't be kept: {0}")]
     Store(String),
+    /// Something of its id is in the data directory, maybe itself, and can't be opened now.
+    #[error(
+        "campaign {id} can't be begun yet ({why}): it is looked at again every few seconds; submit it again under this id to learn of it"
+    )]
+    Later {
+        /// The id.
+        id: String,
+        /// Why.
+        why: String,
+    },
     /// Others submit faster than documents are read.
     #[error("other documents are being read and this one had no turn: submit it again later")]
     Busy,
