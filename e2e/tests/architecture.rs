@@ -117,6 +117,31 @@ fn sources() -> Vec<PathBuf> {
     files
 }
 
+/// A string that goes on in the next line has a `\` before it; one that was joined without has the indentation in it.
+#[test]
+fn no_message_has_the_indentation_of_its_source_in_it() {
+    const INDENTATION: &str = "    ";
+    let of_a_sentence = |character: char| character.is_alphanumeric() || "`(){},;:.".contains(character);
+    for path in sources() {
+        let name = path.to_str().expect("UTF-8");
+        if name.starts_with("e2e/") || name.contains("/tests") || name.contains("/examples/") {
+            continue;
+        }
+        let source = std::fs::read_to_string(Path::new(ROOT).join(&path)).expect("readable");
+        let code = source.split("\nmod tests {").next().unwrap_or_default();
+        for (number, line) in code.lines().map(str::trim).enumerate() {
+            let Some((before, after)) = line.split_once(INDENTATION).filter(|_| !line.starts_with("//"))
+            else {
+                continue;
+            };
+            let joined = before.contains('"')
+                && before.ends_with(of_a_sentence)
+                && after.trim_start().starts_with(char::is_alphanumeric);
+            assert!(!joined, "{name}:{}: write `\\` and the rest in a line of its own: {line}", number + 1);
+        }
+    }
+}
+
 #[test]
 fn libraries_stay_in_their_files() {
     for path in sources() {

@@ -3,16 +3,17 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use toll_protocol::result::CampaignResult;
 
 use crate::exit::Exit;
 use crate::ledger::Ledger;
 use crate::run::{self, Format};
 use crate::service::kept;
-use crate::service::store::{LEDGER, REPORT, write_files};
+use crate::service::store::{LEDGER, Lock, REPORT, StoreError, write_files};
 
 /// Prints what the ledger at `path` has, a file or the directory of a campaign, and writes its files into `out`, or
-/// beside the ledger.
+/// beside the ledger, unless a service writes there.
 ///
 /// # Errors
 /// When there is no ledger that this version can read, or it has no result; when the files can't be written, which is
@@ -31,7 +32,7 @@ pub fn report(path: &Path, out: Option<PathBuf>, format: Format) -> Result<Exit>
     let result = kept::of_ledger(&ledger, gates.as_deref().unwrap_or_default(), &[])
         .with_context(|| format!("{} gives no result", file.display()))?;
     let out = out.unwrap_or_else(|| file.parent().unwrap_or(Path::new(".")).to_owned());
-    let written = write_files(&out, &result);
+    let written = write(&out, &result);
     run::print(&result, written.is_ok().then(|| out.join(REPORT)).as_deref(), format)?;
     let mut exit = run::exit(&result, result.provenance.interrupted);
     if let Err(why) = gates {
@@ -42,12 +43,25 @@ pub fn report(path: &Path, out: Option<PathBuf>, format: Format) -> Result<Exit>
     Ok(exit)
 }
 
+/// Writes the files of a result. The files of a service are its own: one that is about to begin waits meanwhile.
+fn write(out: &Path, result: &CampaignResult) -> Result<PathBuf> {
+    let lock = Lock::of_campaign(out).map_err(|error| match error {
+        StoreError::Held { directory, by } => anyhow!(
+            "{} is served by {by}, which writes them itself: choose another directory (--out)",
+            directory.display()
+        ),
+        other => other.into(),
+    });
+    let _lock = lock?;
+    Ok(write_files(out, result)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::service::store::RESULT;
+    use crate::service::store::Store;
     use crate::test_support;
-    use toll_protocol::result::CampaignResult;
 
     const MANIFEST: &str = "\
 apiVersion: toll.dev/v1alpha1
@@ -103,6 +117,27 @@ spec:
         std::fs::write(&file, "").expect("writes");
         let error = report(directory.path(), Some(file), Format::Text).expect_err("can't be written");
         assert!(format!("{error:#}").starts_with("what was measured is above"), "{error:#}");
+    }
+
+    #[test]
+    fn what_a_service_has_is_not_written_to() {
+        let data = tempfile::tempdir().expect("a directory");
+        let service = Store::fleet(data.path()).expect("a store");
+        let campaign = service.directory("one");
+        std::fs::create_dir(&campaign).expect("makes");
+        drop(ledger(&campaign, MANIFEST, true));
+        for out in [None, Some(campaign.clone()), Some(campaign.join("../one"))] {
+            let error = report(&campaign, out, Format::Text).expect_err("is the service's");
+            let (error, pid) = (format!("{error:#}"), std::process::id());
+            assert!(error.contains(&format!("is served by process {pid} on ")), "{error}");
+            assert!(error.starts_with("what was measured is above") && error.contains("(--out)"), "{error}");
+        }
+        assert_eq!(std::fs::read_dir(&campaign).expect("lists").count(), 1);
+        let elsewhere = tempfile::tempdir().expect("a directory");
+        report(&campaign, Some(elsewhere.path().to_owned()), Format::Text).expect("is shown");
+        drop(service);
+        report(&campaign, None, Format::Text).expect("is shown");
+        assert_eq!(written(elsewhere.path()), written(&campaign));
     }
 
     #[test]

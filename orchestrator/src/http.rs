@@ -182,7 +182,9 @@ impl From<SubmitError> for Refused {
             SubmitError::Id { .. } => StatusCode::BAD_REQUEST,
             SubmitError::Taken { .. } | SubmitError::LeftOut { .. } => StatusCode::CONFLICT,
             SubmitError::Store(_) => StatusCode::INSUFFICIENT_STORAGE,
-            SubmitError::Busy | SubmitError::Ending => StatusCode::SERVICE_UNAVAILABLE,
+            SubmitError::Later { .. } | SubmitError::Busy | SubmitError::Ending => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         };
         let message = error.to_string();
         let problems = match error {

@@ -17,6 +17,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +37,9 @@ use tables::{APPLICATION_ID, SCHEMA, connect, failed, from_json, read_header, st
 
 /// Version of the tables: SQLite's `user_version`.
 pub const SCHEMA_VERSION: i32 = 2;
+
+/// Permissions of the file: whoever can read a database can lock it, and keep its writer waiting for ever.
+const PRIVATE: u32 = 0o600;
 
 /// How long a statement waits for another process that has the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -245,15 +249,17 @@ pub struct Ledger {
 }
 
 impl Ledger {
-    /// Creates the file `path` with `header` in it, durably.
+    /// Creates the file `path`, its owner's alone, with `header` in it, durably.
     ///
     /// # Errors
     /// [`LedgerError::Exists`], [`LedgerError::Open`], [`LedgerError::DiskFull`], [`LedgerError::Database`].
     pub fn create(path: &Path, header: &LedgerHeader) -> Result<Self, LedgerError> {
-        File::create_new(path).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => LedgerError::Exists { path: path.to_owned() },
-            _ => LedgerError::Open { path: path.to_owned(), source },
-        })?;
+        File::options().write(true).create_new(true).mode(PRIVATE).open(path).map_err(
+            |source| match source.kind() {
+                io::ErrorKind::AlreadyExists => LedgerError::Exists { path: path.to_owned() },
+                _ => LedgerError::Open { path: path.to_owned(), source },
+            },
+        )?;
         let mut connection = connect(path)?;
         let action = "writing the plan";
         let (arms, provenance) = (to_json(&header.arms)?, to_json(&header.provenance)?);

@@ -26,7 +26,7 @@ use crate::pki::{Authority, DEFAULT_DAYS, SERVER_NAME};
 use crate::progress::Progress;
 use crate::scheduler::{self, Policy};
 use crate::service::handle::{self, Handle};
-use crate::service::store::{LEDGER, REPORT, Store};
+use crate::service::store::{LEDGER, REPORT, Store, make_directories};
 use crate::service::{LabHosts, Observer, Options, Service};
 use crate::{binaries, plan, report};
 
@@ -77,7 +77,7 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
         return Err(LedgerError::Exists { path: ledger }.into());
     }
     lab::enter()?;
-    fs::create_dir_all(&out).with_context(|| format!("{} can't be made", out.display()))?;
+    make_directories(&out)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -176,6 +176,7 @@ async fn in_lab(
         lab: Some(hosts_of(&lab, spec)),
         interim: false,
         keep: None,
+        keep_for: Duration::ZERO,
     };
     let (handle, questions) = handle::channel();
     let agents = Arc::new(Mutex::new(agents));

@@ -40,6 +40,9 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// How long the data directory may be another's after this process has come to lead: the other one writes its last
 /// records, or its node has to be found dead.
 const HANDOVER: Duration = Duration::from_secs(60);
+/// How long a campaign that is over stays in a cluster, whatever `--keep` says: its object has to be told first, and the
+/// API server may be away. One that was removed before would be taken for a new one.
+const UNTIL_TOLD: Duration = Duration::from_secs(600);
 /// How often the directory is tried meanwhile: its lock tells nobody when it is free.
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -77,7 +80,8 @@ pub struct ServeArguments {
     /// Most trials at once, on hosts that share none [default: as many as there are pairs]
     #[arg(long, value_name = "N")]
     pub max_trials: Option<usize>,
-    /// Remove campaigns that are over, with their ledgers and results, but for the latest N to end [default: keep all]
+    /// Remove campaigns that are over, with their ledgers and results, but for the latest N to end; with --kube none in the
+    /// first ten minutes [default: keep all]
     #[arg(long, value_name = "N")]
     pub keep: Option<NonZeroUsize>,
     /// Be the orchestrator of a Kubernetes cluster: take Campaign objects, leave cordoned and NotReady nodes out, and
@@ -163,6 +167,7 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
         lab: None,
         interim: true,
         keep: arguments.keep.map(NonZeroUsize::get),
+        keep_for: if arguments.kube { UNTIL_TOLD } else { Duration::ZERO },
     };
     let (handle, questions) = handle::channel();
     let agents = link.address();

@@ -80,6 +80,9 @@ pub struct Options {
     pub interim: bool,
     /// Campaigns that are over and are kept, the latest to end; `None` for all. The others are removed.
     pub keep: Option<usize>,
+    /// How long one that is over is kept at least, from its end and from the start of the service: whoever made it learns of
+    /// its end meanwhile.
+    pub keep_for: Duration,
 }
 
 /// A lab, as campaigns on it need to know it.
@@ -314,6 +317,7 @@ impl<O: Observer> Service<O> {
             self.begin_end(&id);
         }
         self.look_again();
+        self.begin_removing();
         let live = self.kept.iter().filter(|(_, kept)| kept.phase == Phase::Live);
         for (id, _) in live {
             if let Some(progress) = self.scheduler.progress(id, now) {

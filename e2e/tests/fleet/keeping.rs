@@ -26,6 +26,7 @@ pub fn tests() -> Vec<Trial> {
     let lacks = [no_fleet()];
     vec![
         test("a_second_orchestrator_on_a_data_directory_is_refused_and_costs_nothing", &lacks, second),
+        test("other_users_lock_nothing_of_an_orchestrator", &lacks, strangers),
         test("clients_tell_of_failures_and_gates_as_toll_run_does", &lacks, clients),
         test("a_directory_with_broken_campaigns_is_served_and_they_are_named", &lacks, left_out),
         test("agents_keep_results_of_a_campaign_that_can_t_be_read_for_now", &lacks, results_wait),
@@ -44,6 +45,34 @@ fn second() -> Result<()> {
         let words = String::from_utf8(output.stderr)?;
         let first = fleet.orchestrator.as_ref().context("it runs")?.id();
         ensure!(words.contains(&format!("is served already, by process {first} on ")), "{words}");
+        let (_, status) = fleet.result(&id, LIMIT)?;
+        let counts = status.counts.context("counts")?;
+        ensure!(counts.measured == counts.planned, "{counts:?}");
+        Ok(())
+    })
+}
+
+/// Whoever can open a file to read it can lock it: one who holds the lock keeps the next orchestrator from starting, one who
+/// reads a ledger without an end stops its campaign.
+fn strangers() -> Result<()> {
+    on(Fleet::up(2)?, |fleet| {
+        let id = fleet.submit(&fleet_campaign(&[NATIVE], 1, "200ms", "pairs: all"))?;
+        // The way there is open to everybody, as /var/lib/toll is.
+        shell(&fleet.wire, &format!("chmod 755 {}", fleet.directory.path().display()))?;
+        let stranger = |path: &str| -> Result<String> {
+            let mut flock = Command::new("setpriv");
+            flock.args(["--reuid", &USER.to_string(), "--clear-groups", "flock", "--nonblock", "--shared"]);
+            let output = flock.arg(fleet.path(path)).arg("true").output()?;
+            ensure!(!output.status.success(), "{path} was locked");
+            Ok(String::from_utf8(output.stderr)?)
+        };
+        for path in ["data/lock", "data/campaigns", &format!("data/campaigns/{id}/ledger.sqlite")] {
+            let words = stranger(path)?;
+            ensure!(words.contains("Permission denied"), "{path}: {words}");
+        }
+        // What keeps them out is the files' own: the directory is not.
+        ensure!(stranger("data/nothing")?.contains("Permission denied"), "they can make files there");
+        ensure!(stranger("data").is_err(), "they don't come as far as the data directory");
         let (_, status) = fleet.result(&id, LIMIT)?;
         let counts = status.counts.context("counts")?;
         ensure!(counts.measured == counts.planned, "{counts:?}");

@@ -55,6 +55,7 @@ async fn serve_with(token: Option<&str>) -> Served {
         lab: None,
         interim: true,
         keep: None,
+        keep_for: Duration::ZERO,
     };
     let service = Service::new(options, link, events, questions, Nobody).expect("a service");
     let results = Arc::new(Semaphore::new(RESULTS));

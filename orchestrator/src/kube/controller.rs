@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! object       created --------------------------------------------------> deleted -------> gone
-//! finalizer            set                               removed once it is over, deleted or not
+//! finalizer            set                               removed once it is over and told so, deleted or not
 //! service                  submit (the id has the uid)                      cancel
 //! status                   Accepted .. Scheduled .. Running .. Complete, whenever the service says a change
 //! ```
@@ -132,24 +132,57 @@ async fn reconcile(object: Arc<Campaign>, context: Arc<Context>) -> Result<Actio
     let namespace = object.namespace().unwrap_or_default();
     let api: Api<Campaign> = Api::namespaced(context.client.clone(), &namespace);
     let campaign = id(&object.name_any(), object.uid().as_deref().unwrap_or_default());
-    let ours = object.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
-    let over = |status: &CampaignStatus| {
-        matches!(status.state, Some(State::Finished | State::Cancelled | State::Refused))
-    };
-    match (object.meta().deletion_timestamp.is_some(), ours) {
-        // Nothing more happens to it, and the service may have forgotten it.
-        (false, false) if object.status.as_ref().is_some_and(over) => Ok(Action::await_change()),
-        (false, false) => {
+    match next(&object, told(&object, &context).as_ref()) {
+        Next::Nothing => Ok(Action::await_change()),
+        Next::Keep => {
             // Before the campaign is submitted, so that no deletion is missed. The change brings us back here.
             let mut finalizers = object.finalizers().to_vec();
             finalizers.push(FINALIZER.to_owned());
             set_finalizers(&api, &object, &finalizers).await?;
             Ok(Action::await_change())
         }
-        (false, true) => apply(&api, &object, &campaign, &context).await,
-        (true, true) => end(&api, &object, &campaign, &context).await,
-        (true, false) => Ok(Action::await_change()),
+        Next::Apply => apply(&api, &object, &campaign, &context).await,
+        Next::LetGo => let_go(&api, &object).await,
+        Next::End => end(&api, &object, &campaign, &context).await,
     }
+}
+
+/// What is to be done about an object.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// Nothing, until it changes.
+    Nothing,
+    /// See that it is not gone before its campaign is over.
+    Keep,
+    /// Submit its campaign, if that is not there, and tell how it is.
+    Apply,
+    /// Let it go: it has been told all that there is to tell.
+    LetGo,
+    /// Cancel its campaign.
+    End,
+}
+
+/// What is to be done about `object`, which was told `status` last.
+pub(super) fn next(object: &Campaign, status: Option<&CampaignStatus>) -> Next {
+    let ours = object.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+    let over = status.is_some_and(|status| {
+        matches!(status.state, Some(State::Finished | State::Cancelled | State::Refused))
+    });
+    match (object.meta().deletion_timestamp.is_some(), ours) {
+        // Whoever is over is not asked about: the service may have removed it, and would take it for a new one.
+        (false, true) if over => Next::LetGo,
+        (false, false) if over => Next::Nothing,
+        (false, false) => Next::Keep,
+        (false, true) => Next::Apply,
+        (true, true) => Next::End,
+        (true, false) => Next::Nothing,
+    }
+}
+
+/// What an object was told last.
+fn told(object: &Campaign, context: &Context) -> Option<CampaignStatus> {
+    let written = context.written.lock().unwrap_or_else(PoisonError::into_inner);
+    written.get(&object.uid().unwrap_or_default()).cloned().or_else(|| object.status.clone())
 }
 
 /// Replaces the finalizers of the very version that was looked at: another controller's are never lost.
@@ -175,23 +208,39 @@ async fn apply(
     campaign: &str,
     context: &Context,
 ) -> Result<Action, Trouble> {
-    let known = context.handle.campaign(campaign).await;
-    let found = match known {
+    let known = match context.handle.campaign(campaign).await {
         Err(LookupError::Unknown { .. }) => {
             let text = document(&object.name_any(), &object.spec.0);
             match context.handle.submit(Some(campaign.to_owned()), text).await {
-                Ok(_) => context.handle.campaign(campaign).await.map_err(Trouble::Lookup)?,
+                Ok(_) => context.handle.campaign(campaign).await,
                 Err(error) => {
-                    let Some((reason, message)) = refusal(&error) else { return Err(Trouble::Submit(error)) };
-                    write(api, object, Seen::Refused { reason, message: &message }, context).await?;
-                    return let_go(api, object).await;
+                    let Some(why) = refusal(&error) else { return Err(Trouble::Submit(error)) };
+                    return refuse(api, object, why, context).await;
                 }
             }
         }
-        other => other.map_err(Trouble::Lookup)?,
+        known => known,
+    };
+    let found = match known {
+        Ok(found) => found,
+        Err(error) => {
+            let Some(why) = never_served(&error) else { return Err(Trouble::Lookup(error)) };
+            return refuse(api, object, why, context).await;
+        }
     };
     write(api, object, Seen::Taken(&found), context).await?;
     if found.state.is_over() { let_go(api, object).await } else { Ok(Action::requeue(LOOK)) }
+}
+
+/// Tells an object that its campaign is not taken, or can't be served any more, and lets it go.
+async fn refuse(
+    api: &Api<Campaign>,
+    object: &Campaign,
+    (reason, message): (&'static str, String),
+    context: &Context,
+) -> Result<Action, Trouble> {
+    write(api, object, Seen::Refused { reason, message: &message }, context).await?;
+    let_go(api, object).await
 }
 
 /// Removes the finalizer: there is nothing left to end, so the object can be deleted even without this controller.
@@ -220,7 +269,19 @@ pub(super) fn refusal(error: &SubmitError) -> Option<(&'static str, String)> {
         SubmitError::Id { .. } => Some(("InvalidName", error.to_string())),
         SubmitError::Taken { .. } => Some(("AnotherCampaign", error.to_string())),
         SubmitError::LeftOut { again: false, .. } => Some(("LeftOut", error.to_string())),
-        SubmitError::LeftOut { .. } | SubmitError::Store(_) | SubmitError::Busy | SubmitError::Ending => None,
+        SubmitError::LeftOut { .. }
+        | SubmitError::Later { .. }
+        | SubmitError::Store(_)
+        | SubmitError::Busy
+        | SubmitError::Ending => None,
+    }
+}
+
+/// Why the service will not serve a campaign that it has, if trying again is of no use.
+pub(super) fn never_served(error: &LookupError) -> Option<(&'static str, String)> {
+    match error {
+        LookupError::LeftOut { again: false, .. } => Some(("LeftOut", error.to_string())),
+        _ => None,
     }
 }
 
@@ -260,8 +321,7 @@ async fn write(
     context: &Context,
 ) -> Result<(), kube::Error> {
     let uid = object.uid().unwrap_or_default();
-    let memory = || context.written.lock().unwrap_or_else(PoisonError::into_inner);
-    let old = memory().get(&uid).cloned().or_else(|| object.status.clone());
+    let old = told(object, context);
     let new = status(seen, object.meta().generation, old.as_ref(), Timestamp::now());
     if old.as_ref() == Some(&new) {
         return Ok(());
@@ -280,7 +340,7 @@ async fn write(
         Err(error) => return Err(error),
     }
     let news = news(old.as_ref(), &new);
-    memory().insert(uid, new);
+    context.written.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, new);
     for news in news {
         tell(object, news, context).await;
     }

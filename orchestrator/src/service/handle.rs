@@ -53,6 +53,16 @@ pub enum SubmitError {
     /// It can't be kept.
     #[error("the campaign can't be kept: {0}")]
     Store(String),
+    /// Something of its id is in the data directory, maybe itself, and can't be opened now.
+    #[error(
+        "campaign {id} can't be begun yet ({why}): it is looked at again every few seconds; submit it again under this id to learn of it"
+    )]
+    Later {
+        /// The id.
+        id: String,
+        /// Why.
+        why: String,
+    },
     /// Others submit faster than documents are read.
     #[error("other documents are being read and this one had no turn: submit it again later")]
     Busy,
@@ -293,7 +303,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn documents_are_read_in_turn_and_one_whose_submitter_has_gone_keeps_its_own() {
+    async fn documents_are_read_in_turn() {
         let (handle, questions) = channel();
         drop(questions);
         let all = handle.readers.clone().acquire_many_owned(READERS as u32).await.expect("open");
@@ -308,10 +318,24 @@ mod tests {
         drop(all);
         let refused = waits.await.expect("no panic").expect_err("is no campaign");
         assert!(matches!(&refused, SubmitError::Invalid(problems) if problems.len() == 1), "{refused}");
-        // A submission that is dropped while its document is read ends its turn with the reading.
-        let text = "- a\n".repeat(campaign::MAX_DOCUMENT / 4);
-        assert!(tokio::time::timeout(Duration::ZERO, handle.submit(None, text)).await.is_err());
-        assert!(handle.readers.acquire_many(READERS as u32).await.is_ok());
+    }
+
+    #[test]
+    fn a_document_whose_submitter_has_gone_keeps_its_turn_until_it_is_read() {
+        let (handle, _questions) = channel();
+        // The one thread that could read it is busy until it is told.
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_time().max_blocking_threads(1).build();
+        runtime.expect("a runtime").block_on(async {
+            let (release, told) = std::sync::mpsc::channel::<()>();
+            let busy = tokio::task::spawn_blocking(move || told.recv());
+            let submitted = handle.submit(None, String::new());
+            assert!(tokio::time::timeout(Duration::ZERO, submitted).await.is_err());
+            assert!(handle.readers.try_acquire_many(READERS as u32).is_err(), "its turn is given back");
+            release.send(()).expect("is waited for");
+            busy.await.expect("no panic").expect("is told");
+            assert!(handle.readers.acquire_many(READERS as u32).await.is_ok());
+        });
     }
 
     #[tokio::test(start_paused = true)]

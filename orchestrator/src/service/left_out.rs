@@ -237,12 +237,11 @@ impl<O: Observer> Service<O> {
     }
 
     /// Takes a campaign that is over into the list.
-    pub(super) fn take_over(&mut self, name: &str, over: &super::store::Over) {
-        if over.status.id == name {
-            self.past.insert(Past::new(over));
+    pub(super) fn take_over(&mut self, name: &str, over: &Past) {
+        if over.id == name {
+            self.past.insert(over.clone());
         } else {
-            let why =
-                format!("it is a copy of campaign {}: name it so, or move it elsewhere", over.status.id);
+            let why = format!("it is a copy of campaign {}: name it so, or move it elsewhere", over.id);
             self.leave_out(name, why, false);
         }
     }

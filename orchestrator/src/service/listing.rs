@@ -10,7 +10,7 @@ use super::ending::Made;
 use super::handle::{ListError, LookupError};
 use super::kept::{self, Phase};
 use super::past::Past;
-use super::{Observer, Service};
+use super::{Observer, Service, unix_ms};
 
 /// Campaigns of a page, if it is not said how many.
 pub const PAGE: usize = 100;
@@ -114,8 +114,12 @@ impl<O: Observer> Service<O> {
 
     /// Removes campaigns that are over and not to be kept, beside the task.
     pub(super) fn begin_removing(&mut self) {
-        let Some(keep) = self.options.keep else { return };
-        let ids = self.past.beyond(keep);
+        let (Some(keep), least) = (self.options.keep, self.options.keep_for) else { return };
+        if self.began.elapsed() < least {
+            return;
+        }
+        let until = unix_ms().saturating_sub(u64::try_from(least.as_millis()).unwrap_or(u64::MAX));
+        let ids = self.past.beyond(keep, until);
         if ids.is_empty() {
             return;
         }

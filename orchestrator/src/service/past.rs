@@ -111,10 +111,11 @@ impl Archive {
         self.by_end.iter().skip(skipped).map(|(_, id)| id.clone()).collect()
     }
 
-    /// Ids of all but the latest `keep` to end.
-    pub fn beyond(&self, keep: usize) -> Vec<String> {
+    /// Ids of all but the latest `keep` to end, of those that ended by `until`.
+    pub fn beyond(&self, keep: usize, until: u64) -> Vec<String> {
         let beyond = self.by_end.len().saturating_sub(keep);
-        self.by_end.iter().take(beyond).map(|(_, id)| id.clone()).collect()
+        let ended = self.by_end.iter().take(beyond).take_while(|(end, _)| end.is_none_or(|end| end <= until));
+        ended.map(|(_, id)| id.clone()).collect()
     }
 }
 
@@ -135,8 +136,12 @@ mod tests {
             archive.insert(past(id, ended, CampaignState::Finished));
         }
         assert_eq!(archive.latest(2), ["c", "a"]);
-        assert_eq!(archive.beyond(2), ["b"]);
-        assert_eq!(archive.beyond(3), [""; 0]);
+        assert_eq!(archive.beyond(2, 4), ["b"]);
+        assert_eq!(
+            (archive.beyond(0, 3), archive.beyond(0, 0)),
+            (vec!["b".to_owned(), "c".to_owned()], Vec::new())
+        );
+        assert_eq!(archive.beyond(3, 4), [""; 0]);
         archive.remove("b");
         archive.insert(past("d", 5, CampaignState::Cancelled));
         let counts = [(CampaignState::Finished, 2), (CampaignState::Cancelled, 1)];

@@ -126,8 +126,14 @@ impl<O: Observer> Service<O> {
             Err(error) => {
                 self.kept.remove(id);
                 let why = kept::chain(&error);
-                tracing::error!(campaign = id, why, "can't be kept");
-                drop(answer.send(Err(SubmitError::Store(why))));
+                if let StoreError::There { .. } = error {
+                    // It goes on by itself once it can be opened; until then nobody else gets its name.
+                    self.leave_out(id, why.clone(), true);
+                    drop(answer.send(Err(SubmitError::Later { id: id.to_owned(), why })));
+                } else {
+                    tracing::error!(campaign = id, why, "can't be kept");
+                    drop(answer.send(Err(SubmitError::Store(why))));
+                }
                 Ok(())
             }
         }

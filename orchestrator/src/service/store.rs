@@ -1,7 +1,8 @@
 //! Where the service keeps its campaigns: a directory each, found again by the next process.
 //!
 //! ```text
-//! DATA/lock                         who serves it
+//! DATA/lock                         who serves it; its owner's alone
+//! DATA/campaigns/                   its owner's alone
 //! DATA/campaigns/ID.new/            being made; what a killed process left of it is removed
 //! DATA/campaigns/ID/ledger.sqlite   durable from the answer to the submission on
 //!                   result.json, report.html, status.json   written in this order when it is over
@@ -9,11 +10,13 @@
 //! ```
 //! `toll run` keeps its one campaign in the directory of its results, without `status.json`.
 
+mod durable;
 mod load;
 mod lock;
 
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,8 +30,10 @@ use super::kept;
 use crate::ledger::{Ledger, LedgerError, LedgerHeader};
 use crate::report;
 
+pub use durable::make_directories;
+use durable::{replace, sync};
 pub(super) use load::{Found, Look, Seen};
-use lock::Lock;
+pub use lock::Lock;
 
 /// The ledger's name in the directory of a campaign.
 pub const LEDGER: &str = "ledger.sqlite";
@@ -40,6 +45,12 @@ pub const REPORT: &str = "report.html";
 const STATUS: &str = "status.json";
 const UNFINISHED: &str = ".new";
 const REMOVED: &str = ".removed";
+/// The directory of campaigns in a data directory.
+const CAMPAIGNS: &str = "campaigns";
+/// Permissions of that: whoever could open a ledger could lock it, and stop its campaign.
+const PRIVATE_DIRECTORY: u32 = 0o700;
+/// Bits of a mode that are other users'.
+const OTHERS: u32 = 0o077;
 
 /// Why campaigns can't be kept.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +73,14 @@ pub enum StoreError {
         /// `process 4711 on node1`.
         by: String,
     },
+    /// A campaign that the next process will find, but this one can't go on with yet.
+    #[error("{path} is there, and can't be served yet", path = path.display())]
+    There {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        source: Box<StoreError>,
+    },
     /// A name that leads elsewhere, or that would not be found again.
     #[error("`{0}` can't be a campaign's id")]
     Id(String),
@@ -82,7 +101,7 @@ impl StoreError {
     /// Whether an attempt may fare better later.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Io { .. } | Self::Held { .. } => true,
+            Self::Io { .. } | Self::Held { .. } | Self::There { .. } => true,
             Self::Json { .. } | Self::Id(_) => false,
             Self::Ledger(LedgerError::Open { source, .. }) => source.kind() != io::ErrorKind::NotFound,
             Self::Ledger(error) => error.may_pass(),
@@ -121,13 +140,25 @@ pub struct Over {
 }
 
 impl Store {
-    /// The store of a service in `data`, which is made if it is not there, and locked.
+    /// The store of a service in `data`, which is made if it is not there, and locked. Other users are kept out of what
+    /// they could stop it by.
     ///
     /// # Errors
     /// [`StoreError::Io`], [`StoreError::Held`].
     pub fn fleet(data: &Path) -> Result<Self, StoreError> {
-        let campaigns = data.join("campaigns");
-        fs::create_dir_all(&campaigns).map_err(io_error("made", &campaigns))?;
+        let campaigns = data.join(CAMPAIGNS);
+        make_directories(data)?;
+        match DirBuilder::new().mode(PRIVATE_DIRECTORY).create(&campaigns) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(io_error("made", &campaigns)(error));
+            }
+            _ => {}
+        }
+        // Whoever has made it, and what is in it, may not have lived to see them synced.
+        sync(data)?;
+        sync(&campaigns)?;
+        let directory = File::open(&campaigns).map_err(io_error("opened", &campaigns))?;
+        keep_others_out(&directory, &campaigns, PRIVATE_DIRECTORY)?;
         let lock = Arc::new(Lock::take(data)?);
         Ok(Self::Fleet(Fleet { campaigns, _lock: lock }))
     }
@@ -154,12 +185,22 @@ impl Store {
         }
         let (directory, unfinished) = (self.directory(id), campaigns.join(format!("{id}{UNFINISHED}")));
         remove(&unfinished)?;
-        fs::create_dir(&unfinished).map_err(io_error("made", &unfinished))?;
-        drop(Ledger::create(&unfinished.join(LEDGER), header)?);
-        sync(&unfinished)?;
-        fs::rename(&unfinished, &directory).map_err(io_error("made", &directory))?;
-        sync(campaigns)?;
-        Ok(Ledger::open(&directory.join(LEDGER))?)
+        let make = || {
+            fs::create_dir(&unfinished).map_err(io_error("made", &unfinished))?;
+            drop(Ledger::create(&unfinished.join(LEDGER), header)?);
+            sync(&unfinished)?;
+            fs::rename(&unfinished, &directory).map_err(io_error("made", &directory))
+        };
+        let there = |error| StoreError::There { path: directory.clone(), source: Box::new(error) };
+        if let Err(error) = make() {
+            // It takes room that a full disk has not. The first error is the one to tell.
+            let _ = remove(&unfinished);
+            // Something of that name which this process has not seen: it is to be looked at.
+            return Err(if directory.symlink_metadata().is_ok() { there(error) } else { error });
+        }
+        // From here on the next process finds it: what fails does not undo that.
+        sync(campaigns).map_err(there)?;
+        Ledger::open(&directory.join(LEDGER)).map_err(|error| there(error.into()))
     }
 
     /// Removes a campaign that is over, whole or not at all: what a killed process left of it is no campaign.
@@ -186,7 +227,11 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn write_result(&self, id: &str, result: &CampaignResult) -> Result<PathBuf, StoreError> {
-        write_files(&self.directory(id), result)
+        let directory = self.directory(id);
+        if let Self::Fleet(_) = self {
+            durable::sweep(&directory);
+        }
+        write_files(&directory, result)
     }
 
     /// Writes that a campaign is over: the last of its files.
@@ -238,7 +283,7 @@ impl Store {
 /// # Errors
 /// [`StoreError`].
 pub fn write_files(directory: &Path, result: &CampaignResult) -> Result<PathBuf, StoreError> {
-    fs::create_dir_all(directory).map_err(io_error("made", directory))?;
+    make_directories(directory)?;
     let (json, page) = (directory.join(RESULT), directory.join(REPORT));
     let text = serde_json::to_string_pretty(result);
     let text = text.map_err(|source| StoreError::Json { path: json.clone(), source })?;
@@ -259,23 +304,23 @@ fn remove(directory: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn sync(directory: &Path) -> Result<(), StoreError> {
-    File::open(directory).and_then(|directory| directory.sync_all()).map_err(io_error("synced", directory))
-}
-
-/// Writes a file as a whole or not at all, durably.
-fn replace(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let unfinished = path.with_extension("unfinished");
-    let write = || {
-        fs::write(&unfinished, bytes)?;
-        File::open(&unfinished)?.sync_all()?;
-        fs::rename(&unfinished, path)
-    };
-    write().map_err(|error| {
-        // Half a file is of no use, and takes room that a full disk has not. The first error is the one to tell.
-        let _ = fs::remove_file(&unfinished);
-        io_error("written", path)(error)
-    })
+/// Gives `file`, which stands at `path`, the permissions `mode` if other users can do anything with it, as an older version
+/// left it.
+fn keep_others_out(file: &File, path: &Path, mode: u32) -> Result<(), StoreError> {
+    if file.metadata().map_err(io_error("looked at", path))?.mode() & OTHERS == 0 {
+        return Ok(());
+    }
+    match file.set_permissions(Permissions::from_mode(mode)) {
+        // Another user's, as on a volume that pods of different users have had: whoever lent it knows to whom.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let path = path.display();
+            tracing::warn!(
+                "other users can stop the service by {path}: give it to the service's user (chown)"
+            );
+            Ok(())
+        }
+        other => other.map_err(io_error("kept from others", path)),
+    }
 }
 
 #[cfg(test)]

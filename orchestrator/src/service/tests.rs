@@ -70,20 +70,38 @@ async fn store(data: &Path) -> Store {
 }
 
 async fn new(data: &Path, interim: bool, keep: Option<usize>) -> (Service<Summaries>, Handle, Summaries) {
+    new_with(data, |options| Options { interim, keep, ..options }).await
+}
+
+async fn new_with(
+    data: &Path,
+    change: impl FnOnce(Options) -> Options,
+) -> (Service<Summaries>, Handle, Summaries) {
     let identity = Authority::new(DEFAULT_DAYS).and_then(|ca| ca.issue(SERVER_NAME, DEFAULT_DAYS));
     let address = "127.0.0.1:0".parse().expect("an address");
     let (link, events) =
         Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
     let policy = Policy { limit: 1, grace: LIMIT, settle: Duration::ZERO, cluster: false };
-    let options = Options { store: store(data).await, policy, engine: "fleet", lab: None, interim, keep };
+    let options = Options {
+        store: store(data).await,
+        policy,
+        engine: "fleet",
+        lab: None,
+        interim: true,
+        keep: None,
+        keep_for: Duration::ZERO,
+    };
     let summaries = Summaries::default();
-    let service = Service::new(options, link, events, questions, summaries.clone()).expect("starts");
+    let service = Service::new(change(options), link, events, questions, summaries.clone()).expect("starts");
     (service, handle, summaries)
 }
 
 async fn start_with(data: &Path, interim: bool, keep: Option<usize>) -> Running {
-    let (service, handle, summaries) = new(data, interim, keep).await;
+    run(new(data, interim, keep).await)
+}
+
+fn run((service, handle, summaries): (Service<Summaries>, Handle, Summaries)) -> Running {
     let heartbeat = service.heartbeat();
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(service.run(async move { drop(stopped.await) }));
@@ -358,5 +376,78 @@ async fn campaigns_that_are_over_are_listed_page_by_page_and_not_held() {
     service.over("c-3").await;
     assert!(matches!(service.handle.campaign("c-5").await, Err(LookupError::Unknown { .. })));
     assert!(Ledger::open(&directory.path().join("campaigns/c-6").join(LEDGER)).is_ok());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_campaign_that_is_kept_but_could_not_be_opened_goes_on_by_itself() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let (mut service, handle, summaries) = new(directory.path(), true, None).await;
+    let document = named("c");
+    let campaign = campaign::parse(&document).expect("is valid");
+    let header = kept::header(&campaign, &document, 1, test_support::provenance(), 1);
+    let (answer, answered) = oneshot::channel();
+    service.kept.insert("one".into(), Kept::new("one", &header, Vec::new(), Phase::Creating));
+    let new = service.new_campaign("one", campaign, 1);
+    service.waiting.push(("one".into(), Waiting::Submitted(answer, Box::new(new))));
+    drop(service.options.store.create("one", &header).expect("creates"));
+    let source = StoreError::Id("one".into());
+    let path = service.options.store.directory("one");
+    service.created("one", Err(StoreError::There { path, source: Box::new(source) })).expect("goes on");
+    let later = answered.await.expect("an answer").expect_err("can't be opened");
+    assert!(matches!(&later, SubmitError::Later { id, .. } if id == "one"), "{later}");
+    let service = run((service, handle, summaries));
+    let mut changes = service.handle.changes();
+    let known = async {
+        loop {
+            match service.handle.submit(Some("one".into()), document.clone()).await {
+                Ok(submitted) => return submitted.new,
+                Err(SubmitError::LeftOut { again: true, .. }) => {}
+                Err(other) => panic!("{other}"),
+            }
+            changes.changed().await.expect("the service goes on");
+        }
+    };
+    assert!(!timeout(LIMIT, known).await.expect("goes on"), "it is known");
+    assert_eq!((service.all(5).await.len(), service.handle.left_out().await.count), (1, 0));
+    service.stop().await;
+}
+
+/// With a cluster the object of a campaign is told of its end before the campaign may go.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_campaign_that_has_just_ended_is_not_removed() {
+    const LEAST: Duration = Duration::from_secs(1);
+    let directory = tempfile::tempdir().expect("a directory");
+    let there = |id: &str| directory.path().join("campaigns").join(id).exists();
+    let keep = |options| Options { keep: Some(1), keep_for: LEAST, ..options };
+    let service = run(new_with(directory.path(), keep).await);
+    let mut ended = Instant::now();
+    for id in ["a", "b", "c"] {
+        service.handle.submit(Some(id.into()), named("c")).await.expect("is taken");
+        if id == "b" {
+            ended = Instant::now();
+        }
+        service.handle.cancel(id, "it has to end").await.expect("is ending");
+        service.over(id).await;
+    }
+    until(|| (!there("b")).then_some(())).await;
+    let took = ended.elapsed();
+    until(|| (!there("a")).then_some(())).await;
+    assert!(there("c"));
+    service.stop().await;
+    // The next process has not had the time to tell of them either.
+    let store = store(directory.path()).await;
+    let over = store.over("c").expect("reads").expect("is over");
+    let status = CampaignStatus { id: "old".into(), ended_unix_ms: Some(0), ..over.status };
+    fs::create_dir(store.directory("old")).expect("makes");
+    store.write_status(&store::Over { status, manifest: over.manifest }).expect("writes");
+    drop(store);
+    let began = Instant::now();
+    let service = run(new_with(directory.path(), keep).await);
+    until(|| (!there("old")).then_some(())).await;
+    // Times are written in whole milliseconds.
+    for took in [took, began.elapsed()] {
+        assert!(took + Duration::from_millis(1) >= LEAST, "{took:?}");
+    }
     service.stop().await;
 }

@@ -52,6 +52,45 @@ fn what_the_service_will_never_take_is_told_and_the_rest_is_tried_again() {
     assert!(refusal(&left_out(true)).is_none() && refusal(&left_out(false)).is_some());
 }
 
+#[test]
+fn a_campaign_that_can_never_be_served_is_told() {
+    let left_out =
+        |again| LookupError::LeftOut { id: "x".into(), why: "its ledger is damaged".into(), again };
+    let (reason, message) = never_served(&left_out(false)).expect("is final");
+    assert!(reason == "LeftOut" && message.contains("its ledger is damaged"), "{message}");
+    assert!(never_served(&left_out(true)).is_none() && never_served(&LookupError::Ending).is_none());
+}
+
+/// The service removes campaigns that are over (--keep): an object that was told is not submitted again.
+#[test]
+fn an_object_whose_campaign_is_over_is_let_go_and_never_submitted_again() {
+    let object = |finalizers: &[&str], deleted: bool| -> Campaign {
+        let mut object = json!({
+            "apiVersion": crd::API_VERSION, "kind": crd::KIND,
+            "metadata": {"name": "c", "uid": "1", "finalizers": finalizers}, "spec": {},
+        });
+        if deleted {
+            object["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        }
+        serde_json::from_value(object).expect("an object")
+    };
+    let told = |state| CampaignStatus { state: Some(state), ..CampaignStatus::default() };
+    let (new, ours, ending) =
+        (object(&["x"], false), object(&["x", FINALIZER], false), object(&[FINALIZER], true));
+    for state in [State::Finished, State::Cancelled, State::Refused] {
+        let told = told(state);
+        assert_eq!(next(&ours, Some(&told)), Next::LetGo, "{state:?}");
+        assert_eq!(next(&new, Some(&told)), Next::Nothing, "{state:?}");
+        assert_eq!(next(&ending, Some(&told)), Next::End, "{state:?}");
+    }
+    for told in [None, Some(told(State::Pending)), Some(told(State::Running))] {
+        assert_eq!(next(&new, told.as_ref()), Next::Keep);
+        assert_eq!(next(&ours, told.as_ref()), Next::Apply);
+        assert_eq!(next(&ending, told.as_ref()), Next::End);
+    }
+    assert_eq!(next(&object(&["x"], true), None), Next::Nothing);
+}
+
 #[tokio::test(start_paused = true)]
 async fn many_changes_are_one_tick_a_second() {
     let (sender, changes) = watch::channel(0_u64);

@@ -6,16 +6,17 @@ use std::io;
 use std::path::Path;
 
 use super::{
-    Fleet, LEDGER, Over, REMOVED, STATUS, Store, StoreError, UNFINISHED, io_error, read_json, remove,
+    Fleet, LEDGER, Over, REMOVED, STATUS, Store, StoreError, UNFINISHED, io_error, read_json, remove, sync,
 };
 use crate::ledger::Ledger;
 use crate::service::ids::is_id;
 use crate::service::kept;
+use crate::service::past::Past;
 
 /// A campaign that a former process left.
 pub(in crate::service) enum Found {
-    /// It is over.
-    Over(Box<Over>),
+    /// It is over: what is held of it. The rest, which may be a megabyte, stays on disk.
+    Over(Box<Past>),
     /// It goes on.
     Live(Box<Ledger>),
 }
@@ -64,9 +65,11 @@ impl Store {
 
     /// Looks at one entry again.
     pub(in crate::service) fn look(&self, name: &str) -> Look {
-        match self {
-            Self::Fleet(Fleet { campaigns, .. }) => look(campaigns, name),
-            Self::One(_) => Look::Gone,
+        let Self::Fleet(Fleet { campaigns, .. }) = self else { return Look::Gone };
+        // What is answered for is durable: it may be here because that could not be seen to.
+        match sync(campaigns) {
+            Ok(()) => look(campaigns, name),
+            Err(error) => left_out(&error),
         }
     }
 
@@ -112,8 +115,8 @@ fn left_out(error: &StoreError) -> Look {
 }
 
 fn open(directory: &Path) -> Result<Found, StoreError> {
-    match read_json(&directory.join(STATUS)) {
-        Ok(over) => Ok(Found::Over(Box::new(over))),
+    match read_json::<Over>(&directory.join(STATUS)) {
+        Ok(over) => Ok(Found::Over(Box::new(Past::new(&over)))),
         Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             Ok(Found::Live(Box::new(Ledger::open(&directory.join(LEDGER))?)))
         }

@@ -3,13 +3,16 @@
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{StoreError, io_error};
+use super::{CAMPAIGNS, StoreError, io_error, keep_others_out};
 
 /// The lock's file in the directory. It stays: what counts is whether somebody has it locked (flock(2)), which ends
 /// with the process.
 const FILE: &str = "lock";
+/// Permissions of it: whoever can open a file, to read it too, can lock it (flock(2)).
+const PRIVATE: u32 = 0o600;
 /// What is read of who holds it.
 const LONGEST: u64 = 256;
 
@@ -26,8 +29,10 @@ impl Lock {
     /// [`StoreError::Held`] if another process has it, [`StoreError::Io`].
     pub fn take(directory: &Path) -> Result<Self, StoreError> {
         let path = directory.join(FILE);
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = open.map_err(io_error("opened", &path))?;
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).mode(PRIVATE);
+        let mut file = options.open(&path).map_err(io_error("opened", &path))?;
+        keep_others_out(&file, &path, PRIVATE)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(held(directory, file)),
@@ -38,6 +43,19 @@ impl Lock {
             tracing::warn!("{} does not name this process: {error}", path.display());
         }
         Ok(Self { _file: file })
+    }
+
+    /// Locks the data directory that `directory` is a campaign of, if it is one's.
+    ///
+    /// # Errors
+    /// [`StoreError::Held`] if a service has it, [`StoreError::Io`].
+    pub fn of_campaign(directory: &Path) -> Result<Option<Self>, StoreError> {
+        let Ok(directory) = directory.canonicalize() else { return Ok(None) };
+        let campaigns = directory.parent().filter(|parent| parent.ends_with(CAMPAIGNS));
+        match campaigns.and_then(Path::parent).filter(|data| data.join(FILE).is_file()) {
+            Some(data) => Self::take(data).map(Some),
+            None => Ok(None),
+        }
     }
 }
 

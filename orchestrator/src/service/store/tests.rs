@@ -1,4 +1,4 @@
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 
 use rusqlite::Connection;
 
@@ -17,6 +17,62 @@ spec:
 
 fn store(directory: &tempfile::TempDir) -> Store {
     Store::fleet(directory.path()).expect("makes a store")
+}
+
+/// Whoever can open a file can lock it: to read it is enough.
+#[test]
+fn what_could_be_locked_is_its_owners_alone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = |name: &str| directory.path().join(name);
+    let mode = |name: &str| fs::metadata(path(name)).expect("is there").mode() & 0o7777;
+    for round in 0..2 {
+        let store = store(&directory);
+        assert_eq!((mode("campaigns"), mode("lock")), (0o700, 0o600), "round {round}");
+        if round == 0 {
+            drop(store.create("one", &test_support::campaign().0).expect("creates"));
+            assert_eq!(mode("campaigns/one/ledger.sqlite"), 0o600);
+        }
+        drop(store);
+        // As an older version made them, or an fsGroup of Kubernetes.
+        for (name, mode) in [("campaigns", 0o2775), ("lock", 0o664)] {
+            fs::set_permissions(path(name), Permissions::from_mode(mode)).expect("opens it to others");
+        }
+    }
+}
+
+#[test]
+fn a_file_is_written_whole_by_each_and_what_a_killed_process_left_is_removed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = store(&directory);
+    drop(store.create("one", &test_support::campaign().0).expect("creates"));
+    let campaign = store.directory("one");
+    let result = |length: usize| vec![b'0' + (length % 10) as u8; length];
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let path = campaign.join(RESULT);
+            scope.spawn(move || {
+                for round in 0..50 {
+                    replace(&path, &result(100_000 * (round % 4) + writer)).expect("writes");
+                    let read = fs::read(&path).expect("is there");
+                    assert!(read == result(read.len()), "{} bytes of several writers", read.len());
+                }
+            });
+        }
+    });
+    let names = || {
+        let mut names: Vec<_> =
+            fs::read_dir(&campaign).expect("lists").map(|it| it.expect("reads").file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), [LEDGER, RESULT]);
+    for left in ["result.unfinished", "status.json.x1y2.unfinished"] {
+        fs::write(campaign.join(left), "{").expect("writes");
+    }
+    let made =
+        kept::of_ledger(&Ledger::open(&campaign.join(LEDGER)).expect("opens"), &[], &[]).expect("a result");
+    store.write_result("one", &made).expect("writes");
+    assert_eq!(names(), [LEDGER, REPORT, RESULT]);
 }
 
 #[test]

@@ -18,6 +18,15 @@ pub(super) struct Outline {
     pub index: usize,
 }
 
+/// Values, with every alias written out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    /// Of the document that is read.
+    pub document: usize,
+    /// Of the whole text, with one more for each document.
+    pub text: usize,
+}
+
 /// A value.
 #[derive(Debug)]
 struct Node {
@@ -82,18 +91,26 @@ impl Outline {
     /// # Errors
     /// [`Fault`]: what is wrong first.
     pub(super) fn of(text: &str) -> Result<Self, Fault> {
+        Self::counted(text).map(|(outline, _)| outline)
+    }
+
+    /// The same, with what was counted.
+    pub(super) fn counted(text: &str) -> Result<(Self, Counted), Fault> {
         let mut events = Events::new(text);
         let (mut documents, mut found) = (0, None);
-        let mut maker = Maker::default();
+        let (mut maker, mut counted) = (Maker::default(), Counted::default());
+        let mut before = 0;
         loop {
             match events.next()? {
                 (Event::End, _) => break,
                 (Event::Document, place) => {
                     maker.count(place, Size { nodes: 1, ..Size::default() })?;
                     maker.begin();
+                    before = maker.total.nodes;
                 }
                 (Event::DocumentEnd, _) => {
                     if !maker.is_empty() {
+                        counted.document = maker.total.nodes - before;
                         found = Some((documents, std::mem::take(&mut maker.nodes)));
                     }
                     documents += 1;
@@ -113,7 +130,8 @@ impl Outline {
                 "the document is empty: write a campaign, such as manifests/campaigns/quickstart.yaml";
             return Err(Fault { place: Place { line: 1, column: 1 }, message: message.into() });
         };
-        Ok(Self { nodes, index })
+        counted.text = maker.total.nodes;
+        Ok((Self { nodes, index }, counted))
     }
 
     /// Where the value at `path` stands, or its nearest ancestor that exists.
