@@ -246,7 +246,8 @@ impl Scheduler {
         let (trial, step) = match message {
             FromAgent::Hello { .. } | FromAgent::Sample { .. } => return,
             FromAgent::Nic { nic } => {
-                self.changed |= self.fleet.tells_nic(host, nic);
+                // Nothing begins for it before the next tick: an agent may tell of another NIC as often as it likes.
+                self.fleet.tells_nic(host, nic);
                 return;
             }
             FromAgent::Ready { trial, ready } => (trial, self.answered(end(trial), ready)),
@@ -457,8 +458,7 @@ impl Scheduler {
                     }
                 }
             }
-            queues.retain(|queue| !queue.trials.is_empty());
-            course.queues = queues;
+            course.keep(queues);
         }
     }
 
