@@ -27,7 +27,7 @@ use super::kept;
 use crate::ledger::{Ledger, LedgerError, LedgerHeader};
 use crate::report;
 
-pub(super) use load::{Found, Look, Seen};
+pub(super) use load::{Found, Live, Look, Seen};
 use lock::Lock;
 
 /// The ledger's name in the directory of a campaign.
