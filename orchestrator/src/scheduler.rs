@@ -254,8 +254,8 @@ impl Scheduler {
             FromAgent::Result { trial, report } => (trial, Step::Result { end: end(trial), report }),
             FromAgent::Failed { trial, failure } => (trial, Step::Failed { end: end(trial), failure }),
             FromAgent::TornDown { trial, leftovers } => {
+                // The same: it may have come with any number of such trials.
                 if self.fleet.torn_down(host, trial, &leftovers, now.elapsed) {
-                    self.changed = true;
                     return;
                 }
                 (trial, Step::TornDown { end: end(trial), leftovers })

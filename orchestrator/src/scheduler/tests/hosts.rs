@@ -180,6 +180,25 @@ fn a_nic_that_changes_plans_nothing_by_itself() {
     assert!(matches!(commands[..], [Command::StorePlan { .. }]), "{commands:?}");
 }
 
+/// Nor does the end of a trial that was over, of which an agent may say that it held thousands.
+#[test]
+fn a_trial_that_was_over_begins_nothing_by_its_end() {
+    let mut hosts = Hosts::new();
+    hosts.step(Event::Submit(Box::new(new_campaign("c", 2))));
+    hosts.step(Event::PlanStored { campaign: "c".into() });
+    hosts.connects("host-0", 1, usable());
+    let (host, stale) = ("host-1".to_owned(), TrialId::new(9));
+    let session = Session { number: 2, instance: Instance(2), address: LOCAL };
+    let (facts, labels, held) = (usable(), BTreeMap::new(), vec![stale]);
+    hosts.step(Event::AgentConnected { host: host.clone(), session, facts, labels, held });
+    let message = FromAgent::TornDown { trial: stale, leftovers: Vec::new() };
+    let now = hosts.now();
+    let commands = hosts.scheduler.step(Event::Agent { host, message }, now);
+    assert!(commands.is_empty(), "{commands:?}");
+    let commands = hosts.scheduler.step(Event::Tick, now);
+    assert!(commands.iter().any(|command| matches!(command, Command::Begun { .. })), "{commands:?}");
+}
+
 /// Ten times a second every host is looked at, and whenever a new one comes to a full fleet.
 #[test]
 fn hosts_that_are_away_cost_a_tick_no_look_at_all_pairs() {
