@@ -4,12 +4,14 @@
 //! ```text
 //! start, a look --left out--> entry --looked at again--> campaign: it goes on
 //!                               |                        gone: forgotten
-//!   an agent comes that holds trials, none of them known --> waits, until one of them is or no entry is looked at any more
+//!   an agent comes that holds a trial which nobody knows --> waits, until its trials are known, or no entry is looked at
+//!                                                            any more
 //! ```
-//! Its trials may be of those campaigns: the agent would otherwise be told that nobody waits for its result. One that holds
-//! a trial in flight holds no other result: a host gets a trial only after the record of its last one is stored.
+//! Its trials may be of those campaigns: the agent would otherwise be told that nobody waits for its result. Known is what is
+//! planned by a campaign that goes on. Whoever holds a trial in flight holds no other result: a host gets a trial only after
+//! the record of its last one is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use toll_protocol::message::FromAgent;
@@ -29,6 +31,9 @@ const PACE: Duration = Duration::from_secs(5);
 /// Messages of an agent that waits: what became of its trials, which wait for their start, and what its NIC is.
 const HEARD: usize = 16;
 
+/// Trials that are remembered to be of no campaign that is left out: more than the largest campaign has.
+const REMEMBERED: usize = 1 << 18;
+
 /// Entries that are left out, and agents that wait for them.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
@@ -37,6 +42,9 @@ pub(super) struct Entries {
     looking: bool,
     next: Option<Instant>,
     agents: BTreeMap<String, Waiting>,
+    /// Trials of campaigns that go on, or did: no entry that is left out has them. The oldest are forgotten.
+    known: BTreeSet<TrialId>,
+    in_order: VecDeque<TrialId>,
 }
 
 /// An agent that waits: its connection, then what it said.
@@ -117,23 +125,41 @@ impl Entries {
         self.named.values().any(|entry| entry.tried_again)
     }
 
+    /// A campaign that is not left out has these trials: whoever holds one need not wait for another.
+    pub fn know(&mut self, trials: impl IntoIterator<Item = TrialId>) {
+        if !self.may_come() {
+            return;
+        }
+        for trial in trials.into_iter().map(TrialId::near) {
+            if self.known.insert(trial) {
+                self.in_order.push_back(trial);
+            }
+            if self.in_order.len() > REMEMBERED
+                && let Some(oldest) = self.in_order.pop_front()
+            {
+                self.known.remove(&oldest);
+            }
+        }
+    }
+
     /// Whether an agent that holds these trials may hold the result of a campaign that is yet to come.
-    fn keeps_waiting(&self, held: &[TrialId], is_known: impl Fn(&TrialId) -> bool) -> bool {
-        self.may_come() && !held.is_empty() && !held.iter().any(is_known)
+    fn keeps_waiting(&self, held: &[TrialId], flies: impl Fn(&TrialId) -> bool) -> bool {
+        let unknown = |trial: &TrialId| !self.known.contains(&trial.near());
+        self.may_come() && held.iter().any(unknown) && !held.iter().any(flies)
     }
 
     /// Agents that have to wait no more.
-    fn released(&mut self, is_known: impl Fn(&TrialId) -> bool) -> Vec<Waiting> {
+    fn released(&mut self, flies: impl Fn(&TrialId) -> bool) -> Vec<Waiting> {
         let (stay, go) = std::mem::take(&mut self.agents)
             .into_iter()
-            .partition(|(_, waiting)| self.keeps_waiting(waiting.held(), &is_known));
+            .partition(|(_, waiting)| self.keeps_waiting(waiting.held(), &flies));
         self.agents = stay;
         BTreeMap::into_values(go).collect()
     }
 
-    /// What becomes of an event of an agent now: it is given back, or kept until its agent has to wait no more. `is_known`
+    /// What becomes of an event of an agent now: it is given back, or kept until its agent has to wait no more. `flies`
     /// says whether a trial that an agent holds is in flight.
-    fn hear(&mut self, event: LinkEvent, is_known: impl Fn(&TrialId) -> bool) -> Option<LinkEvent> {
+    fn hear(&mut self, event: LinkEvent, flies: impl Fn(&TrialId) -> bool) -> Option<LinkEvent> {
         match &event {
             LinkEvent::Connected { host, session, held, .. } => {
                 if self.agents.get(host).is_some_and(|waiting| waiting.number() > session.number) {
@@ -141,7 +167,7 @@ impl Entries {
                     return None;
                 }
                 self.agents.remove(host);
-                if !self.keeps_waiting(held, is_known) {
+                if !self.keeps_waiting(held, flies) {
                     return Some(event);
                 }
                 tracing::warn!(
@@ -387,6 +413,26 @@ mod tests {
         assert!(entries.hear(connected(&[8]), |_| false).is_none());
         entries.name(entry("nowhere", false));
         assert_eq!(entries.released(|_| false).len(), 1);
+    }
+
+    /// Its outcome is recorded, or it never began: nobody told the agent.
+    #[test]
+    fn an_agent_with_a_trial_of_a_campaign_that_went_on_does_not_wait() {
+        let mut entries = Entries::default();
+        entries.know([TrialId::new(7)]);
+        assert!(entries.known.is_empty(), "nothing may come");
+        entries.name(entry("nowhere", true));
+        assert!(entries.hear(connected(&[7]), |_| false).is_none());
+        entries.know([TrialId::new(7)]);
+        assert_eq!(entries.released(|_| false).len(), 1);
+        for (held, waits) in
+            [(vec![TrialId::new(7).far()], false), (vec![TrialId::new(7), TrialId::new(8)], true)]
+        {
+            assert_eq!(entries.keeps_waiting(&held, |_| false), waits, "{held:?}");
+        }
+        entries.know((0..REMEMBERED as u64).map(|number| TrialId::new(100 + number)));
+        assert_eq!((entries.known.len(), entries.in_order.len()), (REMEMBERED, REMEMBERED));
+        assert!(entries.keeps_waiting(&[TrialId::new(7)], |_| false), "it is forgotten");
     }
 
     /// Two connections of one agent are heard of in any order.

@@ -70,6 +70,7 @@ impl<O: Observer> Service<O> {
                 return Ok(());
             }
         };
+        self.left_out.know(header.planned.iter().map(|planned| planned.trial));
         let mut kept = Kept::new(id, &header, campaign.gates.clone(), Phase::Live);
         let Some(hosts) = header.hosts.clone() else {
             self.kept.insert(id.to_owned(), kept);
