@@ -181,6 +181,39 @@ fn tests_of_virtio_are_those_of_the_table() {
     }
 }
 
+/// Names of functions; of the tests of suites, which are strings, some with parts put in; and of files, which are modules.
+fn names() -> BTreeSet<String> {
+    let is_part = |byte: u8| byte.is_ascii_alphanumeric() || b"_{}".contains(&byte);
+    let mut names = BTreeSet::new();
+    for path in sources() {
+        let source = std::fs::read_to_string(Path::new(ROOT).join(&path)).expect("readable");
+        let functions = source.split("fn ").skip(1).filter_map(|rest| rest.split(['(', '<']).next());
+        let strings = source.split('"').filter(|text| text.bytes().all(is_part));
+        let file = path.file_stem().and_then(|stem| stem.to_str());
+        names.extend(functions.chain(strings).chain(file).map(str::to_owned));
+    }
+    names
+}
+
+#[test]
+fn tests_that_the_specification_names_are_there() {
+    let specification = std::fs::read_to_string(Path::new(ROOT).join("SPECIFICATION.md")).expect("readable");
+    let names = names();
+    // The last column of each row. What is of several words and no path is a test; `…` stands for anything.
+    let rows = specification.lines().filter_map(|line| line.strip_suffix('|')?.rsplit_once('|'));
+    let quoted = rows.flat_map(|(_, tests)| tests.split('`').skip(1).step_by(2));
+    let named: BTreeSet<&str> =
+        quoted.filter(|text| text.contains('_') && !text.contains(['/', '.', ':'])).collect();
+    assert!(named.len() > 80, "the specification names {} tests only", named.len());
+    for test in named {
+        let is_there = match test.split_once('…') {
+            Some((start, end)) => names.iter().any(|name| name.starts_with(start) && name.ends_with(end)),
+            None => names.contains(test),
+        };
+        assert!(is_there, "SPECIFICATION.md names `{test}`, which there is not");
+    }
+}
+
 #[test]
 fn a_file_is_one_thing() {
     for path in sources() {

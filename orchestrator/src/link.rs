@@ -12,6 +12,7 @@
 mod admission;
 mod certificate;
 mod error;
+mod place;
 mod reset;
 mod roster;
 #[cfg(test)]
@@ -19,15 +20,16 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use admission::{Admission, Place, Verdict};
+use admission::Verdict;
 use certificate::{Judge, private_key};
 pub use error::LinkError;
+use place::{Door, Held};
 use quinn::{
-    Connecting, Connection, ConnectionError, Endpoint, Incoming, RecvStream, SendStream, TokioRuntime,
+    Connecting, Connection, ConnectionError, Endpoint, RecvStream, SendStream, ServerConfig, TokioRuntime,
     TransportConfig, VarInt,
 };
 use roster::Roster;
@@ -130,33 +132,10 @@ pub struct Session {
 struct Shared {
     roster: Roster,
     judge: Judge,
-    admission: Mutex<Admission>,
+    door: Door,
     /// Handshakes that came to nothing since the log last told of them.
     failed: AtomicU64,
     events: mpsc::Sender<LinkEvent>,
-}
-
-/// The place of a handshake, until it is dropped.
-struct Taken<'a>(&'a Shared, Place);
-
-impl Drop for Taken<'_> {
-    fn drop(&mut self) {
-        self.0.admission().over(self.1);
-    }
-}
-
-impl Shared {
-    fn admission(&self) -> std::sync::MutexGuard<'_, Admission> {
-        self.admission.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Lets a handshake go on, or not.
-    fn verdict(&self, incoming: &Incoming, open: usize) -> Verdict {
-        let mut admission = self.admission();
-        let closing = open.saturating_sub(self.roster.len() + admission.under_way());
-        let (address, proved) = (incoming.remote_address().ip(), incoming.remote_address_validated());
-        admission.admit(address, proved, closing)
-    }
 }
 
 /// Listens for agents and talks to them.
@@ -185,19 +164,19 @@ impl Link {
         let key = private_key(identity)?;
         let socket = std::net::UdpSocket::bind(address).map_err(bind)?;
         let transport = reset::endpoint_config(key.secret_der());
-        let endpoint =
-            Endpoint::new(transport, Some(config), socket, Arc::new(TokioRuntime)).map_err(bind)?;
+        let endpoint = Endpoint::new(transport, Some(config.clone()), socket, Arc::new(TokioRuntime));
+        let endpoint = endpoint.map_err(bind)?;
         let address = endpoint.local_addr().map_err(bind)?;
         let (events, receiver) = mpsc::channel(EVENTS);
         let shared = Arc::new(Shared {
             roster: Roster::default(),
             judge: Judge::new(identity)?,
-            admission: Mutex::default(),
+            door: Door::default(),
             failed: AtomicU64::new(0),
             events,
         });
         let (closing, closed) = oneshot::channel();
-        let accepting = tokio::spawn(accept(endpoint.clone(), shared.clone(), closed));
+        let accepting = tokio::spawn(accept(endpoint.clone(), config, shared.clone(), closed));
         Ok((Self { endpoint, address, shared, accepting, closing }, receiver))
     }
 
@@ -233,9 +212,9 @@ impl Link {
     }
 }
 
-fn server_config(identity: &Identity, agent_timeout: Duration) -> Result<quinn::ServerConfig, LinkError> {
+fn server_config(identity: &Identity, agent_timeout: Duration) -> Result<ServerConfig, LinkError> {
     let bad = |error: &dyn std::fmt::Display| LinkError::Certificates(error.to_string());
-    let mut config = quinn::ServerConfig::with_crypto(Arc::new(certificate::server_config(identity)?));
+    let mut config = ServerConfig::with_crypto(Arc::new(certificate::server_config(identity)?));
     config.max_incoming(MOST_INCOMING);
     config.incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(ALL_INCOMING_BYTES);
     let mut transport = TransportConfig::default();
@@ -250,7 +229,12 @@ fn server_config(identity: &Identity, agent_timeout: Duration) -> Result<quinn::
 }
 
 /// Takes connections until `closing` says that no more are to come, and those that there are have ended.
-async fn accept(endpoint: Endpoint, shared: Arc<Shared>, mut closing: oneshot::Receiver<()>) {
+async fn accept(
+    endpoint: Endpoint,
+    config: ServerConfig,
+    shared: Arc<Shared>,
+    mut closing: oneshot::Receiver<()>,
+) {
     let mut connections = tokio::task::JoinSet::new();
     let mut report = tokio::time::interval(REPORTS);
     let mut kept_out = 0_u64;
@@ -259,11 +243,12 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>, mut closing: oneshot::R
             _ = &mut closing => break,
             incoming = endpoint.accept() => {
                 let Some(incoming) = incoming else { return };
-                match shared.verdict(&incoming, endpoint.open_connections()) {
+                let from = incoming.remote_address();
+                match shared.door.admit(from.ip(), incoming.remote_address_validated()) {
                     Verdict::Take(place) => {
-                        let from = incoming.remote_address();
+                        let place = shared.door.hold(place);
                         // The costly part of a handshake: one after the other, and others have their turn in between.
-                        let connecting = incoming.accept();
+                        let connecting = incoming.accept_with(place.config(&config));
                         connections.spawn(serve(from, connecting, place, shared.clone()));
                         tokio::task::yield_now().await;
                     }
@@ -301,10 +286,9 @@ async fn accept(endpoint: Endpoint, shared: Arc<Shared>, mut closing: oneshot::R
 async fn serve(
     from: SocketAddr,
     connecting: Result<Connecting, ConnectionError>,
-    place: Place,
+    place: Arc<Held>,
     shared: Arc<Shared>,
 ) {
-    let place = Taken(&shared, place);
     let connection = match handshake(connecting).await {
         Ok(connection) => connection,
         Err(error) => {
@@ -314,7 +298,7 @@ async fn serve(
             return tracing::debug!(%from, %error, source, "a handshake came to nothing");
         }
     };
-    if let Err(error) = converse(&connection, place, &shared).await {
+    if let Err(error) = converse(&connection, &place, &shared).await {
         if let LinkError::Taken { name, holder, newcomer } = error {
             let event = LinkEvent::Refused { host: name, holder, newcomer };
             // Who hears it says it in the log, once for a conflict and not at each attempt.
@@ -330,7 +314,7 @@ async fn handshake(connecting: Result<Connecting, ConnectionError>) -> Result<Co
     timeout(HANDSHAKE, connecting?).await.map_err(|_| LinkError::SlowHandshake)?.map_err(LinkError::from)
 }
 
-async fn converse(connection: &Connection, place: Taken<'_>, shared: &Shared) -> Result<(), LinkError> {
+async fn converse(connection: &Connection, place: &Held, shared: &Shared) -> Result<(), LinkError> {
     let mut decoder = Decoder::default();
     let hello = timeout(HELLO, introduce(connection, &mut decoder, &shared.judge)).await;
     let entered = async {
@@ -346,7 +330,7 @@ async fn converse(connection: &Connection, place: Taken<'_>, shared: &Shared) ->
         }
     };
     // From here on it is one of the agents, which have a bound of their own.
-    drop(place);
+    place.enters();
     let Introduced { name, instance, facts, labels, held } = introduced;
     let session = Session { number, instance, address: connection.remote_address().ip().to_canonical() };
     // The receiver ends only with the campaign: nobody is left to tell.
@@ -361,6 +345,7 @@ async fn converse(connection: &Connection, place: Taken<'_>, shared: &Shared) ->
     };
     let ended = ended.await;
     shared.roster.leave(&name, number);
+    place.leaves();
     let _ = shared.events.send(LinkEvent::Lost { host: name, session: number }).await;
     ended
 }

@@ -246,15 +246,16 @@ impl Scheduler {
         let (trial, step) = match message {
             FromAgent::Hello { .. } | FromAgent::Sample { .. } => return,
             FromAgent::Nic { nic } => {
-                self.changed |= self.fleet.tells_nic(host, nic);
+                // Nothing begins for it before the next tick: an agent may tell of another NIC as often as it likes.
+                self.fleet.tells_nic(host, nic);
                 return;
             }
             FromAgent::Ready { trial, ready } => (trial, self.answered(end(trial), ready)),
             FromAgent::Result { trial, report } => (trial, Step::Result { end: end(trial), report }),
             FromAgent::Failed { trial, failure } => (trial, Step::Failed { end: end(trial), failure }),
             FromAgent::TornDown { trial, leftovers } => {
+                // The same: it may have come with any number of such trials.
                 if self.fleet.torn_down(host, trial, &leftovers, now.elapsed) {
-                    self.changed = true;
                     return;
                 }
                 (trial, Step::TornDown { end: end(trial), leftovers })
@@ -457,8 +458,7 @@ impl Scheduler {
                     }
                 }
             }
-            queues.retain(|queue| !queue.trials.is_empty());
-            course.queues = queues;
+            course.keep(queues);
         }
     }
 

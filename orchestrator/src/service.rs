@@ -381,6 +381,7 @@ impl<O: Observer> Service<O> {
                 }
                 Command::Record { campaign, record } => {
                     self.observer.recorded(&record);
+                    self.left_out.know([record.trial]);
                     if let Some(kept) = self.kept.get_mut(&campaign) {
                         kept.stale = true;
                     }

@@ -20,6 +20,13 @@ pub fn tests() -> Vec<Trial> {
             flood(&["--rate", "4500", "--prepared", "12000"])
         }),
         test("so_do_those_from_an_address_that_answers", &lacks, || flood(&["--rate", "500", "--answering"])),
+        // QUIC remembers each of them for seconds.
+        test("handshakes_that_end_as_they_begin_keep_nobody_out", &lacks, || {
+            flood(&["--rate", "4500", "--prepared", "3000", "--closing"])
+        }),
+        test("nor_do_those_from_an_address_that_answers", &lacks, || {
+            flood(&["--rate", "500", "--answering", "--closing"])
+        }),
     ]
 }
 
@@ -28,6 +35,9 @@ const STRANGER: usize = 2;
 
 /// How long a flood flows at least.
 const ENOUGH: Duration = Duration::from_secs(8);
+
+/// How soon an agent is let in, at most: its attempts take 5 s each, and the flood lasts for longer.
+const PROMPT: Duration = Duration::from_secs(20);
 
 /// Starts a flood and returns once it flows.
 fn start(fleet: &mut Fleet, options: &[&str]) -> Result<Process> {
@@ -59,6 +69,7 @@ fn under(fleet: &mut Fleet, options: &[&str]) -> Result<()> {
     fleet.start_agent(1, &[])?;
     fleet.wait_for_agents(2)?;
     let welcomed = began.elapsed();
+    ensure!(welcomed < PROMPT, "an agent was welcomed after {welcomed:?}");
     let id = fleet.submit(&fleet_campaign(&[NATIVE], 1, "300ms", "pairs: all"))?;
     let (_, status) = fleet.result(&id, LIMIT)?;
     let counts = status.counts.context("counts")?;

@@ -115,7 +115,8 @@ fn clients() -> Result<()> {
     })
 }
 
-/// The directory of a campaign is away when the next orchestrator begins, as a file system that is not mounted yet.
+/// The directory of a campaign is away when the next orchestrator begins, as a file system that is not mounted yet. Another
+/// one stays away.
 fn results_wait() -> Result<()> {
     on(Fleet::up(2)?, |fleet| {
         // The first trial goes on for long after it is seen to run.
@@ -125,6 +126,7 @@ fn results_wait() -> Result<()> {
         let (campaign, away) = (fleet.path("data/campaigns").join(&id), fleet.path("away"));
         fs::rename(&campaign, &away)?;
         std::os::unix::fs::symlink(fleet.path("back"), &campaign)?;
+        std::os::unix::fs::symlink(fleet.path("nowhere"), fleet.path("data/campaigns/elsewhere"))?;
         fleet.start_orchestrator(&[])?;
         fleet.wait_for_agents(2)?;
         let barred = |agent: &AgentStatus| agent.state == AgentState::Barred;

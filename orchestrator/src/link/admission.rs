@@ -2,23 +2,22 @@
 //!
 //! ```text
 //!            address not proved                       proved (by a Retry, RFC 9000, 8.1.2)
-//! Initial --> fewer than UNPROVED under way? take      fewer than PROVED, and than OF_ONE of its address? take
+//! Initial --> fewer than UNPROVED held? take           fewer than PROVED, and than OF_ONE of its address? take
 //!             else Retry, which keeps no state         else ignored: an honest client sends it again
 //! ```
 //! Whoever sends under false addresses holds UNPROVED places at most, and never one that an agent needs which answers a
-//! Retry. Whoever has addresses of their own holds OF_ONE places by each.
+//! Retry. Whoever has addresses of their own holds OF_ONE places by each. A place is held until QUIC has forgotten the
+//! connection ([`super::place`]), so that what it remembers has these bounds too.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Handshakes under way whose address nobody has proved; from then on a Retry asks for the proof.
+/// Connections that are no agent's and whose address nobody has proved; from then on a Retry asks for the proof.
 pub const UNPROVED: usize = 64;
-/// Handshakes under way whose address is proved: some 30 KiB of memory each.
+/// Connections that are no agent's and whose address is proved: some 30 KiB of memory each.
 pub const PROVED: usize = 512;
 /// The same of one address: hosts behind one address translator may all come back at once.
 pub const OF_ONE: usize = 64;
-/// Connections that have ended and that QUIC still remembers, three times its probe timeout long (RFC 9000, 10.2).
-pub const CLOSING: usize = 512;
 
 /// What becomes of a handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +30,7 @@ pub enum Verdict {
     Ignore,
 }
 
-/// A place that a handshake takes until it is over.
+/// A place that a connection takes until QUIC has forgotten it, but for the time that it is an agent's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Place {
     /// Of an address that is not proved.
@@ -40,7 +39,7 @@ pub enum Place {
     Proved(IpAddr),
 }
 
-/// Handshakes under way.
+/// Places that are held.
 #[derive(Debug, Default)]
 pub struct Admission {
     unproved: usize,
@@ -49,27 +48,37 @@ pub struct Admission {
 }
 
 impl Admission {
-    /// What becomes of one more handshake from `address`, which is `proved` or not, while QUIC remembers `closing`
-    /// connections that have ended.
-    pub fn admit(&mut self, address: IpAddr, proved: bool, closing: usize) -> Verdict {
-        if !proved {
-            if self.unproved >= UNPROVED || closing >= CLOSING {
+    /// What becomes of one more handshake from `address`, which is `proved` or not.
+    pub fn admit(&mut self, address: IpAddr, proved: bool) -> Verdict {
+        let place = if proved {
+            let address = network(address);
+            let of_one = self.by_address.get(&address).copied().unwrap_or_default();
+            if self.proved >= PROVED || of_one >= OF_ONE {
+                return Verdict::Ignore;
+            }
+            Place::Proved(address)
+        } else {
+            if self.unproved >= UNPROVED {
                 return Verdict::Retry;
             }
-            self.unproved += 1;
-            return Verdict::Take(Place::Unproved);
-        }
-        let address = network(address);
-        let of_one = self.by_address.get(&address).copied().unwrap_or_default();
-        if self.proved >= PROVED || of_one >= OF_ONE || closing >= CLOSING {
-            return Verdict::Ignore;
-        }
-        self.proved += 1;
-        self.by_address.insert(address, of_one + 1);
-        Verdict::Take(Place::Proved(address))
+            Place::Unproved
+        };
+        self.back(place);
+        Verdict::Take(place)
     }
 
-    /// A handshake is over, well or not.
+    /// A place is taken, whatever the bounds: an agent's connection has ended, and is remembered.
+    pub fn back(&mut self, place: Place) {
+        match place {
+            Place::Unproved => self.unproved += 1,
+            Place::Proved(address) => {
+                self.proved += 1;
+                *self.by_address.entry(address).or_default() += 1;
+            }
+        }
+    }
+
+    /// A place is given back.
     pub fn over(&mut self, place: Place) {
         match place {
             Place::Unproved => self.unproved = self.unproved.saturating_sub(1),
@@ -85,8 +94,9 @@ impl Admission {
         }
     }
 
-    /// Handshakes under way.
-    pub fn under_way(&self) -> usize {
+    /// How many there are.
+    #[cfg(test)]
+    pub fn held(&self) -> usize {
         self.unproved + self.proved
     }
 }
@@ -112,22 +122,22 @@ mod tests {
         let mut admission = Admission::default();
         for n in 0..10_000 {
             let expected = if n < UNPROVED { Verdict::Take(Place::Unproved) } else { Verdict::Retry };
-            assert_eq!(admission.admit(address(n), false, 0), expected, "{n}");
+            assert_eq!(admission.admit(address(n), false), expected, "{n}");
         }
         let agent = address(1);
-        assert_eq!(admission.admit(agent, true, 0), Verdict::Take(Place::Proved(agent)));
-        assert_eq!(admission.under_way(), UNPROVED + 1);
+        assert_eq!(admission.admit(agent, true), Verdict::Take(Place::Proved(agent)));
+        assert_eq!(admission.held(), UNPROVED + 1);
     }
 
     #[test]
     fn one_address_leaves_places_to_others_and_all_together_have_a_bound() {
         let mut admission = Admission::default();
         for _ in 0..OF_ONE {
-            assert!(matches!(admission.admit(address(1), true, 0), Verdict::Take(_)));
+            assert!(matches!(admission.admit(address(1), true), Verdict::Take(_)));
         }
-        assert_eq!(admission.admit(address(1), true, 0), Verdict::Ignore);
+        assert_eq!(admission.admit(address(1), true), Verdict::Ignore);
         let of_others =
-            (2..).take(PROVED).filter(|n| matches!(admission.admit(address(*n), true, 0), Verdict::Take(_)));
+            (2..).take(PROVED).filter(|n| matches!(admission.admit(address(*n), true), Verdict::Take(_)));
         assert_eq!(of_others.count(), PROVED - OF_ONE);
     }
 
@@ -136,10 +146,10 @@ mod tests {
         let mut admission = Admission::default();
         let host = |n: u128| IpAddr::from(Ipv6Addr::from_bits((0x2001_0db8 << 96) | n));
         for n in 0..OF_ONE as u128 {
-            assert!(matches!(admission.admit(host(n), true, 0), Verdict::Take(_)));
+            assert!(matches!(admission.admit(host(n), true), Verdict::Take(_)));
         }
-        assert_eq!(admission.admit(host(u128::from(u64::MAX)), true, 0), Verdict::Ignore);
-        assert!(matches!(admission.admit(host(1 << 64), true, 0), Verdict::Take(_)));
+        assert_eq!(admission.admit(host(u128::from(u64::MAX)), true), Verdict::Ignore);
+        assert!(matches!(admission.admit(host(1 << 64), true), Verdict::Take(_)));
     }
 
     #[test]
@@ -148,19 +158,26 @@ mod tests {
         for round in 0..3 {
             let mut places = Vec::new();
             for proved in [true, false].repeat(OF_ONE.min(UNPROVED)) {
-                let Verdict::Take(place) = admission.admit(address(7), proved, 0) else { panic!("{round}") };
+                let Verdict::Take(place) = admission.admit(address(7), proved) else { panic!("{round}") };
                 places.push(place);
             }
             places.into_iter().for_each(|place| admission.over(place));
-            assert_eq!(admission.under_way(), 0);
+            assert_eq!(admission.held(), 0);
         }
         assert!(admission.by_address.is_empty());
     }
 
     #[test]
-    fn connections_that_have_ended_count_while_they_are_remembered() {
+    fn ends_of_agents_ask_for_proof_and_are_counted_by_their_address() {
         let mut admission = Admission::default();
-        assert_eq!(admission.admit(address(1), true, CLOSING), Verdict::Ignore);
-        assert_eq!(admission.admit(address(1), false, CLOSING), Verdict::Retry);
+        for _ in 0..1000 {
+            admission.back(Place::Unproved);
+        }
+        assert_eq!(admission.admit(address(1), false), Verdict::Retry);
+        for _ in 0..OF_ONE {
+            admission.back(Place::Proved(address(1)));
+        }
+        assert_eq!(admission.admit(address(1), true), Verdict::Ignore);
+        assert!(matches!(admission.admit(address(2), true), Verdict::Take(_)));
     }
 }

@@ -111,11 +111,6 @@ impl Roster {
     pub fn clear(&self) {
         self.lock().holders.clear();
     }
-
-    /// How many are connected.
-    pub fn len(&self) -> usize {
-        self.lock().holders.len()
-    }
 }
 
 impl Inner {

@@ -41,6 +41,13 @@ impl Party {
 
     /// The same, with a certificate and from an address.
     async fn dial_as(&self, identity: &Identity, from: SocketAddr, to: SocketAddr) -> (Endpoint, Connection) {
+        let (endpoint, config) = self.client(identity, from);
+        let connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("an address");
+        let connection = connecting.await.expect("a handshake");
+        (endpoint, connection)
+    }
+
+    fn client(&self, identity: &Identity, from: SocketAddr) -> (Endpoint, ClientConfig) {
         let der = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM");
         let mut roots = RootCertStore::empty();
         roots.add(der(&identity.authority_pem)).expect("a root");
@@ -60,10 +67,7 @@ impl Party {
         let mut transport = TransportConfig::default();
         transport.keep_alive_interval(Some(Duration::from_millis(20)));
         config.transport_config(Arc::new(transport));
-        let endpoint = Endpoint::client(from).expect("a socket");
-        let connecting = endpoint.connect_with(config, to, SERVER_NAME).expect("an address");
-        let connection = connecting.await.expect("a handshake");
-        (endpoint, connection)
+        (Endpoint::client(from).expect("a socket"), config)
     }
 }
 
@@ -112,6 +116,17 @@ async fn say(connection: &Connection, bytes: &[u8]) -> (SendStream, RecvStream) 
     let (mut to, from) = connection.open_bi().await.expect("a stream");
     to.write_all(bytes).await.expect("written");
     (to, from)
+}
+
+/// Waits until QUIC has forgotten all connections but those of agents.
+async fn until_forgotten(link: &Link) {
+    let mut look = tokio::time::interval(Duration::from_millis(5));
+    let forgotten = async {
+        while link.shared.door.held() > 0 {
+            look.tick().await;
+        }
+    };
+    timeout(LIMIT, forgotten).await.expect("it forgets in time");
 }
 
 /// The words with which the orchestrator closes the connection.
@@ -286,14 +301,56 @@ async fn a_client_that_proves_its_address_gets_in_past_those_that_do_not() {
     let party = Party::new();
     let (link, mut events) = party.listen();
     for _ in 0..admission::UNPROVED {
-        let verdict = link.shared.admission().admit(address().ip(), false, 0);
-        assert!(matches!(verdict, Verdict::Take(_)));
+        assert!(matches!(link.shared.door.admit(address().ip(), false), Verdict::Take(_)));
     }
     let (_endpoint, connection) = party.dial("host-1", link.address()).await;
     let _streams = say(&connection, &introduction("host-1", 1)).await;
     begun(&mut events).await;
     // Its own place is free again: it is one of the agents now.
-    assert_eq!(link.shared.admission().under_way(), admission::UNPROVED);
+    assert_eq!(link.shared.door.held(), admission::UNPROVED);
+}
+
+/// A handshake that its client ends at once costs it two datagrams under any address, and is remembered for seconds.
+#[tokio::test]
+async fn clients_that_close_their_handshakes_keep_nobody_out() {
+    let party = Party::new();
+    let (link, mut events) = party.listen();
+    let (front, behind) = (UdpSocket::bind(address()).await, UdpSocket::bind(address()).await);
+    let (front, behind) = (front.expect("a socket"), behind.expect("a socket"));
+    let identity = party.authority.issue("host-1", DEFAULT_DAYS).expect("a certificate");
+    let (stranger, config) = party.client(&identity, address());
+    let mut datagram = [0; 2048];
+    for _ in 0..600 {
+        let to = front.local_addr().expect("an address");
+        let mut connecting =
+            Some(stranger.connect_with(config.clone(), to, SERVER_NAME).expect("an address"));
+        // Its Hello, then its farewell: no answer has come meanwhile.
+        for _ in 0..2 {
+            let (length, _) =
+                timeout(LIMIT, front.recv_from(&mut datagram)).await.expect("in time").expect("one");
+            behind.send_to(&datagram[..length], link.address()).await.expect("sent");
+            drop(connecting.take());
+        }
+    }
+    let (_endpoint, connection) = party.dial("host-1", link.address()).await;
+    assert_eq!(link.shared.door.held(), admission::UNPROVED + 1, "they are remembered");
+    let _streams = say(&connection, &introduction("host-1", 1)).await;
+    begun(&mut events).await;
+    until_forgotten(&link).await;
+}
+
+#[tokio::test]
+async fn an_agent_that_left_holds_a_place_until_it_is_forgotten() {
+    let party = Party::new();
+    let (link, mut events) = party.listen();
+    let (_endpoint, connection) = party.dial("host-1", link.address()).await;
+    let _streams = say(&connection, &introduction("host-1", 1)).await;
+    begun(&mut events).await;
+    assert_eq!(link.shared.door.held(), 0);
+    connection.close(VarInt::from_u32(0), b"");
+    lost(&mut events).await;
+    assert_eq!(link.shared.door.held(), 1);
+    until_forgotten(&link).await;
 }
 
 #[tokio::test]
@@ -303,7 +360,7 @@ async fn who_has_a_certificate_and_says_nothing_holds_a_place_for_a_while_only()
     let (_endpoint, connection) = party.dial("host-1", link.address()).await;
     let refusal = refusal(&connection).await;
     assert!(refusal.contains("no Hello came"), "{refusal}");
-    assert_eq!(link.shared.admission().under_way(), 0);
+    until_forgotten(&link).await;
 }
 
 #[tokio::test]

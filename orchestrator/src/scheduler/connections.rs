@@ -12,6 +12,11 @@ impl Scheduler {
         self.fleet.has_room_for(host, most, |host| courses.iter().any(|course| course.wants(host)))
     }
 
+    /// Whether a connection of this number is newer than all that the agent of `host` had before.
+    pub fn is_newer(&self, host: &str, session: u64) -> bool {
+        self.fleet.is_newer(host, session)
+    }
+
     /// Whether the agent of `host` speaks on the connection of this number.
     pub fn hears(&self, host: &str, session: u64) -> bool {
         self.fleet.session(host) == Some(session)

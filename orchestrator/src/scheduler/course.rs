@@ -6,6 +6,7 @@
 //!     +---- cancelled: Over     +--- cancelled: skipped --+      (from any: Abandoned, if its ledger fails for good)
 //! ```
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -77,12 +78,20 @@ pub(super) struct PairQueue {
     pub trials: VecDeque<usize>,
 }
 
+impl PairQueue {
+    fn hosts(&self) -> [HostIndex; 2] {
+        [self.a, self.b]
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Course {
     pub id: String,
     pub stage: Stage,
     pub plan: Option<Arc<Plan>>,
     pub queues: Vec<PairQueue>,
+    /// How many of these each host is in: it is asked for every host that is away, and there are many pairs.
+    queued: HashMap<HostIndex, usize>,
     pub counts: RunCounts,
     /// Records asked for and not yet stored.
     pub unstored: usize,
@@ -102,6 +111,7 @@ impl Course {
             stage,
             plan: None,
             queues: Vec::new(),
+            queued: HashMap::new(),
             counts: RunCounts::default(),
             unstored: 0,
             flying: 0,
@@ -135,13 +145,36 @@ impl Course {
             queues[queue].trials.push_back(index);
         }
         self.counts.planned = u32::try_from(plan.trials.len()).unwrap_or(u32::MAX);
+        self.queued.clear();
+        for host in queues.iter().flat_map(PairQueue::hosts) {
+            *self.queued.entry(host).or_default() += 1;
+        }
         self.queues = queues;
         self.plan = Some(plan);
         self.since = (now, self.counts.over());
     }
 
+    /// Puts the queues back that were taken to begin trials of them, but for those that are empty now.
+    pub fn keep(&mut self, mut queues: Vec<PairQueue>) {
+        let queued = &mut self.queued;
+        queues.retain(|queue| {
+            let empty = queue.trials.is_empty();
+            for host in queue.hosts().into_iter().filter(|_| empty) {
+                if let Entry::Occupied(mut count) = queued.entry(host) {
+                    *count.get_mut() -= 1;
+                    if *count.get() == 0 {
+                        count.remove();
+                    }
+                }
+            }
+            !empty
+        });
+        self.queues = queues;
+    }
+
     /// Takes what has not begun away.
     pub fn drain(&mut self) -> Vec<usize> {
+        self.queued.clear();
         let mut left: Vec<usize> = self.queues.drain(..).flat_map(|queue| queue.trials).collect();
         left.sort_unstable();
         left
@@ -160,7 +193,7 @@ impl Course {
 
     /// Whether it may still need the host.
     pub fn wants(&self, host: HostIndex) -> bool {
-        self.queues.iter().any(|queue| queue.a == host || queue.b == host)
+        self.queued.contains_key(&host)
     }
 
     /// Whether nothing is left to do.
@@ -205,6 +238,41 @@ spec:
   workloads: [{name: bulk, stream: {directions: [send]}}]
   blocks: 1
 ";
+
+    fn course(hosts: usize) -> Course {
+        let campaign = toll_protocol::campaign::parse(CAMPAIGN).expect("is valid");
+        let host =
+            |n: usize| plan::Host { name: format!("host-{n}"), virtual_address: None, mtu: 1500, rate: None };
+        let hosts: Vec<plan::Host> = (0..hosts).map(host).collect();
+        let mut ids = rand::rng();
+        let plan = Arc::new(Plan::new(&campaign, &hosts, 1, || plan::draw(&mut ids)));
+        let mut course = Course::new("c".to_owned(), Stage::Storing, Duration::ZERO);
+        course.planned(plan, &mut Fleet::new(false), &[], Duration::ZERO);
+        course
+    }
+
+    /// Trials begin in any order.
+    #[test]
+    fn hosts_are_wanted_as_long_as_they_are_queued() {
+        let mut course = course(6);
+        for turn in 0.. {
+            let mut queues = std::mem::take(&mut course.queues);
+            if queues.is_empty() {
+                break;
+            }
+            let begins = turn * 7 % queues.len();
+            queues[begins].trials.pop_front();
+            course.keep(queues);
+            for host in 0..8 {
+                let queued = course.queues.iter().any(|queue| queue.hosts().contains(&host));
+                assert_eq!(course.wants(host), queued, "host {host} after {turn}");
+            }
+        }
+        let mut drained = self::course(3);
+        assert!(drained.wants(0));
+        drained.drain();
+        assert!(!drained.wants(0) && drained.queued.is_empty());
+    }
 
     /// The service's task makes the queues, and agents wait for it: one look at all pairs for each pair would be minutes.
     #[test]

@@ -219,23 +219,19 @@ impl Fleet {
         (process, over.into_iter().collect())
     }
 
-    /// Somebody else wanted to be a host, and was refused. Whether that is news.
+    /// Somebody else wanted to be a host, and was refused. Whether that is news: whoever comes, the one who holds the
+    /// name is in conflict, until nobody has come for a while.
     pub fn refused(&mut self, name: &str, holder: IpAddr, newcomer: IpAddr, now: Duration) -> bool {
         let Some(host) = self.get_mut(name) else { return false };
         let before = host.conflict.replace(Conflict { holder, newcomer, at: now });
-        before.is_none_or(|before| {
-            let same = (before.holder, before.newcomer) == (holder, newcomer);
-            !same || now.saturating_sub(before.at) > CONFLICT_TOLD
-        })
+        before.is_none_or(|before| before.holder != holder || now.saturating_sub(before.at) > CONFLICT_TOLD)
     }
 
-    /// An agent tells what its test NIC is now. Whether it is another thing than before.
-    pub fn tells_nic(&mut self, name: &str, nic: Option<Box<NicFacts>>) -> bool {
-        let Some(facts) = self.get_mut(name).and_then(|host| host.facts.as_mut()) else { return false };
-        let nic = nic.filter(|nic| nic.is_bounded()).map(|nic| *nic);
-        let changed = facts.nic != nic;
-        facts.nic = nic;
-        changed
+    /// An agent tells what its test NIC is now.
+    pub fn tells_nic(&mut self, name: &str, nic: Option<Box<NicFacts>>) {
+        if let Some(facts) = self.get_mut(name).and_then(|host| host.facts.as_mut()) {
+            facts.nic = nic.filter(|nic| nic.is_bounded()).map(|nic| *nic);
+        }
     }
 
     pub fn lost(&mut self, name: &str, now: Duration) -> Option<TrialId> {
@@ -279,8 +275,9 @@ impl Fleet {
     /// `wanted` by a campaign. Whether one was forgotten.
     pub fn tick(&mut self, wanted: impl Fn(HostIndex) -> bool, now: Duration) -> bool {
         let gone = |host: &Host| host.away_since.is_some_and(|since| now.saturating_sub(since) > FORGOTTEN);
-        let forgotten: Vec<HostIndex> =
-            self.forgettable(wanted).filter(|index| gone(&self.hosts[*index])).collect();
+        let all = self.index.values().copied();
+        let gone = all.filter(|index| gone(&self.hosts[*index]));
+        let forgotten: Vec<HostIndex> = gone.filter(|index| self.is_forgettable(*index, &wanted)).collect();
         forgotten.iter().for_each(|index| self.forget(*index));
         for host in &mut self.hosts {
             let connected = host.away_since.is_none();
@@ -294,12 +291,10 @@ impl Fleet {
         !forgotten.is_empty()
     }
 
-    /// Hosts that are away and that nobody waits for.
-    fn forgettable(&self, wanted: impl Fn(HostIndex) -> bool) -> impl Iterator<Item = HostIndex> {
-        self.index.values().copied().filter(move |index| {
-            let host = &self.hosts[*index];
-            host.away_since.is_some() && host.busy.is_none() && !wanted(*index)
-        })
+    /// Whether a host is away and nobody waits for it.
+    fn is_forgettable(&self, index: HostIndex, wanted: impl Fn(HostIndex) -> bool) -> bool {
+        let host = &self.hosts[index];
+        host.away_since.is_some() && host.busy.is_none() && !wanted(index)
     }
 
     /// Takes a host for one that never was. Its number is the next new host's.
@@ -315,7 +310,8 @@ impl Fleet {
         if self.find(name).is_some() || self.index.len() < most {
             return true;
         }
-        let longest = self.forgettable(wanted).min_by_key(|index| self.hosts[*index].away_since);
+        let forgettable = self.index.values().copied().filter(|index| self.is_forgettable(*index, &wanted));
+        let longest = forgettable.min_by_key(|index| self.hosts[*index].away_since);
         longest.map(|index| self.forget(index)).is_some()
     }
 

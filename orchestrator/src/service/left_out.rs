@@ -4,15 +4,19 @@
 //! ```text
 //! start, a look --left out--> entry --looked at again--> campaign: it goes on
 //!                               |                        gone: forgotten
-//!   an agent comes that holds a trial which nobody knows --> waits, until no entry is looked at any more
+//!   an agent comes that holds a trial which nobody knows --> waits, until its trials are known, or no entry is looked at
+//!                                                            any more
 //! ```
-//! The trial may be one of those campaigns: the agent would otherwise be told that nobody waits for its result.
+//! Its trials may be of those campaigns: the agent would otherwise be told that nobody waits for its result. Known is what is
+//! planned by a campaign that goes on. Whoever holds a trial in flight holds no other result: a host gets a trial only after
+//! the record of its last one is stored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use toll_protocol::message::FromAgent;
 use toll_protocol::service::{AgentState, AgentStatus, LeftOut, LeftOutEntry};
+use toll_protocol::trial::TrialId;
 
 use super::ending::Made;
 use super::past::Past;
@@ -27,6 +31,9 @@ const PACE: Duration = Duration::from_secs(5);
 /// Messages of an agent that waits: what became of its trials, which wait for their start, and what its NIC is.
 const HEARD: usize = 16;
 
+/// Trials that are remembered to be of no campaign that is left out: more than the largest campaign has.
+const REMEMBERED: usize = 1 << 18;
+
 /// Entries that are left out, and agents that wait for them.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
@@ -35,6 +42,9 @@ pub(super) struct Entries {
     looking: bool,
     next: Option<Instant>,
     agents: BTreeMap<String, Waiting>,
+    /// Trials of campaigns that go on, or did: no entry that is left out has them. The oldest are forgotten.
+    known: BTreeSet<TrialId>,
+    in_order: VecDeque<TrialId>,
 }
 
 /// An agent that waits: its connection, then what it said.
@@ -47,7 +57,22 @@ struct Waiting {
 impl Waiting {
     /// Whether its connection has this number. An agent may have an older one that has not ended yet.
     fn is_of(&self, number: u64) -> bool {
-        matches!(self.connected, LinkEvent::Connected { session, .. } if session.number == number)
+        self.number() == number
+    }
+
+    fn number(&self) -> u64 {
+        match self.connected {
+            LinkEvent::Connected { session, .. } => session.number,
+            _ => 0,
+        }
+    }
+
+    /// Trials that it holds.
+    fn held(&self) -> &[TrialId] {
+        match &self.connected {
+            LinkEvent::Connected { held, .. } => held,
+            _ => &[],
+        }
     }
 }
 
@@ -60,10 +85,20 @@ impl Entries {
         }
         if known.is_none() && full {
             self.unnamed += 1;
-        } else {
-            self.named.insert(entry.name.clone(), entry);
+            // Whatever else lies there, what may pass is looked at again.
+            if !(entry.tried_again && self.unname()) {
+                return true;
+            }
         }
+        self.named.insert(entry.name.clone(), entry);
         true
+    }
+
+    /// Takes the name of an entry off that is wrong for good, if there is one.
+    fn unname(&mut self) -> bool {
+        let mut last_first = self.named.values().rev();
+        let name = last_first.find(|entry| !entry.tried_again).map(|entry| entry.name.clone());
+        name.and_then(|name| self.named.remove(&name)).is_some()
     }
 
     pub fn get(&self, name: &str) -> Option<&LeftOutEntry> {
@@ -90,17 +125,49 @@ impl Entries {
         self.named.values().any(|entry| entry.tried_again)
     }
 
-    /// What becomes of an event of an agent now: it is given back, or kept until nothing more may come. `is_known` says
-    /// whether somebody waits for any of the trials that an agent holds.
-    fn hear(
-        &mut self,
-        event: LinkEvent,
-        is_known: impl Fn(&toll_protocol::trial::TrialId) -> bool,
-    ) -> Option<LinkEvent> {
+    /// A campaign that is not left out has these trials: whoever holds one need not wait for another.
+    pub fn know(&mut self, trials: impl IntoIterator<Item = TrialId>) {
+        if !self.may_come() {
+            return;
+        }
+        for trial in trials.into_iter().map(TrialId::near) {
+            if self.known.insert(trial) {
+                self.in_order.push_back(trial);
+            }
+            if self.in_order.len() > REMEMBERED
+                && let Some(oldest) = self.in_order.pop_front()
+            {
+                self.known.remove(&oldest);
+            }
+        }
+    }
+
+    /// Whether an agent that holds these trials may hold the result of a campaign that is yet to come.
+    fn keeps_waiting(&self, held: &[TrialId], flies: impl Fn(&TrialId) -> bool) -> bool {
+        let unknown = |trial: &TrialId| !self.known.contains(&trial.near());
+        self.may_come() && held.iter().any(unknown) && !held.iter().any(flies)
+    }
+
+    /// Agents that have to wait no more.
+    fn released(&mut self, flies: impl Fn(&TrialId) -> bool) -> Vec<Waiting> {
+        let (stay, go) = std::mem::take(&mut self.agents)
+            .into_iter()
+            .partition(|(_, waiting)| self.keeps_waiting(waiting.held(), &flies));
+        self.agents = stay;
+        BTreeMap::into_values(go).collect()
+    }
+
+    /// What becomes of an event of an agent now: it is given back, or kept until its agent has to wait no more. `flies`
+    /// says whether a trial that an agent holds is in flight.
+    fn hear(&mut self, event: LinkEvent, flies: impl Fn(&TrialId) -> bool) -> Option<LinkEvent> {
         match &event {
-            LinkEvent::Connected { host, held, .. } => {
+            LinkEvent::Connected { host, session, held, .. } => {
+                if self.agents.get(host).is_some_and(|waiting| waiting.number() > session.number) {
+                    // Two connections of one agent may be heard of in the wrong order.
+                    return None;
+                }
                 self.agents.remove(host);
-                if !self.may_come() || held.iter().all(is_known) {
+                if !self.keeps_waiting(held, flies) {
                     return Some(event);
                 }
                 tracing::warn!(
@@ -165,6 +232,11 @@ impl<O: Observer> Service<O> {
     /// An event of an agent, unless it has to wait.
     pub(super) fn heard_now(&mut self, event: LinkEvent) -> Option<LinkEvent> {
         let scheduler = &self.scheduler;
+        if let LinkEvent::Connected { host, session, .. } = &event
+            && !scheduler.is_newer(host, session.number)
+        {
+            return None;
+        }
         let heard = self.left_out.hear(event, |trial| scheduler.flies(*trial));
         self.changed |= heard.is_none();
         heard
@@ -214,7 +286,7 @@ impl<O: Observer> Service<O> {
                 Look::Found(found) => {
                     match found {
                         Found::Over(over) => self.take_over(&name, &over),
-                        Found::Live(ledger) => self.resume(&name, *ledger)?,
+                        Found::Live(live) => self.resume(&name, *live)?,
                     }
                     if self.kept.contains_key(&name) || self.past.get(&name).is_some() {
                         tracing::info!(campaign = name, "is left out no more");
@@ -224,10 +296,8 @@ impl<O: Observer> Service<O> {
                 }
             }
         }
-        if self.left_out.may_come() {
-            return Ok(());
-        }
-        for (_, waiting) in std::mem::take(&mut self.left_out.agents) {
+        let scheduler = &self.scheduler;
+        for waiting in self.left_out.released(|trial| scheduler.flies(*trial)) {
             self.heard(waiting.connected)?;
             for said in waiting.said {
                 self.heard(said)?;
@@ -251,7 +321,7 @@ impl<O: Observer> Service<O> {
 mod tests {
     use toll_protocol::message::Instance;
     use toll_protocol::report::Failure;
-    use toll_protocol::trial::{EndReady, TrialId};
+    use toll_protocol::trial::EndReady;
 
     use super::*;
     use crate::link::Session;
@@ -264,10 +334,14 @@ mod tests {
     }
 
     fn connected(held: &[u64]) -> LinkEvent {
+        connected_as(SESSION, held)
+    }
+
+    fn connected_as(number: u64, held: &[u64]) -> LinkEvent {
         let facts = Box::new(test_support::provenance().hosts.remove(0).facts);
         let held = held.iter().map(|trial| TrialId::new(*trial)).collect();
         let address = std::net::Ipv4Addr::LOCALHOST.into();
-        let session = Session { number: SESSION, instance: Instance(1), address };
+        let session = Session { number, instance: Instance(1), address };
         LinkEvent::Connected { host: "a".to_owned(), session, facts, labels: BTreeMap::new(), held }
     }
 
@@ -298,7 +372,9 @@ mod tests {
         assert!(entries.hear(connected(&[7]), known).is_some(), "nothing may come");
         entries.name(entry("held", true));
         assert!(entries.hear(connected(&[1]), known).is_some(), "its trial is known");
-        assert!(entries.hear(connected(&[1, 7]), known).is_none());
+        assert!(entries.hear(connected(&[7, 1]), known).is_some(), "it waits for no other one");
+        assert!(entries.hear(connected(&[]), known).is_some(), "it holds nothing");
+        assert!(entries.hear(connected(&[7]), known).is_none());
         assert_eq!(entries.waiting_agents()[0].state, AgentState::Barred);
         assert!(entries.hear(ready(1), known).is_none());
         for _ in 0..3 {
@@ -321,6 +397,57 @@ mod tests {
         assert!(entries.hear(failed(7), known).is_some());
     }
 
+    /// One campaign came; another entry is looked at for good.
+    #[test]
+    fn an_agent_whose_campaign_came_waits_for_no_other_entry() {
+        let mut entries = Entries::default();
+        entries.name(entry("nowhere", true));
+        assert!(entries.hear(connected(&[7]), |_| false).is_none());
+        assert!(entries.hear(failed(7), |_| false).is_none());
+        assert!(entries.released(|_| false).is_empty());
+        let released = entries.released(|trial| *trial == TrialId::new(7));
+        assert!(matches!(&released[..], [Waiting { said, .. }] if said.len() == 1), "{released:?}");
+        assert!(entries.waiting_agents().is_empty());
+        // Nor does one wait when nothing may come any more.
+        assert!(entries.hear(connected(&[8]), |_| false).is_none());
+        entries.name(entry("nowhere", false));
+        assert_eq!(entries.released(|_| false).len(), 1);
+    }
+
+    /// Its outcome is recorded, or it never began: nobody told the agent.
+    #[test]
+    fn an_agent_with_a_trial_of_a_campaign_that_went_on_does_not_wait() {
+        let mut entries = Entries::default();
+        entries.know([TrialId::new(7)]);
+        assert!(entries.known.is_empty(), "nothing may come");
+        entries.name(entry("nowhere", true));
+        assert!(entries.hear(connected(&[7]), |_| false).is_none());
+        entries.know([TrialId::new(7)]);
+        assert_eq!(entries.released(|_| false).len(), 1);
+        for (held, waits) in
+            [(vec![TrialId::new(7).far()], false), (vec![TrialId::new(7), TrialId::new(8)], true)]
+        {
+            assert_eq!(entries.keeps_waiting(&held, |_| false), waits, "{held:?}");
+        }
+        entries.know((0..REMEMBERED as u64).map(|number| TrialId::new(100 + number)));
+        assert_eq!((entries.known.len(), entries.in_order.len()), (REMEMBERED, REMEMBERED));
+        assert!(entries.keeps_waiting(&[TrialId::new(7)], |_| false), "it is forgotten");
+    }
+
+    /// Two connections of one agent are heard of in any order.
+    #[test]
+    fn an_older_connection_takes_no_place_of_an_agent_that_waits() {
+        let mut entries = Entries::default();
+        entries.name(entry("held", true));
+        for number in [5, 4] {
+            assert!(entries.hear(connected_as(number, &[7]), |_| false).is_none());
+        }
+        entries.hear(lost(4), |_| false);
+        assert!(entries.agents["a"].is_of(5), "it is there");
+        assert!(entries.hear(connected_as(6, &[7]), |_| false).is_none());
+        assert!(entries.agents["a"].is_of(6));
+    }
+
     #[test]
     fn a_directory_full_of_other_things_is_counted() {
         let mut entries = Entries::default();
@@ -329,6 +456,22 @@ mod tests {
         }
         assert!(!entries.name(entry("file-0", true)), "it is known");
         assert_eq!((entries.count(), entries.told().entries.len()), (NAMED + 5, NAMED));
-        assert_eq!(entries.counts(), [NAMED / 2, NAMED / 2 + 5]);
+        // The last ones were two that may pass.
+        assert_eq!(entries.counts(), [NAMED / 2 + 3, NAMED / 2 + 2]);
+    }
+
+    #[test]
+    fn what_may_pass_is_looked_at_again_whatever_else_lies_there() {
+        let mut entries = Entries::default();
+        for number in 0..NAMED {
+            entries.name(entry(&format!("file-{number}"), false));
+        }
+        assert!(entries.name(entry("held", true)));
+        assert!(entries.get("held").is_some() && entries.may_come());
+        assert_eq!((entries.count(), entries.counts()), (NAMED + 1, [1, NAMED]));
+        for number in 0..NAMED + 5 {
+            entries.name(entry(&format!("held-{number}"), true));
+        }
+        assert_eq!((entries.named.len(), entries.counts()), (NAMED, [NAMED, NAMED + 6]));
     }
 }

@@ -8,10 +8,9 @@ use toll_protocol::result::RunCounts;
 
 use super::ending::Made;
 use super::kept::{self, Kept, Phase};
-use super::store::{Found, Look};
+use super::store::{Found, Live, Look};
 use super::writer::Job;
 use super::{Observer, Service, ServiceError};
-use crate::ledger::{Ledger, LedgerError};
 use crate::scheduler::{Event, ResumedCampaign};
 
 /// Campaigns that are over and whose figures are shown again: the latest of each name are among them.
@@ -27,8 +26,8 @@ impl<O: Observer> Service<O> {
         for (name, look) in self.options.store.load()? {
             match look {
                 Look::Found(Found::Over(over)) => self.take_over(&name, &over),
-                Look::Found(Found::Live(ledger)) => {
-                    live.push((ledger.header().submitted_unix_ms, name, ledger));
+                Look::Found(Found::Live(found)) => {
+                    live.push((found.ledger.header().submitted_unix_ms, name, found));
                 }
                 Look::LeftOut { reason, again } => self.leave_out(&name, reason, again),
                 Look::Gone => {}
@@ -36,8 +35,8 @@ impl<O: Observer> Service<O> {
         }
         // Served in the order of their submission.
         live.sort_by(|(a, first, _), (b, second, _)| (a, first).cmp(&(b, second)));
-        for (_, id, ledger) in live {
-            self.resume(&id, *ledger)?;
+        for (_, id, found) in live {
+            self.resume(&id, *found)?;
         }
         self.begin_removing();
         self.show_again(self.past.latest(SHOWN));
@@ -61,7 +60,8 @@ impl<O: Observer> Service<O> {
     }
 
     /// Takes a campaign of a former process up again.
-    pub(super) fn resume(&mut self, id: &str, ledger: Ledger) -> Result<(), ServiceError> {
+    pub(super) fn resume(&mut self, id: &str, found: Live) -> Result<(), ServiceError> {
+        let Live { ledger, outcomes, begun, started } = found;
         let header = ledger.header().clone();
         let campaign = match campaign::parse(&header.manifest) {
             Ok(campaign) => campaign,
@@ -70,15 +70,8 @@ impl<O: Observer> Service<O> {
                 return Ok(());
             }
         };
+        self.left_out.know(header.planned.iter().map(|planned| planned.trial));
         let mut kept = Kept::new(id, &header, campaign.gates.clone(), Phase::Live);
-        let read = || Ok::<_, LedgerError>((ledger.outcomes()?, ledger.begun()?, ledger.first_begun()?));
-        let (outcomes, begun, started) = match read() {
-            Ok(read) => read,
-            Err(error) => {
-                self.leave_out(id, kept::chain(&error), error.may_pass());
-                return Ok(());
-            }
-        };
         let Some(hosts) = header.hosts.clone() else {
             self.kept.insert(id.to_owned(), kept);
             self.give(id, Job::Open(Box::new(ledger)))?;

@@ -32,7 +32,7 @@ use crate::report;
 
 pub use durable::make_directories;
 use durable::{replace, sync};
-pub(super) use load::{Found, Look, Seen};
+pub(super) use load::{Found, Live, Look, Seen};
 pub use lock::Lock;
 
 /// The ledger's name in the directory of a campaign.

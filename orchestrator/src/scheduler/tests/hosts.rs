@@ -2,6 +2,7 @@
 
 use toll_protocol::units::AddressRange;
 
+use super::fleets::{selecting, with_nic};
 use super::*;
 
 const FLEET: Policy = Policy { limit: usize::MAX, ..POLICY };
@@ -149,6 +150,12 @@ fn a_conflict_of_names_is_shown_while_it_lasts() {
         hosts.seconds += 5;
         assert!(!hosts.scheduler.refused("host", holder, newcomer, hosts.now()), "it is told once");
     }
+    // Of several newcomers each is told of a while, and none is news.
+    for last in [3, 4, 2].repeat(10) {
+        hosts.seconds += 1;
+        let newcomer = IpAddr::from([10, 0, 0, last]);
+        assert!(!hosts.scheduler.refused("host", holder, newcomer, hosts.now()), "10.0.0.{last}");
+    }
     let reason = hosts.agent("host").reason.expect("a reason");
     assert!(reason.contains("10.0.0.2") && reason.contains("10.0.0.1"), "{reason}");
     assert_eq!(hosts.agent("host").state, toll_protocol::service::AgentState::Idle);
@@ -156,6 +163,65 @@ fn a_conflict_of_names_is_shown_while_it_lasts() {
     assert_eq!(hosts.agent("host").reason, None);
     assert!(hosts.scheduler.refused("host", holder, newcomer, hosts.now()), "it is news again");
     assert!(!hosts.scheduler.refused("nobody", holder, newcomer, hosts.now()));
+}
+
+/// An agent may tell of its NIC as often as it likes: what it tells is looked at with the next tick.
+#[test]
+fn a_nic_that_changes_plans_nothing_by_itself() {
+    let mut hosts = Hosts::new();
+    hosts.connects("node-1", 1, with_nic(1, "10.1.0.100-10.1.0.120"));
+    hosts.connects("node-2", 2, Box::new(HostFacts { nic: None, ..*with_nic(2, "") }));
+    hosts.step(Event::Submit(Box::new(selecting(2))));
+    let message = FromAgent::Nic { nic: with_nic(2, "").nic.map(Box::new) };
+    let now = hosts.now();
+    let commands = hosts.scheduler.step(Event::Agent { host: "node-2".into(), message }, now);
+    assert!(commands.is_empty(), "{commands:?}");
+    let commands = hosts.scheduler.step(Event::Tick, now);
+    assert!(matches!(commands[..], [Command::StorePlan { .. }]), "{commands:?}");
+}
+
+/// Nor does the end of a trial that was over, of which an agent may say that it held thousands.
+#[test]
+fn a_trial_that_was_over_begins_nothing_by_its_end() {
+    let mut hosts = Hosts::new();
+    hosts.step(Event::Submit(Box::new(new_campaign("c", 2))));
+    hosts.step(Event::PlanStored { campaign: "c".into() });
+    hosts.connects("host-0", 1, usable());
+    let (host, stale) = ("host-1".to_owned(), TrialId::new(9));
+    let session = Session { number: 2, instance: Instance(2), address: LOCAL };
+    let (facts, labels, held) = (usable(), BTreeMap::new(), vec![stale]);
+    hosts.step(Event::AgentConnected { host: host.clone(), session, facts, labels, held });
+    let message = FromAgent::TornDown { trial: stale, leftovers: Vec::new() };
+    let now = hosts.now();
+    let commands = hosts.scheduler.step(Event::Agent { host, message }, now);
+    assert!(commands.is_empty(), "{commands:?}");
+    let commands = hosts.scheduler.step(Event::Tick, now);
+    assert!(commands.iter().any(|command| matches!(command, Command::Begun { .. })), "{commands:?}");
+}
+
+/// Ten times a second every host is looked at, and whenever a new one comes to a full fleet.
+#[test]
+fn hosts_that_are_away_cost_a_tick_no_look_at_all_pairs() {
+    let mut hosts = Hosts::new();
+    let campaign = new_campaign("c", 100);
+    hosts.step(Event::Submit(Box::new(campaign)));
+    hosts.step(Event::PlanStored { campaign: "c".into() });
+    for number in 0..4000 {
+        hosts.scheduler.fleet.expect(&format!("away-{number}"), Duration::ZERO);
+    }
+    let pairs = hosts.scheduler.courses[0].queues.len();
+    assert_eq!(pairs, 100 * 99 / 2);
+    let began = std::time::Instant::now();
+    for _ in 0..10 {
+        let courses = &hosts.scheduler.courses;
+        let wanted = |host| courses.iter().any(|course| course.wants(host));
+        assert!(!hosts.scheduler.fleet.tick(wanted, Duration::from_secs(60)));
+    }
+    for number in 0..10 {
+        assert!(hosts.scheduler.has_room_for(&format!("new-{number}"), 4000));
+    }
+    let took = began.elapsed();
+    assert!(took < Duration::from_millis(500), "{took:?}");
 }
 
 /// What a plan costs the service's task grows with the number of hosts, and not with its square.

@@ -5,10 +5,13 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use toll_protocol::result::RunStatus;
+use toll_protocol::trial::TrialId;
+
 use super::{
     Fleet, LEDGER, Over, REMOVED, STATUS, Store, StoreError, UNFINISHED, io_error, read_json, remove, sync,
 };
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, LedgerError};
 use crate::service::ids::is_id;
 use crate::service::kept;
 use crate::service::past::Past;
@@ -18,7 +21,25 @@ pub(in crate::service) enum Found {
     /// It is over: what is held of it. The rest, which may be a megabyte, stays on disk.
     Over(Box<Past>),
     /// It goes on.
-    Live(Box<Ledger>),
+    Live(Box<Live>),
+}
+
+/// A campaign that goes on: its ledger and what it says of trials, read where that may take its time.
+pub(in crate::service) struct Live {
+    pub ledger: Ledger,
+    /// How those ended that are recorded.
+    pub outcomes: Vec<(TrialId, RunStatus)>,
+    /// When those began that were begun and are not recorded.
+    pub begun: Vec<(TrialId, u64)>,
+    /// When the first one began, if one did.
+    pub started: Option<u64>,
+}
+
+impl Live {
+    fn read(ledger: Ledger) -> Result<Self, LedgerError> {
+        let (outcomes, begun) = (ledger.outcomes()?, ledger.begun()?);
+        Ok(Self { outcomes, begun, started: ledger.first_begun()?, ledger })
+    }
 }
 
 /// What an entry of the directory is.
@@ -118,7 +139,7 @@ fn open(directory: &Path) -> Result<Found, StoreError> {
     match read_json::<Over>(&directory.join(STATUS)) {
         Ok(over) => Ok(Found::Over(Box::new(Past::new(&over)))),
         Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            Ok(Found::Live(Box::new(Ledger::open(&directory.join(LEDGER))?)))
+            Ok(Found::Live(Box::new(Live::read(Ledger::open(&directory.join(LEDGER))?)?)))
         }
         Err(error) => Err(error),
     }

@@ -89,9 +89,25 @@ fn a_campaign_is_found_again_and_a_half_made_one_is_not() {
     }
     let mut seen = store.load().expect("lists");
     seen.retain(|(_, look)| !matches!(look, Look::Gone));
-    let [(name, Look::Found(Found::Live(ledger)))] = &seen[..] else { panic!("{} entries", seen.len()) };
-    assert!(name == "one" && *ledger.header() == header && ledger.outcomes().expect("reads").len() == 1);
+    let [(name, Look::Found(Found::Live(live)))] = &seen[..] else { panic!("{} entries", seen.len()) };
+    assert!(name == "one" && *live.ledger.header() == header && live.outcomes.len() == 1);
     assert_eq!(fs::read_dir(directory.path().join("campaigns")).expect("lists").count(), 1);
+}
+
+/// All that its campaign goes on from: the service's task, which takes it up, waits for no database.
+#[test]
+fn a_look_at_a_ledger_reads_what_it_has() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = store(&directory);
+    let (header, _) = test_support::campaign();
+    drop(store.create("one", &header).expect("creates"));
+    assert!(matches!(store.look("one"), Look::Found(Found::Live(_))));
+    for table in ["record", "begun"] {
+        let database = Connection::open(store.directory("one").join(LEDGER)).expect("opens");
+        database.execute(&format!("ALTER TABLE {table} RENAME TO other"), []).expect("renames");
+        assert!(matches!(store.look("one"), Look::LeftOut { .. }), "{table}");
+        database.execute(&format!("ALTER TABLE other RENAME TO {table}"), []).expect("renames");
+    }
 }
 
 /// Whatever lies there: each is named with its reason, none keeps the others from being found, none is changed.
