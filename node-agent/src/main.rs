@@ -30,8 +30,9 @@ fn main() -> ExitCode {
     let filter = match EnvFilter::try_new(wanted.as_deref().unwrap_or("info")) {
         Ok(filter) => filter,
         Err(error) => {
+            let why = printable::printable(&error.to_string()).into_owned();
             eprintln!(
-                "toll-agent: TOLL_LOG can't be used ({error}): write a level such as debug, or target=level"
+                "toll-agent: TOLL_LOG can't be used ({why}): write a level such as debug, or target=level"
             );
             return Exit::Usage.into();
         }

@@ -26,7 +26,7 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 ok, 1 a gate was not passed, 2 usage, 3 invalid campaign, \
-                          4 infrastructure (a trial has no figures), 130 interrupted.";
+                          4 infrastructure (a trial has no figures), 5 refused (its hosts can't do it), 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -292,7 +292,7 @@ fn told(error: &ManifestError) -> Exit {
             Exit::InvalidCampaign
         }
         ManifestError::Read { source, .. } => {
-            eprintln!("{}: {source}", printable(&error.to_string()));
+            eprintln!("{}", printable(&format!("{error}: {source}")));
             Exit::Usage
         }
     }

@@ -129,7 +129,7 @@ pub fn carried(campaign: &Campaign, hosts: &[Host]) -> Option<String> {
         return (!below.is_empty()).then(|| {
             let below = listed(&below);
             format!(
-                "`spec.hosts.mtu` is {mtu}, and some NICs carry less ({below}): set their MTU, ask for less, or                  select other hosts"
+                "`spec.hosts.mtu` is {mtu}, and some NICs carry less ({below}): set their MTU, ask for less, or select other hosts"
             )
         });
     }
@@ -139,7 +139,7 @@ pub fn carried(campaign: &Campaign, hosts: &[Host]) -> Option<String> {
         let all = listed(&[with_mtu(least), with_mtu(most)]);
         let least = least.mtu;
         format!(
-            "the NICs of its hosts have different MTUs ({all}): write `mtu: {least}` in `spec.hosts` for trials at              what each of them carries, or set the NICs alike"
+            "the NICs of its hosts have different MTUs ({all}): write `mtu: {least}` in `spec.hosts` for trials at what each of them carries, or set the NICs alike"
         )
     })
 }

@@ -183,6 +183,19 @@ impl<C: DeserializeOwned> Message for ChildCommand<C> {
     const FROM_OUTSIDE: bool = false;
 }
 
+/// Bytes of what a child says, but for what it measured. Its agent tells the orchestrator, in whose language a character may take
+/// three times as many, and adds words of its own.
+const LONGEST: usize = 32 << 10;
+/// Bytes of what a child measured: an hour's samples take half of it. The agent adds what the NIC was.
+const LONGEST_REPORT: usize = 3 << 20;
+
 impl Message for ChildEvent {
     const FROM_OUTSIDE: bool = true;
+
+    fn longest(&self) -> usize {
+        match self {
+            Self::Done(_) => LONGEST_REPORT,
+            Self::PortOpened | Self::Ready(_) | Self::Sample(_) | Self::Failed(_) => LONGEST,
+        }
+    }
 }

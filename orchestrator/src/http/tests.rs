@@ -2,6 +2,7 @@
 
 mod peers;
 mod readers;
+mod writers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use reqwest::Method;
 use serde_json::Value;
 use tokio::sync::oneshot;
+use toll_protocol::campaign::MAX_DOCUMENT;
 
 use super::client::{Client, ClientError};
 use super::*;
@@ -28,6 +30,9 @@ spec:
   workloads: [{name: bulk, stream: {}}]
 ";
 
+/// How long a document may take to come, in tests.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 struct Nobody;
 impl Observer for Nobody {}
 
@@ -36,6 +41,7 @@ struct Served {
     /// Its Unix socket.
     socket: PathBuf,
     results: Arc<Semaphore>,
+    bodies: Bodies,
     directory: tempfile::TempDir,
     _stop: oneshot::Sender<()>,
 }
@@ -58,6 +64,7 @@ async fn serve_with(token: Option<&str>) -> Served {
     };
     let service = Service::new(options, link, events, questions, Nobody).expect("a service");
     let results = Arc::new(Semaphore::new(RESULTS));
+    let bodies = Bodies::new(bodies::BUDGET, PATIENCE);
     let api = Api {
         handle,
         token: token.map(Arc::from),
@@ -65,6 +72,7 @@ async fn serve_with(token: Option<&str>) -> Served {
         pulse: Pulse::new(service.heartbeat()),
         metrics: Arc::new(|| "toll_up 1\n".to_owned()),
         results: results.clone(),
+        bodies: bodies.clone(),
         answers: Answers::new(held::BUDGET),
     };
     let (stop, stopped) = oneshot::channel::<()>();
@@ -74,7 +82,7 @@ async fn serve_with(token: Option<&str>) -> Served {
     let path = directory.path().join("toll.sock");
     let socket = Socket::bind(&path).expect("a socket");
     tokio::spawn(serve(listener, socket, api, std::future::pending()));
-    Served { url, socket: path, results, directory, _stop: stop }
+    Served { url, socket: path, results, bodies, directory, _stop: stop }
 }
 
 /// The owner, at the Unix socket.

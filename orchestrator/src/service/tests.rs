@@ -70,20 +70,33 @@ async fn store(data: &Path) -> Store {
 }
 
 async fn new(data: &Path, interim: bool, keep: Option<usize>) -> (Service<Summaries>, Handle, Summaries) {
+    new_on(None, data, interim, keep).await
+}
+
+/// A service whose campaigns have the hosts of `lab`.
+async fn new_on(
+    lab: Option<LabHosts>,
+    data: &Path,
+    interim: bool,
+    keep: Option<usize>,
+) -> (Service<Summaries>, Handle, Summaries) {
     let identity = Authority::new(DEFAULT_DAYS).and_then(|ca| ca.issue(SERVER_NAME, DEFAULT_DAYS));
     let address = "127.0.0.1:0".parse().expect("an address");
     let (link, events) =
         Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
     let policy = Policy { limit: 1, grace: LIMIT, settle: Duration::ZERO, cluster: false };
-    let options = Options { store: store(data).await, policy, engine: "fleet", lab: None, interim, keep };
+    let options = Options { store: store(data).await, policy, engine: "fleet", lab, interim, keep };
     let summaries = Summaries::default();
     let service = Service::new(options, link, events, questions, summaries.clone()).expect("starts");
     (service, handle, summaries)
 }
 
 async fn start_with(data: &Path, interim: bool, keep: Option<usize>) -> Running {
-    let (service, handle, summaries) = new(data, interim, keep).await;
+    run(new(data, interim, keep).await)
+}
+
+fn run((service, handle, summaries): (Service<Summaries>, Handle, Summaries)) -> Running {
     let heartbeat = service.heartbeat();
     let (stop, stopped) = oneshot::channel::<()>();
     let task = tokio::spawn(service.run(async move { drop(stopped.await) }));
@@ -358,5 +371,29 @@ async fn campaigns_that_are_over_are_listed_page_by_page_and_not_held() {
     service.over("c-3").await;
     assert!(matches!(service.handle.campaign("c-5").await, Err(LookupError::Unknown { .. })));
     assert!(Ledger::open(&directory.path().join("campaigns/c-6").join(LEDGER)).is_ok());
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_campaign_that_its_hosts_cannot_do_is_refused_and_stays_so() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let host = |name: &str, mtu| plan::Host { name: name.into(), virtual_address: None, mtu, rate: None };
+    let lab = LabHosts { hosts: vec![host("a", 1400), host("b", 1500)], rate: None, mtu: 1500 };
+    let service = run(new_on(Some(lab), directory.path(), true, None).await);
+    service.handle.submit(Some("one".into()), named("c")).await.expect("is valid");
+    let check = async |service: &Running| {
+        let status = service.over("one").await;
+        assert_eq!((status.state, status.fault, status.counts), (CampaignState::Refused, None, None));
+        let why = status.reason.expect("is told");
+        assert!(why.contains("a 1400, b 1500") && !why.contains("  "), "{why}");
+        let error = service.handle.result("one").await.expect_err("there is none");
+        assert!(matches!(&error, LookupError::Refused { why: told, .. } if *told == why), "{error}");
+        service.handle.cancel("one", "too late").await.expect("is over");
+        assert!(!directory.path().join("campaigns/one/result.json").exists());
+    };
+    check(&service).await;
+    service.stop().await;
+    let service = start(directory.path()).await;
+    check(&service).await;
     service.stop().await;
 }

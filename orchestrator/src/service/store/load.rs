@@ -6,7 +6,7 @@ use std::io;
 use std::path::Path;
 
 use super::{
-    Fleet, LEDGER, Over, REMOVED, STATUS, Store, StoreError, UNFINISHED, io_error, read_json, remove,
+    Content, Fleet, LEDGER, Over, REMOVED, STATUS, Store, StoreError, UNFINISHED, io_error, read, remove,
 };
 use crate::ledger::Ledger;
 use crate::service::ids::is_id;
@@ -112,11 +112,9 @@ fn left_out(error: &StoreError) -> Look {
 }
 
 fn open(directory: &Path) -> Result<Found, StoreError> {
-    match read_json(&directory.join(STATUS)) {
+    match read(&directory.join(STATUS), Content::STATUS, Over::read) {
         Ok(over) => Ok(Found::Over(Box::new(over))),
-        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            Ok(Found::Live(Box::new(Ledger::open(&directory.join(LEDGER))?)))
-        }
+        Err(error) if error.is_missing() => Ok(Found::Live(Box::new(Ledger::open(&directory.join(LEDGER))?))),
         Err(error) => Err(error),
     }
 }
