@@ -67,6 +67,15 @@ const READERS: [(&str, &str); 9] = [
     ("vmm/src/footprint.rs", "this process's own mappings in /proc"),
 ];
 
+/// Files whose words on standard error need not be made printable where they are written, and why.
+const WRITERS: [(&str, &str); 5] = [
+    ("endpoint/src/socket.rs", "addresses alone"),
+    ("node-agent/src/main.rs", "made printable a line above"),
+    ("orchestrator/src/main.rs", "made printable a line above"),
+    ("orchestrator/src/cli.rs", "problems of a document are made printable when they are found"),
+    ("orchestrator/src/progress.rs", "names that were checked, and a reason that was made printable above"),
+];
+
 /// Files longer than this are two things in one.
 const LONGEST: usize = 520;
 
@@ -165,6 +174,25 @@ fn nothing_is_read_to_its_end_that_may_have_none() {
         assert!(reads || reason.is_none(), "{name} reads nothing whole any more");
     }
     assert!(readers.is_empty(), "there are no such files: {readers:?}");
+}
+
+#[test]
+fn what_is_said_on_standard_error_is_printable() {
+    for path in sources() {
+        let name = path.to_str().expect("UTF-8");
+        let excused = WRITERS.iter().any(|(writer, _)| *writer == name);
+        if excused
+            || name.starts_with("e2e/")
+            || ["/tests", "/examples/", "/fuzz"].iter().any(|it| name.contains(it))
+        {
+            continue;
+        }
+        let source = std::fs::read_to_string(Path::new(ROOT).join(&path)).expect("readable");
+        for said in source.split("eprintln!(").skip(1) {
+            let said = said.split_once(");").map_or(said, |(said, _)| said);
+            assert!(!said.contains('{') || said.contains("printable("), "{name}: {said}");
+        }
+    }
 }
 
 #[test]

@@ -38,6 +38,7 @@ use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::task::JoinError;
 use toll_protocol::campaign;
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::Refusal;
@@ -289,7 +290,8 @@ async fn page(State(api): State<Api>, Path(id): Path<String>) -> Result<Response
     .await
 }
 
-/// A result, as `make` shows it: in its turn, and beside the threads that talk to agents.
+/// A result, as `make` shows it: in its turn, and beside the threads that talk to agents. What has begun goes on when whoever asked
+/// has left, and keeps its turn until it is over.
 async fn made(
     api: &Api,
     id: &str,
@@ -300,12 +302,14 @@ async fn made(
         let why = "others have results made and yours had no turn: ask again later";
         return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, why));
     };
-    let result = api.handle.result(id).await?;
-    let made = tokio::task::spawn_blocking(move || {
+    let (handle, id) = (api.handle.clone(), id.to_owned());
+    let failed = |error: JoinError| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    let made = tokio::spawn(async move {
         let _turn = turn;
-        make(&result)
+        let result = handle.result(&id).await?;
+        tokio::task::spawn_blocking(move || make(&result)).await.map_err(failed)
     });
-    made.await.map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+    made.await.map_err(failed)?
 }
 
 async fn agents(State(api): State<Api>) -> Response {

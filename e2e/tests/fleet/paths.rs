@@ -92,11 +92,14 @@ fn mtus() -> Result<()> {
             let text = format!("{}{}", String::from_utf8(said.stdout)?, String::from_utf8(said.stderr)?);
             ensure!(text.contains("refused") && text.contains("mtu: 1400"), "{question}: {text}");
         }
-        let metrics = get(&fleet.wire_path(), "http://127.0.0.1:8080/metrics", &[])?;
-        for (state, count) in [("refused", 1), ("cancelled", 0)] {
-            let line = format!("toll_campaigns{{state=\"{state}\"}} {count}");
-            ensure!(metrics.lines().any(|told| told == line), "{line}: {metrics}");
-        }
+        // Metrics are taken anew once a second.
+        wait_for("the metrics", LIMIT, || {
+            let metrics = get(&fleet.wire_path(), "http://127.0.0.1:8080/metrics", &[])?;
+            let is_told = |line: &str| metrics.lines().any(|told| told == line);
+            let told = is_told(r#"toll_campaigns{state="refused"} 1"#)
+                && is_told(r#"toll_campaigns{state="cancelled"} 0"#);
+            Ok(told.then_some(()))
+        })?;
 
         let asked = |mtu: u32| campaign.replace("{select: {}}", &format!("{{select: {{}}, mtu: {mtu}}}"));
         let id = fleet.submit(&asked(1400))?;

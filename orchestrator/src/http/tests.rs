@@ -241,6 +241,39 @@ async fn results_are_made_in_turn() {
     assert_eq!(error.to_string(), "there is no campaign nothing");
 }
 
+#[tokio::test]
+async fn a_result_that_nobody_waits_for_any_more_keeps_its_turn_until_it_is_made() {
+    let (handle, mut questions) = handle::channel();
+    let results = Arc::new(Semaphore::new(RESULTS));
+    let api = Api {
+        handle,
+        token: None,
+        names: Names::new(&[]),
+        pulse: Pulse::new(Arc::new(AtomicU64::new(0))),
+        metrics: Arc::new(String::new),
+        results: results.clone(),
+        bodies: Bodies::default(),
+        answers: Answers::new(held::BUDGET),
+    };
+    let mut asked = Vec::new();
+    for _ in 0..RESULTS {
+        let leaves = made(&api, "one", |_| Response::default());
+        let question = tokio::select! {
+            _ = leaves => panic!("nobody has answered"),
+            question = questions.requests.recv() => question,
+        };
+        let Some(handle::Request::Result { answer, .. }) = question else { panic!("asks for a result") };
+        asked.push(answer);
+    }
+    // Both have left, and both results are still being read.
+    assert_eq!(results.available_permits(), 0);
+    for answer in asked {
+        drop(answer.send(Err(LookupError::Ending)));
+    }
+    let all = results.acquire_many(RESULTS as u32);
+    assert!(tokio::time::timeout(Duration::from_secs(10), all).await.is_ok());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_document_is_taken_in_the_encodings_that_editors_write() {
     let served = serve_with(Some("secret")).await;
