@@ -199,3 +199,25 @@ impl Message for ChildEvent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{Decoder, FrameError, encode};
+
+    #[test]
+    fn what_a_child_says_of_its_failure_fits_into_what_its_agent_may_say_of_it() {
+        let says = |length: usize| {
+            let mut decoder = Decoder::default();
+            // Each takes three times as much where it is made printable.
+            let reason = "\u{202e}".repeat(length / 3);
+            decoder.push(&encode(&ChildEvent::Failed(Failure::new(reason))).expect("encodes"));
+            decoder.next_message::<ChildEvent>()
+        };
+        let Ok(Some(ChildEvent::Failed(failure))) = says(LONGEST - 100) else { panic!("is a failure") };
+        let told = crate::message::FromAgent::Failed { trial: TrialId::new(1), failure };
+        let told = encode(&told).expect("encodes");
+        assert!(told.len() < crate::message::LONGEST, "{}", told.len());
+        assert!(matches!(says(LONGEST), Err(FrameError::TooLong { longest: LONGEST, .. })));
+    }
+}
