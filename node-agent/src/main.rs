@@ -136,7 +136,7 @@ fn show_facts(nic: Option<&str>) -> anyhow::Result<()> {
     if let (Some(name), None) = (nic, &facts.nic) {
         anyhow::bail!("there is no network interface {name}");
     }
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &facts)?;
-    Ok(writeln!(out)?)
+    // A guest's last words may be among them.
+    let json = serde_json::to_string_pretty(&facts)?;
+    Ok(writeln!(std::io::stdout().lock(), "{}", printable::as_json(&json))?)
 }

@@ -190,7 +190,7 @@ impl Pki {
             }
         };
         for directory in made {
-            print_out(&format!("{}\n", directory.display()))?;
+            print_out(&format!("{}\n", printable(&directory.display().to_string())))?;
         }
         Ok(Exit::Ok)
     }
@@ -218,7 +218,8 @@ impl Cli {
             },
             Command::Validate { file } => match manifest::load(&file) {
                 Ok((_, campaign)) => {
-                    print_out(&format!("{}: campaign {} is valid\n", file.display(), campaign.name))?;
+                    let file = file.display().to_string();
+                    print_out(&format!("{}: campaign {} is valid\n", printable(&file), campaign.name))?;
                     Ok(Exit::Ok)
                 }
                 Err(error) => Ok(told(&error)),
