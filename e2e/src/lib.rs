@@ -10,6 +10,7 @@ pub mod kubernetes;
 pub mod link;
 pub mod machine;
 pub mod moments;
+pub mod priority;
 pub mod programs;
 pub mod prometheus;
 pub mod readme;

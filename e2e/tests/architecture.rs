@@ -53,6 +53,29 @@ const FILES: [(&str, &[&str]); 9] = [
     ("IoSlice", &["orchestrator/src/http/patience.rs"]),
 ];
 
+/// How a file or pipe is read to its end. Only these files may do so, each for a reason why that end comes soon.
+const WHOLE: [&str; 3] = ["fs::read(", "read_to_string(", "read_to_end("];
+const READERS: [(&str, &str); 9] = [
+    ("protocol/src/file.rs", "the one bounded reader of files"),
+    ("orchestrator/src/manifest.rs", "no more than a document may have"),
+    ("orchestrator/src/service/store/lock.rs", "the host's name in /proc; a line of the lock's file"),
+    ("node-agent/src/facts.rs", "the kernel's own files in /proc and /sys"),
+    ("node-agent/src/stop.rs", "this process's status in /proc"),
+    ("node-agent/src/users.rs", "maps in /proc; a bounded part of the lists of users and groups"),
+    ("node-agent/src/child/spawner.rs", "a bounded part of what a program answers"),
+    ("endpoint/src/iperf3/process.rs", "a bounded part of what iperf3 says of its version"),
+    ("vmm/src/footprint.rs", "this process's own mappings in /proc"),
+];
+
+/// Files whose words on standard error need not be made printable where they are written, and why.
+const WRITERS: [(&str, &str); 5] = [
+    ("endpoint/src/socket.rs", "addresses alone"),
+    ("node-agent/src/main.rs", "made printable a line above"),
+    ("orchestrator/src/main.rs", "made printable a line above"),
+    ("orchestrator/src/cli.rs", "problems of a document are made printable when they are found"),
+    ("orchestrator/src/progress.rs", "names that were checked, and a reason that was made printable above"),
+];
+
 /// Files longer than this are two things in one.
 const LONGEST: usize = 520;
 
@@ -153,6 +176,46 @@ fn libraries_stay_in_their_files() {
         for (library, places) in FILES {
             let allowed = places.iter().any(|place| name.starts_with(place));
             assert!(allowed || !source.contains(library), "{name} must not name {library}");
+        }
+    }
+}
+
+#[test]
+fn nothing_is_read_to_its_end_that_may_have_none() {
+    let mut readers: BTreeMap<&str, &str> = READERS.into();
+    for path in sources() {
+        let name = path.to_str().expect("UTF-8");
+        if ["e2e/", "vnic/fuzz/"].iter().any(|tests| name.starts_with(tests)) || name.contains("tests") {
+            continue;
+        }
+        let source = std::fs::read_to_string(Path::new(ROOT).join(&path)).expect("readable");
+        let code = source.split("\nmod tests {").next().unwrap_or_default();
+        let reads = WHOLE.iter().any(|call| code.contains(call));
+        let reason = readers.remove(name);
+        assert!(
+            !reads || reason.is_some(),
+            "{name} reads something whole: use file::read, or say why it may"
+        );
+        assert!(reads || reason.is_none(), "{name} reads nothing whole any more");
+    }
+    assert!(readers.is_empty(), "there are no such files: {readers:?}");
+}
+
+#[test]
+fn what_is_said_on_standard_error_is_printable() {
+    for path in sources() {
+        let name = path.to_str().expect("UTF-8");
+        let excused = WRITERS.iter().any(|(writer, _)| *writer == name);
+        if excused
+            || name.starts_with("e2e/")
+            || ["/tests", "/examples/", "/fuzz"].iter().any(|it| name.contains(it))
+        {
+            continue;
+        }
+        let source = std::fs::read_to_string(Path::new(ROOT).join(&path)).expect("readable");
+        for said in source.split("eprintln!(").skip(1) {
+            let said = said.split_once(");").map_or(said, |(said, _)| said);
+            assert!(!said.contains('{') || said.contains("printable("), "{name}: {said}");
         }
     }
 }

@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use toll_child::confinement::Confinement;
 use toll_protocol::child::ChildEvent;
+use toll_protocol::printable::printable;
 use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::trial::NativeProgram;
 
@@ -96,7 +97,7 @@ pub fn run(descriptor: RawFd, confinement: Confinement) -> Exit {
         Ok(control) => control,
         Err(error) => {
             // There is no socket to say it on.
-            eprintln!("toll-endpoint: {}", chain(&error));
+            eprintln!("toll-endpoint: {}", printable(&chain(&error)));
             return Exit::Failed;
         }
     };
@@ -109,7 +110,7 @@ pub fn run(descriptor: RawFd, confinement: Confinement) -> Exit {
         Ok(()) => exit,
         Err(ControlError::Closed) => Exit::Closed,
         Err(error) => {
-            eprintln!("toll-endpoint: the last message could not be sent: {}", chain(&error));
+            eprintln!("toll-endpoint: the last message could not be sent: {}", printable(&chain(&error)));
             Exit::Failed
         }
     }

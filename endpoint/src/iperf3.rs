@@ -169,7 +169,7 @@ fn finish(output: &Output, plan: &Plan, peer: Ipv4Addr) -> Result<EndReport, Ipe
 fn last_words(output: &Output) -> Vec<String> {
     let text = String::from_utf8_lossy(&output.stderr);
     let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(LAST_WORDS)..].iter().map(|line| (*line).to_owned()).collect()
+    lines[lines.len().saturating_sub(LAST_WORDS)..].iter().map(|line| report::shortened(line)).collect()
 }
 
 /// Binds a port that the kernel chooses and keeps it: SO_REUSEADDR lets iperf3, which sets it too, listen

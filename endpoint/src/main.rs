@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use toll_child::confinement::Confinement;
 use toll_endpoint::end::{self, Exit};
 use toll_endpoint::iperf3;
+use toll_protocol::printable::printable;
 
 /// The native end of one trial. Started by toll-agent, which configures it over the control socket.
 #[derive(Debug, Parser)]
@@ -39,11 +40,11 @@ fn main() -> ExitCode {
         }
         (Some(Command::Iperf3), _) => match iperf3::found(confinement) {
             Ok([version, congestion]) => {
-                println!("{version}\n{congestion}");
+                println!("{}\n{}", printable(&version), printable(&congestion));
                 ExitCode::SUCCESS
             }
             Err(error) => {
-                eprintln!("toll-endpoint: {}", end::chain(&error));
+                eprintln!("toll-endpoint: {}", printable(&end::chain(&error)));
                 Exit::Failed.into()
             }
         },

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
+use toll_protocol::bounded::MOST_LABELS;
+
 /// Longest name or value.
 const LONGEST: usize = 63;
 /// Longest prefix: a DNS subdomain (RFC 1123).
@@ -25,6 +27,9 @@ pub enum LabelError {
         "`{0}` is no value of a label: at most 63 letters, digits, `-`, `_` and `.`, with a letter or digit at both ends"
     )]
     Value(String),
+    /// There are more than an orchestrator takes.
+    #[error("{0} labels are given; an agent has at most {MOST_LABELS}")]
+    TooMany(usize),
     /// Two labels have the same key.
     #[error("the label `{0}` is given twice")]
     Twice(String),
@@ -55,8 +60,11 @@ impl FromStr for Label {
 /// The labels by their keys.
 ///
 /// # Errors
-/// [`LabelError::Twice`].
+/// [`LabelError::Twice`], [`LabelError::TooMany`].
 pub fn by_key(labels: Vec<Label>) -> Result<BTreeMap<String, String>, LabelError> {
+    if labels.len() > MOST_LABELS {
+        return Err(LabelError::TooMany(labels.len()));
+    }
     let mut all = BTreeMap::new();
     for Label { key, value } in labels {
         if all.contains_key(&key) {
@@ -124,5 +132,8 @@ mod tests {
         let all = by_key(labels(&["b=2", "a=1"])).expect("two keys");
         assert_eq!(all.into_iter().collect::<Vec<_>>(), [("a".into(), "1".into()), ("b".into(), "2".into())]);
         assert_eq!(by_key(labels(&["a=1", "a=1"])), Err(LabelError::Twice("a".to_owned())));
+        let many = |count| by_key((0..count).map(|n| format!("k{n}=v").parse().expect("is one")).collect());
+        assert!(many(MOST_LABELS).is_ok());
+        assert_eq!(many(MOST_LABELS + 1), Err(LabelError::TooMany(MOST_LABELS + 1)));
     }
 }

@@ -30,8 +30,9 @@ fn main() -> ExitCode {
     let filter = match EnvFilter::try_new(wanted.as_deref().unwrap_or("info")) {
         Ok(filter) => filter,
         Err(error) => {
+            let why = printable::printable(&error.to_string()).into_owned();
             eprintln!(
-                "toll-agent: TOLL_LOG can't be used ({error}): write a level such as debug, or target=level"
+                "toll-agent: TOLL_LOG can't be used ({why}): write a level such as debug, or target=level"
             );
             return Exit::Usage.into();
         }
@@ -135,7 +136,7 @@ fn show_facts(nic: Option<&str>) -> anyhow::Result<()> {
     if let (Some(name), None) = (nic, &facts.nic) {
         anyhow::bail!("there is no network interface {name}");
     }
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, &facts)?;
-    Ok(writeln!(out)?)
+    // A guest's last words may be among them.
+    let json = serde_json::to_string_pretty(&facts)?;
+    Ok(writeln!(std::io::stdout().lock(), "{}", printable::as_json(&json))?)
 }

@@ -3,7 +3,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Read as _;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +23,8 @@ const NEEDED: [(CapabilitySet, &str); 4] = [
     (CapabilitySet::SETPCAP, "CAP_SETPCAP"),
     (CapabilitySet::KILL, "CAP_KILL"),
 ];
+/// Bytes that are looked at of a list of users or groups: those of a million.
+const LONGEST_LIST: u64 = 64 << 20;
 /// "16-bit -1", the user that nobody has, and "-1" (setresuid(2)): no user's numbers.
 const NOBODYS: [u32; 3] = [65_534, 65_535, u32::MAX];
 
@@ -152,7 +156,12 @@ impl Users {
         };
         if let Some(range) = range {
             for file in ["/etc/passwd", "/etc/group"] {
-                let text = std::fs::read(file).unwrap_or_default();
+                let mut text = Vec::new();
+                // A host may have none, and one that can't be read names nobody.
+                let read = File::open(file).and_then(|list| list.take(LONGEST_LIST).read_to_end(&mut text));
+                if let Err(error) = read {
+                    tracing::debug!("{file} is not looked at: {error}");
+                }
                 if let Some((id, name)) = taken(&String::from_utf8_lossy(&text), range) {
                     return Err(UsersError::Taken { range, id, name, file: file.into() });
                 }

@@ -26,7 +26,7 @@ pub struct Cli {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 ok, 1 a gate was not passed, 2 usage, 3 invalid campaign, \
-                          4 infrastructure (a trial has no figures), 130 interrupted.";
+                          4 infrastructure (a trial has no figures), 5 refused (its hosts can't do it), 130 interrupted.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -190,7 +190,7 @@ impl Pki {
             }
         };
         for directory in made {
-            print_out(&format!("{}\n", directory.display()))?;
+            print_out(&format!("{}\n", printable(&directory.display().to_string())))?;
         }
         Ok(Exit::Ok)
     }
@@ -218,7 +218,8 @@ impl Cli {
             },
             Command::Validate { file } => match manifest::load(&file) {
                 Ok((_, campaign)) => {
-                    print_out(&format!("{}: campaign {} is valid\n", file.display(), campaign.name))?;
+                    let file = file.display().to_string();
+                    print_out(&format!("{}: campaign {} is valid\n", printable(&file), campaign.name))?;
                     Ok(Exit::Ok)
                 }
                 Err(error) => Ok(told(&error)),
@@ -292,7 +293,7 @@ fn told(error: &ManifestError) -> Exit {
             Exit::InvalidCampaign
         }
         ManifestError::Read { source, .. } => {
-            eprintln!("{}: {source}", printable(&error.to_string()));
+            eprintln!("{}", printable(&format!("{error}: {source}")));
             Exit::Usage
         }
     }

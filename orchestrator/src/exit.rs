@@ -17,6 +17,8 @@ pub enum Exit {
     InvalidCampaign = 3,
     /// The machine, an agent or a trial failed: at least one trial has no figures.
     Infrastructure = 4,
+    /// The campaign was refused: it is valid, and the hosts that it selects can't do what it asks for.
+    Refused = 5,
     /// The user interrupted it (128 + SIGINT).
     Interrupted = 130,
 }

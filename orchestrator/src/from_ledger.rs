@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
+use toll_protocol::printable::printable;
 use toll_protocol::result::CampaignResult;
 
 use crate::exit::Exit;
@@ -36,7 +37,7 @@ pub fn report(path: &Path, out: Option<PathBuf>, format: Format) -> Result<Exit>
     run::print(&result, written.is_ok().then(|| out.join(REPORT)).as_deref(), format)?;
     let mut exit = run::exit(&result, result.provenance.interrupted);
     if let Err(why) = gates {
-        eprintln!("toll: its gates are not judged: {why}");
+        eprintln!("toll: its gates are not judged: {}", printable(&why));
         exit = Exit::Infrastructure;
     }
     written.context("what was measured is above; its files are not written")?;

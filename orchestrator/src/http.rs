@@ -12,6 +12,7 @@
 //! ```
 //! What changes something comes by the Unix socket as its owner, or shows the token: [`guard`].
 
+pub mod bodies;
 pub mod client;
 pub mod guard;
 pub mod held;
@@ -28,8 +29,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::body::Body;
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
@@ -37,10 +38,12 @@ use axum::routing::get;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use toll_protocol::campaign::{self, MAX_DOCUMENT};
+use tokio::task::JoinError;
+use toll_protocol::campaign;
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::Refusal;
 
+use crate::http::bodies::{Bodies, Document};
 use crate::http::guard::Names;
 use crate::http::held::Answers;
 use crate::http::socket::Socket;
@@ -95,6 +98,8 @@ pub struct Api {
     pub metrics: Exposition,
     /// Who may have a result made: one of a running campaign is read and computed anew, and may be large.
     pub results: Arc<Semaphore>,
+    /// What documents hold while they are read.
+    pub bodies: Bodies,
     /// What answers hold while they are sent.
     pub answers: Answers,
 }
@@ -103,6 +108,8 @@ pub struct Api {
 pub const RESULTS: usize = 2;
 /// How long one waits for its turn.
 const TURN: Duration = Duration::from_secs(10);
+/// When somebody may come again who had no turn, in seconds (RFC 9110, 10.2.3).
+const RETRY_AFTER: &str = "10";
 
 /// Serves at both until `stop` is done; connections end with it.
 pub async fn serve(listener: TcpListener, socket: Socket, api: Api, stop: impl Future<Output = ()> + Send) {
@@ -132,8 +139,6 @@ pub fn router(api: Api) -> Router {
         .layer(middleware::from_fn_with_state(api.clone(), held::hold))
         .layer(middleware::from_fn_with_state(api.clone(), guard::guard))
         .layer(middleware::from_fn(guard::harmless))
-        // A document that is too long by a byte is refused by its parser, which says how long it may be.
-        .layer(DefaultBodyLimit::max(MAX_DOCUMENT + 1))
         .with_state(api)
 }
 
@@ -149,7 +154,11 @@ impl Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        json(self.0, &self.1)
+        let answer = json(self.0, &self.1);
+        if self.0 == StatusCode::SERVICE_UNAVAILABLE {
+            return ([(header::RETRY_AFTER, RETRY_AFTER)], answer).into_response();
+        }
+        answer
     }
 }
 
@@ -157,7 +166,7 @@ impl From<LookupError> for Refused {
     fn from(error: LookupError) -> Self {
         let status = match &error {
             LookupError::Unknown { .. } => StatusCode::NOT_FOUND,
-            LookupError::Pending { .. } => StatusCode::CONFLICT,
+            LookupError::Pending { .. } | LookupError::Refused { .. } => StatusCode::CONFLICT,
             LookupError::Ledger { .. } | LookupError::LeftOut { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             LookupError::Ending => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -232,12 +241,13 @@ struct Submission {
 async fn submit(
     State(api): State<Api>,
     Query(Submission { id }): Query<Submission>,
-    body: Bytes,
+    Document { text, place }: Document,
 ) -> Result<Response, Refused> {
-    let text = campaign::decode(&body)
+    let decoded = campaign::decode(&text)
         .map_err(|error| Refused::new(StatusCode::UNPROCESSABLE_ENTITY, format!("the document {error}")))?;
-    drop(body);
-    let submitted = api.handle.submit(id, text).await?;
+    drop(text);
+    let submitted = api.handle.submit(id, decoded).await?;
+    drop(place);
     Ok(json(if submitted.new { StatusCode::CREATED } else { StatusCode::OK }, &submitted))
 }
 
@@ -282,7 +292,8 @@ async fn page(State(api): State<Api>, Path(id): Path<String>) -> Result<Response
     .await
 }
 
-/// A result, as `make` shows it: in its turn, and beside the threads that talk to agents.
+/// A result, as `make` shows it: in its turn, and beside the threads that talk to agents. What has begun goes on when whoever asked
+/// has left, and keeps its turn until it is over.
 async fn made(
     api: &Api,
     id: &str,
@@ -293,12 +304,14 @@ async fn made(
         let why = "others have results made and yours had no turn: ask again later";
         return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, why));
     };
-    let result = api.handle.result(id).await?;
-    let made = tokio::task::spawn_blocking(move || {
+    let (handle, id) = (api.handle.clone(), id.to_owned());
+    let failed = |error: JoinError| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string());
+    let made = tokio::spawn(async move {
         let _turn = turn;
-        make(&result)
+        let result = handle.result(&id).await?;
+        tokio::task::spawn_blocking(move || make(&result)).await.map_err(failed)
     });
-    made.await.map_err(|error| Refused::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+    made.await.map_err(failed)?
 }
 
 async fn agents(State(api): State<Api>) -> Response {

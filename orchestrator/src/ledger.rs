@@ -495,8 +495,10 @@ fn insert_record(
         .optional()
         .map_err(sql)?;
     if let Some(known) = known {
+        // Both as they are read: what an older version wrote may not be printable.
         let known: TrialRecord = from_json("a record", path, &known)?;
-        let same = known.outcome == record.outcome;
+        let new: TrialRecord = from_json("a record", path, &to_json(record)?)?;
+        let same = known.outcome == new.outcome;
         return if same { Ok(Recorded::Already) } else { Err(LedgerError::Conflict { trial }) };
     }
     let json = to_json(record)?;

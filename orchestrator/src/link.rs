@@ -38,7 +38,7 @@ use tokio::time::timeout;
 use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::frame::{self, Decoder};
-use toll_protocol::message::{FromAgent, Instance, ToAgent};
+use toll_protocol::message::{self, FromAgent, Instance, ToAgent};
 use toll_protocol::trial::TrialId;
 
 use crate::pki::{Identity, is_host_name};
@@ -69,8 +69,6 @@ const OUTGOING: usize = 256;
 /// Events that may wait to be handled; past that agents wait.
 const EVENTS: usize = 1024;
 const READ: usize = 64 << 10;
-/// Bytes of a Hello, which are kept as long as the host is known: facts, labels and held trials.
-const MOST_HELLO: usize = 128 << 10;
 
 /// What happens on the connections.
 #[derive(Debug)]
@@ -368,7 +366,7 @@ async fn introduce(
     judge: &Judge,
 ) -> Result<Introduction, LinkError> {
     let (to, mut from) = connection.accept_bi().await?;
-    let message = next_of(&mut from, decoder, MOST_HELLO).await?.ok_or(LinkError::NoHello)?;
+    let message = next_of(&mut from, decoder, message::LONGEST).await?.ok_or(LinkError::NoHello)?;
     let FromAgent::Hello { version, name, instance, facts, labels, held } = message else {
         return Err(LinkError::NoHello);
     };

@@ -17,7 +17,8 @@ fn main() -> Exit {
     let filter = match EnvFilter::try_new(wanted.as_deref().unwrap_or(cli.log_level())) {
         Ok(filter) => filter,
         Err(error) => {
-            eprintln!("toll: TOLL_LOG can't be used ({error}): write a level such as debug, or target=level");
+            let why = printable::printable(&error.to_string()).into_owned();
+            eprintln!("toll: TOLL_LOG can't be used ({why}): write a level such as debug, or target=level");
             return Exit::Usage;
         }
     };

@@ -141,13 +141,7 @@ impl Metrics {
 
     /// How many campaigns there are by state; as [`agents`](Self::agents).
     pub fn campaigns(&self, counts: impl IntoIterator<Item = (CampaignState, usize)>) {
-        let all = [
-            CampaignState::Pending,
-            CampaignState::Running,
-            CampaignState::Finished,
-            CampaignState::Cancelled,
-        ];
-        set_counts(&self.campaigns, all, counts);
+        set_counts(&self.campaigns, CampaignState::ALL, counts);
     }
 
     /// How many trials of all campaigns wait for their hosts, and how many are in flight.

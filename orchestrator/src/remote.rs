@@ -7,6 +7,7 @@ use clap::Args;
 use comfy_table::{Table, presets};
 use serde::Serialize;
 use tokio::runtime::{Builder, Runtime};
+use toll_protocol::printable::{self, printable};
 use toll_protocol::result::{CampaignResult, RunCounts, Verdict};
 use toll_protocol::service::{AgentStatus, CampaignState, CampaignStatus, LeftOut};
 
@@ -72,8 +73,8 @@ pub fn ask(server: &Server, question: Question<'_>) -> Result<Exit> {
     match answered {
         Err(error) => match error.downcast_ref::<ClientError>() {
             Some(ClientError::Refused(refusal)) if !refusal.problems.is_empty() => {
-                eprintln!("toll: {}:", refusal.message);
-                refusal.problems.iter().for_each(|problem| eprintln!("  {problem}"));
+                eprintln!("toll: {}:", printable(&refusal.message));
+                refusal.problems.iter().for_each(|problem| eprintln!("  {}", printable(problem)));
                 Ok(Exit::InvalidCampaign)
             }
             _ => Err(error),
@@ -127,7 +128,10 @@ async fn answer(client: &Client, question: Question<'_>) -> Result<Exit> {
 
 fn show<T: Serialize>(value: &T, format: Format, text: impl FnOnce(&T) -> String) -> Result<Exit> {
     match format {
-        Format::Json => print_out(&format!("{}\n", serde_json::to_string_pretty(value)?))?,
+        Format::Json => {
+            let json = serde_json::to_string_pretty(value)?;
+            print_out(&format!("{}\n", printable::as_json(&json)))?;
+        }
         Format::Text => print_out(&text(value))?,
     }
     Ok(Exit::Ok)
@@ -152,6 +156,7 @@ fn exit(status: &CampaignStatus, result: Option<&CampaignResult>) -> Exit {
     let cancelled = status.state == CampaignState::Cancelled;
     match result {
         _ if status.fault.is_some() => Exit::Infrastructure,
+        _ if status.state == CampaignState::Refused => Exit::Refused,
         Some(result) => run::exit(result, cancelled),
         None if cancelled => Exit::Interrupted,
         None => Exit::Infrastructure,
@@ -168,7 +173,13 @@ async fn list(client: &Client, query: &PageQuery, format: Format) -> Result<Exit
 }
 
 async fn results(client: &Client, id: &str, out: Option<&Path>, format: Format) -> Result<Exit> {
-    let result = client.result(id).await?;
+    let result = match client.result(id).await {
+        Err(error) if client.campaign(id).await.is_ok_and(|known| known.state == CampaignState::Refused) => {
+            eprintln!("toll: {}", printable(&error.to_string()));
+            return Ok(Exit::Refused);
+        }
+        other => other?,
+    };
     let written = out.map(|out| write_files(out, &result)).transpose();
     run::print(&result, written.as_ref().ok().and_then(Option::as_deref), format)?;
     written.context("what was measured is above; its files are not written")?;

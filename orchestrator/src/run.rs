@@ -14,8 +14,9 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use toll_protocol::campaign::{self, Campaign};
+use toll_protocol::printable::{self, printable};
 use toll_protocol::result::{CampaignResult, Outcome, TrialRecord, Verdict};
-use toll_protocol::service::CampaignStatus;
+use toll_protocol::service::{CampaignState, CampaignStatus};
 use toll_protocol::trial::EndKind;
 
 use crate::exit::{Exit, print_out};
@@ -90,29 +91,41 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
     }
     let ended = runtime.block_on(in_lab(manifest, &spec, &agent, &out, captures.as_deref()));
     runtime.shutdown_timeout(Duration::from_secs(1));
-    let Ended { result, fault, interrupted } = ended?;
+    let (result, fault, interrupted) = match ended? {
+        Ended::Measured { result, fault, interrupted } => (result, fault, interrupted),
+        Ended::Refused(why) => {
+            eprintln!("toll: the campaign was refused: {}", printable(&why));
+            return Ok(Exit::Refused);
+        }
+    };
     let page = fault.is_none().then(|| out.join(REPORT));
     print(&result, page.as_deref(), format)?;
     if let (Format::Text, Some(folder)) = (format, &captures) {
-        print_out(&format!("Captures: {}\n", folder.display()))?;
+        print_out(&format!("Captures: {}\n", printable(&folder.display().to_string())))?;
     }
     let Some(fault) = fault else { return Ok(exit(&result, interrupted)) };
-    eprintln!("toll: {fault}");
+    eprintln!("toll: {}", printable(&fault));
     eprintln!(
         "toll: what was measured is above. Once that is mended, `toll report {}` writes report.html and result.json \
          from what the ledger has",
-        out.display()
+        printable(&out.display().to_string())
     );
     Ok(Exit::Infrastructure)
 }
 
 /// How a campaign in a lab ended.
-struct Ended {
-    result: CampaignResult,
-    /// What kept it from being measured or written whole.
-    fault: Option<String>,
-    /// Whether its user ended it.
-    interrupted: bool,
+enum Ended {
+    /// It was begun.
+    Measured {
+        /// What it found.
+        result: Box<CampaignResult>,
+        /// What kept it from being measured or written whole.
+        fault: Option<String>,
+        /// Whether its user ended it.
+        interrupted: bool,
+    },
+    /// The lab's hosts can't do what it asks for, and why.
+    Refused(String),
 }
 
 /// Prints a result on stdout, whichever command asks for one; `page` is where its `report.html` is.
@@ -121,7 +134,10 @@ struct Ended {
 /// When stdout can't be written.
 pub fn print(result: &CampaignResult, page: Option<&Path>, format: Format) -> Result<()> {
     match format {
-        Format::Json => print_out(&format!("{}\n", serde_json::to_string_pretty(result)?))?,
+        Format::Json => {
+            let json = serde_json::to_string_pretty(result)?;
+            print_out(&format!("{}\n", printable::as_json(&json)))?;
+        }
         Format::Text => {
             let options = report::terminal::TerminalOptions::of_stdout();
             print_out(&report::terminal::render(result, page, options))?;
@@ -189,8 +205,9 @@ async fn in_lab(
     }));
     let ended = follow(&handle, manifest, &mut cancel.first).await;
     let result = match &ended {
-        Ok(status) => handle.result(&status.id).await.map_err(anyhow::Error::from),
-        Err(_) => Err(anyhow::anyhow!("there is no result")),
+        Ok(status) if status.state == CampaignState::Refused => None,
+        Ok(status) => Some(handle.result(&status.id).await),
+        Err(_) => None,
     };
     // The agents first: to them a closed connection is a fault to recover from.
     let agents = std::mem::take(&mut *agents.lock().unwrap_or_else(PoisonError::into_inner));
@@ -198,8 +215,11 @@ async fn in_lab(
     drop(over);
     let served = service.await.context("the service failed")?;
     served?.progress.finish();
-    let fault = ended?.fault;
-    Ok(Ended { result: *result?, fault, interrupted: cancel.was_given() })
+    let CampaignStatus { fault, reason, .. } = ended?;
+    match result.transpose()? {
+        Some(result) => Ok(Ended::Measured { result, fault, interrupted: cancel.was_given() }),
+        None => Ok(Ended::Refused(reason.unwrap_or_default())),
+    }
 }
 
 /// Submits the campaign and waits until it is over, however it ends; how it is then. A message on `cancel` ends it

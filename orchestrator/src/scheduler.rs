@@ -39,7 +39,7 @@ use toll_protocol::result::{Outcome, TrialRecord};
 use toll_protocol::service::AgentStatus;
 use toll_protocol::trial::{EndReady, TrialId};
 
-pub use words::{Command, Event, Now, Phase, Policy, Progress};
+pub use words::{Command, Ending, Event, Now, Phase, Policy, Progress};
 
 use crate::link::Session;
 use crate::plan::{self, Plan};
@@ -286,7 +286,10 @@ impl Scheduler {
         match course.stage {
             Stage::Waiting(_) => {
                 course.stage = Stage::Over;
-                out.push(Command::Finished { campaign: campaign.to_owned(), cancelled: Some(reason) });
+                out.push(Command::Finished {
+                    campaign: campaign.to_owned(),
+                    ending: Ending::Cancelled(reason),
+                });
             }
             // Its trials are skipped once there is a plan to say so of.
             Stage::Storing | Stage::Abandoned | Stage::Over => {}
@@ -397,7 +400,7 @@ impl Scheduler {
             let too_large = waiting.campaign.too_large(count);
             if let Some(why) = too_large.or_else(|| plan::carried(&waiting.campaign, &hosts)) {
                 course.stage = Stage::Over;
-                out.push(Command::Finished { campaign: course.id.clone(), cancelled: Some(why) });
+                out.push(Command::Finished { campaign: course.id.clone(), ending: Ending::Refused(why) });
                 continue;
             }
             self.fleet.restore(&hosts, now.elapsed);
@@ -470,8 +473,8 @@ impl Scheduler {
         }
         for course in self.courses.iter_mut().filter(|course| course.is_done()) {
             course.stage = Stage::Over;
-            let (campaign, cancelled) = (course.id.clone(), course.cancelled.clone());
-            out.push(Command::Finished { campaign, cancelled });
+            let (campaign, ending) = (course.id.clone(), Ending::of(course.cancelled.clone()));
+            out.push(Command::Finished { campaign, ending });
         }
         self.courses.retain(|course| !matches!(course.stage, Stage::Over));
     }

@@ -20,6 +20,7 @@ use toll_protocol::result::{CampaignResult, TrialRecord};
 use toll_protocol::units::{Span, UnitError};
 
 use crate::exit::Exit;
+use crate::http::bodies::Bodies;
 use crate::http::client::read_token;
 use crate::http::guard::Names;
 use crate::http::held::{Answers, BUDGET};
@@ -179,6 +180,7 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
         pulse: Pulse::new(service.heartbeat()),
         metrics: Arc::new(move || exposition(&metrics)),
         results: Arc::new(Semaphore::new(http::RESULTS)),
+        bodies: Bodies::default(),
         answers: Answers::new(BUDGET),
     };
     let api_address = listener.local_addr().context("the HTTP API has no address")?;

@@ -388,7 +388,7 @@ impl<O: Observer> Service<O> {
                     self.give(&campaign, Job::Entry(Entry::Record(record)))?;
                 }
                 Command::Phase { phase, took } => self.observer.phase(phase, took),
-                Command::Finished { campaign, cancelled } => self.finished(&campaign, cancelled)?,
+                Command::Finished { campaign, ending } => self.finished(&campaign, ending)?,
             }
             self.changed = true;
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use toll_protocol::file::Content;
+use toll_protocol::printable::printable;
 use toll_protocol::result::{CampaignResult, CellResult, Run};
 use toll_protocol::trial::TrialId;
 
@@ -38,7 +39,7 @@ pub fn trace(trial: TrialId, source: Source<'_>) -> Result<Exit> {
         Source::Campaign(server, id) => (remote::result(server, id)?, format!("campaign {id}")),
     };
     let Some((cell, run)) = run_of(&result, trial) else {
-        eprintln!("toll: {}", unknown(trial, &result, &from));
+        eprintln!("toll: {}", printable(&unknown(trial, &result, &from)));
         return Ok(Exit::Usage);
     };
     print_out(&stages::trace(cell, run))?;

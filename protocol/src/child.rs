@@ -183,6 +183,41 @@ impl<C: DeserializeOwned> Message for ChildCommand<C> {
     const FROM_OUTSIDE: bool = false;
 }
 
+/// Bytes of what a child says, but for what it measured. Its agent tells the orchestrator, in whose language a character may take
+/// three times as many, and adds words of its own.
+const LONGEST: usize = 32 << 10;
+/// Bytes of what a child measured: an hour's samples take half of it. The agent adds what the NIC was.
+const LONGEST_REPORT: usize = 3 << 20;
+
 impl Message for ChildEvent {
     const FROM_OUTSIDE: bool = true;
+
+    fn longest(&self) -> usize {
+        match self {
+            Self::Done(_) => LONGEST_REPORT,
+            Self::PortOpened | Self::Ready(_) | Self::Sample(_) | Self::Failed(_) => LONGEST,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::{Decoder, FrameError, encode};
+
+    #[test]
+    fn what_a_child_says_of_its_failure_fits_into_what_its_agent_may_say_of_it() {
+        let says = |length: usize| {
+            let mut decoder = Decoder::default();
+            // Each takes three times as much where it is made printable.
+            let reason = "\u{202e}".repeat(length / 3);
+            decoder.push(&encode(&ChildEvent::Failed(Failure::new(reason))).expect("encodes"));
+            decoder.next_message::<ChildEvent>()
+        };
+        let Ok(Some(ChildEvent::Failed(failure))) = says(LONGEST - 100) else { panic!("is a failure") };
+        let told = crate::message::FromAgent::Failed { trial: TrialId::new(1), failure };
+        let told = encode(&told).expect("encodes");
+        assert!(told.len() < crate::message::LONGEST, "{}", told.len());
+        assert!(matches!(says(LONGEST), Err(FrameError::TooLong { longest: LONGEST, .. })));
+    }
 }

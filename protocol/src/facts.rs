@@ -31,6 +31,7 @@ pub enum KvmFact {
         reason: String,
         /// The last words of a guest that did not run: its registers, its last exits, a line each.
         #[serde(default)]
+        #[serde(deserialize_with = "crate::bounded::last_lines::<_, { crate::bounded::MOST_WORDS }>")]
         last_words: Vec<String>,
     },
 }
@@ -49,6 +50,7 @@ pub struct NicFacts {
     /// Its IPv4 address.
     pub address: Option<InterfaceAddress>,
     /// Offloads that are on, by their ethtool names.
+    #[serde(deserialize_with = "crate::bounded::list::<_, _, MOST_OFFLOADS>")]
     pub offloads: Vec<String>,
 }
 
@@ -111,6 +113,7 @@ pub struct HostFacts {
     /// CPU microcode revision.
     pub microcode: Option<String>,
     /// CPUs this agent may use, by number.
+    #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_CPUS }>")]
     pub cpus: Vec<u32>,
     /// Memory in bytes.
     pub memory: Option<u64>,

@@ -33,6 +33,8 @@ impl Content {
     pub const CERTIFICATE: Self = Self { what: "the certificate", longest: 1 << 20, secret: false };
     /// A private key, PEM.
     pub const KEY: Self = Self { what: "the private key", longest: 64 << 10, secret: true };
+    /// What a service says of a campaign that is over, and its document: JSON.
+    pub const STATUS: Self = Self { what: "the status", longest: 256 << 20, secret: false };
     /// A result of a campaign, JSON.
     pub const RESULT: Self = Self { what: "the result", longest: 1 << 30, secret: false };
 }

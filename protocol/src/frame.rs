@@ -16,16 +16,23 @@ pub trait Message: DeserializeOwned {
     /// Whether it comes from further outside than its reader is: from an agent, or from a child that runs a guest. Its
     /// strings end up before people, and are made printable as they arrive.
     const FROM_OUTSIDE: bool;
+
+    /// Bytes that one of this kind has at most.
+    fn longest(&self) -> usize {
+        MAX_MESSAGE
+    }
 }
 
 /// Why bytes are no message.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The announced length is over [`MAX_MESSAGE`].
-    #[error("a message of {length} bytes was announced; at most {MAX_MESSAGE} are taken")]
+    /// It is longer than [`MAX_MESSAGE`], or than one of its kind may be.
+    #[error("a message has {length} bytes; one of its kind has at most {longest}")]
     TooLong {
         /// What the header said.
         length: usize,
+        /// Most bytes that are taken.
+        longest: usize,
     },
     /// The body is not the message that was expected.
     #[error("a message could not be understood")]
@@ -44,7 +51,7 @@ pub fn encode<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     serde_json::to_writer(&mut bytes, message).map_err(FrameError::Encode)?;
     let length = bytes.len() - HEADER;
     if length > MAX_MESSAGE {
-        return Err(FrameError::TooLong { length });
+        return Err(FrameError::TooLong { length, longest: MAX_MESSAGE });
     }
     // MAX_MESSAGE fits 32 bits.
     bytes[..HEADER].copy_from_slice(&(length as u32).to_be_bytes());
@@ -71,11 +78,15 @@ impl Decoder {
         let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
         let length = u32::from_be_bytes(*header) as usize;
         if length > MAX_MESSAGE {
-            return Err(FrameError::TooLong { length });
+            return Err(FrameError::TooLong { length, longest: MAX_MESSAGE });
         }
         let Some(body) = self.buffer.get(HEADER..HEADER + length) else { return Ok(None) };
         let body = if T::FROM_OUTSIDE { printable::json(body) } else { body.into() };
-        let message = serde_json::from_slice(&body).map_err(FrameError::Malformed)?;
+        let message: T = serde_json::from_slice(&body).map_err(FrameError::Malformed)?;
+        let longest = message.longest();
+        if length > longest {
+            return Err(FrameError::TooLong { length, longest });
+        }
         self.buffer.drain(..HEADER + length);
         Ok(Some(message))
     }

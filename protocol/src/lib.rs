@@ -1,6 +1,7 @@
 //! What crosses a machine or a file in Toll: units, the campaign schema, messages between processes and
 //! results. Pure data and pure functions; nothing here does I/O, so every other crate may depend on it.
 
+pub mod bounded;
 pub mod campaign;
 pub mod child;
 pub mod cpu;

@@ -55,6 +55,28 @@ pub fn json(json: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(shown.into_bytes())
 }
 
+/// The document `json`, for a terminal: what is not printable in its strings is written as JSON's own escape, `\u202e`, so that
+/// it stays the same document.
+pub fn as_json(json: &str) -> Cow<'_, str> {
+    let between = |c: char| matches!(c, '\n' | '\r' | '\t');
+    let is_shown = |c: char| matches!(c, ' '..='~') || between(c);
+    if json.chars().all(is_shown) {
+        return Cow::Borrowed(json);
+    }
+    let mut shown = String::with_capacity(json.len());
+    for c in json.chars() {
+        // JSON has such characters in strings alone.
+        if is_shown(c) || printable(c.encode_utf8(&mut [0; 4])).chars().eq([c]) {
+            shown.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                shown.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    Cow::Owned(shown)
+}
+
 /// Appends a piece of JSON without escapes. Line breaks in it are between values: JSON allows none in a string.
 fn push(piece: &str, shown: &mut String) {
     let between = ['\n', '\r', '\t'];
@@ -179,6 +201,18 @@ mod tests {
             for text in [&compact, &pretty, &escaped(&compact)] {
                 let read: Value = serde_json::from_slice(&json(text.as_bytes())).expect("is JSON still");
                 prop_assert_eq!(&read, &by_hand(&value));
+            }
+        }
+
+        #[test]
+        fn a_document_for_a_terminal_is_printable_and_the_same(value in values()) {
+            for text in [serde_json::to_string(&value), serde_json::to_string_pretty(&value)] {
+                let text = text.expect("is JSON");
+                let shown = as_json(&text);
+                let read: Value = serde_json::from_str(&shown).expect("is JSON still");
+                prop_assert_eq!(&read, &value);
+                // A mark that combines is escaped in any case, though it could stand where it does.
+                prop_assert!(shown.lines().all(|line| printable(line) == line), "{}", shown);
             }
         }
 

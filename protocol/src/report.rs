@@ -52,6 +52,7 @@ pub struct Sample {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ThreadCpu {
     /// The thread's name: `vcpu0`, `control`, `traffic`.
+    #[serde(deserialize_with = "crate::bounded::name")]
     pub name: String,
     /// Its CPU time, user and system together (CLOCK_THREAD_CPUTIME_ID).
     pub total: Span,
@@ -103,6 +104,7 @@ impl Part {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ThreadTime {
     /// The thread's name, as in [`ThreadCpu`].
+    #[serde(deserialize_with = "crate::bounded::name")]
     pub name: String,
     /// The interval, by another clock than its parts.
     pub interval: Span,
@@ -204,6 +206,7 @@ pub struct ExitStat {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ExitReport {
     /// By cause: `pio-write rap`, `pio-read rdp`, `mmio-write queue-notify`, `wait`, `signal`.
+    #[serde(deserialize_with = "crate::bounded::map::<_, _, { crate::bounded::MOST_CAUSES }>")]
     pub by_cause: BTreeMap<String, ExitStat>,
     /// Returns of `KVM_RUN` by KVM's own count (`fpu_reload` of `KVM_GET_STATS_FD`), where it is offered.
     pub kvm_userspace: Option<u64>,
@@ -292,11 +295,14 @@ pub struct EndReport {
     /// Length of the measured interval by this end's clock.
     pub interval: Span,
     /// Bytes every 100 ms.
+    #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_SAMPLES }>")]
     pub samples: Vec<Sample>,
     /// CPU time by thread.
+    #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_THREADS }>")]
     pub threads: Vec<ThreadCpu>,
     /// What the threads of a virtual end did with the interval.
     #[serde(default)]
+    #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_THREADS }>")]
     pub times: Vec<ThreadTime>,
     /// The ways of frames that a virtual end sent; nothing if none was noted.
     #[serde(default)]
@@ -325,6 +331,7 @@ pub struct EndReport {
     #[serde(default)]
     pub nic: Option<NicFacts>,
     /// Reasons for care.
+    #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_FLAGS }>")]
     pub flags: Vec<Flag>,
 }
 
@@ -334,6 +341,7 @@ pub struct Failure {
     /// One sentence: what went wrong.
     pub reason: String,
     /// The guest's or the program's last words, its registers, the last exits: a line each, oldest first.
+    #[serde(deserialize_with = "crate::bounded::last_lines::<_, { crate::bounded::MOST_WORDS }>")]
     pub last_words: Vec<String>,
 }
 

@@ -16,8 +16,9 @@ use crate::units::Span;
 ///
 /// ```text
 /// Pending --enough hosts--> Running --every trial recorded--> Finished
-///    |                         |
-///    +------- cancelled -------+--every trial recorded-----> Cancelled
+///    |  |                      |
+///    |  +---- cancelled -------+--every trial recorded-----> Cancelled
+///    +--its hosts can't do it----------------------------> Refused
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -30,12 +31,20 @@ pub enum CampaignState {
     Finished,
     /// It was cancelled, and every trial is recorded.
     Cancelled,
+    /// It was not begun: the hosts that it selects can't do what it asks for. It has no result.
+    Refused,
 }
 
 impl CampaignState {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Pending, Self::Running, Self::Finished, Self::Cancelled, Self::Refused];
+
     /// Whether nothing more will happen to it.
     pub const fn is_over(self) -> bool {
-        matches!(self, Self::Finished | Self::Cancelled)
+        match self {
+            Self::Pending | Self::Running => false,
+            Self::Finished | Self::Cancelled | Self::Refused => true,
+        }
     }
 }
 
@@ -46,6 +55,7 @@ impl fmt::Display for CampaignState {
             Self::Running => "running",
             Self::Finished => "finished",
             Self::Cancelled => "cancelled",
+            Self::Refused => "refused",
         })
     }
 }
@@ -59,7 +69,7 @@ pub struct CampaignStatus {
     pub name: String,
     /// Where it is.
     pub state: CampaignState,
-    /// Why it waits, or why it was cancelled: one sentence.
+    /// Why it waits, why it was cancelled or why it was refused: one sentence.
     pub reason: Option<String>,
     /// Trials by how they ended; `planned` is `None` before there is a plan.
     pub counts: Option<RunCounts>,
@@ -73,7 +83,7 @@ pub struct CampaignStatus {
     pub submitted_unix_ms: u64,
     /// When its first trial began.
     pub started_unix_ms: Option<u64>,
-    /// When its last trial was recorded.
+    /// When its last trial was recorded, or it was refused.
     pub ended_unix_ms: Option<u64>,
     /// The worst verdict of its gates, once it is over; `None` without gates.
     pub verdict: Option<Verdict>,

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use toll_child::confinement::Confinement;
+use toll_protocol::printable::printable;
 use toll_vmm::control::{Outcome, serve};
 use toll_vmm::probe;
 
@@ -38,7 +39,7 @@ fn main() -> ExitCode {
         (None, None) => Err(anyhow::anyhow!("--control-fd is needed")),
     };
     result.unwrap_or_else(|error| {
-        eprintln!("toll-vmm: {error:#}");
+        eprintln!("toll-vmm: {}", printable(&format!("{error:#}")));
         ExitCode::FAILURE
     })
 }
@@ -47,7 +48,7 @@ fn main() -> ExitCode {
 fn probe() -> anyhow::Result<ExitCode> {
     probe::probe().inspect_err(|error| {
         for line in error.last_words() {
-            eprintln!("{line}");
+            eprintln!("{}", printable(line));
         }
     })?;
     println!("guests run");
@@ -66,7 +67,7 @@ fn run(fd: RawFd, confinement: Confinement) -> anyhow::Result<ExitCode> {
     match serve(socket, confinement)? {
         Outcome::Done => Ok(ExitCode::SUCCESS),
         Outcome::Failed(failure) => {
-            eprintln!("toll-vmm: {}", failure.reason);
+            eprintln!("toll-vmm: {}", printable(&failure.reason));
             Ok(ExitCode::FAILURE)
         }
     }

@@ -8,13 +8,14 @@ use libtest_mimic::Trial;
 use toll_e2e::campaigns::{NATIVE, fleet_campaign};
 use toll_e2e::fleet::{Fleet, LIMIT, ORCHESTRATOR, Process, no_fleet};
 use toll_e2e::machine::wait_for;
+use toll_e2e::priority::{self, no_priority};
 use toll_e2e::programs;
 use toll_e2e::suite::test;
 
 use crate::health::Health;
 
 pub fn tests() -> Vec<Trial> {
-    let lacks = [no_fleet()];
+    let lacks = [no_fleet(), no_priority()];
     vec![
         test("handshakes_that_never_go_on_cost_next_to_nothing", &lacks, || {
             flood(&["--rate", "4500", "--prepared", "12000"])
@@ -65,6 +66,7 @@ fn flood(options: &[&str]) -> Result<()> {
 fn under(fleet: &mut Fleet, options: &[&str]) -> Result<()> {
     let mut health = Health::watch(fleet)?;
     let mut flood = start(fleet, options)?;
+    priority::last(flood.child.id())?;
     let began = Instant::now();
     fleet.start_agent(1, &[])?;
     fleet.wait_for_agents(2)?;
@@ -79,7 +81,8 @@ fn under(fleet: &mut Fleet, options: &[&str]) -> Result<()> {
     ensure!(flood.child.try_wait()?.is_none(), "the flood ended before the campaign: {said}");
     flood.kill()?;
     let flow = said.lines().last().unwrap_or_default();
+    let good = health.is_good(fleet);
     eprintln!("{flow}; an agent was welcomed after {welcomed:?}; {health}");
     ensure!(flow.contains("begun"), "nothing flowed: {said}");
-    health.is_good(fleet, Duration::from_millis(100))
+    good
 }

@@ -11,153 +11,191 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 use toll_e2e::fleet::Fleet;
+use toll_e2e::priority::{self, FirstSession};
 
 /// What the orchestrator may hold in memory, in bytes: a quarter of its pod's.
 const MOST_MEMORY: u64 = 256 << 20;
+/// How long any of its answers may take.
+const PROMPT: Duration = Duration::from_millis(100);
 /// Where it answers probes.
 const ORCHESTRATOR: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 8080));
 /// Between two questions.
 const PACE: Duration = Duration::from_millis(20);
+/// Between two looks at what the machine takes from anybody.
+const LOOKS: Duration = Duration::from_millis(5);
 /// An answer that takes longer is none.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// How long each answer of `/livez` took, and each of a program that does nothing else, asked in between: what the machine, with
-/// the flood and the trials on it, takes from anybody.
-#[derive(Debug, Default, Clone)]
-struct Seen {
-    answers: Vec<Duration>,
-    idlers: Vec<Duration>,
-    failure: Option<String>,
+/// A question that was answered.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    began: Instant,
+    ended: Instant,
 }
 
-/// Asks `/livez` of a fleet's orchestrator again and again until it is dropped.
+impl Answer {
+    fn took(self) -> Duration {
+        self.ended - self.began
+    }
+
+    /// How much of it was the service's own: less the longest answer, at the same time, of a program that does nothing else. That
+    /// waited for a machine which stood still, as everybody did.
+    fn own(self, idlers: &[Self]) -> Duration {
+        let meanwhile = idlers.iter().filter(|idler| idler.began < self.ended && idler.ended > self.began);
+        let anybody = meanwhile.map(|idler| idler.took()).max().unwrap_or_default();
+        self.took().saturating_sub(anybody)
+    }
+}
+
+type Answers = Arc<Mutex<Vec<Answer>>>;
+
+/// Asks `/livez` of a fleet's orchestrator again and again until it is dropped. Whoever asks gets a CPU before all others, the
+/// orchestrator before all but them.
 pub struct Health {
     process: u32,
-    seen: Arc<Mutex<Seen>>,
+    answers: Answers,
+    idlers: Answers,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<()>>,
+    /// Each ends with what kept it from going on.
+    threads: Vec<JoinHandle<Result<()>>>,
+    _first: FirstSession,
 }
 
 impl Health {
     /// Begins to ask.
     ///
     /// # Errors
-    /// When no orchestrator runs.
+    /// When no orchestrator runs, or it can't be given a CPU first.
     pub fn watch(fleet: &Fleet) -> Result<Self> {
         let process = fleet.orchestrator.as_ref().context("an orchestrator runs")?.child.id();
-        let wire = std::fs::File::open(fleet.wire_path())?;
-        let (seen, stop) = (Arc::new(Mutex::default()), Arc::new(AtomicBool::new(false)));
-        let (told, stopped): (Arc<Mutex<Seen>>, _) = (seen.clone(), stop.clone());
-        let ask = move || {
-            let entered = setns(wire, CloneFlags::CLONE_NEWNET).context("the wire's namespace");
-            let idler = entered.and_then(|()| idler());
-            let (mut failure, idler) = match idler {
-                Ok(idler) => (None, idler),
-                Err(error) => (Some(error), ORCHESTRATOR),
-            };
-            while failure.is_none() && !stopped.load(Ordering::Relaxed) {
-                let [asked, other] = [ORCHESTRATOR, idler].map(|address| {
+        let first = FirstSession::begin()?;
+        priority::measured(process)?;
+        let (answers, idlers) = (Answers::default(), Answers::default());
+        let stop = Arc::new(AtomicBool::new(false));
+        let idler = fleet.wire.run(idler)??;
+        let mut threads = Vec::new();
+        for (address, pace, told) in [(ORCHESTRATOR, PACE, &answers), (idler, LOOKS, &idlers)] {
+            let wire = std::fs::File::open(fleet.wire_path())?;
+            let (told, stopped) = (told.clone(), stop.clone());
+            threads.push(std::thread::spawn(move || {
+                priority::watches()?;
+                setns(wire, CloneFlags::CLONE_NEWNET).context("the wire's namespace")?;
+                while !stopped.load(Ordering::Relaxed) {
                     let began = Instant::now();
-                    answer(address).map(|()| began.elapsed())
-                });
-                let mut seen = told.lock().unwrap_or_else(PoisonError::into_inner);
-                match (asked, other) {
-                    (Ok(asked), Ok(other)) => {
-                        seen.answers.push(asked);
-                        seen.idlers.push(other);
-                    }
-                    (Err(error), _) | (_, Err(error)) => failure = Some(error),
+                    ask(address)?;
+                    let answer = Answer { began, ended: Instant::now() };
+                    told.lock().unwrap_or_else(PoisonError::into_inner).push(answer);
+                    std::thread::park_timeout(pace);
                 }
-                drop(seen);
-                std::thread::park_timeout(PACE);
-            }
-            told.lock().unwrap_or_else(PoisonError::into_inner).failure =
-                failure.map(|error| format!("{error:#}"));
-        };
-        Ok(Self { process, seen, stop, thread: Some(std::thread::spawn(ask)) })
+                Ok(())
+            }));
+        }
+        Ok(Self { process, answers, idlers, stop, threads, _first: first })
     }
 
-    fn seen(&self) -> Seen {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// The most memory that the orchestrator has had so far, in bytes.
-    fn memory(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
-        Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
-    }
-
-    /// Whether every answer came, 99 of 100 within `limit` of what the machine takes from anybody, and memory stayed bounded.
+    /// Stops to ask. Whether every answer came, each of them promptly as far as it was the orchestrator's own to be prompt, and
+    /// memory stayed bounded.
     ///
     /// # Errors
     /// When not.
-    pub fn is_good(&mut self, fleet: &Fleet, limit: Duration) -> Result<()> {
-        let Seen { answers, idlers, failure } = self.seen();
-        ensure!(failure.is_none(), "/livez did not answer: {failure:?}");
-        ensure!(answers.len() >= 50, "too few questions: {}", answers.len());
-        let (late, anybody) = (within(answers, 99), within(idlers, 99));
-        ensure!(late < limit + anybody, "/livez took {late:?}, and anybody {anybody:?}: {self}");
-        let memory = self.memory()?;
-        ensure!(memory < MOST_MEMORY, "the orchestrator took {} MiB", memory >> 20);
+    pub fn is_good(&mut self, fleet: &Fleet) -> Result<()> {
+        for ended in self.end() {
+            ended.map_err(|_| anyhow::anyhow!("who asks panicked"))?.context("/livez did not answer")?;
+        }
+        let own = self.own();
+        ensure!(own.len() >= 50, "too few questions: {}", own.len());
+        let late = own.last().copied().unwrap_or_default();
+        ensure!(late < PROMPT, "an answer of /livez took {late:?} of the orchestrator's own: {self}");
+        is_small(self.process)?;
         fleet.agents().map(drop)
+    }
+
+    fn end(&mut self) -> Vec<std::thread::Result<Result<()>>> {
+        self.stop.store(true, Ordering::Relaxed);
+        let threads: Vec<_> = self.threads.drain(..).collect();
+        threads.iter().for_each(|thread| thread.thread().unpark());
+        threads.into_iter().map(JoinHandle::join).collect()
+    }
+
+    /// What of each answer was the orchestrator's own, in the order of length.
+    fn own(&self) -> Vec<Duration> {
+        let (answers, idlers) = (known(&self.answers), known(&self.idlers));
+        sorted(answers.into_iter().map(|answer| answer.own(&idlers)))
     }
 }
 
-/// Within what time so many of a hundred came.
-fn within(mut times: Vec<Duration>, part: usize) -> Duration {
+/// The most memory that a process has had so far, in bytes: VmHWM of proc_pid_status(5).
+fn most_memory(process: u32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("VmHWM")?;
+    Ok(line.trim().trim_end_matches(" kB").parse::<u64>()? << 10)
+}
+
+/// Whether an orchestrator has never had more memory than it may.
+///
+/// # Errors
+/// When it has.
+pub fn is_small(process: u32) -> Result<()> {
+    let memory = most_memory(process)?;
+    ensure!(memory < MOST_MEMORY, "the orchestrator took {} MiB", memory >> 20);
+    Ok(())
+}
+
+fn known(answers: &Answers) -> Vec<Answer> {
+    answers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn sorted(times: impl Iterator<Item = Duration>) -> Vec<Duration> {
+    let mut times: Vec<Duration> = times.collect();
     times.sort_unstable();
-    let last = times.len().saturating_sub(1);
-    times.get((times.len() * part / 100).min(last)).copied().unwrap_or_default()
+    times
 }
 
 impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Seen { answers, idlers, .. } = self.seen();
-        let at = |part| within(answers.clone(), part);
-        let memory = self.memory().unwrap_or_default() >> 20;
-        let (count, median, late, most) = (answers.len(), at(50), at(99), at(100));
-        write!(
-            f,
-            "{memory} MiB; {count} of /livez: median {median:?}, 99 of 100 within {late:?}, all within {most:?}; "
-        )?;
-        write!(f, "99 of 100 of a program that does nothing else within {:?}", within(idlers, 99))
+        let memory = most_memory(self.process).unwrap_or_default() >> 20;
+        let took = |answers| sorted(known(answers).into_iter().map(Answer::took));
+        let (answers, idlers, own) = (took(&self.answers), took(&self.idlers), self.own());
+        let median = answers.get(answers.len() / 2).copied().unwrap_or_default();
+        let longest = |times: &[Duration]| times.last().copied().unwrap_or_default();
+        write!(f, "{memory} MiB; {} of /livez: median {median:?}, ", answers.len())?;
+        write!(f, "all within {:?}, {:?} of the orchestrator's own; ", longest(&answers), longest(&own))?;
+        let known = known(&self.answers);
+        let latest = known.iter().max_by_key(|answer| answer.took());
+        if let (Some(first), Some(latest)) = (known.first(), latest) {
+            write!(f, "the longest came {:?} after the first; ", latest.began - first.began)?;
+        }
+        write!(f, "{} of a program that does nothing else: all within {:?}", idlers.len(), longest(&idlers))
     }
 }
 
 impl Drop for Health {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // A panic there has been seen as a missing answer.
-            drop(thread.join());
-        }
+        // What failed was told by `is_good`, or the test has failed for another reason.
+        self.end();
     }
 }
 
-/// Answers every connection of this namespace as `/livez` does, as long as the test runs.
+/// Answers every connection of this namespace as `/livez` does, before all others, as long as the test runs.
 fn idler() -> Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("a socket")?;
     let address = listener.local_addr()?;
     std::thread::spawn(move || {
+        priority::watches()?;
         for connection in listener.incoming() {
-            let answered = connection.and_then(|mut connection| {
-                let mut question = [0; 256];
-                let _ = connection.read(&mut question)?;
-                connection.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
-            });
-            if answered.is_err() {
-                // Who asked sees that no answer comes.
-                return;
-            }
+            // Who asked sees that no answer comes.
+            let mut connection = connection?;
+            let mut question = [0; 256];
+            let _ = connection.read(&mut question)?;
+            connection.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")?;
         }
+        anyhow::Ok(())
     });
     Ok(address)
 }
 
 /// Asks once, on a connection of its own, as a kubelet does.
-fn answer(address: SocketAddr) -> Result<()> {
+fn ask(address: SocketAddr) -> Result<()> {
     let mut connection = TcpStream::connect_timeout(&address, LIMIT)?;
     connection.set_read_timeout(Some(LIMIT))?;
     connection.write_all(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1:8080\r\nConnection: close\r\n\r\n")?;

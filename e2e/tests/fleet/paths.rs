@@ -7,6 +7,7 @@ use libtest_mimic::Trial;
 use toll_e2e::campaigns::{NATIVE, VIRTIO, fleet_campaign};
 use toll_e2e::fleet::{Fleet, LIMIT, no_fleet, shell};
 use toll_e2e::machine::{no_iperf3, no_kvm, no_tun, wait_for};
+use toll_e2e::programs::expect;
 use toll_e2e::prometheus::get;
 use toll_e2e::suite::test;
 use toll_protocol::result::{CampaignResult, Run};
@@ -81,10 +82,24 @@ fn mtus() -> Result<()> {
         let status = wait_for("the end of the campaign", LIMIT, || {
             Ok(Some(fleet.status(&id)?).filter(|status| status.state.is_over()))
         })?;
-        ensure!(status.state == CampaignState::Cancelled, "{status:?}");
+        ensure!(status.state == CampaignState::Refused, "{status:?}");
         let reason = status.reason.context("a reason")?;
         ensure!(reason.contains("host-1 1400") && reason.contains("host-2 1500"), "{reason}");
         ensure!(reason.contains("mtu: 1400"), "{reason}");
+        for question in ["watch", "results", "status"] {
+            let said = fleet.run([question, &id])?;
+            expect(&said, if question == "status" { 0 } else { 5 })?;
+            let text = format!("{}{}", String::from_utf8(said.stdout)?, String::from_utf8(said.stderr)?);
+            ensure!(text.contains("refused") && text.contains("mtu: 1400"), "{question}: {text}");
+        }
+        // Metrics are taken anew once a second.
+        wait_for("the metrics", LIMIT, || {
+            let metrics = get(&fleet.wire_path(), "http://127.0.0.1:8080/metrics", &[])?;
+            let is_told = |line: &str| metrics.lines().any(|told| told == line);
+            let told = is_told(r#"toll_campaigns{state="refused"} 1"#)
+                && is_told(r#"toll_campaigns{state="cancelled"} 0"#);
+            Ok(told.then_some(()))
+        })?;
 
         let asked = |mtu: u32| campaign.replace("{select: {}}", &format!("{{select: {{}}, mtu: {mtu}}}"));
         let id = fleet.submit(&asked(1400))?;

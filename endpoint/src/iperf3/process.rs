@@ -1,6 +1,7 @@
 //! The iperf3 process: started so that it can't outlive this one, its output taken within bounds.
 
-use std::io::{ErrorKind, Read};
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, ErrorKind, Read};
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
@@ -16,6 +17,8 @@ use crate::control::{Control, ControlError};
 
 /// The longest report taken: an hour at 10 lines a second is under 30 MB.
 const MAX_OUTPUT: usize = 64 << 20;
+/// Bytes that are read of what it says of its version: three short lines.
+const LONGEST_VERSION: u64 = 4 << 10;
 
 /// Why iperf3 could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -80,10 +83,18 @@ fn command() -> Command {
 /// # Errors
 /// [`ProcessError`], [`ProcessError::NotInstalled`] if it is not there.
 pub fn version() -> Result<String, ProcessError> {
-    let output = command().arg("--version").output().map_err(io("execve"))?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let first = text.lines().next().filter(|line| output.status.success() && line.starts_with("iperf 3"));
-    first.map(str::to_owned).ok_or(ProcessError::Foreign(output.status))
+    let mut command = command();
+    command.arg("--version").stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().map_err(io("execve"))?;
+    let mut text = Vec::new();
+    if let Some(stdout) = child.stdout.take() {
+        // One that says more than that finds its pipe closed.
+        stdout.take(LONGEST_VERSION).read_to_end(&mut text).map_err(io("read"))?;
+    }
+    let status = child.wait().map_err(io("wait"))?;
+    let text = String::from_utf8_lossy(&text);
+    let first = text.lines().next().filter(|line| status.success() && line.starts_with("iperf 3"));
+    first.map(str::to_owned).ok_or(ProcessError::Foreign(status))
 }
 
 /// Whether somebody in this network namespace listens on `address`, by /proc/net/tcp (proc(5)).
@@ -91,20 +102,25 @@ pub fn version() -> Result<String, ProcessError> {
 /// # Errors
 /// [`ProcessError::Io`] if the table can't be read.
 pub fn listens(address: SocketAddrV4) -> Result<bool, ProcessError> {
-    let table = std::fs::read_to_string("/proc/self/net/tcp").map_err(io("read of /proc/self/net/tcp"))?;
-    Ok(table_listens(&table, address))
+    let failed = io("read of /proc/self/net/tcp");
+    let table = File::open("/proc/self/net/tcp").map_err(&failed)?;
+    // Line by line: a host may have a million sockets. The kernel's lines are short.
+    for line in BufReader::new(table).lines() {
+        if line_listens(&line.map_err(&failed)?, address) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
-fn table_listens(table: &str, address: SocketAddrV4) -> bool {
+fn line_listens(line: &str, address: SocketAddrV4) -> bool {
     /// TCP_LISTEN of the kernel's net/tcp_states.h.
     const LISTEN: &str = "0A";
     // The table prints the address as a number in the machine's byte order.
     let number = u32::from_ne_bytes(address.ip().octets());
     let local = format!("{number:08X}:{:04X}", address.port());
-    table.lines().any(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        fields.next() == Some(local.as_str()) && fields.nth(1) == Some(LISTEN)
-    })
+    let mut fields = line.split_whitespace().skip(1);
+    fields.next() == Some(local.as_str()) && fields.nth(1) == Some(LISTEN)
 }
 
 impl Running {
@@ -224,10 +240,11 @@ mod tests {
     #[test]
     #[cfg(target_endian = "little")]
     fn the_kernels_table_tells_listening_from_connected() {
-        let listens = |text: &str| table_listens(TABLE, text.parse().expect("an address"));
+        let listens =
+            |text: &str| TABLE.lines().any(|line| line_listens(line, text.parse().expect("an address")));
         assert!(listens("127.0.0.1:5999"));
         assert!(!listens("127.0.0.1:41668"), "connected");
         assert!(!listens("127.0.0.2:5999") && !listens("127.0.0.1:5998"));
-        assert!(!table_listens("", "127.0.0.1:5999".parse().expect("an address")));
+        assert!(!line_listens("", "127.0.0.1:5999".parse().expect("an address")));
     }
 }

@@ -89,7 +89,18 @@ struct Connected {
 pub fn stranger(json: &[u8], peer: Ipv4Addr) -> Option<String> {
     let Connections { start } = serde_json::from_slice(json).ok()?;
     let others = start.connected.into_iter().map(|connected| connected.remote_host);
-    others.into_iter().find(|host| host.parse() != Ok(peer))
+    others.into_iter().find(|host| host.parse() != Ok(peer)).map(|host| shortened(&host))
+}
+
+/// Characters that are kept of a line of iperf3's: a peer may have put words into it.
+const LONGEST_LINE: usize = 256;
+
+/// A line, or its beginning.
+pub fn shortened(line: &str) -> String {
+    match line.char_indices().nth(LONGEST_LINE) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line.to_owned(),
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -99,7 +110,7 @@ struct ErrorReport {
 
 /// The error that a report tells of, if it does.
 pub fn error(json: &[u8]) -> Option<String> {
-    serde_json::from_slice::<ErrorReport>(json).ok()?.error
+    serde_json::from_slice::<ErrorReport>(json).ok()?.error.map(|said| shortened(&said))
 }
 
 /// The figures of the interval that begins `warm_up` after the start of the run.
@@ -287,5 +298,8 @@ mod tests {
         assert_eq!(error(json).as_deref(), Some("unable to connect to server: Connection refused"));
         assert_eq!(error(br#"{"start": {}}"#), None);
         assert_eq!(error(b"nonsense"), None);
+        let long = format!(r#"{{"error": "{}"}}"#, "é".repeat(10_000));
+        let said = error(long.as_bytes()).expect("is told");
+        assert_eq!(said, format!("{}…", "é".repeat(LONGEST_LINE)));
     }
 }

@@ -14,7 +14,11 @@ use std::time::Duration;
 
 use rustix::io::{Errno, FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, getpid, getppid, kill_process_group, set_parent_process_death_signal};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::oneshot;
+
+/// Bytes that are kept of each of a program's outputs: what one that is asked something answers is a few lines.
+const LONGEST_ANSWER: u64 = 64 << 10;
 
 /// What a child gets of the agent's environment, which may hold secrets and is none of its business.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,7 +87,7 @@ impl Spawner {
         Ok((self.start(command, environment, [Some(theirs), socket]).await?, ours))
     }
 
-    /// Runs a program that is to answer at once, and returns what it said. One that takes longer than `limit` is killed
+    /// Runs a program that is to answer at once, and returns what it said first. One that takes longer than `limit` is killed
     /// with its process group.
     ///
     /// # Errors
@@ -91,13 +95,13 @@ impl Spawner {
     pub async fn output(&self, program: &Path, arguments: &[&str], limit: Duration) -> io::Result<Output> {
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let child = self.start(command, Environment::Path, [None, None]).await?;
+        let mut child = self.start(command, Environment::Path, [None, None]).await?;
         let group = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         // Its end and that of its pipes, which whatever it has started may hold.
-        let output = child.wait_with_output();
-        tokio::pin!(output);
-        match tokio::time::timeout(limit, &mut output).await {
-            Ok(output) => output,
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let ended = async { tokio::try_join!(child.wait(), beginning(stdout), beginning(stderr)) };
+        match tokio::time::timeout(limit, ended).await {
+            Ok(ended) => ended.map(|(status, stdout, stderr)| Output { status, stdout, stderr }),
             Err(_) => {
                 // Its number is its own: the leader has not been reaped, or others of the group are still there.
                 if let Some(group) = group {
@@ -144,6 +148,16 @@ impl Spawner {
         requests.send(Request { command, answer }).map_err(|_| gone())?;
         child.await.map_err(|_| gone())?
     }
+}
+
+/// The beginning of what comes by a pipe. The rest is read too, so that its writer does not wait for ever.
+async fn beginning(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    if let Some(mut pipe) = pipe {
+        (&mut pipe).take(LONGEST_ANSWER).read_to_end(&mut text).await?;
+        tokio::io::copy(&mut pipe, &mut tokio::io::sink()).await?;
+    }
+    Ok(text)
 }
 
 impl Drop for Spawner {

@@ -23,8 +23,10 @@ const UNIX: &str = "unix:";
 const CONNECT: Duration = Duration::from_secs(5);
 /// How long it may take to answer. A submission is durable when it is answered.
 const ANSWER: Duration = Duration::from_secs(60);
-/// What is taken of one event of a status: more is no status.
-const LONGEST_EVENT: usize = 64 << 20;
+/// Bytes that are taken of an answer, or of one event of a status: a status of the largest campaign has half of it.
+const LONGEST: u64 = 64 << 20;
+/// Bytes that are taken of a refusal: it names at most some of what is wrong.
+const LONGEST_REFUSAL: u64 = 1 << 20;
 
 /// Why the orchestrator gave no answer, or said no.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,17 @@ pub enum ClientError {
         status: u16,
         /// What is wrong with it.
         source: Option<serde_json::Error>,
+    },
+    /// It does not stop talking.
+    #[error(
+        "the answer of {server} is longer than {longest} bytes, which no answer of an orchestrator is: is it one? Look at \
+         --server and TOLL_SERVER, and ask for fewer at once (--limit)"
+    )]
+    TooLong {
+        /// Where.
+        server: String,
+        /// Most bytes that are taken.
+        longest: u64,
     },
     /// It stopped talking.
     #[error("the orchestrator at {server} went away while campaign {id} was being watched: ask again")]
@@ -167,7 +180,8 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn result(&self, id: &str) -> Result<CampaignResult, ClientError> {
-        self.read(self.request(Method::GET, &["campaigns", id, "result"]), CampaignResult::read).await
+        let request = self.request(Method::GET, &["campaigns", id, "result"]);
+        self.read(request, Content::RESULT.longest, CampaignResult::read).await
     }
 
     /// Every agent that has been connected.
@@ -189,15 +203,14 @@ impl Client {
     ) -> Result<CampaignStatus, ClientError> {
         let gone = || ClientError::Gone { server: self.name.clone(), id: id.to_owned() };
         let mut answer = self.send(self.request(Method::GET, &["campaigns", id, "events"])).await?;
-        let mut text = Vec::new();
+        // What has come, and how much of it was looked through.
+        let (mut text, mut seen) = (Vec::new(), 0);
         while let Ok(Some(chunk)) = answer.chunk().await {
             text.extend_from_slice(&chunk);
-            if text.len() > LONGEST_EVENT {
-                return Err(ClientError::Answer { status: answer.status().as_u16(), source: None });
-            }
             // An event ends with an empty line; a status in it is one line (WHATWG HTML, 9.2.6).
-            while let Some(end) = text.windows(2).position(|two| two == b"\n\n") {
-                let event: Vec<u8> = text.drain(..end + 2).collect();
+            while let Some(end) = text[seen..].windows(2).position(|two| two == b"\n\n") {
+                let event: Vec<u8> = text.drain(..seen + end + 2).collect();
+                seen = 0;
                 let data = event.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"data: "));
                 let Some(data) = data else { continue };
                 let status: CampaignStatus = printed(data)
@@ -206,6 +219,10 @@ impl Client {
                 if status.state.is_over() {
                     return Ok(status);
                 }
+            }
+            seen = text.len().saturating_sub(1);
+            if text.len() as u64 > LONGEST {
+                return Err(self.too_long(LONGEST));
             }
         }
         Err(gone())
@@ -230,7 +247,7 @@ impl Client {
             return Ok(answer);
         }
         let status = answer.status().as_u16();
-        let text = answer.bytes().await.unwrap_or_default();
+        let text = self.text(answer, LONGEST_REFUSAL).await?;
         match printed(&text) {
             Ok(refusal) => Err(ClientError::Refused(refusal)),
             Err(source) => Err(ClientError::Answer { status, source: Some(source) }),
@@ -239,19 +256,36 @@ impl Client {
 
     /// An answer that is printed.
     async fn ask<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, ClientError> {
-        self.read(request, printed).await
+        self.read(request, LONGEST, printed).await
     }
 
     async fn read<T>(
         &self,
         request: RequestBuilder,
+        longest: u64,
         parse: impl Fn(&[u8]) -> serde_json::Result<T>,
     ) -> Result<T, ClientError> {
-        let server = self.name.clone();
         let answer = self.send(request.timeout(ANSWER)).await?;
         let status = answer.status().as_u16();
-        let text = answer.bytes().await.map_err(|source| ClientError::Request { server, source })?;
+        let text = self.text(answer, longest).await?;
         parse(&text).map_err(|source| ClientError::Answer { status, source: Some(source) })
+    }
+
+    /// The body of an answer, at most `longest` bytes of it.
+    async fn text(&self, mut answer: Response, longest: u64) -> Result<Vec<u8>, ClientError> {
+        let failed = |source| ClientError::Request { server: self.name.clone(), source };
+        let mut text = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(failed)? {
+            if text.len() as u64 + chunk.len() as u64 > longest {
+                return Err(self.too_long(longest));
+            }
+            text.extend_from_slice(&chunk);
+        }
+        Ok(text)
+    }
+
+    fn too_long(&self, longest: u64) -> ClientError {
+        ClientError::TooLong { server: self.name.clone(), longest }
     }
 }
 
@@ -274,6 +308,8 @@ pub fn read_token(file: &Path) -> Result<String, ClientError> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
     use super::*;
 
     #[test]
@@ -282,5 +318,46 @@ mod tests {
         let refusal: Refusal = printed(said).expect("is a refusal");
         assert_eq!(refusal.message, "\\u{1b}[2Jgone");
         assert_eq!(refusal.problems, ["ok\\r\\ntoll: valid", "a\\u{202e}b"]);
+    }
+
+    async fn talk(mut stream: tokio::net::TcpStream, head: &str) -> std::io::Result<()> {
+        let _question = stream.read(&mut [0; 4096]).await?;
+        stream.write_all(head.as_bytes()).await?;
+        loop {
+            stream.write_all(&[b' '; 64 << 10]).await?;
+        }
+    }
+
+    /// Something that answers every request with `head` and then with blanks for ever; its address.
+    async fn talker(head: &'static str) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a socket");
+        let address = listener.local_addr().expect("an address");
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(talk(stream, head));
+            }
+        });
+        format!("http://{address}")
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_answer_without_an_end_is_not_read_to_it() {
+        for (head, most) in [
+            ("HTTP/1.1 200 OK\r\n\r\n", LONGEST),
+            ("HTTP/1.1 404 Not Found\r\n\r\n", LONGEST_REFUSAL),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999\r\n\r\n", LONGEST),
+        ] {
+            let server = talker(head).await;
+            let client = Client::new(Some(&server), None).expect("a client");
+            let watched = client.watch("c", |_| {}).await.map(drop);
+            let asked = client.agents().await.map(drop);
+            for error in [watched.expect_err("has no end"), asked.expect_err("has no end")] {
+                assert!(
+                    matches!(&error, ClientError::TooLong { longest, .. } if *longest == most),
+                    "{error}"
+                );
+                assert!(error.to_string().contains(&server), "{error}");
+            }
+        }
     }
 }

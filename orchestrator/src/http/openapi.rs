@@ -55,7 +55,7 @@ pub(super) const OPERATIONS: &[Operation] = &[
         "/api/v1/campaigns",
         "Submit a campaign, the YAML document in the body; `id` is the id that it shall have",
         &[(201, Body::Submitted), (200, Body::Submitted)],
-        &[400, 401, 403, 409, 413, 422, 507],
+        &[400, 401, 403, 408, 409, 413, 422, 503, 507],
     ),
     operation("get", "/api/v1/campaigns/{id}", "How a campaign is", &[(200, Body::Status)], &[404, 500]),
     operation(

@@ -2,6 +2,7 @@
 
 mod peers;
 mod readers;
+mod writers;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use reqwest::Method;
 use serde_json::Value;
 use tokio::sync::oneshot;
+use toll_protocol::campaign::MAX_DOCUMENT;
 
 use super::client::{Client, ClientError};
 use super::*;
@@ -28,6 +30,9 @@ spec:
   workloads: [{name: bulk, stream: {}}]
 ";
 
+/// How long a document may take to come, in tests.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 struct Nobody;
 impl Observer for Nobody {}
 
@@ -36,6 +41,7 @@ struct Served {
     /// Its Unix socket.
     socket: PathBuf,
     results: Arc<Semaphore>,
+    bodies: Bodies,
     directory: tempfile::TempDir,
     _stop: oneshot::Sender<()>,
 }
@@ -59,6 +65,7 @@ async fn serve_with(token: Option<&str>) -> Served {
     };
     let service = Service::new(options, link, events, questions, Nobody).expect("a service");
     let results = Arc::new(Semaphore::new(RESULTS));
+    let bodies = Bodies::new(bodies::BUDGET, PATIENCE);
     let api = Api {
         handle,
         token: token.map(Arc::from),
@@ -66,6 +73,7 @@ async fn serve_with(token: Option<&str>) -> Served {
         pulse: Pulse::new(service.heartbeat()),
         metrics: Arc::new(|| "toll_up 1\n".to_owned()),
         results: results.clone(),
+        bodies: bodies.clone(),
         answers: Answers::new(held::BUDGET),
     };
     let (stop, stopped) = oneshot::channel::<()>();
@@ -75,7 +83,7 @@ async fn serve_with(token: Option<&str>) -> Served {
     let path = directory.path().join("toll.sock");
     let socket = Socket::bind(&path).expect("a socket");
     tokio::spawn(serve(listener, socket, api, std::future::pending()));
-    Served { url, socket: path, results, directory, _stop: stop }
+    Served { url, socket: path, results, bodies, directory, _stop: stop }
 }
 
 /// The owner, at the Unix socket.
@@ -232,6 +240,39 @@ async fn results_are_made_in_turn() {
     drop(turns);
     let error = asked.await.expect("no panic").expect_err("there is none");
     assert_eq!(error.to_string(), "there is no campaign nothing");
+}
+
+#[tokio::test]
+async fn a_result_that_nobody_waits_for_any_more_keeps_its_turn_until_it_is_made() {
+    let (handle, mut questions) = handle::channel();
+    let results = Arc::new(Semaphore::new(RESULTS));
+    let api = Api {
+        handle,
+        token: None,
+        names: Names::new(&[]),
+        pulse: Pulse::new(Arc::new(AtomicU64::new(0))),
+        metrics: Arc::new(String::new),
+        results: results.clone(),
+        bodies: Bodies::default(),
+        answers: Answers::new(held::BUDGET),
+    };
+    let mut asked = Vec::new();
+    for _ in 0..RESULTS {
+        let leaves = made(&api, "one", |_| Response::default());
+        let question = tokio::select! {
+            _ = leaves => panic!("nobody has answered"),
+            question = questions.requests.recv() => question,
+        };
+        let Some(handle::Request::Result { answer, .. }) = question else { panic!("asks for a result") };
+        asked.push(answer);
+    }
+    // Both have left, and both results are still being read.
+    assert_eq!(results.available_permits(), 0);
+    for answer in asked {
+        drop(answer.send(Err(LookupError::Ending)));
+    }
+    let all = results.acquire_many(RESULTS as u32);
+    assert!(tokio::time::timeout(Duration::from_secs(10), all).await.is_ok());
 }
 
 #[tokio::test(flavor = "multi_thread")]

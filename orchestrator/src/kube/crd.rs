@@ -137,7 +137,7 @@ pub enum State {
     Finished,
     /// It was cancelled, and every trial is recorded.
     Cancelled,
-    /// The service does not take it.
+    /// The service does not take it, or the hosts that it selects can't do what it asks for.
     Refused,
 }
 

@@ -1,11 +1,11 @@
 //! What a `Campaign` object's status says of a campaign, and which events a change of it is. Pure.
 //!
 //! ```text
-//! service      Pending       Running                      Finished    Cancelled     refuses it
-//! Accepted     True          True                         True        True          False (why)
-//! Scheduled    False (why)   True                         True        as it was     -
-//! Running      False         True from the first trial    False       False         -
-//! Complete     False         False                        True        True          -
+//! service      Pending       Running                      Finished    Cancelled     Refused        does not take it
+//! Accepted     True          True                         True        True          True           False (why)
+//! Scheduled    False (why)   True                         True        as it was     False (why)    -
+//! Running      False         True from the first trial    False       False         False          -
+//! Complete     False         False                        True        True          True (why)     -
 //! ```
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -91,6 +91,7 @@ fn of_campaign(campaign: &service::CampaignStatus) -> CampaignStatus {
             CampaignState::Running => State::Running,
             CampaignState::Finished => State::Finished,
             CampaignState::Cancelled => State::Cancelled,
+            CampaignState::Refused => State::Refused,
         }),
         conditions: Vec::new(),
         trials: campaign.counts.as_ref().map(trials),
@@ -143,7 +144,9 @@ fn conditions(seen: Seen<'_>) -> Vec<Wanted> {
     };
     let hosts = format!("on {} hosts", campaign.hosts.len());
     let why = |otherwise: &str| campaign.reason.clone().unwrap_or_else(|| otherwise.to_owned());
+    let refused = || why("its hosts can't do what it asks for");
     let scheduled = match campaign.counts {
+        None if campaign.state == CampaignState::Refused => ("Scheduled", Some(false), "Refused", refused()),
         Some(counts) => ("Scheduled", Some(true), "Planned", format!("{} trials {hosts}", counts.planned)),
         None if campaign.state.is_over() => {
             ("Scheduled", Some(false), "Cancelled", why("it was cancelled before it had hosts"))
@@ -160,10 +163,12 @@ fn conditions(seen: Seen<'_>) -> Vec<Wanted> {
         (CampaignState::Finished | CampaignState::Cancelled, _) => {
             ("Running", Some(false), "Over", "every trial is recorded".to_owned())
         }
+        (CampaignState::Refused, _) => ("Running", Some(false), "Refused", "no trial was planned".to_owned()),
     };
     let complete = match campaign.state {
         CampaignState::Finished => ("Complete", Some(true), "Finished", outcome(campaign)),
         CampaignState::Cancelled => ("Complete", Some(true), "Cancelled", why("it was cancelled")),
+        CampaignState::Refused => ("Complete", Some(true), "Refused", refused()),
         CampaignState::Pending | CampaignState::Running => {
             ("Complete", Some(false), "InProgress", "trials are to come".to_owned())
         }
@@ -242,6 +247,8 @@ pub(super) fn news(old: Option<&CampaignStatus>, new: &CampaignStatus) -> Vec<Ne
     if let Some(note) = became("Complete", "True") {
         if new.state == Some(State::Cancelled) {
             tell(false, "Cancelled", "Cancel", note);
+        } else if new.state == Some(State::Refused) {
+            tell(true, "Refused", "Plan", note);
         } else {
             let bad = new.verdict.as_deref().is_some_and(|verdict| verdict != "pass")
                 || new.counts.is_some_and(|counts| counts.measured < counts.planned);

@@ -5,6 +5,7 @@ use std::path::Path;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use toll_protocol::printable::{self, printable};
 use toll_protocol::result::RunStatus;
 
 use super::{BUSY_TIMEOUT, LedgerError, LedgerHeader, PlannedTrial};
@@ -83,7 +84,7 @@ pub(super) fn read_header(connection: &Connection, path: &Path) -> Result<Ledger
         Ok(PlannedTrial { trial, cell: from_json("a cell", path, &cell)?, block, position })
     });
     Ok(LedgerHeader {
-        campaign,
+        campaign: printable(&campaign).into_owned(),
         manifest,
         seed: seed.parse().map_err(|source| LedgerError::DamagedSeed { path: path.to_owned(), source })?,
         arms: from_json("the arms", path, &arms)?,
@@ -91,7 +92,7 @@ pub(super) fn read_header(connection: &Connection, path: &Path) -> Result<Ledger
         provenance: from_json("the provenance", path, &provenance)?,
         submitted_unix_ms: u64::try_from(submitted).unwrap_or(0),
         hosts: hosts.map(|hosts| from_json("the hosts", path, &hosts)).transpose()?,
-        cancelled,
+        cancelled: cancelled.map(|why| printable(&why).into_owned()),
     })
 }
 
@@ -108,12 +109,17 @@ pub(super) fn to_json<T: Serialize>(value: &T) -> Result<String, LedgerError> {
     serde_json::to_string(value).map_err(LedgerError::Encode)
 }
 
+/// What was written as JSON. An older version may have written it, or somebody else: all of it is printable.
 pub(super) fn from_json<T: DeserializeOwned>(
     what: &'static str,
     path: &Path,
     text: &str,
 ) -> Result<T, LedgerError> {
-    serde_json::from_str(text).map_err(|source| LedgerError::Damaged { what, path: path.to_owned(), source })
+    serde_json::from_slice(&printable::json(text.as_bytes())).map_err(|source| LedgerError::Damaged {
+        what,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 pub(super) fn failed(action: &'static str, path: &Path, source: rusqlite::Error) -> LedgerError {

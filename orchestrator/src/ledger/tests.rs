@@ -89,15 +89,34 @@ fn the_provenance_can_be_completed() {
 }
 
 #[test]
-fn hostile_text_is_kept_as_text() {
+fn hostile_text_is_kept_as_text_and_read_as_what_can_be_printed() {
     let directory = directory();
     let (mut ledger, records, path) = new(&directory);
-    let words = "'); DROP TABLE record; -- \u{0} \u{1f980} </script>".to_owned();
-    let failure = Failure { reason: words.clone(), last_words: vec![words; 3] };
-    let outcome = Outcome::Failed { host: "x'y".to_owned(), failure };
-    let record = TrialRecord { outcome, ..records[0].clone() };
-    ledger.record(&record).expect("records");
-    assert_eq!(Ledger::open(&path).expect("opens").records().expect("reads"), [record]);
+    let record = |words: &str| {
+        let failure = Failure { reason: words.to_owned(), last_words: vec![words.to_owned(); 3] };
+        let outcome = Outcome::Failed { host: "x'y".to_owned(), failure };
+        TrialRecord { outcome, ..records[0].clone() }
+    };
+    let hostile = record("'); DROP TABLE record; -- \u{0} \u{1f980} </script>\u{1b}[2J\u{202e}");
+    ledger.record(&hostile).expect("records");
+    assert_eq!(ledger.record(&hostile).expect("is the same"), Recorded::Already);
+    let shown = record("'); DROP TABLE record; -- \\0 \u{1f980} </script>\\u{1b}[2J\\u{202e}");
+    assert_eq!(Ledger::open(&path).expect("opens").records().expect("reads"), [shown]);
+}
+
+#[test]
+fn what_an_older_version_wrote_of_a_campaign_is_read_as_what_can_be_printed() {
+    let directory = directory();
+    let (mut header, _) = test_support::campaign();
+    header.campaign = "c\u{1b}[2J".into();
+    header.provenance.hosts[0].facts.kernel = "Linux\u{202e}\n".into();
+    header.manifest = "a: 1\n# \u{202e}\n".into();
+    let path = directory.path().join("old.sqlite");
+    drop(Ledger::create(&path, &header).expect("creates"));
+    let ledger = Ledger::open(&path).expect("opens");
+    assert_eq!(ledger.header().campaign, "c\\u{1b}[2J");
+    assert_eq!(ledger.header().provenance.hosts[0].facts.kernel, "Linux\\u{202e}\\n");
+    assert_eq!(ledger.header().manifest, header.manifest, "a document is what was submitted");
 }
 
 #[test]

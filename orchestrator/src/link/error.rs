@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::frame::FrameError;
 
-use super::{HANDSHAKE, HELLO, MOST_HELLO};
+use super::{HANDSHAKE, HELLO};
+use toll_protocol::message::LONGEST;
 
 /// Why agents can't be listened for, or one was refused.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +44,7 @@ pub enum LinkError {
     )]
     NoName,
     /// It tells more of itself than there is to tell.
-    #[error("its Hello has more than {MOST_HELLO} bytes")]
+    #[error("its Hello has more than {LONGEST} bytes")]
     LongHello,
     /// The name is not the certificate's.
     #[error("it says that it is `{name}`, and its certificate says otherwise")]

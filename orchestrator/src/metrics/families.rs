@@ -40,7 +40,7 @@ pub const AGENTS: Family = Family {
 pub const CAMPAIGNS: Family = Family {
     name: "toll_campaigns",
     kind: Kind::Gauge,
-    labels: &[Label { name: "state", values: "`pending`, `running`, `finished`, `cancelled`" }],
+    labels: &[Label { name: "state", values: "`pending`, `running`, `finished`, `cancelled`, `refused`" }],
     help: "Campaigns that the service has, those that are over too, by state.",
 };
 /// Trials that are not over.

@@ -198,7 +198,7 @@ fn states_that_nothing_is_in_are_0_once_they_are_known() {
     let all = (of("idle"), of("busy"), of("away"), of("barred"));
     assert_eq!(all, (Some(3.0), Some(0.0), Some(1.0), Some(0.0)));
     metrics.campaigns([(CampaignState::Running, 1)]);
-    assert_eq!(series(&metrics, "toll_campaigns").len(), 4);
+    assert_eq!(series(&metrics, "toll_campaigns").len(), CampaignState::ALL.len());
     metrics.trials(40, 2);
     assert_eq!(series(&metrics, "toll_trials")[r#"{state="in-flight"}"#], 2.0);
 }

@@ -4,6 +4,7 @@
 //!  Waiting --enough hosts--> Storing --plan durable--> Running --every record durable--> Over
 //!     |                         |                         ^
 //!     +---- cancelled: Over     +--- cancelled: skipped --+      (from any: Abandoned, if its ledger fails for good)
+//!     +---- its hosts can't do it, refused: Over
 //! ```
 
 use std::collections::hash_map::Entry;

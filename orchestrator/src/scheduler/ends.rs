@@ -18,7 +18,7 @@ use super::{Command, Now};
 use crate::plan::{Cell, Plan};
 
 /// Where the other end finds `end`, on a host with these facts.
-fn place(end: &EndSpec, facts: &HostFacts) -> Option<Ipv4Addr> {
+pub(super) fn place(end: &EndSpec, facts: &HostFacts) -> Option<Ipv4Addr> {
     match end.kind.port() {
         // Behind address translation it is the host that connects.
         None | Some(Port::Nat) => Some(facts.nic.as_ref()?.address?.address),

@@ -9,6 +9,7 @@
 //! ```
 
 mod addresses;
+mod owners;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -358,11 +359,12 @@ impl Fleet {
             let why = obstacle(end, host.facts.as_deref()?)?;
             Some(format!("{}: {why}", host.name))
         });
-        lacking.or_else(|| {
+        let lacking = lacking.or_else(|| {
             let told =
                 |host: HostIndex| Some((self.hosts[host].name.as_str(), self.hosts[host].facts.as_deref()?));
             unreachable(cell, [told(a)?, told(b)?])
-        })
+        });
+        lacking.or_else(|| self.impostor([a, b], cell))
     }
 
     fn barred(&self, name: &str) -> Option<&str> {

@@ -167,7 +167,7 @@ struct Simulation {
     begun: BTreeMap<TrialId, u64>,
     records: BTreeMap<TrialId, TrialRecord>,
     sent: Vec<(String, ToAgent)>,
-    finished: BTreeMap<String, Option<String>>,
+    finished: BTreeMap<String, Ending>,
     waiting: usize,
 }
 
@@ -388,8 +388,8 @@ impl Simulation {
                 self.agent(&host, &message);
             }
             Command::Phase { .. } => {}
-            Command::Finished { campaign, cancelled } => {
-                let before = self.finished.insert(campaign, cancelled);
+            Command::Finished { campaign, ending } => {
+                let before = self.finished.insert(campaign, ending);
                 assert!(before.is_none(), "a campaign finished twice");
             }
         }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::message::{FromAgent, ToAgent};
 use toll_protocol::result::{RunCounts, TrialRecord};
+use toll_protocol::service::CampaignState;
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::Span;
 
@@ -152,13 +153,48 @@ pub enum Command {
         /// The record.
         record: Box<TrialRecord>,
     },
-    /// All trials of a campaign are over and recorded; comes once.
+    /// All trials of a campaign are over and recorded, or there never will be any; comes once.
     Finished {
         /// The campaign.
         campaign: String,
-        /// Why it was cancelled, if it was.
-        cancelled: Option<String>,
+        /// How it ends.
+        ending: Ending,
     },
+}
+
+/// How a campaign ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ending {
+    /// With its last trial.
+    Finished,
+    /// Because somebody wanted it to end, and why.
+    Cancelled(String),
+    /// Before it had a plan: its hosts can't do what it asks for, and why.
+    Refused(String),
+}
+
+impl Ending {
+    /// Of a campaign that was cancelled for a reason, or of one that was not.
+    pub fn of(cancelled: Option<String>) -> Self {
+        cancelled.map_or(Self::Finished, Self::Cancelled)
+    }
+
+    /// The state that it leaves the campaign in.
+    pub const fn state(&self) -> CampaignState {
+        match self {
+            Self::Finished => CampaignState::Finished,
+            Self::Cancelled(_) => CampaignState::Cancelled,
+            Self::Refused(_) => CampaignState::Refused,
+        }
+    }
+
+    /// Why it ends, but with its last trial.
+    pub fn reason(self) -> Option<String> {
+        match self {
+            Self::Finished => None,
+            Self::Cancelled(why) | Self::Refused(why) => Some(why),
+        }
+    }
 }
 
 /// A part of a trial's life whose length is told.

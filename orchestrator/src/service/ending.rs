@@ -17,7 +17,7 @@ use super::store::{LEDGER, Over, Seen, Store};
 use super::writer::Job;
 use super::{Observer, Service, ServiceError, unix_ms};
 use crate::ledger::LedgerError;
-use crate::scheduler::Event;
+use crate::scheduler::{Ending, Event};
 
 /// Something that was made beside the task.
 pub(super) enum Made {
@@ -51,12 +51,12 @@ pub(super) struct Ended {
 }
 
 impl<O: Observer> Service<O> {
-    /// Every trial of a campaign is recorded: its ledger is closed, then its files are written.
-    pub(super) fn finished(&mut self, id: &str, cancelled: Option<String>) -> Result<(), ServiceError> {
+    /// Every trial of a campaign is recorded, or there will be none: its ledger is closed, then its files are written.
+    pub(super) fn finished(&mut self, id: &str, ending: Ending) -> Result<(), ServiceError> {
         let Some(kept) = self.kept.get(id) else { return Ok(()) };
         let mut provenance = kept.provenance.clone().unwrap_or_else(|| self.provenance(&[]));
         provenance.ended_unix_ms = Some(unix_ms());
-        provenance.interrupted |= cancelled.is_some();
+        provenance.interrupted |= matches!(ending, Ending::Cancelled(_));
         let facts = self.facts_of(kept.status.hosts.iter().map(String::as_str));
         // Those that were not there when it was planned; one that is away now keeps what it said then.
         for host in facts {
@@ -67,7 +67,8 @@ impl<O: Observer> Service<O> {
         }
         if let Some(kept) = self.kept.get_mut(id) {
             kept.phase = Phase::Ending;
-            kept.status.reason = cancelled;
+            kept.status.state = ending.state();
+            kept.status.reason = ending.reason();
             kept.status.ended_unix_ms = provenance.ended_unix_ms;
         }
         self.give(id, Job::Close(Box::new(provenance)))
@@ -143,7 +144,7 @@ impl<O: Observer> Service<O> {
             self.step(Event::Abandon { campaign: id.to_owned() })?;
         }
         // What was given to the ledger before comes back until then.
-        self.finished(id, Some(why))
+        self.finished(id, Ending::Cancelled(why))
     }
 
     fn ended(&mut self, id: &str, Ended { over, result, unwritten }: Ended) {
@@ -179,8 +180,11 @@ impl<O: Observer> Service<O> {
 /// Makes the last summary of a campaign and writes its files. Blocks.
 fn end(store: &Store, gates: &[Gate], unkept: &[TrialRecord], mut over: Over) -> Ended {
     let (id, status) = (over.status.id.clone(), &mut over.status);
-    let cancelled = status.reason.is_some();
-    status.state = if cancelled { CampaignState::Cancelled } else { CampaignState::Finished };
+    if status.state == CampaignState::Refused {
+        // It has no plan, and so no result.
+        let unwritten = store.write_status(&over).err().map(|error| kept::chain(&error));
+        return Ended { over, result: None, unwritten };
+    }
     let mut made = None;
     match kept::summarise(&store.directory(&id).join(LEDGER), gates, unkept) {
         Ok(mut result) => {

@@ -96,6 +96,14 @@ pub enum LookupError {
         /// The id.
         id: String,
     },
+    /// It was never planned, and so has no result.
+    #[error("campaign {id} has no result, as it was refused: {why}")]
+    Refused {
+        /// The id.
+        id: String,
+        /// Why its hosts can't do it.
+        why: String,
+    },
     /// Its ledger can't be read.
     #[error("the results of campaign {id} can't be read: {why}")]
     Ledger {

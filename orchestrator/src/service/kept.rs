@@ -106,7 +106,10 @@ impl Kept {
                 status.reason = progress.cancelled.or(status.reason);
             }
             // Its last summary is being made.
-            None if self.phase == Phase::Ending => status.state = CampaignState::Running,
+            None if self.phase == Phase::Ending && !status.hosts.is_empty() => {
+                status.state = CampaignState::Running;
+            }
+            None if self.phase == Phase::Ending => status.state = CampaignState::Pending,
             None => status.reason = status.reason.or(waits_for),
         }
         status

@@ -105,10 +105,14 @@ impl Archive {
         &self.counts
     }
 
-    /// Ids of the latest `count` to end, the first to end first.
+    /// Ids of the latest `count` to end that have a result, the first to end first.
     pub fn latest(&self, count: usize) -> Vec<String> {
-        let skipped = self.by_end.len().saturating_sub(count);
-        self.by_end.iter().skip(skipped).map(|(_, id)| id.clone()).collect()
+        let has_result =
+            |id: &&String| self.by_id.get(*id).is_some_and(|past| past.state != CampaignState::Refused);
+        let ended = self.by_end.iter().rev().map(|(_, id)| id);
+        let mut latest: Vec<String> = ended.filter(has_result).take(count).cloned().collect();
+        latest.reverse();
+        latest
     }
 
     /// Ids of all but the latest `keep` to end, of those that ended by `until`.
@@ -146,6 +150,8 @@ mod tests {
         archive.insert(past("d", 5, CampaignState::Cancelled));
         let counts = [(CampaignState::Finished, 2), (CampaignState::Cancelled, 1)];
         assert_eq!(*archive.counts(), BTreeMap::from(counts));
+        archive.insert(past("e", 6, CampaignState::Refused));
+        assert_eq!((archive.latest(2), archive.beyond(1, 6).len()), (vec!["a".to_owned(), "d".to_owned()], 3));
         assert!(archive.get("b").is_none() && archive.get("d").is_some_and(|past| past.is_of("c")));
         assert!(!archive.get("a").expect("is there").is_of("another"));
     }

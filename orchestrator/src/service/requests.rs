@@ -3,12 +3,13 @@
 use tokio::sync::oneshot;
 use toll_protocol::campaign::Campaign;
 use toll_protocol::result::CampaignResult;
-use toll_protocol::service::{CampaignStatus, Submitted};
+use toll_protocol::service::{CampaignState, CampaignStatus, Submitted};
 
 use super::handle::{LookupError, Request, SubmitError};
 use super::ids::{self, is_id};
 use super::kept::{self, Kept, Phase};
-use super::store::{LEDGER, StoreError};
+use super::past::Past;
+use super::store::{LEDGER, Store, StoreError};
 use super::writer::Job;
 use super::{Observer, Service, ServiceError, Waiting, unix_ms};
 use crate::scheduler::Event;
@@ -189,11 +190,22 @@ impl<O: Observer> Service<O> {
         let store = self.options.store.clone();
         let unreadable = |id, why| LookupError::Ledger { id, why };
         match self.kept.get(&id) {
-            None if self.past.get(&id).is_some() => drop(tokio::task::spawn_blocking(move || {
-                let result = store.result(&id);
-                drop(answer.send(result.map_err(|why| unreadable(id, why))));
-            })),
-            None => drop(answer.send(Err(self.unknown(id)))),
+            None => {
+                let Some(past) = self.past.get(&id).cloned() else {
+                    return drop(answer.send(Err(self.unknown(id))));
+                };
+                drop(tokio::task::spawn_blocking(move || {
+                    let result = match refusal(&past, &store) {
+                        Some(why) => Err(LookupError::Refused { id, why }),
+                        None => store.result(&id).map_err(|why| unreadable(id, why)),
+                    };
+                    drop(answer.send(result));
+                }));
+            }
+            Some(Kept { status, .. }) if status.state == CampaignState::Refused => {
+                let why = status.reason.clone().unwrap_or_default();
+                drop(answer.send(Err(LookupError::Refused { id, why })));
+            }
             Some(Kept { phase: Phase::Over, result, status, .. }) => {
                 let why = || status.fault.clone().unwrap_or_default();
                 drop(answer.send(result.clone().ok_or_else(|| unreadable(id, why()))));
@@ -208,6 +220,12 @@ impl<O: Observer> Service<O> {
             }
         }
     }
+}
+
+/// Why a campaign that is over was refused, if it was. Reads: for a thread that may block.
+fn refusal(past: &Past, store: &Store) -> Option<String> {
+    let status = (past.state == CampaignState::Refused).then(|| past.status(store))?;
+    Some(status.and_then(|status| status.reason.or(status.fault)).unwrap_or_default())
 }
 
 /// What becomes of a submission.

@@ -11,7 +11,7 @@ use super::kept::{self, Kept, Phase};
 use super::store::{Found, Live, Look};
 use super::writer::Job;
 use super::{Observer, Service, ServiceError};
-use crate::scheduler::{Event, ResumedCampaign};
+use crate::scheduler::{Ending, Event, ResumedCampaign};
 
 /// Campaigns that are over and whose figures are shown again: the latest of each name are among them.
 const SHOWN: usize = 20;
@@ -76,7 +76,7 @@ impl<O: Observer> Service<O> {
             self.kept.insert(id.to_owned(), kept);
             self.give(id, Job::Open(Box::new(ledger)))?;
             if let Some(reason) = header.cancelled {
-                return self.finished(id, Some(reason));
+                return self.finished(id, Ending::Cancelled(reason));
             }
             let new = self.new_campaign(id, campaign, header.seed);
             return self.step(Event::Submit(Box::new(new)));
@@ -88,7 +88,11 @@ impl<O: Observer> Service<O> {
         let Some(plan) = kept::plan_again(&campaign, &header) else {
             let why = "this version of Toll plans it otherwise than the one that began it";
             tracing::error!(campaign = id, why, "can't go on");
-            return self.finished(id, Some(why.to_owned()));
+            if let Some(kept) = self.kept.get_mut(id) {
+                // Nobody wanted it to end.
+                kept.status.fault = Some(why.to_owned());
+            }
+            return self.finished(id, Ending::Cancelled(why.to_owned()));
         };
         let place: BTreeMap<_, usize> =
             plan.trials.iter().enumerate().map(|(index, trial)| (trial.id, index)).collect();

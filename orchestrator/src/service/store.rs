@@ -20,13 +20,15 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use toll_protocol::file::{Content, FileError};
+use toll_protocol::printable;
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::CampaignStatus;
 
 use super::ids::is_id;
 use super::kept;
+use crate::file;
 use crate::ledger::{Ledger, LedgerError, LedgerHeader};
 use crate::report;
 
@@ -92,6 +94,9 @@ pub enum StoreError {
         /// What is wrong.
         source: serde_json::Error,
     },
+    /// A file that is not read.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The ledger.
     #[error("the ledger can't be used")]
     Ledger(#[from] LedgerError),
@@ -101,11 +106,16 @@ impl StoreError {
     /// Whether an attempt may fare better later.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Io { .. } | Self::Held { .. } | Self::There { .. } => true,
-            Self::Json { .. } | Self::Id(_) => false,
+            Self::Io { .. } | Self::Held { .. } | Self::There { .. } | Self::File(FileError::Read { .. }) => true,
+            Self::Json { .. } | Self::Id(_) | Self::File(_) => false,
             Self::Ledger(LedgerError::Open { source, .. }) => source.kind() != io::ErrorKind::NotFound,
             Self::Ledger(error) => error.may_pass(),
         }
+    }
+
+    /// Whether it is that there is no such file.
+    fn is_missing(&self) -> bool {
+        matches!(self, Self::File(FileError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound)
     }
 }
 
@@ -137,6 +147,21 @@ pub struct Over {
     pub status: CampaignStatus,
     /// The document, as it was submitted.
     pub manifest: String,
+}
+
+impl Over {
+    /// Reads what was written: all that it says is printable, but for the document, whose lines stay lines.
+    ///
+    /// # Errors
+    /// Why it is none.
+    fn read(json: &[u8]) -> serde_json::Result<Self> {
+        #[derive(Deserialize)]
+        struct Written {
+            manifest: String,
+        }
+        let Written { manifest } = serde_json::from_slice(json)?;
+        Ok(Self { manifest, ..serde_json::from_slice(&printable::json(json))? })
+    }
 }
 
 impl Store {
@@ -252,8 +277,7 @@ impl Store {
     /// What is wrong, in one sentence.
     pub fn result(&self, id: &str) -> Result<Box<CampaignResult>, String> {
         let path = self.directory(id).join(RESULT);
-        let written: Result<CampaignResult, StoreError> = read_json(&path);
-        match written {
+        match read(&path, Content::RESULT, CampaignResult::read) {
             Ok(result) => Ok(Box::new(result)),
             Err(error) => {
                 let ledger = Ledger::open(&self.directory(id).join(LEDGER));
@@ -270,8 +294,8 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn over(&self, id: &str) -> Result<Option<Over>, StoreError> {
-        match read_json(&self.directory(id).join(STATUS)) {
-            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        match read(&self.directory(id).join(STATUS), Content::STATUS, Over::read) {
+            Err(error) if error.is_missing() => Ok(None),
             other => other.map(Some),
         }
     }
@@ -292,9 +316,23 @@ pub fn write_files(directory: &Path, result: &CampaignResult) -> Result<PathBuf,
     Ok(page)
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, StoreError> {
-    let text = fs::read(path).map_err(io_error("read", path))?;
-    serde_json::from_slice(&text).map_err(|source| StoreError::Json { path: path.to_owned(), source })
+/// Reads a document. Whoever can write to the data directory may have put anything there, and a start looks at all of it.
+fn read<T>(
+    path: &Path,
+    content: Content,
+    parse: impl Fn(&[u8]) -> serde_json::Result<T>,
+) -> Result<T, StoreError> {
+    let (what, path_of) = (content.what, || path.to_owned());
+    let known = fs::metadata(path).map_err(|source| FileError::Read { what, path: path_of(), source })?;
+    // To open a pipe would wait for somebody to write.
+    if !known.is_file() {
+        return Err(FileError::Kind { what, path: path_of() }.into());
+    }
+    if known.len() > content.longest {
+        return Err(FileError::TooLong { what, path: path_of(), longest: content.longest }.into());
+    }
+    let text = file::read(path, content)?;
+    parse(text.as_bytes()).map_err(|source| StoreError::Json { path: path.to_owned(), source })
 }
 
 fn remove(directory: &Path) -> Result<(), StoreError> {

@@ -451,3 +451,27 @@ async fn a_campaign_that_has_just_ended_is_not_removed() {
     }
     service.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_campaign_that_its_hosts_cannot_do_is_refused_and_stays_so() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let host = |name: &str, mtu| plan::Host { name: name.into(), virtual_address: None, mtu, rate: None };
+    let lab = LabHosts { hosts: vec![host("a", 1400), host("b", 1500)], rate: None, mtu: 1500 };
+    let service = run(new_with(directory.path(), |options| Options { lab: Some(lab), ..options }).await);
+    service.handle.submit(Some("one".into()), named("c")).await.expect("is valid");
+    let check = async |service: &Running| {
+        let status = service.over("one").await;
+        assert_eq!((status.state, status.fault, status.counts), (CampaignState::Refused, None, None));
+        let why = status.reason.expect("is told");
+        assert!(why.contains("a 1400, b 1500") && !why.contains("  "), "{why}");
+        let error = service.handle.result("one").await.expect_err("there is none");
+        assert!(matches!(&error, LookupError::Refused { why: told, .. } if *told == why), "{error}");
+        service.handle.cancel("one", "too late").await.expect("is over");
+        assert!(!directory.path().join("campaigns/one/result.json").exists());
+    };
+    check(&service).await;
+    service.stop().await;
+    let service = start(directory.path()).await;
+    check(&service).await;
+    service.stop().await;
+}

@@ -142,6 +142,7 @@ async fn another_user_at_an_opened_socket_may_ask_and_needs_the_token_for_change
         pulse: Pulse::new(Arc::new(AtomicU64::new(0))),
         metrics: Arc::new(String::new),
         results: Arc::new(Semaphore::new(RESULTS)),
+        bodies: Bodies::default(),
         answers: Answers::new(held::BUDGET),
     };
     let ask = async |token, method, shown: &str| {

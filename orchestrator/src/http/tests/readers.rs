@@ -21,6 +21,7 @@ async fn serve_long() -> (SocketAddr, Answers) {
         pulse: Pulse::new(Arc::new(AtomicU64::new(0))),
         metrics: Arc::new(String::new),
         results: Arc::new(Semaphore::new(RESULTS)),
+        bodies: Bodies::default(),
         answers: answers.clone(),
     };
     let app = Router::new()

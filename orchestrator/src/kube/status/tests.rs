@@ -97,6 +97,29 @@ fn a_cancelled_campaign_says_why() {
 }
 
 #[test]
+fn a_campaign_that_its_hosts_cannot_do_is_over_and_says_why() {
+    let mut refused = campaign(CampaignState::Pending);
+    (refused.state, refused.reason) = (CampaignState::Refused, Some("the NICs have different MTUs".into()));
+    let pending = status(Seen::Taken(&campaign(CampaignState::Pending)), Some(1), None, at(10));
+    let refused = status(Seen::Taken(&refused), Some(1), Some(&pending), at(20));
+    assert_eq!(refused.state, Some(State::Refused));
+    assert_eq!(
+        states(&refused),
+        [("Accepted", "True"), ("Scheduled", "False"), ("Running", "False"), ("Complete", "True")]
+    );
+    for name in ["Scheduled", "Complete"] {
+        let told = condition(&refused, name);
+        assert_eq!(
+            (told.reason.as_str(), told.message.as_str()),
+            ("Refused", "the NICs have different MTUs")
+        );
+    }
+    let told = news(Some(&pending), &refused);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].warning && told[0].reason == "Refused" && told[0].note == "the NICs have different MTUs");
+}
+
+#[test]
 fn figures_are_written_for_people_and_bounded() {
     let mut running = campaign(CampaignState::Running);
     let cell = CellStatus {
@@ -118,12 +141,7 @@ fn figures_are_written_for_people_and_bounded() {
 }
 
 fn any_campaign() -> impl Strategy<Value = service::CampaignStatus> {
-    let state = prop::sample::select(vec![
-        CampaignState::Pending,
-        CampaignState::Running,
-        CampaignState::Finished,
-        CampaignState::Cancelled,
-    ]);
+    let state = prop::sample::select(CampaignState::ALL.to_vec());
     let counts = prop::option::of((0_u32..100, 0_u32..100, 0_u32..100, 0_u32..100));
     let verdict =
         prop::option::of(prop::sample::select(vec![Verdict::Pass, Verdict::Fail, Verdict::Inconclusive]));

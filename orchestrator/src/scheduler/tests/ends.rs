@@ -65,6 +65,14 @@ fn a_receiver_without_a_byte_has_failed_whatever_its_agent_calls_it() {
     assert_eq!(fleet.outcomes(failed), fleet.plan().trials.len());
 }
 
+impl Simulation {
+    /// Why the only campaign was refused.
+    pub(super) fn refusal(&self) -> &str {
+        let Some(Ending::Refused(why)) = self.finished.get("c") else { panic!("{:?}", self.finished) };
+        why
+    }
+}
+
 fn on_mtus(mtus: [u32; 2], asked: Option<u16>) -> Simulation {
     let mut fleet = Simulation::new(POLICY, 1, NO_FAULTS);
     for (n, mtu) in (1..).zip(mtus) {
@@ -82,13 +90,13 @@ fn on_mtus(mtus: [u32; 2], asked: Option<u16>) -> Simulation {
 fn nics_of_different_mtus_are_told_once_with_what_to_write() {
     let mut fleet = on_mtus([1400, 1500], None);
     fleet.run();
-    let why = fleet.finished["c"].clone().expect("it did not run");
+    let why = fleet.refusal();
     assert!(why.contains("node-1 1400, node-2 1500") && why.contains("`mtu: 1400`"), "{why}");
     assert!(fleet.records.is_empty());
 
     let mut fleet = on_mtus([1400, 1500], Some(1500));
     fleet.run();
-    let why = fleet.finished["c"].clone().expect("it did not run");
+    let why = fleet.refusal();
     assert!(why.contains("(node-1 1400)"), "{why}");
 
     let mut fleet = on_mtus([1400, 9000], Some(1400));

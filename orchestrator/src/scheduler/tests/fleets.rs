@@ -258,7 +258,7 @@ fn a_campaign_too_large_for_the_fleet_that_is_there_ends_with_the_reason() {
     large.campaign.blocks = 1000;
     fleet.submit(large);
     fleet.run();
-    let reason = fleet.finished["c"].clone().expect("it did not run");
+    let reason = fleet.refusal();
     assert!(reason.contains("trials on 40 hosts; at most 100000"), "{reason}");
     assert!(fleet.plans.is_empty() && fleet.records.is_empty());
 }
@@ -288,7 +288,7 @@ fn a_campaign_whose_ledger_fails_frees_its_hosts() {
     fleet.run();
     assert!(!fleet.records.contains_key(&first), "nobody keeps it");
     assert!(!fleet.finished.contains_key("c"));
-    assert_eq!(fleet.finished.get("d"), Some(&None), "the hosts were not freed");
+    assert_eq!(fleet.finished.get("d"), Some(&Ending::Finished), "the hosts were not freed");
 }
 
 /// An agent that comes and goes keeps its trial, but not for ever.

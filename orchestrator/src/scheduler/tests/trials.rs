@@ -138,7 +138,7 @@ fn cancel_ends_the_campaign_and_keeps_what_was_measured() {
     assert!(fleet.outcomes(is_measured) >= 2 && fleet.outcomes(is_lost) == 1);
     assert_eq!(fleet.records.len(), fleet.plan().trials.len());
     assert!(fleet.clock < 11_000_000);
-    assert_eq!(fleet.finished["c"].as_deref(), Some("the campaign was interrupted"));
+    assert_eq!(fleet.finished["c"], Ending::Cancelled("the campaign was interrupted".into()));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use toll_protocol::result::RunStatus;
 use toll_protocol::trial::TrialId;
 
 use super::{
-    Fleet, LEDGER, Over, REMOVED, STATUS, Store, StoreError, UNFINISHED, io_error, read_json, remove, sync,
+    Content, Fleet, LEDGER, Over, REMOVED, STATUS, Store, StoreError, UNFINISHED, io_error, read, remove, sync,
 };
 use crate::ledger::{Ledger, LedgerError};
 use crate::service::ids::is_id;
@@ -136,9 +136,9 @@ fn left_out(error: &StoreError) -> Look {
 }
 
 fn open(directory: &Path) -> Result<Found, StoreError> {
-    match read_json::<Over>(&directory.join(STATUS)) {
+    match read(&directory.join(STATUS), Content::STATUS, Over::read) {
         Ok(over) => Ok(Found::Over(Box::new(Past::new(&over)))),
-        Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+        Err(error) if error.is_missing() => {
             Ok(Found::Live(Box::new(Live::read(Ledger::open(&directory.join(LEDGER))?)?)))
         }
         Err(error) => Err(error),

@@ -136,6 +136,16 @@ fn whatever_lies_in_the_directory_is_named_and_left_alone() {
         .and_then(|it| it.execute_batch("DROP TABLE planned"))
         .expect("damages");
     fs::write(path("json").join(STATUS), b"{").expect("writes");
+    // Neither may keep a start waiting, nor fill the memory.
+    for (name, device) in [("zero", "/dev/zero"), ("endless", "/dev/full")] {
+        fs::create_dir(path(name)).expect("makes");
+        symlink(device, path(name).join(STATUS)).expect("links");
+    }
+    fs::create_dir(path("pipe")).expect("makes");
+    nix::unistd::mkfifo(&path("pipe").join(STATUS), nix::sys::stat::Mode::S_IRWXU).expect("makes");
+    fs::create_dir(path("long")).expect("makes");
+    let long = fs::File::create(path("long").join(STATUS)).expect("makes");
+    long.set_len(Content::STATUS.longest + 1).expect("grows");
     fs::create_dir_all(ledger("directory")).expect("makes");
     fs::create_dir(path("empty")).expect("makes");
     fs::create_dir(path("lost+found")).expect("makes");
@@ -150,16 +160,20 @@ fn whatever_lies_in_the_directory_is_named_and_left_alone() {
         ("corrupt", "is no ledger of Toll", false),
         ("directory", "is no ledger of Toll", false),
         ("empty", "can't be opened", false),
+        ("endless", "neither a regular file nor a pipe", false),
         ("file", "not the directory of a campaign", false),
         ("file.new", "no campaign's id", false),
         ("json", "status.json is not what Toll writes there", false),
         ("link", "can't be looked at", true),
+        ("long", "is too long", false),
         ("loop", "can't be looked at", true),
         ("lost+found", "no campaign's id", false),
         ("newer", "was written by a newer Toll", false),
         ("older", "was written by an older Toll", false),
+        ("pipe", "neither a regular file", false),
         ("tables", "reading the plan", false),
         ("truncated", "ledger.sqlite", false),
+        ("zero", "neither a regular file nor a pipe", false),
     ];
     let mut found = Vec::new();
     for (name, look) in &seen {
@@ -204,5 +218,5 @@ fn a_result_that_was_not_written_is_made_from_the_ledger() {
     store.remove("one").expect("removes");
     assert!(!directory.path().join("campaigns/one").exists() && store.load().expect("lists").is_empty());
     let error = store.result("one").expect_err("there is none");
-    assert!(error.contains("result.json can't be read") && error.contains("ledger.sqlite"), "{error}");
+    assert!(error.contains("the result can't be read from") && error.contains("ledger.sqlite"), "{error}");
 }
