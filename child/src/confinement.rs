@@ -8,7 +8,8 @@
 
 use std::io;
 
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use nix::sys::signal::kill;
+use nix::unistd::{Gid, Uid, getresuid, setgroups, setresgid, setresuid};
 use rustix::process::{
     DumpableBehavior, Pid, Resource, Rlimit, getppid, parent_process_death_signal, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit,
@@ -41,6 +42,9 @@ pub enum ConfinementError {
     /// There are threads, each with capabilities of its own.
     #[error("the process has {0} threads by now, and rights must be given up by the first alone")]
     Threads(usize),
+    /// It has another user, or rights.
+    #[error("the process is not user {0} without rights: it sends no signal")]
+    Another(u32),
     /// The agent has ended meanwhile: nobody would end this process.
     #[error("the agent has ended")]
     Orphaned,
@@ -81,6 +85,8 @@ impl Confinement {
         if self.user.is_some() || held.effective.contains(CapabilitySet::SETPCAP) {
             clear_bounding_set().map_err(refused("PR_CAPBSET_DROP"))?;
         }
+        // Before the user changes: a process of that user can never get a right, which tells it from a person's.
+        set_no_new_privs(true).map_err(refused("PR_SET_NO_NEW_PRIVS"))?;
         if let Some(user) = self.user {
             let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
             setgroups(&[]).map_err(refused("setgroups"))?;
@@ -90,7 +96,6 @@ impl Confinement {
         let none = CapabilitySet::empty();
         let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
         set_capabilities(None, none).map_err(refused("capset"))?;
-        set_no_new_privs(true).map_err(refused("PR_SET_NO_NEW_PRIVS"))?;
         limit(self.user.is_some(), FILE_BYTES.saturating_add(capture)).map_err(refused("setrlimit"))?;
         // After the change of user, which sets it to what fs.suid_dumpable says. A limit of 0 on core dumps does not bind a
         // kernel that pipes them to a program (core(5)); this does.
@@ -101,6 +106,24 @@ impl Confinement {
         }
         Ok(())
     }
+}
+
+/// Becomes `user`, without a right, and sends SIGKILL to all processes of that user that this one sees: at one moment, so
+/// that none gets away by a fork (kill(2), -1). Nobody else's can be meant: who has no capability reaches those alone whose
+/// real or saved user it is. Whether there were any is not told, nor whether they have ended: Linux answers with
+/// success in any case.
+///
+/// # Errors
+/// [`ConfinementError`]; nothing has been sent then.
+pub fn end_processes_of(user: u32) -> Result<(), ConfinementError> {
+    Confinement { user: Some(user) }.enter(0)?;
+    let now = getresuid().map_err(refused("getresuid"))?;
+    let held = capabilities(None).map_err(refused("capget"))?;
+    let is_user = [now.real, now.effective, now.saved].iter().all(|id| id.as_raw() == user);
+    if !is_user || user == 0 || !held.effective.is_empty() || !held.permitted.is_empty() {
+        return Err(ConfinementError::Another(user));
+    }
+    kill(nix::unistd::Pid::from_raw(-1), nix::sys::signal::Signal::SIGKILL).map_err(refused("kill"))
 }
 
 /// A parent that ended while there was no signal can't send it any more.

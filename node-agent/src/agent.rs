@@ -122,6 +122,11 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let health = Arc::new(Health::new(Instant::now()));
     let _http = listen(config.http, &health, config.metrics.registry().into()).await?;
     let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(AgentError::Spawner)?;
+    let endpoint = config.programs.join("toll-endpoint");
+    let (users, left) = config.users.sweep(&spawner, &endpoint).await;
+    if !users.is_empty() {
+        tracing::warn!(?users, ?left, "processes of a former agent were running");
+    }
     // Before they are collected: what changes from then on is told.
     let changes = Changes::listen()?;
     let mut facts = facts::collect(Some(&nic), &config.programs, &spawner, &config.users).await;
@@ -270,6 +275,10 @@ impl Agent {
         }
         // Dropped tasks drop their children, which kills them; then the sweep takes their links.
         self.tasks.shutdown().await;
+        let running = self.host.users.release_all(&self.host.spawner, &self.host.endpoint()).await;
+        if !running.is_empty() {
+            tracing::error!(?running, "processes of trials did not end");
+        }
         let swept = self.host.network.sweep().await;
         match &swept {
             Ok((found, left)) if !found.is_empty() => tracing::warn!(?found, ?left, "removed at the end"),

@@ -95,11 +95,16 @@ fn congestion_control() -> Option<String> {
 /// control of its sockets where it is another than `usual`: iperf3 may set less than who makes them with a right.
 async fn iperf3(endpoint: &Path, usual: Option<&str>, spawner: &Spawner, users: &Users) -> Option<String> {
     // Of no trial, whose ids are drawn.
-    let user = users.take(TrialId::new(0)).ok()?;
-    let user = user.as_ref().map(|user| user.id().to_string());
+    let nobodys = TrialId::new(0);
+    let user = users.take(nobodys).await.ok()?.map(|user| user.to_string());
     let arguments: Vec<&str> =
         user.as_deref().into_iter().flat_map(|user| ["--user", user]).chain(["iperf3"]).collect();
-    let output = match spawner.output(endpoint, &arguments, PROGRAM_LIMIT).await {
+    let output = spawner.output(endpoint, &arguments, PROGRAM_LIMIT).await;
+    let left = users.release(nobodys, spawner, endpoint).await;
+    if !left.is_empty() {
+        tracing::error!(?left, "iperf3 was asked for its version, and did not end");
+    }
+    let output = match output {
         Ok(output) => output,
         Err(error) => {
             tracing::warn!(%error, "iperf3 can't be asked for its version: no trial will use it");

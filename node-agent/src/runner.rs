@@ -51,7 +51,16 @@ impl Host {
     /// Lets go of everything that `trial` holds of the host. Returns what is left of it, and why.
     pub(crate) async fn release(&self, trial: TrialId) -> Vec<String> {
         self.hubs.forget(trial);
-        self.network.tear_down(trial).await
+        // What still runs may hold the trial's port.
+        let running = self.users.release(trial, &self.spawner, &self.endpoint()).await;
+        let mut left = self.network.tear_down(trial).await;
+        left.extend(running);
+        left
+    }
+
+    /// The program of native ends, which ends those of a user too.
+    pub(crate) fn endpoint(&self) -> PathBuf {
+        self.programs.join("toll-endpoint")
     }
 }
 
@@ -350,7 +359,8 @@ impl Runner {
         };
         let (reports, receiver) = mpsc::channel(64);
         let program: &Path = &self.host.programs.join(program);
-        let user = self.host.users.take(self.trial).map_err(|error| Failure::new(crate::chain(&error)))?;
+        let user = self.host.users.take(self.trial).await;
+        let user = user.map_err(|error| Failure::new(crate::chain(&error)))?;
         let start = Start { program, environment, user, socket: held.socket.take() };
         let child = Child::spawn(&self.host.spawner, start, reports).await;
         let child = held.child.insert(child.map_err(|error| Failure::new(crate::chain(&error)))?);

@@ -196,7 +196,7 @@ fn field<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
 }
 
 /// Whether there are other users in this user namespace.
-fn maps_others() -> bool {
+pub fn maps_others() -> bool {
     let map = read_to_string("/proc/self/uid_map").expect("readable");
     map.split_whitespace()
         .nth(2)
@@ -225,7 +225,7 @@ fn parent(process: i32) -> i32 {
 }
 
 /// Looks until there is something.
-async fn until<T>(look: impl Fn() -> Option<T>) -> T {
+pub async fn until<T>(look: impl Fn() -> Option<T>) -> T {
     let mut again = tokio::time::interval(std::time::Duration::from_millis(1));
     let found = async {
         loop {

@@ -9,6 +9,7 @@
 mod agents;
 mod confined;
 mod connections;
+mod escapes;
 mod host;
 mod links;
 mod namespace;
@@ -38,6 +39,7 @@ fn main() -> std::process::ExitCode {
         .chain(listed(connections::TESTS, None))
         .chain(listed(options::TESTS, lacking.as_deref()))
         .chain(listed(confined::TESTS, lacking.as_deref()))
+        .chain(listed(escapes::TESTS, lacking.clone().or_else(escapes::lacking).as_deref()))
         .chain(listed(confined::VIRTUAL, virtual_lacking.as_deref()))
         .chain(listed(virtual_ends::WITHOUT_VMM, lacking.as_deref()))
         .chain(listed(virtual_ends::TESTS, virtual_lacking.as_deref()))
