@@ -21,7 +21,6 @@ use toll_protocol::validity;
 
 use crate::captures::{Captures, Reservation, reserve};
 use crate::child::{Child, ChildReport, Environment, Spawner, Start};
-use crate::facts::nic;
 use crate::hubs::Hubs;
 use crate::metrics::Metrics;
 use crate::network::{NativeSite, Network, NetworkError, Station};
@@ -296,7 +295,7 @@ impl Runner {
     async fn set_up_network(&self, held: &mut Held) -> Result<(), NetworkError> {
         let network = &self.host.network;
         if self.end.kind.port() != Some(Port::Hub) {
-            held.nic = nic::facts(network.nic());
+            held.nic = network.nic_facts().await?;
             network.check_peer(self.end.peer).await?;
         }
         // Checked above; the ends of a hub reach nobody but each other.

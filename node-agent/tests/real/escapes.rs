@@ -91,7 +91,8 @@ fn a_number_that_is_somebodys_is_left_out() -> Result<(), Failed> {
     let passwd = tempfile::NamedTempFile::new()?;
     std::fs::write(&passwd, "root:x:0:0::/root:/bin/sh\nqueue:x:61005:61005::/:/bin/false\n")?;
     let run = |arguments: &str| {
-        let line = format!("mount --bind {} /etc/passwd && exec {AGENT} {arguments}", passwd.path().display());
+        let line =
+            format!("mount --bind {} /etc/passwd && exec {AGENT} {arguments}", passwd.path().display());
         Command::new("unshare").args(["--mount", "sh", "-c", &line]).output()
     };
     // Its facts need a user of the range for iperf3, and nobody could have told it of another range.

@@ -7,6 +7,7 @@
 )]
 
 mod agents;
+mod captures;
 mod confined;
 mod connections;
 mod escapes;
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
     let tests = listed(processes::TESTS, lacking.as_deref())
         .chain(listed(links::TESTS, lacking.as_deref()))
         .chain(listed(trials::TESTS, lacking.as_deref()))
+        .chain(listed(captures::TESTS, lacking.clone().or_else(captures::lacking).as_deref()))
         .chain(listed(connections::TESTS, None))
         .chain(listed(options::TESTS, lacking.as_deref()))
         .chain(listed(confined::TESTS, lacking.as_deref()))
