@@ -32,7 +32,7 @@ pub const FILE_BYTES: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfinementError {
     /// A step was refused.
-    #[error("{step} failed: the agent needs CAP_SETUID, CAP_SETGID and CAP_SETPCAP")]
+    #[error("{step} failed{}", advice(source))]
     Refused {
         /// Which.
         step: &'static str,
@@ -55,6 +55,14 @@ pub enum ConfinementError {
 pub struct Confinement {
     /// The user and group that it becomes; `None` keeps those that it has, as in a user namespace that maps no others.
     pub user: Option<u32>,
+}
+
+/// What to do about it, where that is known.
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => ": the agent needs CAP_SETUID, CAP_SETGID and CAP_SETPCAP",
+        _ => "",
+    }
 }
 
 fn refused<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ConfinementError {
@@ -82,6 +90,7 @@ impl Confinement {
         let signal = signal.map_err(refused("PR_GET_PDEATHSIG"))?;
         clear_ambient_capability_set().map_err(refused("PR_CAP_AMBIENT_CLEAR_ALL"))?;
         let held = capabilities(None).map_err(refused("capget"))?;
+        limit_dumps(held.effective.contains(CapabilitySet::SYS_RESOURCE)).map_err(refused("setrlimit"))?;
         if self.user.is_some() || held.effective.contains(CapabilitySet::SETPCAP) {
             clear_bounding_set().map_err(refused("PR_CAPBSET_DROP"))?;
         }
@@ -97,8 +106,7 @@ impl Confinement {
         let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
         set_capabilities(None, none).map_err(refused("capset"))?;
         limit(self.user.is_some(), FILE_BYTES.saturating_add(capture)).map_err(refused("setrlimit"))?;
-        // After the change of user, which sets it to what fs.suid_dumpable says. A limit of 0 on core dumps does not bind a
-        // kernel that pipes them to a program (core(5)); this does.
+        // After the change of user, which sets it to what fs.suid_dumpable says. A program that is run later is dumpable again.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(refused("PR_SET_DUMPABLE"))?;
         if signal.is_some() {
             set_parent_process_death_signal(signal).map_err(refused("PR_SET_PDEATHSIG"))?;
@@ -150,12 +158,21 @@ fn clear_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
+/// No core dump, neither as a file nor to a program, of this process and of those that it runs. A limit of 0 does not bind a
+/// kernel that pipes dumps to a program (core(5)), as systemd-coredump and apport have it. A limit of 1 does: the kernel
+/// keeps it for the programs that take dumps and refuses (fs/coredump.c, `coredump_pipe`); for a file it is less than a
+/// page, the least that one takes. Who may raise no limit and has 0 keeps 0.
+fn limit_dumps(may_raise: bool) -> rustix::io::Result<()> {
+    let most = rustix::process::getrlimit(Resource::Core).maximum.filter(|_| !may_raise);
+    let limit = Some(most.map_or(1, |most| most.min(1)));
+    setrlimit(Resource::Core, Rlimit { current: limit, maximum: limit })
+}
+
 /// `own_user`: processes and locked memory are counted by user, and who keeps theirs has others.
 fn limit(own_user: bool, file: u64) -> rustix::io::Result<()> {
     let of_user = [(Resource::Nproc, PROCESSES), (Resource::Memlock, LOCKED_BYTES)];
     let of_user = of_user.into_iter().filter(|_| own_user);
     let limits = [
-        (Resource::Core, 0),
         (Resource::Fsize, file),
         (Resource::Msgqueue, 0),
         (Resource::Nofile, DESCRIPTORS),

@@ -67,8 +67,9 @@ impl Host {
 pub(crate) fn refusal(facts: &HostFacts, end: &EndSpec) -> Option<Failure> {
     let refused = |why: String| Some(Failure::new(why));
     let asked = match &end.kind {
-        EndKind::Native { program: NativeProgram::Iperf3 } if facts.iperf3.is_none() => {
-            return refused("iperf3 3.10 or newer is not installed on this host".to_owned());
+        EndKind::Native { program: NativeProgram::Iperf3 } => {
+            let why = facts.iperf3.as_ref().err()?;
+            return refused(format!("this host can't run iperf3: {why}"));
         }
         EndKind::Native { .. } => return None,
         EndKind::Guest { port, .. } | EndKind::SameStack { port, .. } => *port,

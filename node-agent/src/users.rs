@@ -236,6 +236,13 @@ fn impossible(range: UserRange) -> Option<String> {
             return Some(format!("the agent's user namespace has no {what} {range} ({file})"));
         }
     }
+    // Once the groups are mapped, a namespace's word on this is final (user_namespaces(7)).
+    let setgroups = "/proc/self/setgroups";
+    if std::fs::read_to_string(setgroups).is_ok_and(|word| word.trim() == "deny") {
+        return Some(format!(
+            "the agent's user namespace lets nobody give groups up ({setgroups} says deny)"
+        ));
+    }
     let held = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
     let missing: Vec<&str> =
         NEEDED.iter().filter(|(capability, _)| !held.contains(*capability)).map(|(_, name)| *name).collect();

@@ -180,7 +180,7 @@ fn look(process: i32, variables: &[&str]) -> (u32, usize) {
     let limits = read_to_string(format!("{folder}/limits")).expect("readable");
     let limit =
         |name: &str| field(&limits, name)[..2].iter().map(|text| text.parse::<u64>()).collect::<Vec<_>>();
-    assert_eq!(limit("Max core file size"), [Ok(0), Ok(0)]);
+    assert_eq!(limit("Max core file size"), [Ok(1), Ok(1)]);
     assert_eq!(limit("Max file size"), [Ok(1 << 20), Ok(1 << 20)]);
     assert_eq!(limit("Max open files"), [Ok(256), Ok(256)]);
     if maps_others() {

@@ -1,6 +1,7 @@
 //! Children that somebody has taken over: they start a process that leaves their process group and heeds nothing. The
 //! agent's `toll-endpoint` is a script here that does that, and then goes on as the real one. Whose numbers their users have.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -17,6 +18,10 @@ use crate::host::{Fleet, native};
 use crate::orchestrator::{Peer, Server};
 
 pub const TESTS: &[Test] = &[
+    (
+        "escapes::a_namespace_that_keeps_its_groups_has_no_users",
+        a_namespace_that_keeps_its_groups_has_no_users,
+    ),
     ("escapes::a_number_that_is_somebodys_is_left_out", a_number_that_is_somebodys_is_left_out),
     ("escapes::what_left_its_group_ends_with_its_trial", what_left_its_group_ends_with_its_trial),
     ("escapes::what_left_its_group_ends_with_the_agent", what_left_its_group_ends_with_the_agent),
@@ -107,6 +112,31 @@ fn a_number_that_is_somebodys_is_left_out() -> Result<(), Failed> {
     let said = String::from_utf8_lossy(&asked.stderr);
     assert!(said.contains("61005 belongs to `queue`") && said.contains("--child-uids"), "{said}");
     assert_eq!(asked.status.code(), Some(4));
+    Ok(())
+}
+
+/// Users and groups are all there, and groups can't be given up.
+fn a_namespace_that_keeps_its_groups_has_no_users() -> Result<(), Failed> {
+    let mut command = Command::new("unshare");
+    // It goes on once its namespace has been made ready.
+    command.args(["--user", "sh", "-c", "read go; exec \"$0\" facts", AGENT]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let file = |name: &str| format!("/proc/{}/{name}", child.id());
+    let own = std::fs::read_link("/proc/self/ns/user")?;
+    while std::fs::read_link(file("ns/user"))? == own {
+        std::thread::yield_now();
+    }
+    for (name, text) in [("setgroups", "deny"), ("uid_map", "0 0 100000"), ("gid_map", "0 0 100000")] {
+        std::fs::write(file(name), text)?;
+    }
+    child.stdin.take().expect("piped").write_all(b"go\n")?;
+    let facts = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&facts.stderr);
+    assert!(facts.status.success(), "{said}");
+    assert!(
+        said.contains("children keep the agent's user") && said.contains("/proc/self/setgroups"),
+        "{said}"
+    );
     Ok(())
 }
 
