@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use toll_e2e::campaigns::{NATIVE, fleet_campaign};
 use toll_e2e::fleet::{Fleet, LIMIT, enter, no_fleet};
-use toll_e2e::machine::{pass, wait_for};
+use toll_e2e::machine::wait_for;
 use toll_e2e::programs;
 use toll_e2e::suite::test;
 
