@@ -8,7 +8,8 @@
 
 use std::io;
 
-use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use nix::sys::signal::kill;
+use nix::unistd::{Gid, Uid, getresuid, setgroups, setresgid, setresuid};
 use rustix::process::{
     DumpableBehavior, Pid, Resource, Rlimit, getppid, parent_process_death_signal, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit,
@@ -31,7 +32,7 @@ pub const FILE_BYTES: u64 = 1 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum ConfinementError {
     /// A step was refused.
-    #[error("{step} failed: the agent needs CAP_SETUID, CAP_SETGID and CAP_SETPCAP")]
+    #[error("{step} failed{}", advice(source))]
     Refused {
         /// Which.
         step: &'static str,
@@ -41,6 +42,9 @@ pub enum ConfinementError {
     /// There are threads, each with capabilities of its own.
     #[error("the process has {0} threads by now, and rights must be given up by the first alone")]
     Threads(usize),
+    /// It has another user, or rights.
+    #[error("the process is not user {0} without rights: it sends no signal")]
+    Another(u32),
     /// The agent has ended meanwhile: nobody would end this process.
     #[error("the agent has ended")]
     Orphaned,
@@ -51,6 +55,14 @@ pub enum ConfinementError {
 pub struct Confinement {
     /// The user and group that it becomes; `None` keeps those that it has, as in a user namespace that maps no others.
     pub user: Option<u32>,
+}
+
+/// What to do about it, where that is known.
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::PermissionDenied => ": the agent needs CAP_SETUID, CAP_SETGID and CAP_SETPCAP",
+        _ => "",
+    }
 }
 
 fn refused<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> ConfinementError {
@@ -78,9 +90,12 @@ impl Confinement {
         let signal = signal.map_err(refused("PR_GET_PDEATHSIG"))?;
         clear_ambient_capability_set().map_err(refused("PR_CAP_AMBIENT_CLEAR_ALL"))?;
         let held = capabilities(None).map_err(refused("capget"))?;
+        limit_dumps(held.effective.contains(CapabilitySet::SYS_RESOURCE)).map_err(refused("setrlimit"))?;
         if self.user.is_some() || held.effective.contains(CapabilitySet::SETPCAP) {
             clear_bounding_set().map_err(refused("PR_CAPBSET_DROP"))?;
         }
+        // Before the user changes: a process of that user can never get a right, which tells it from a person's.
+        set_no_new_privs(true).map_err(refused("PR_SET_NO_NEW_PRIVS"))?;
         if let Some(user) = self.user {
             let (uid, gid) = (Uid::from_raw(user), Gid::from_raw(user));
             setgroups(&[]).map_err(refused("setgroups"))?;
@@ -90,10 +105,8 @@ impl Confinement {
         let none = CapabilitySet::empty();
         let none = CapabilitySets { effective: none, permitted: none, inheritable: none };
         set_capabilities(None, none).map_err(refused("capset"))?;
-        set_no_new_privs(true).map_err(refused("PR_SET_NO_NEW_PRIVS"))?;
         limit(self.user.is_some(), FILE_BYTES.saturating_add(capture)).map_err(refused("setrlimit"))?;
-        // After the change of user, which sets it to what fs.suid_dumpable says. A limit of 0 on core dumps does not bind a
-        // kernel that pipes them to a program (core(5)); this does.
+        // After the change of user, which sets it to what fs.suid_dumpable says. A program that is run later is dumpable again.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(refused("PR_SET_DUMPABLE"))?;
         if signal.is_some() {
             set_parent_process_death_signal(signal).map_err(refused("PR_SET_PDEATHSIG"))?;
@@ -101,6 +114,24 @@ impl Confinement {
         }
         Ok(())
     }
+}
+
+/// Becomes `user`, without a right, and sends SIGKILL to all processes of that user that this one sees: at one moment, so
+/// that none gets away by a fork (kill(2), -1). Nobody else's can be meant: who has no capability reaches those alone whose
+/// real or saved user it is. Whether there were any is not told, nor whether they have ended: Linux answers with
+/// success in any case.
+///
+/// # Errors
+/// [`ConfinementError`]; nothing has been sent then.
+pub fn end_processes_of(user: u32) -> Result<(), ConfinementError> {
+    Confinement { user: Some(user) }.enter(0)?;
+    let now = getresuid().map_err(refused("getresuid"))?;
+    let held = capabilities(None).map_err(refused("capget"))?;
+    let is_user = [now.real, now.effective, now.saved].iter().all(|id| id.as_raw() == user);
+    if !is_user || user == 0 || !held.effective.is_empty() || !held.permitted.is_empty() {
+        return Err(ConfinementError::Another(user));
+    }
+    kill(nix::unistd::Pid::from_raw(-1), nix::sys::signal::Signal::SIGKILL).map_err(refused("kill"))
 }
 
 /// A parent that ended while there was no signal can't send it any more.
@@ -127,12 +158,21 @@ fn clear_bounding_set() -> io::Result<()> {
     Ok(())
 }
 
+/// No core dump, neither as a file nor to a program, of this process and of those that it runs. A limit of 0 does not bind a
+/// kernel that pipes dumps to a program (core(5)), as systemd-coredump and apport have it. A limit of 1 does: the kernel
+/// keeps it for the programs that take dumps and refuses (fs/coredump.c, `coredump_pipe`); for a file it is less than a
+/// page, the least that one takes. Who may raise no limit and has 0 keeps 0.
+fn limit_dumps(may_raise: bool) -> rustix::io::Result<()> {
+    let most = rustix::process::getrlimit(Resource::Core).maximum.filter(|_| !may_raise);
+    let limit = Some(most.map_or(1, |most| most.min(1)));
+    setrlimit(Resource::Core, Rlimit { current: limit, maximum: limit })
+}
+
 /// `own_user`: processes and locked memory are counted by user, and who keeps theirs has others.
 fn limit(own_user: bool, file: u64) -> rustix::io::Result<()> {
     let of_user = [(Resource::Nproc, PROCESSES), (Resource::Memlock, LOCKED_BYTES)];
     let of_user = of_user.into_iter().filter(|_| own_user);
     let limits = [
-        (Resource::Core, 0),
         (Resource::Fsize, file),
         (Resource::Msgqueue, 0),
         (Resource::Nofile, DESCRIPTORS),

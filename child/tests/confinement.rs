@@ -104,7 +104,7 @@ fn look(child: &Child, user: Option<u32>) {
     let limits = std::fs::read_to_string(format!("{process}/limits")).expect("readable");
     let file = FILE_BYTES + CAPTURE;
     let mut expected = vec![
-        ("Max core file size", 0),
+        ("Max core file size", 1),
         ("Max file size", file),
         ("Max open files", DESCRIPTORS),
         ("Max msgqueue size", 0),

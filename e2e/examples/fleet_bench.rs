@@ -103,6 +103,7 @@ async fn bench(count: usize, blocks: usize) -> Result<()> {
         lab: None,
         interim: true,
         keep: None,
+        keep_for: Duration::ZERO,
     };
     let service = Service::new(options, link, events, questions, watch.clone())?;
     let (stop, stopped) = oneshot::channel::<()>();
@@ -252,7 +253,7 @@ fn hello(n: usize) -> FromAgent {
         congestion_control: None,
         toll_version: env!("CARGO_PKG_VERSION").into(),
         build_profile: "release".into(),
-        iperf3: None,
+        iperf3: Err("it is not asked for".to_owned()),
     };
     let (version, name, facts) = (PROTOCOL_VERSION, format!("agent-{n}"), Box::new(facts));
     let instance = toll_protocol::message::Instance(n as u64);

@@ -64,7 +64,7 @@ pub fn lacking() -> Option<&'static str> {
             .chain([PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")])
             .any(|folder| folder.join(program).exists())
     };
-    // As in e2e/test.
+    // As in e2e/test, but for apt-get, by which that installs them.
     let needs = [
         ("bochs", "bochs"),
         ("/usr/lib/x86_64-linux-gnu/bochs/plugins/libbx_term_gui.so", "bochs-term"),

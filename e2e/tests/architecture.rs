@@ -128,15 +128,20 @@ fn libraries_stay_in_their_crates() {
 
 /// Rust sources of the project.
 fn sources() -> Vec<PathBuf> {
+    files("*.rs")
+}
+
+/// Files of the project.
+fn files(pattern: &str) -> Vec<PathBuf> {
     let output = Command::new("git")
-        .args(["ls-files", "-co", "--exclude-standard", "*.rs"])
+        .args(["ls-files", "-co", "--exclude-standard", pattern])
         .current_dir(ROOT)
         .output();
     let output = output.expect("git lists files");
     let list = String::from_utf8(output.stdout).expect("paths are UTF-8");
     let files: Vec<PathBuf> =
         list.lines().map(PathBuf::from).filter(|path| Path::new(ROOT).join(path).exists()).collect();
-    assert!(files.len() > 50, "git listed {} files only", files.len());
+    assert!(files.len() > 20, "git listed {} files only", files.len());
     files
 }
 
@@ -163,6 +168,54 @@ fn no_message_has_the_indentation_of_its_source_in_it() {
             assert!(!joined, "{name}:{}: write `\\` and the rest in a line of its own: {line}", number + 1);
         }
     }
+}
+
+/// What a document names as a file or folder of the project: whatever ends as a source or a document does, and what stands
+/// in backticks with a slash in it. Not what begins at the machine's root, is made (`target/`), or has a word in capitals for
+/// what a user chooses.
+fn named_paths(text: &str) -> BTreeSet<&str> {
+    let is_path = |c: char| c.is_ascii_alphanumeric() || "_./-*".contains(c);
+    let words = text.split(|c: char| !is_path(c)).map(|word| word.trim_end_matches(['.', '-']));
+    let sources = words.filter(|word| word.ends_with(".rs") || word.contains('/') && word.ends_with(".md"));
+    let quoted = text.lines().flat_map(|line| line.split('`').skip(1).step_by(2));
+    let quoted = quoted.filter(|word| word.contains('/') && word.chars().all(is_path));
+    let chosen = |part: &str| part.len() > 1 && part.chars().all(|c| c.is_ascii_uppercase());
+    let ours = |word: &&str| {
+        !word.starts_with(['/', '.']) && !word.starts_with("target/") && !word.split('/').any(chosen)
+    };
+    sources.chain(quoted).filter(ours).map(|word| word.trim_end_matches('/')).collect()
+}
+
+#[test]
+fn paths_that_documents_name_are_there() {
+    // Every file and folder, by each of its ends: documents leave out what the reader knows, and `.rs`.
+    let mut ends = BTreeSet::new();
+    for file in files("*") {
+        for path in file.ancestors() {
+            let path = path.to_str().expect("UTF-8");
+            let begins = std::iter::once(0).chain(path.match_indices('/').map(|(at, _)| at + 1));
+            ends.extend(begins.map(|at| path[at..].trim_end_matches(".rs").to_owned()));
+        }
+    }
+    let known = |path: &str| match path.split_once('*') {
+        None => ends.contains(path.trim_end_matches(".rs")),
+        Some((begin, _)) => ends.iter().any(|end| end.starts_with(begin)),
+    };
+    let documents = files("*.md").into_iter().filter(|path| {
+        path.starts_with("docs/adr")
+            || ["SPECIFICATION.md", "ARCHITECTURE.md", "README.md"].iter().any(|name| path == Path::new(name))
+    });
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for document in documents {
+        let text = std::fs::read_to_string(Path::new(ROOT).join(&document)).expect("readable");
+        let paths = named_paths(&text);
+        count += paths.len();
+        let missing = paths.into_iter().filter(|path| !known(path));
+        wrong.extend(missing.map(|path| format!("{} names {path}", document.display())));
+    }
+    assert!(count > 100, "{count} paths were found only");
+    assert!(wrong.is_empty(), "there is no such file or folder:\n{}", wrong.join("\n"));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -113,9 +113,33 @@ pub fn listen(plan: &Plan) -> Result<(TcpListener, SocketAddrV4), SocketError> {
     start_listening(&fd, Backlog::MAXCONN).map_err(|errno| io_error("listen", address)(errno.into()))?;
     let listener = TcpListener::from(fd);
     match listener.local_addr() {
-        Ok(std::net::SocketAddr::V4(bound)) => Ok((listener, bound)),
+        Ok(SocketAddr::V4(bound)) => Ok((listener, bound)),
         Ok(_) => Err(io_error("getsockname", address)(io::ErrorKind::InvalidData.into())),
         Err(source) => Err(io_error("getsockname", address)(source)),
+    }
+}
+
+/// Connections that were closed because they were not the other end's. Told twice at most, however many there are.
+#[derive(Debug, Default)]
+struct Strangers {
+    closed: u64,
+}
+
+impl Strangers {
+    /// Takes note of one, whose connection is closed.
+    fn refuse(&mut self, stranger: SocketAddr, peer: Ipv4Addr) {
+        self.closed += 1;
+        if self.closed == 1 {
+            eprintln!("toll-endpoint: a connection from {stranger} was closed: {peer} is expected");
+        }
+    }
+}
+
+impl Drop for Strangers {
+    fn drop(&mut self) {
+        if self.closed > 1 {
+            eprintln!("toll-endpoint: {} connections from others than the peer were closed", self.closed);
+        }
     }
 }
 
@@ -133,12 +157,10 @@ pub fn accept(
 ) -> Result<TcpStream, SocketError> {
     let begin = control.clock().now();
     let until = deadline.min(begin + CONNECT_LIMIT);
+    let mut strangers = Strangers::default();
     loop {
         match listener.accept() {
-            Ok((_, stranger)) if stranger.ip() != peer => {
-                eprintln!("toll-endpoint: a connection from {stranger} was closed: {peer} is expected");
-                continue;
-            }
+            Ok((_, stranger)) if stranger.ip() != peer => strangers.refuse(stranger, peer),
             Ok((stream, _)) => {
                 // Accepted sockets block on Linux; said here so that nobody has to know.
                 stream.set_nonblocking(false).map_err(io_error("fcntl", address))?;
@@ -150,7 +172,9 @@ pub fn accept(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(source) => return Err(io_error("accept", address)(source)),
         }
-        if control.wait(&[(listener.as_fd(), PollFlags::POLLIN)], Some(until))?.is_none() {
+        // Strangers may come faster than they are closed: the agent is listened to, and time passes, after each.
+        let woken = control.wait(&[(listener.as_fd(), PollFlags::POLLIN)], Some(until))?;
+        if woken.is_none() || control.clock().now() >= until {
             let what = format!("the other end to connect to {address}");
             return Err(SocketError::TimedOut { waited: waited(begin, until), what });
         }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead as _, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
@@ -149,6 +149,44 @@ fn a_connection_comes_from_the_configured_address() {
 }
 
 /// Whoever else reaches the port is closed, and the other end still comes in.
+/// They keep connecting until there is nobody to connect to.
+fn strangers_hold_neither_the_agent_nor_the_deadline_up() {
+    let begin = || {
+        let mut listener = End::spawn_with(std::process::Stdio::piped());
+        listener.send(&toll_protocol::child::ChildCommand::Configure(EndpointConfig {
+            deadline: Span::from_millis(1_000),
+            ..config(Direction::Receive, Open::Listen, 4_096)
+        }));
+        let address = listener.ready();
+        // Nobody of this address ever comes.
+        listener.start(SocketAddrV4::new(Ipv4Addr::new(127, 0, 0, 9), 0));
+        let strangers: Vec<_> = (0..6)
+            .map(|_| std::thread::spawn(move || while TcpStream::connect(address).is_ok() {}))
+            .collect();
+        // The first of them has been seen.
+        let mut said = BufReader::new(listener.process.stderr.take().expect("piped")).lines();
+        let first = said.next().expect("a line").expect("UTF-8");
+        assert!(first.contains("was closed: 127.0.0.9 is expected"), "{first}");
+        let rest = std::thread::spawn(move || said.map_while(Result::ok).collect::<Vec<_>>());
+        (listener, move || {
+            strangers.into_iter().for_each(|stranger| stranger.join().expect("ends"));
+            rest.join().expect("ends")
+        })
+    };
+    let (listener, rest) = begin();
+    let reason = listener.failure().reason;
+    assert!(reason.contains("the other end to connect to"), "{reason}");
+    let said = rest();
+    assert!(said.len() == 1 && said[0].contains("connections from others than the peer"), "{said:?}");
+
+    let (mut listener, rest) = begin();
+    let begun = std::time::Instant::now();
+    listener.socket.shutdown(std::net::Shutdown::Both).expect("open");
+    assert_eq!(listener.process.wait().expect("it exits").code(), Some(3), "as the agent orders");
+    assert!(begun.elapsed() < Duration::from_secs(1), "and at once: {:?}", begun.elapsed());
+    rest();
+}
+
 fn a_stranger_does_not_take_the_peers_place() {
     let mut listener = End::configured(config(Direction::Receive, Open::Listen, 4_096));
     let mut own = config(Direction::Send, Open::Connect, 4_096);
@@ -391,6 +429,10 @@ fn main() -> ExitCode {
     test("nobody_listens", nobody_listens);
     test("a_connection_comes_from_the_configured_address", a_connection_comes_from_the_configured_address);
     test("a_stranger_does_not_take_the_peers_place", a_stranger_does_not_take_the_peers_place);
+    test(
+        "strangers_hold_neither_the_agent_nor_the_deadline_up",
+        strangers_hold_neither_the_agent_nor_the_deadline_up,
+    );
     test("a_silent_peer_is_named", a_silent_peer_is_named);
     test("an_interval_without_payload_is_no_figure", an_interval_without_payload_is_no_figure);
     test("an_end_without_its_interface_is_none", an_end_without_its_interface_is_none);

@@ -38,10 +38,12 @@ use crate::users::Users;
 
 mod farewell;
 mod leftovers;
+mod nic;
 mod tasks;
 
 use farewell::say_the_last;
 use leftovers::Leftovers;
+use nic::Nic;
 use tasks::{Ended, Tasks};
 
 /// Trials that are known at a time; refused ones count until they are torn down.
@@ -122,8 +124,13 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let health = Arc::new(Health::new(Instant::now()));
     let _http = listen(config.http, &health, config.metrics.registry().into()).await?;
     let spawner = Spawner::new(tokio::runtime::Handle::current()).map_err(AgentError::Spawner)?;
+    let endpoint = config.programs.join("toll-endpoint");
+    let (users, left) = config.users.sweep(&spawner, &endpoint).await;
+    if !users.is_empty() {
+        tracing::warn!(?users, ?left, "processes of a former agent were running");
+    }
     // Before they are collected: what changes from then on is told.
-    let changes = Changes::listen()?;
+    let changes = Changes::listen(&nic)?;
     let mut facts = facts::collect(Some(&nic), &config.programs, &spawner, &config.users).await;
     facts.wire = Some(wire);
     facts.guest_addresses = network.guest_addresses();
@@ -141,6 +148,8 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let told = host.facts.nic.clone();
     let mut agent = Agent {
         told,
+        nic: Nic::default(),
+        hello_wanted: None,
         name: config.name,
         instance: Instance(rand::random()),
         labels: config.labels,
@@ -192,6 +201,10 @@ struct Trial {
 struct Agent {
     /// What the orchestrator was told of the test NIC.
     told: Option<NicFacts>,
+    /// What it is.
+    nic: Nic,
+    /// Where to send the first message of a connection, once it is known what the NIC is.
+    hello_wanted: Option<oneshot::Sender<FromAgent>>,
     name: String,
     instance: Instance,
     labels: BTreeMap<String, String>,
@@ -244,9 +257,12 @@ impl Agent {
                 }
                 _ = heartbeat.tick() => {}
                 () = changes.next() => self.look_at_nic(),
+                read = self.nic.next(&self.host) => self.seen(read),
                 Some(event) = from_link.recv() => match event {
-                    // The link no longer wants it if it has lost the connection meanwhile.
-                    LinkEvent::HelloWanted(answer) => drop(answer.send(self.hello())),
+                    LinkEvent::HelloWanted(answer) => {
+                        self.hello_wanted = Some(answer);
+                        self.nic.look(&self.host);
+                    }
                     LinkEvent::Connected(orchestrator) => {
                         self.host.network.dialled(orchestrator);
                         self.connected();
@@ -270,6 +286,10 @@ impl Agent {
         }
         // Dropped tasks drop their children, which kills them; then the sweep takes their links.
         self.tasks.shutdown().await;
+        let running = self.host.users.release_all(&self.host.spawner, &self.host.endpoint()).await;
+        if !running.is_empty() {
+            tracing::error!(?running, "processes of trials did not end");
+        }
         let swept = self.host.network.sweep().await;
         match &swept {
             Ok((found, left)) if !found.is_empty() => tracing::warn!(?found, ?left, "removed at the end"),
@@ -311,11 +331,10 @@ impl Agent {
 
     /// The first message of a connection: the host as it is now, the trials that the orchestrator can still count on,
     /// and those that it must know have left something.
-    fn hello(&mut self) -> FromAgent {
+    fn hello(&self) -> FromAgent {
         let mut facts = self.host.facts.clone();
         // Of all facts, those that somebody may have changed meanwhile and that trials depend on.
-        facts.nic = facts::nic::facts(self.host.network.nic());
-        self.told.clone_from(&facts.nic);
+        facts.nic.clone_from(&self.told);
         let known = self.trials.keys().copied().chain(self.outbox.trials());
         let held: BTreeSet<TrialId> = known.chain(self.leftovers.trials()).collect();
         FromAgent::Hello {
@@ -328,14 +347,27 @@ impl Agent {
         }
     }
 
-    /// Tells what the test NIC is now, if it is not what was told: campaigns are planned by it.
+    /// Asks what the test NIC is now.
     fn look_at_nic(&mut self) {
-        if !self.outbox.is_connected() {
-            // Told by the next Hello, or once the connection that it was said on is there.
+        // Else it is told by the next Hello, or once the connection that it was said on is there.
+        if self.outbox.is_connected() {
+            self.nic.look(&self.host);
+        }
+    }
+
+    /// Tells what the test NIC is now, if it is not what was told: campaigns are planned by it.
+    fn seen(&mut self, read: nic::Read) {
+        let nic = read.unwrap_or_else(|error| {
+            tracing::error!("what the test NIC is now can't be read: {}", crate::chain(&error));
+            self.told.clone()
+        });
+        if let Some(answer) = self.hello_wanted.take() {
+            self.told = nic;
+            // The link no longer wants it if it has lost the connection meanwhile.
+            drop(answer.send(self.hello()));
             return;
         }
-        let nic = facts::nic::facts(self.host.network.nic());
-        if nic != self.told {
+        if self.outbox.is_connected() && nic != self.told {
             tracing::info!(?nic, "the test NIC has changed");
             self.told.clone_from(&nic);
             self.outbox.push(FromAgent::Nic { nic: nic.map(Box::new) });

@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use toll_protocol::decorators::Capture;
 use toll_protocol::trial::{EndSpec, Open, TrialId};
@@ -14,6 +15,9 @@ use toll_protocol::units::Bytes;
 
 /// Ending of the files' names.
 const ENDING: &str = ".pcap";
+
+/// How long looking for room may take: the trial hears of nothing else meanwhile.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// Files that are being written, by their names, and what each may take.
 type Reserved = Arc<Mutex<BTreeMap<OsString, u64>>>;
@@ -24,8 +28,8 @@ pub struct Captures {
     folder: PathBuf,
     space: Bytes,
     reserved: Reserved,
-    /// Held by whoever looks for room, until it is reserved.
-    turn: tokio::sync::Mutex<()>,
+    /// Held by whoever looks for room, until it is reserved; by a thread that nobody waits for any more too.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Room for one capture until it is dropped: from then on its file counts by its length.
@@ -87,6 +91,15 @@ pub enum CaptureError {
         /// Bytes that were asked for.
         wanted: Bytes,
     },
+    /// It does not answer, as a file system on the network whose server is gone.
+    #[error(
+        "the folder of captures, {folder}, could not be read within {} s: mount it anew, or give another with --captures",
+        LIMIT.as_secs()
+    )]
+    Slow {
+        /// Which.
+        folder: PathBuf,
+    },
     /// There is none.
     #[error(
         "this host's agent keeps no captures: start it with --captures DIR, or leave `capture` out of the campaign"
@@ -104,7 +117,7 @@ impl Captures {
         // Children get the path, whose folder may be another.
         let folder = folder.canonicalize().map_err(failed)?;
         std::fs::read_dir(&folder).map_err(failed)?;
-        Ok(Self { folder, space, reserved: Reserved::default(), turn: tokio::sync::Mutex::new(()) })
+        Ok(Self { folder, space, reserved: Reserved::default(), turn: Arc::default() })
     }
 
     /// Room for the capture of `end` of `trial`, if there is any. The folder is read on a thread that may wait for it.
@@ -120,17 +133,17 @@ impl Captures {
         };
         let file = self.folder.join(format!("{trial}-{side}{ENDING}"));
         let name = OsString::from(file.file_name().unwrap_or_default());
-        let _turn = self.turn.lock().await;
+        let turn = Arc::clone(&self.turn).lock_owned().await;
         // Before the folder is read: what is let go meanwhile is counted here, and not twice.
         let mut others = lock(&self.reserved).clone();
         others.remove(&name);
         let promised = others.values().fold(0_u64, |sum, bytes| sum.saturating_add(*bytes));
         let (folder, own) = (self.folder.clone(), name.clone());
-        let read = move || taken(&folder, |file| file != &own && !others.contains_key(file));
-        let written =
-            tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        let written =
-            written.map_err(|source| CaptureError::Folder { folder: self.folder.clone(), source })?;
+        let read = move || (taken(&folder, |file| file != &own && !others.contains_key(file)), turn);
+        let failed = |source| CaptureError::Folder { folder: self.folder.clone(), source };
+        let (written, _turn) =
+            tokio::task::spawn_blocking(read).await.map_err(|error| failed(io::Error::other(error)))?;
+        let written = written.map_err(failed)?;
         let (taken, wanted) = (written.saturating_add(promised), capture.limit.0);
         if taken.saturating_add(wanted) > self.space.0 {
             let (folder, space) = (self.folder.clone(), self.space);
@@ -165,7 +178,10 @@ pub async fn reserve(
     end: &EndSpec,
 ) -> Result<Option<Reservation>, CaptureError> {
     let Some(capture) = end.decorators.capture else { return Ok(None) };
-    captures.ok_or(CaptureError::None)?.reserve(trial, end, capture).await.map(Some)
+    let captures = captures.ok_or(CaptureError::None)?;
+    let slow = |_| CaptureError::Slow { folder: captures.folder.clone() };
+    let reservation = tokio::time::timeout(LIMIT, captures.reserve(trial, end, capture)).await;
+    reservation.map_err(slow)?.map(Some)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@
 //!               v
 //!             exited --> kill its process group --> reap --> drain socket and standard error --> Ended
 //! ```
+//! What has left the process group is ended with the child's user ([`Users::release`](crate::users::Users::release)).
 //! A child is never dropped alive: dropping a [`Child`] kills and reaps it too.
 
 use std::os::fd::OwnedFd;
@@ -24,8 +25,6 @@ use tokio::task::JoinHandle;
 use toll_protocol::child::{ChildCommand, ChildEvent};
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::Failure;
-
-use crate::users::ChildUser;
 
 mod last_words;
 mod spawner;
@@ -74,8 +73,8 @@ pub struct Start<'a> {
     pub program: &'a Path,
     /// Its environment.
     pub environment: Environment,
-    /// Whom it becomes; nobody else does until it has been reaped. `None`: it keeps the agent's user.
-    pub user: Option<ChildUser>,
+    /// Whom it becomes. `None`: it keeps the agent's user.
+    pub user: Option<u32>,
     /// What it inherits beside the control socket.
     pub socket: Option<OwnedFd>,
 }
@@ -108,8 +107,7 @@ impl Child {
     ) -> Result<Self, ChildError> {
         let Start { program, environment, user, socket } = start;
         let error = |source| ChildError::Spawn { program: program.to_owned(), source };
-        let id = user.as_ref().map(ChildUser::id);
-        let (mut process, socket) = spawner.spawn(program, environment, id, socket).await.map_err(error)?;
+        let (mut process, socket) = spawner.spawn(program, environment, user, socket).await.map_err(error)?;
         let id = process.id().unwrap_or_default();
         let exited = process_descriptor(id).map_err(error)?;
         let socket = UnixStream::from_std(socket).map_err(error)?;
@@ -117,7 +115,7 @@ impl Child {
         let (commands, to_write) = mpsc::channel(8);
         let (kill, killed) = oneshot::channel();
         let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let watch = Watch { name, id, process, exited, socket: Some(socket), stderr, reports, _user: user };
+        let watch = Watch { name, id, process, exited, socket: Some(socket), stderr, reports };
         let watcher = tokio::spawn(watch.run(to_write, killed));
         Ok(Self { process: id, commands, kill: Some(kill), watcher })
     }
@@ -151,9 +149,9 @@ impl Child {
     }
 }
 
-/// A descriptor that becomes readable when the process exits (pidfd_open(2)). The process is a child that has not
-/// been reaped, so the number is its own.
-fn process_descriptor(id: u32) -> std::io::Result<AsyncFd<OwnedFd>> {
+/// A descriptor that becomes readable when the process exits (pidfd_open(2)). The number of a child that has not been reaped
+/// is its own; of any other process it may be another's by now.
+pub(crate) fn process_descriptor(id: u32) -> std::io::Result<AsyncFd<OwnedFd>> {
     let pid = process_id(id).ok_or_else(|| std::io::Error::other("the process ended at once"))?;
     let descriptor = pidfd_open(pid, PidfdFlags::NONBLOCK)?;
     // SAFETY: the `AsyncFd` owns the descriptor, and nothing here takes it out, closes or replaces it.
@@ -174,8 +172,6 @@ struct Watch {
     socket: Option<UnixStream>,
     stderr: Option<ChildStderr>,
     reports: mpsc::Sender<ChildReport>,
-    /// Free again when nothing of the child runs any more.
-    _user: Option<ChildUser>,
 }
 
 impl Watch {

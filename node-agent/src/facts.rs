@@ -9,6 +9,7 @@ pub mod nic;
 
 use std::ffi::OsString;
 use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity};
@@ -16,6 +17,7 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsocko
 use nix::sys::utsname::uname;
 use nix::unistd::Pid;
 use toll_protocol::facts::HostFacts;
+use toll_protocol::printable::printable;
 use toll_protocol::trial::{CONGESTION_CONTROLS, TrialId};
 
 use crate::child::Spawner;
@@ -92,33 +94,55 @@ fn congestion_control() -> Option<String> {
 }
 
 /// What `toll-endpoint iperf3` says, as the user that it runs as in trials: `iperf 3.12 (cJSON 1.7.15)`, and the congestion
-/// control of its sockets where it is another than `usual`: iperf3 may set less than who makes them with a right.
-async fn iperf3(endpoint: &Path, usual: Option<&str>, spawner: &Spawner, users: &Users) -> Option<String> {
+/// control of its sockets where it is another than `usual`: iperf3 may set less than who makes them with a right. Else why no
+/// trial can use it.
+async fn iperf3(
+    endpoint: &Path,
+    usual: Option<&str>,
+    spawner: &Spawner,
+    users: &Users,
+) -> Result<String, String> {
     // Of no trial, whose ids are drawn.
-    let user = users.take(TrialId::new(0)).ok()?;
-    let user = user.as_ref().map(|user| user.id().to_string());
+    let nobodys = TrialId::new(0);
+    let user = users.take(nobodys).await.map_err(|error| crate::chain(&error))?;
+    let user = user.map(|user| user.to_string());
     let arguments: Vec<&str> =
         user.as_deref().into_iter().flat_map(|user| ["--user", user]).chain(["iperf3"]).collect();
-    let output = match spawner.output(endpoint, &arguments, PROGRAM_LIMIT).await {
-        Ok(output) => output,
-        Err(error) => {
-            tracing::warn!(%error, "iperf3 can't be asked for its version: no trial will use it");
-            return None;
-        }
-    };
+    let output = spawner.output(endpoint, &arguments, PROGRAM_LIMIT).await;
+    let left = users.release(nobodys, spawner, endpoint).await;
+    if !left.is_empty() {
+        tracing::error!(?left, "iperf3 was asked for its version, and did not end");
+    }
+    let found = output
+        .map_err(|error| {
+            format!("{} iperf3, which looks for it, could not be run: {error}", endpoint.display())
+        })
+        .and_then(|output| usable_iperf3(&output, usual));
+    found.inspect_err(|why| tracing::info!("no trial will use iperf3: {why}"))
+}
+
+/// What its output means.
+fn usable_iperf3(output: &Output, usual: Option<&str>) -> Result<String, String> {
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        tracing::info!("no trial will use iperf3: {}", said.lines().last().unwrap_or("it said nothing"));
-        return None;
+        let said = said.lines().last().map(|line| line.strip_prefix("toll-endpoint: ").unwrap_or(line));
+        let said = said.map_or_else(|| format!("nothing was said ({})", output.status), str::to_owned);
+        return Err(printable(&said).to_string());
     }
-    let text = String::from_utf8(output.stdout).ok()?;
-    let mut lines = text.lines();
-    let (version, congestion) = (lines.next().filter(|line| line.starts_with("iperf 3"))?, lines.next()?);
+    let text = printable_lines(&output.stdout);
+    let [version, congestion] = &text[..] else {
+        return Err(
+            "toll-endpoint said something else than its version: is it of the same release?".to_owned()
+        );
+    };
     if !keeps_to_an_interface(version) {
-        tracing::warn!(version, "iperf3 is older than 3.10, the first with --bind-dev: no trial will use it");
-        return None;
+        return Err(format!("{version} is older than 3.10, the first with --bind-dev: install a newer one"));
     }
-    Some(if usual == Some(congestion) { version.to_owned() } else { format!("{version}, {congestion}") })
+    Ok(if usual == Some(congestion) { version.clone() } else { format!("{version}, {congestion}") })
+}
+
+fn printable_lines(bytes: &[u8]) -> Vec<String> {
+    String::from_utf8_lossy(bytes).lines().map(|line| printable(line).to_string()).collect()
 }
 
 /// Whether an iperf3 of this version can be kept to the test NIC: `--bind-dev` came with 3.10.
@@ -154,6 +178,28 @@ mod tests {
         }
     }
 
+    #[test]
+    fn why_there_is_no_iperf3_is_told() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let usable = |code: i32, stdout: &str, stderr: &str| {
+            let status = std::process::ExitStatus::from_raw(code << 8);
+            usable_iperf3(&Output { status, stdout: stdout.into(), stderr: stderr.into() }, Some("cubic"))
+        };
+        let why =
+            |code: i32, stdout: &str, stderr: &str| usable(code, stdout, stderr).expect_err("no iperf3");
+        let forbidden = "iperf3 may use neither cubic nor reno: see net.ipv4.tcp_allowed_congestion_control";
+        assert_eq!(why(1, "", &format!("toll-endpoint: {forbidden}\n")), forbidden);
+        assert!(why(1, "", "").contains("exit status: 1"));
+        assert!(!why(1, "", "\u{1b}[2J").contains('\u{1b}'));
+        assert!(
+            why(0, "iperf 3.9 (cJSON 1.7.13)\ncubic\n", "")
+                .contains("iperf 3.9 (cJSON 1.7.13) is older than")
+        );
+        assert!(why(0, "something\n", "").contains("same release"));
+        assert_eq!(usable(0, "iperf 3.12\ncubic\n", "").expect("usable"), "iperf 3.12");
+        assert_eq!(usable(0, "iperf 3.12\nreno\n", "").expect("usable"), "iperf 3.12, reno");
+    }
+
     #[tokio::test]
     async fn this_host_has_facts_and_an_unknown_interface_has_none() {
         let spawner = Spawner::new(tokio::runtime::Handle::current()).expect("a spawner");
@@ -163,6 +209,8 @@ mod tests {
         assert!(!facts.cpus.is_empty());
         assert!(facts.memory.is_some_and(|bytes| bytes > 1 << 20));
         assert_eq!(facts.nic, None);
+        let why = facts.iperf3.expect_err("nothing looks for it");
+        assert!(why.contains("/no/such/folder/toll-endpoint"), "{why}");
         assert_eq!(line("/proc/no-such-file"), None);
     }
 }

@@ -16,12 +16,12 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 use toll_protocol::child::VmmPort;
-use toll_protocol::facts::Wire;
+use toll_protocol::facts::{NicFacts, Wire};
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::{AddressRange, InterfaceAddress, MacAddress};
 
@@ -35,6 +35,7 @@ mod links;
 mod probe;
 mod routes;
 
+use crate::facts::nic;
 pub(crate) use changes::Changes;
 use device::Announcements;
 pub use error::NetworkError;
@@ -126,6 +127,8 @@ pub struct Network {
     guest_addresses: Option<AddressRange>,
     nic_is_spare: bool,
     known: Mutex<Known>,
+    /// Held by whoever reads the NIC's facts, also by a thread that nobody waits for any more.
+    facts_turn: Arc<tokio::sync::Mutex<()>>,
     /// Bound as long as the agent lives: see [`Network::open`].
     _lock: UnixListener,
 }
@@ -165,6 +168,7 @@ impl Network {
             guest_addresses: config.guest_addresses,
             nic_is_spare: config.nic_is_spare,
             known: Mutex::default(),
+            facts_turn: Arc::default(),
             _lock: lock,
         };
         within(network.choose(config)).await?;
@@ -334,6 +338,23 @@ impl Network {
             links::set_mtu(&self.handle, &port, mtu).await?;
             links::enslave(&self.handle, &port, bridge.index).await?;
             links::set_up(&self.handle, &port).await
+        })
+        .await
+    }
+
+    /// The test NIC as it is now; `None` if it is gone. One reading at a time, on a thread that may wait: some of the system
+    /// calls do as long as anybody changes any interface.
+    ///
+    /// # Errors
+    /// [`NetworkError::Timeout`].
+    pub async fn nic_facts(&self) -> Result<Option<NicFacts>, NetworkError> {
+        within(async {
+            let (turn, nic) = (Arc::clone(&self.facts_turn).lock_owned().await, self.nic.clone());
+            let read = move || {
+                let _turn = turn;
+                nic::facts(&nic)
+            };
+            Ok(tokio::task::spawn_blocking(read).await.unwrap_or_default())
         })
         .await
     }

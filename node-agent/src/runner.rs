@@ -21,7 +21,6 @@ use toll_protocol::validity;
 
 use crate::captures::{Captures, Reservation, reserve};
 use crate::child::{Child, ChildReport, Environment, Spawner, Start};
-use crate::facts::nic;
 use crate::hubs::Hubs;
 use crate::metrics::Metrics;
 use crate::network::{NativeSite, Network, NetworkError, Station};
@@ -51,7 +50,16 @@ impl Host {
     /// Lets go of everything that `trial` holds of the host. Returns what is left of it, and why.
     pub(crate) async fn release(&self, trial: TrialId) -> Vec<String> {
         self.hubs.forget(trial);
-        self.network.tear_down(trial).await
+        // What still runs may hold the trial's port.
+        let running = self.users.release(trial, &self.spawner, &self.endpoint()).await;
+        let mut left = self.network.tear_down(trial).await;
+        left.extend(running);
+        left
+    }
+
+    /// The program of native ends, which ends those of a user too.
+    pub(crate) fn endpoint(&self) -> PathBuf {
+        self.programs.join("toll-endpoint")
     }
 }
 
@@ -59,8 +67,9 @@ impl Host {
 pub(crate) fn refusal(facts: &HostFacts, end: &EndSpec) -> Option<Failure> {
     let refused = |why: String| Some(Failure::new(why));
     let asked = match &end.kind {
-        EndKind::Native { program: NativeProgram::Iperf3 } if facts.iperf3.is_none() => {
-            return refused("iperf3 3.10 or newer is not installed on this host".to_owned());
+        EndKind::Native { program: NativeProgram::Iperf3 } => {
+            let why = facts.iperf3.as_ref().err()?;
+            return refused(format!("this host can't run iperf3: {why}"));
         }
         EndKind::Native { .. } => return None,
         EndKind::Guest { port, .. } | EndKind::SameStack { port, .. } => *port,
@@ -287,7 +296,7 @@ impl Runner {
     async fn set_up_network(&self, held: &mut Held) -> Result<(), NetworkError> {
         let network = &self.host.network;
         if self.end.kind.port() != Some(Port::Hub) {
-            held.nic = nic::facts(network.nic());
+            held.nic = network.nic_facts().await?;
             network.check_peer(self.end.peer).await?;
         }
         // Checked above; the ends of a hub reach nobody but each other.
@@ -350,7 +359,8 @@ impl Runner {
         };
         let (reports, receiver) = mpsc::channel(64);
         let program: &Path = &self.host.programs.join(program);
-        let user = self.host.users.take(self.trial).map_err(|error| Failure::new(crate::chain(&error)))?;
+        let user = self.host.users.take(self.trial).await;
+        let user = user.map_err(|error| Failure::new(crate::chain(&error)))?;
         let start = Start { program, environment, user, socket: held.socket.take() };
         let child = Child::spawn(&self.host.spawner, start, reports).await;
         let child = held.child.insert(child.map_err(|error| Failure::new(crate::chain(&error)))?);

@@ -1,17 +1,29 @@
-//! Users of the children: each child has one of a range to itself while it lives, so that none can signal or trace
-//! another, or anything else of the host.
+//! Users of the children: each child has one of a range to itself until nothing of it runs, so that none can signal or
+//! trace another, or anything else of the host.
+//!
+//! ```text
+//!   free --take--> a trial's --release: all its processes are killed--> none is left: free
+//!                     ^                                          `--> some did not end: leftovers
+//!                     `---------------------------------------------------------'
+//! ```
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::File;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustix::thread::{CapabilitySet, capabilities};
 use toll_protocol::trial::TrialId;
+
+use crate::child::Spawner;
+
+mod claims;
+mod remains;
+
+use claims::Claims;
 
 /// The range without `--child-uids`: between those that systemd gives to people and to services of its own
 /// (systemd's UIDS-GIDS), and among those that Debian gives to packages on demand, of which none has one here.
@@ -108,34 +120,11 @@ pub enum UsersError {
 pub struct Users {
     /// `None` where children keep the agent's.
     range: Option<UserRange>,
+    /// Numbers of the range that are somebody's.
+    others: BTreeSet<u32>,
     /// Where in the range this agent begins: two on one machine begin at different places.
     offset: u64,
-    taken: Arc<Mutex<BTreeSet<u32>>>,
-}
-
-/// A user that no other child of this agent has until it is dropped.
-#[derive(Debug)]
-pub struct ChildUser {
-    id: u32,
-    taken: Arc<Mutex<BTreeSet<u32>>>,
-}
-
-impl ChildUser {
-    /// Its number, and its group's.
-    pub const fn id(&self) -> u32 {
-        self.id
-    }
-}
-
-impl Drop for ChildUser {
-    fn drop(&mut self) {
-        lock(&self.taken).remove(&self.id);
-    }
-}
-
-fn lock(taken: &Mutex<BTreeSet<u32>>) -> MutexGuard<'_, BTreeSet<u32>> {
-    // Nothing panics half-way through a change.
-    taken.lock().unwrap_or_else(PoisonError::into_inner)
+    claims: Claims,
 }
 
 impl Users {
@@ -143,7 +132,8 @@ impl Users {
     /// where it may not.
     ///
     /// # Errors
-    /// [`UsersError::Taken`], by /etc/passwd and /etc/group; [`UsersError::Impossible`] if the range is `wanted`.
+    /// [`UsersError::Taken`], by /etc/passwd and /etc/group, and [`UsersError::Impossible`], if the range is `wanted`. What is
+    /// taken of the default range is left out.
     pub fn open(wanted: Option<UserRange>, name: &str) -> Result<Self, UsersError> {
         let range = wanted.unwrap_or(DEFAULT);
         let range = match (impossible(range), wanted) {
@@ -154,6 +144,7 @@ impl Users {
                 None
             }
         };
+        let mut others = BTreeSet::new();
         if let Some(range) = range {
             for file in ["/etc/passwd", "/etc/group"] {
                 let mut text = Vec::new();
@@ -162,35 +153,87 @@ impl Users {
                 if let Err(error) = read {
                     tracing::debug!("{file} is not looked at: {error}");
                 }
-                if let Some((id, name)) = taken(&String::from_utf8_lossy(&text), range) {
-                    return Err(UsersError::Taken { range, id, name, file: file.into() });
+                for (id, name) in taken(&String::from_utf8_lossy(&text), range) {
+                    if wanted.is_some() {
+                        return Err(UsersError::Taken { range, id, name, file: file.into() });
+                    }
+                    tracing::info!(id, name, file, "no child gets this user id, which is somebody's");
+                    others.insert(id);
                 }
             }
         }
-        Ok(Self::of(range, name))
+        let file = range.map(|_| Path::new(claims::FILE));
+        Ok(Self::of(range, others, name, Claims::open(file)))
     }
 
-    fn of(range: Option<UserRange>, name: &str) -> Self {
+    fn of(range: Option<UserRange>, others: BTreeSet<u32>, name: &str, claims: Claims) -> Self {
         let mut hasher = DefaultHasher::new();
         name.hash(&mut hasher);
         // Half of all numbers, so that the trial's can be added.
-        Self { range, offset: hasher.finish() >> 1, taken: Arc::default() }
+        Self { range, others, offset: hasher.finish() >> 1, claims }
     }
 
-    /// A user for the child of `trial`, or `None` where children keep the agent's.
+    /// A user for the child of `trial`, which nobody has, no process and no other agent of the machine, until
+    /// [`release`](Self::release); `None` where children keep the agent's.
     ///
     /// # Errors
     /// [`UsersError::Exhausted`].
-    pub fn take(&self, trial: TrialId) -> Result<Option<ChildUser>, UsersError> {
+    pub async fn take(&self, trial: TrialId) -> Result<Option<u32>, UsersError> {
         let Some(range) = self.range else { return Ok(None) };
         let UserRange { first, last } = range;
         let count = u64::from(last - first) + 1;
         let begin = (self.offset + trial.bits()) % count;
-        let mut taken = lock(&self.taken);
+        let mut in_use = None;
         // Less than the range is long, which 32 bits hold.
-        let ids = (0..count).map(|step| first + ((begin + step) % count) as u32);
-        let id = ids.into_iter().find(|id| taken.insert(*id)).ok_or(UsersError::Exhausted { range })?;
-        Ok(Some(ChildUser { id, taken: Arc::clone(&self.taken) }))
+        for id in (0..count).map(|step| first + ((begin + step) % count) as u32) {
+            if self.others.contains(&id) || !self.claims.take(id, trial) {
+                continue;
+            }
+            // Looked at once it is this agent's: from then on no other agent's child becomes it.
+            let in_use: &BTreeSet<u32> = match &in_use {
+                Some(in_use) => in_use,
+                None => in_use.insert(remains::look().await.iter().flat_map(|it| it.users).collect()),
+            };
+            if !in_use.contains(&id) {
+                return Ok(Some(id));
+            }
+            self.claims.give_back(id);
+        }
+        Err(UsersError::Exhausted { range })
+    }
+
+    /// Ends what children of `trial` have left running, by the program `endpoint`, and gives their users back. What does not
+    /// end is returned, and keeps its user.
+    pub async fn release(&self, trial: TrialId, spawner: &Spawner, endpoint: &Path) -> Vec<String> {
+        let mut left = Vec::new();
+        for user in self.claims.of(trial) {
+            let remains = remains::end(user, spawner, endpoint).await;
+            if remains.is_empty() {
+                self.claims.give_back(user);
+            }
+            left.extend(remains);
+        }
+        left
+    }
+
+    /// The same for all trials.
+    pub async fn release_all(&self, spawner: &Spawner, endpoint: &Path) -> Vec<String> {
+        let mut left = Vec::new();
+        for trial in self.claims.trials() {
+            left.extend(self.release(trial, spawner, endpoint).await);
+        }
+        left
+    }
+
+    /// Ends what children of agents that were killed have left running. Returns whose users were found, and what of them is
+    /// left. Another agent's children are left alone: it has claimed their users, and is an ancestor of theirs.
+    pub async fn sweep(&self, spawner: &Spawner, endpoint: &Path) -> (Vec<u32>, Vec<String>) {
+        let Some(range) = self.range else { return Default::default() };
+        let ours = |id| range.contains(id) && !self.others.contains(&id);
+        let nobodys = TrialId::new(0);
+        let mut found = remains::orphaned(&remains::look().await, ours);
+        found.retain(|user| self.claims.take(*user, nobodys));
+        (found, self.release(nobodys, spawner, endpoint).await)
     }
 }
 
@@ -201,6 +244,13 @@ fn impossible(range: UserRange) -> Option<String> {
         if !maps(&map, range) {
             return Some(format!("the agent's user namespace has no {what} {range} ({file})"));
         }
+    }
+    // Once the groups are mapped, a namespace's word on this is final (user_namespaces(7)).
+    let setgroups = "/proc/self/setgroups";
+    if std::fs::read_to_string(setgroups).is_ok_and(|word| word.trim() == "deny") {
+        return Some(format!(
+            "the agent's user namespace lets nobody give groups up ({setgroups} says deny)"
+        ));
     }
     let held = capabilities(None).map_or(CapabilitySet::empty(), |sets| sets.effective);
     let missing: Vec<&str> =
@@ -229,9 +279,9 @@ fn maps(map: &str, range: UserRange) -> bool {
     next > u64::from(range.last)
 }
 
-/// The first entry of passwd(5) or group(5) whose number is in `range`.
-fn taken(text: &str, range: UserRange) -> Option<(u32, String)> {
-    text.lines().find_map(|line| {
+/// The entries of passwd(5) or group(5) whose numbers are in `range`.
+fn taken(text: &str, range: UserRange) -> impl Iterator<Item = (u32, String)> {
+    text.lines().filter_map(move |line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
         let id: u32 = fields.nth(1)?.parse().ok()?;
@@ -257,30 +307,42 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_child_has_its_user_alone_until_it_is_dropped() {
-        let users = Users::of(Some(range("100-102")), "a");
-        let trial = TrialId::new(5);
-        let (one, two, three) = (users.take(trial), users.take(trial.far()), users.take(TrialId::new(8)));
-        let three = three.expect("a third").expect("a user");
-        let ids = BTreeSet::from([one.unwrap().unwrap().id(), two.unwrap().unwrap().id(), three.id()]);
-        assert!(ids.len() < 4 && ids.iter().all(|id| (100..=102).contains(id)), "{ids:?}");
-        let held: Vec<_> =
-            (0..2).map(|n| users.take(TrialId::new(n)).expect("free").expect("a user")).collect();
-        assert!(held.iter().all(|user| user.id() != three.id()) && held[0].id() != held[1].id());
-        let full = users.take(TrialId::new(9)).expect_err("all are taken").to_string();
-        assert!(full.contains("100-102") && full.contains("--child-uids"), "{full}");
-        drop(held);
-        assert!(users.take(TrialId::new(9)).is_ok());
-        assert!(Users::of(None, "a").take(trial).expect("nothing to take").is_none());
+    fn users(range: Option<UserRange>, name: &str) -> Users {
+        Users::of(range, BTreeSet::from([103]), name, Claims::open(None))
     }
 
-    #[test]
-    fn agents_of_one_machine_begin_at_different_users() {
-        let trial = TrialId::new(0x1234_5678);
-        let of = |name: &str| Users::of(Some(DEFAULT), name).take(trial).expect("free").expect("a user").id();
+    #[tokio::test]
+    async fn a_trial_has_its_user_alone_until_it_is_given_back() {
+        let users = users(Some(range("100-103")), "a");
+        let mut ids = BTreeSet::new();
+        for n in [5, 6, 8] {
+            ids.insert(users.take(TrialId::new(n)).await.expect("free").expect("a user"));
+        }
+        assert_eq!(ids, BTreeSet::from([100, 101, 102]), "103 is somebody's");
+        let full = users.take(TrialId::new(9)).await.expect_err("all are taken").to_string();
+        assert!(full.contains("100-103") && full.contains("--child-uids"), "{full}");
+        let free = users.claims.of(TrialId::new(6))[0];
+        users.claims.give_back(free);
+        assert_eq!(users.take(TrialId::new(9)).await.expect("free"), Some(free));
+        assert_eq!(self::users(None, "a").take(TrialId::new(5)).await.expect("nothing to take"), None);
+    }
+
+    #[tokio::test]
+    async fn a_user_that_a_process_has_is_nobodys_child() {
+        // This test's own: whoever runs it is no child of an agent.
+        let own = rustix::process::getuid().as_raw();
+        let only = UserRange { first: own, last: own };
+        assert!(users(Some(only), "a").take(TrialId::new(5)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn agents_of_one_machine_begin_at_different_users() {
         // The hosts of a lab.
-        let ids: BTreeSet<u32> = (1..=8).map(|n| of(&format!("host-{n}"))).collect();
+        let mut ids = BTreeSet::new();
+        for n in 1..=8 {
+            let users = users(Some(DEFAULT), &format!("host-{n}"));
+            ids.extend(users.take(TrialId::new(0x1234_5678)).await.expect("free"));
+        }
         assert_eq!(ids.len(), 8, "{ids:?}");
     }
 
@@ -296,7 +358,7 @@ mod tests {
     #[test]
     fn whose_numbers_they_are_is_named() {
         let passwd = "root:x:0:0:root:/root:/bin/bash\n\n# a comment\nqueue:x:61005:61005::/:/bin/false\n";
-        assert_eq!(taken(passwd, DEFAULT), Some((61_005, "queue".to_owned())));
-        assert_eq!(taken("root:x:0:\nstaff:x:50:\n+::::::\n", DEFAULT), None);
+        assert_eq!(taken(passwd, DEFAULT).collect::<Vec<_>>(), [(61_005, "queue".to_owned())]);
+        assert_eq!(taken("root:x:0:\nstaff:x:50:\n+::::::\n", DEFAULT).count(), 0);
     }
 }

@@ -232,13 +232,8 @@ fn machine(facts: &HostFacts) -> Vec<Finding> {
         findings.push(Finding::other(Mark::Care, "frequency", format!("governor {governor}"), advice));
     }
     findings.push(match &facts.iperf3 {
-        Some(version) => Finding::good(IPERF3, version.clone()),
-        None => Finding::other(
-            Mark::Care,
-            IPERF3,
-            "not installed",
-            "arms `native: {program: iperf3}` need it: apt-get install iperf3",
-        ),
+        Ok(version) => Finding::good(IPERF3, version.clone()),
+        Err(why) => Finding::other(Mark::Care, IPERF3, "arms `native: {program: iperf3}` can't run", why),
     });
     if facts.build_profile == "debug" {
         let advice = "figures of a debug build are not the product's: cargo build --release";
@@ -257,7 +252,7 @@ mod tests {
     }
 
     fn verdict(kvm: KvmFact) -> String {
-        let facts = HostFacts { kvm, iperf3: Some("iperf 3.12".into()), ..facts() };
+        let facts = HostFacts { kvm, iperf3: Ok("iperf 3.12".into()), ..facts() };
         show(&[super::kvm(&facts), tun(&facts)])
     }
 
@@ -281,9 +276,11 @@ mod tests {
     }
 
     #[test]
-    fn without_iperf3_its_arms_are_excepted() {
-        let facts = HostFacts { iperf3: None, ..facts() };
+    fn without_iperf3_its_arms_are_excepted_and_the_reason_is_shown() {
+        let why = "iperf3 may use neither cubic nor reno: see net.ipv4.tcp_allowed_congestion_control";
+        let facts = HostFacts { iperf3: Err(why.into()), ..facts() };
         let text = show(&machine(&facts));
+        assert!(text.contains(&format!("-> {why}\n")) && !text.contains("installed"), "{text}");
         assert!(text.ends_with("every arm, but for those of iperf3.\n"), "{text}");
     }
 }

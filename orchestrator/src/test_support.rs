@@ -304,7 +304,7 @@ pub fn provenance() -> Provenance {
             congestion_control: Some("cubic".to_owned()),
             toll_version: "0.1.0".to_owned(),
             build_profile: "release".to_owned(),
-            iperf3: Some("3.12".to_owned()),
+            iperf3: Ok("3.12".to_owned()),
         },
     };
     Provenance {

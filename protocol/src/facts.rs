@@ -137,6 +137,6 @@ pub struct HostFacts {
     pub toll_version: String,
     /// `release` or `debug`.
     pub build_profile: String,
-    /// Version of iperf3, where an end may run it; then its congestion control, if that is not the native ends'.
-    pub iperf3: Option<String>,
+    /// Version of iperf3, and its congestion control if that is not the native ends'; or why no end may run it, with what to do.
+    pub iperf3: Result<String, String>,
 }

@@ -13,6 +13,7 @@ pub mod message;
 pub mod metrics;
 pub mod peer;
 pub mod printable;
+pub mod process;
 pub mod report;
 pub mod result;
 pub mod service;

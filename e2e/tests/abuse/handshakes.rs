@@ -52,6 +52,12 @@ fn start(fleet: &mut Fleet, options: &[&str]) -> Result<Process> {
     Ok(flood)
 }
 
+/// The numbers of `N begun, M Retry answered`.
+fn counted(line: &str) -> Option<[u64; 2]> {
+    let (begun, answered) = line.split_once(" begun, ")?;
+    Some([begun.parse().ok()?, answered.strip_suffix(" Retry answered")?.parse().ok()?])
+}
+
 /// While the flood flows an agent that comes is welcomed and a campaign is measured; all the time the orchestrator is as
 /// small and as quick as it must be.
 fn flood(options: &[&str]) -> Result<()> {
@@ -83,6 +89,7 @@ fn under(fleet: &mut Fleet, options: &[&str]) -> Result<()> {
     let flow = said.lines().last().unwrap_or_default();
     let good = health.is_good(fleet);
     eprintln!("{flow}; an agent was welcomed after {welcomed:?}; {health}");
-    ensure!(flow.contains("begun"), "nothing flowed: {said}");
+    let [begun, answered] = counted(flow).with_context(|| format!("nothing flowed: {said}"))?;
+    ensure!(begun > 0 && (answered > 0 || !options.contains(&"--answering")), "{flow}");
     good
 }

@@ -23,7 +23,15 @@ pub fn tests() -> Vec<Trial> {
         test("a_path_that_carries_no_data_is_a_failure_and_no_zero", &[no_fleet(), no_iperf3()], dead_path),
         test("nics_of_different_mtus_are_told_once_and_measured_at_one_that_is_asked_for", &lacks, mtus),
         test("a_nics_facts_are_those_of_the_trial", &lacks[..1], facts),
-        test("hosts_of_different_networks_measure_each_other", &lacks, routed),
+        test("hosts_of_different_networks_measure_each_other", &lacks, || {
+            routed("ip route add default via 10.92.0.254")
+        }),
+        test("hosts_that_route_by_source_measure_each_other", &lacks, || {
+            routed(
+                "ip route add 10.91.0.254 via 10.92.0.254; ip route add default via 10.92.0.254 table 100; \
+                 ip rule add from 10.92.0.0/24 table 100",
+            )
+        }),
     ]
 }
 
@@ -153,15 +161,14 @@ fn facts() -> Result<()> {
     })
 }
 
-/// Two hosts with a router between them, each in a network of its own.
-fn routed() -> Result<()> {
+/// Two hosts with a router between them, each in a network of its own; `way` is how the second one finds the first.
+fn routed(way: &str) -> Result<()> {
     let mut fleet = Fleet::new(2)?;
     let router = "ip addr flush dev wire0; ip addr add 10.91.0.254/24 dev wire0; sysctl -qw net.ipv4.ip_forward=1; \
                   ip link set port2 nomaster; ip addr add 10.92.0.254/24 dev port2";
     shell(&fleet.wire, router)?;
-    let there =
-        "ip addr flush dev eth0; ip addr add 10.92.0.2/24 dev eth0; ip route add default via 10.92.0.254";
-    shell(&fleet.hosts[1].namespace, there)?;
+    let there = format!("ip addr flush dev eth0; ip addr add 10.92.0.2/24 dev eth0; {way}");
+    shell(&fleet.hosts[1].namespace, &there)?;
     fleet.start_orchestrator(&[])?;
     fleet.start_agent(0, &[])?;
     fleet.start_agent_in(1, "10.92.0.101-10.92.0.150")?;

@@ -30,10 +30,14 @@ pub struct End {
 
 impl End {
     pub fn spawn() -> Self {
+        Self::spawn_with(Stdio::inherit())
+    }
+
+    pub fn spawn_with(stderr: Stdio) -> Self {
         let (socket, theirs) = UnixStream::pair().expect("a socket pair");
         socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a time limit");
         let mut command = Command::new(env!("CARGO_BIN_EXE_toll-endpoint"));
-        command.arg("--control-fd").arg(theirs.as_raw_fd().to_string()).stdin(Stdio::null());
+        command.arg("--control-fd").arg(theirs.as_raw_fd().to_string()).stdin(Stdio::null()).stderr(stderr);
         // Only the child's own copy loses its close-on-exec flag: ends that other tests start at the same time
         // must not inherit it, as it would keep the socket open.
         let inherit = move || {

@@ -166,17 +166,19 @@ pub(super) async fn way_to(handle: &Handle, link: &Link, address: IpAddr) -> Res
     }
 }
 
-/// The gateway that packets to `address` take when they leave by `link`, if they take one.
+/// The gateway that packets to `address` take when they leave by `link`, from its own address, if they take one. Rules may
+/// lead what comes from an address to a table of its own (ip-rule(8)), as clouds do for each NIC but the first.
 pub(super) async fn gateway(
     handle: &Handle,
     link: &Link,
     address: Ipv4Addr,
 ) -> Result<Option<Ipv4Addr>, NetworkError> {
-    let question = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(address, 32)
-        .output_interface(link.index)
-        .build();
-    let mut routes = handle.route().get(question).execute();
+    let mut question =
+        RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(address, 32).output_interface(link.index);
+    if let Some(own) = ipv4_address(handle, link).await? {
+        question = question.source_prefix(own.address, 32);
+    }
+    let mut routes = handle.route().get(question.build()).execute();
     let mut gateway = None;
     loop {
         match routes.try_next().await {

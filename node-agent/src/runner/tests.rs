@@ -23,7 +23,7 @@ fn facts(kvm: KvmFact, tun: Result<(), String>) -> HostFacts {
         congestion_control: None,
         toll_version: String::new(),
         build_profile: String::new(),
-        iperf3: None,
+        iperf3: Err("net.ipv4 forbids it".into()),
     }
 }
 
@@ -64,7 +64,7 @@ fn an_end_is_refused_for_what_it_needs_and_for_nothing_else() {
     assert_eq!(why(&without_kvm, &guest), "this host can't run a guest: not there");
     assert_eq!(why(&without_kvm, &same_stack), "");
     assert_eq!(why(&without_kvm, &native), "");
-    assert_eq!(why(&without_kvm, &iperf3), "iperf3 3.10 or newer is not installed on this host");
+    assert_eq!(why(&without_kvm, &iperf3), "this host can't run iperf3: net.ipv4 forbids it");
     let without_tun = facts(KvmFact::Usable(KvmKind::Vmx), Err("no device".to_owned()));
     assert_eq!(why(&without_tun, &guest), "this host can't create a TAP: no device");
     assert_eq!(why(&without_tun, &same_stack), "this host can't create a TAP: no device");

@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Once;
 use std::time::Duration;
@@ -63,8 +63,21 @@ impl Agent {
         kvm: bool,
         options: &[String],
     ) -> Self {
+        Self::start_program(Path::new(AGENT), namespace, authority, name, orchestrator, kvm, options)
+    }
+
+    /// The same, of the agent at `program`, which runs the programs beside that.
+    pub fn start_program(
+        program: &Path,
+        namespace: &Namespace,
+        authority: &Authority,
+        name: &str,
+        orchestrator: &dyn Display,
+        kvm: bool,
+        options: &[String],
+    ) -> Self {
         let descriptor = namespace.0.try_clone().expect("the namespace's file");
-        let mut command = Command::new(AGENT);
+        let mut command = Command::new(program);
         command
             .args(["--server-name", SERVER_NAME, "--name", name])
             .arg("--orchestrator")

@@ -53,7 +53,7 @@ fn hello() -> FromAgent {
         congestion_control: None,
         toll_version: String::new(),
         build_profile: String::new(),
-        iperf3: None,
+        iperf3: Err("it is not installed".to_owned()),
     };
     FromAgent::Hello {
         version: PROTOCOL_VERSION,

@@ -13,6 +13,7 @@
 //! ```
 
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::Path;
 
 use toll_protocol::facts::Wire;
 use toll_protocol::message::{FromAgent, ToAgent};
@@ -144,6 +145,19 @@ impl Fleet {
             true,
             &self.options,
         )
+    }
+
+    /// The agent of host a with `more` options.
+    pub fn start_a_with(&self, port: u16, more: &[&str]) -> Agent {
+        let orchestrator = at(Ipv4Addr::new(10, 99, 1, 1), port);
+        let options = [self.options.clone(), more.iter().map(|&option| option.to_owned()).collect()].concat();
+        Agent::start(&self.a, &self.authority, "a", &orchestrator, true, &options)
+    }
+
+    /// The agent of host a that is at `program`.
+    pub fn start_a_of(&self, program: &Path, port: u16) -> Agent {
+        let orchestrator = at(Ipv4Addr::new(10, 99, 1, 1), port);
+        Agent::start_program(program, &self.a, &self.authority, "a", &orchestrator, true, &self.options)
     }
 
     pub fn start_a_without_kvm(&self, port: u16) -> Agent {

@@ -7,8 +7,10 @@
 )]
 
 mod agents;
+mod captures;
 mod confined;
 mod connections;
+mod escapes;
 mod host;
 mod links;
 mod namespace;
@@ -35,9 +37,11 @@ fn main() -> std::process::ExitCode {
     let tests = listed(processes::TESTS, lacking.as_deref())
         .chain(listed(links::TESTS, lacking.as_deref()))
         .chain(listed(trials::TESTS, lacking.as_deref()))
+        .chain(listed(captures::TESTS, lacking.clone().or_else(captures::lacking).as_deref()))
         .chain(listed(connections::TESTS, None))
         .chain(listed(options::TESTS, lacking.as_deref()))
         .chain(listed(confined::TESTS, lacking.as_deref()))
+        .chain(listed(escapes::TESTS, lacking.clone().or_else(escapes::lacking).as_deref()))
         .chain(listed(confined::VIRTUAL, virtual_lacking.as_deref()))
         .chain(listed(virtual_ends::WITHOUT_VMM, lacking.as_deref()))
         .chain(listed(virtual_ends::TESTS, virtual_lacking.as_deref()))

@@ -258,7 +258,8 @@ fn an_iperf3_that_hangs_keeps_no_agent() -> Result<(), Failed> {
         tokio::time::timeout(LIMIT, command.output()).await.expect("in time").expect("the agent runs")
     });
     let facts: toll_protocol::facts::HostFacts = serde_json::from_slice(&facts.stdout)?;
-    assert_eq!(facts.iperf3, None);
+    let why = facts.iperf3.expect_err("it hangs");
+    assert!(why.contains("did not end within 5 s"), "{why}");
     Ok(())
 }
 

@@ -29,8 +29,8 @@ pub(super) fn obstacle(end: &EndSpec, facts: &HostFacts) -> Option<String> {
             KvmFact::Usable(_) => virtual_obstacle(end, adapter, *port, facts),
         },
         EndKind::SameStack { adapter, port } => virtual_obstacle(end, adapter, *port, facts),
-        EndKind::Native { program: NativeProgram::Iperf3 } if facts.iperf3.is_none() => {
-            Some("iperf3 3.10 or newer is not installed (Debian: apt-get install iperf3)".into())
+        EndKind::Native { program: NativeProgram::Iperf3 } => {
+            facts.iperf3.as_ref().err().map(|why| format!("iperf3 can't run: {why}"))
         }
         EndKind::Native { .. } => None,
     }

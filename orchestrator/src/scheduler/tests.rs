@@ -52,7 +52,7 @@ fn facts(kvm: KvmFact) -> Box<HostFacts> {
         congestion_control: None,
         toll_version: "0".into(),
         build_profile: "debug".into(),
-        iperf3: None,
+        iperf3: Err("it is not installed".into()),
     })
 }
 

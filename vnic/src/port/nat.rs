@@ -153,7 +153,12 @@ impl Nat {
             return Ok(());
         }
         // No socket, or no way there: what a guest on a wire would be told too.
-        let Ok(connection) = Connection::begin(ends, &self.outside, &mut self.sockets) else { return Ok(()) };
+        let Ok(socket) = connection::outer() else { return Ok(()) };
+        connection::set_congestion(&socket)
+            .map_err(failed("setsockopt of TCP_CONGESTION (see net.ipv4.tcp_allowed_congestion_control)"))?;
+        let Ok(connection) = Connection::begin(socket, ends, &self.outside, &mut self.sockets) else {
+            return Ok(());
+        };
         let both = EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT | EpollFlags::EPOLLRDHUP | EpollFlags::EPOLLET;
         let event = EpollEvent::new(both, key(ends));
         self.ready.add(connection.outside(), event).map_err(failed("epoll_ctl"))?;

@@ -268,7 +268,7 @@ fn facts(facts: &HostFacts) -> Vec<Fact> {
         ("its offloads", nic.map_or_else(absent, |nic| nic.offloads.join(", "))),
         ("congestion control", text(&facts.congestion_control)),
         ("Toll", format!("{} ({})", facts.toll_version, facts.build_profile)),
-        ("iperf3", text(&facts.iperf3)),
+        ("iperf3", facts.iperf3.clone().unwrap_or_else(|reason| format!("not usable: {reason}"))),
     ];
     facts.into_iter().map(|(label, value)| Fact { label, value }).collect()
 }

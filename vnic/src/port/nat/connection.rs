@@ -21,6 +21,7 @@ use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::socket::tcp;
 use smoltcp::wire::IpListenEndpoint;
 use toll_protocol::child::Outside;
+use toll_protocol::trial::CONGESTION_CONTROLS;
 
 /// Bytes that the translator holds in each direction: more than a guest of ours has unacknowledged.
 const BUFFER: usize = 1 << 20;
@@ -48,14 +49,41 @@ pub(super) struct Connection {
     guest_closed: bool,
 }
 
+/// A socket of the host's for a connection.
+///
+/// # Errors
+/// The system's.
+pub(super) fn outer() -> nix::Result<OwnedFd> {
+    socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)
+}
+
+/// Gives it the congestion control of native ends, which they are compared with, and not the host's default. The process
+/// has no right any more: what the host allows to anybody can be had (sysctl `tcp_allowed_congestion_control`).
+///
+/// # Errors
+/// The system's, if it may have none of [`CONGESTION_CONTROLS`].
+pub(super) fn set_congestion(socket: &OwnedFd) -> nix::Result<()> {
+    let mut refusal = Errno::ENOENT;
+    for name in CONGESTION_CONTROLS {
+        match setsockopt(socket, sockopt::TcpCongestion, &OsString::from(name)) {
+            Ok(()) => return Ok(()),
+            Err(errno) => refusal = errno,
+        }
+    }
+    Err(refusal)
+}
+
 impl Connection {
-    /// Begins one: the host connects, and the translator's TCP takes the SYN that is to come without an answer.
+    /// Begins one: the host connects `socket`, and the translator's TCP takes the SYN that is to come without an answer.
     ///
     /// # Errors
-    /// The system's, if there can be no socket or no way there.
-    pub fn begin(ends: Ends, outside: &Outside, sockets: &mut SocketSet<'static>) -> io::Result<Self> {
-        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-        let socket: OwnedFd = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
+    /// The system's, if there is no way there.
+    pub fn begin(
+        socket: OwnedFd,
+        ends: Ends,
+        outside: &Outside,
+        sockets: &mut SocketSet<'static>,
+    ) -> io::Result<Self> {
         // Since Linux 5.7 no right is needed for it on a socket that has no interface yet.
         setsockopt(&socket, sockopt::BindToDevice, &OsString::from(&outside.interface))?;
         if let Some(segment) = outside.segment {

@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 
+use nix::sys::socket::{getsockopt, sockopt};
+
 use super::*;
 
 fn syn(source: [u8; 4], destination: [u8; 4]) -> Vec<u8> {
@@ -71,6 +73,26 @@ fn a_guest_reaches_its_peer_and_nobody_else() {
         assert_eq!(connections(address, address), 0, "{address}");
     }
     assert!(listener.accept().is_err());
+}
+
+/// In a network namespace of its own, whose default is not the first of those that trials use.
+#[test]
+fn the_hosts_socket_has_the_congestion_control_of_native_ends() {
+    let seen = std::thread::spawn(|| {
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).ok()?;
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+        assert!(up.unwrap().success());
+        std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno").unwrap();
+        let peer = Ipv4Addr::new(192, 0, 2, 1);
+        let mut nat = nat(peer);
+        nat.send(&[Piece::new(&syn([10, 0, 2, 15], peer.octets()))]).unwrap();
+        let set = getsockopt(&nat.connections[0].outside(), sockopt::TcpCongestion).unwrap();
+        Some((getsockopt(&connection::outer().unwrap(), sockopt::TcpCongestion).unwrap(), set))
+    });
+    match seen.join().unwrap() {
+        Some((default, set)) => assert_eq!((default.to_str(), set.to_str()), (Some("reno"), Some("cubic"))),
+        None => eprintln!("left out: no network namespace of its own"),
+    }
 }
 
 #[test]
