@@ -8,7 +8,9 @@ pub mod ethtool;
 pub mod nic;
 
 use std::ffi::OsString;
+use std::io;
 use std::path::Path;
+use std::process::Output;
 use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getaffinity};
@@ -32,10 +34,9 @@ pub async fn collect(nic: Option<&str>, programs: &Path, spawner: &Spawner, user
     let processor = cpu::parse(&cpuinfo);
     let (vmm, endpoint) = (programs.join("toll-vmm"), programs.join("toll-endpoint"));
     let congestion_control = congestion_control();
-    let (kvm, iperf3) = tokio::join!(
-        device::kvm(&processor, &vmm, spawner),
-        iperf3(&endpoint, congestion_control.as_deref(), spawner, users)
-    );
+    // One after the other: there may be one user for all children.
+    let kvm = device::kvm(&processor, &vmm, spawner, users).await;
+    let iperf3 = iperf3(&endpoint, congestion_control.as_deref(), spawner, users).await;
     HostFacts {
         kernel: kernel(),
         kvm,
@@ -91,15 +92,26 @@ fn congestion_control() -> Option<String> {
     CONGESTION_CONTROLS.into_iter().find(usable).map(str::to_owned)
 }
 
+/// What `program` says when it is asked for `what`, as a user that it may run as in trials.
+async fn ask(
+    program: &Path,
+    what: &str,
+    limit: Duration,
+    spawner: &Spawner,
+    users: &Users,
+) -> io::Result<Output> {
+    // Of no trial, whose ids are drawn.
+    let user = users.take(TrialId::new(0)).map_err(io::Error::other)?;
+    let user = user.as_ref().map(|user| user.id().to_string());
+    let arguments: Vec<&str> =
+        user.as_deref().into_iter().flat_map(|user| ["--user", user]).chain([what]).collect();
+    spawner.output(program, &arguments, limit).await
+}
+
 /// What `toll-endpoint iperf3` says, as the user that it runs as in trials: `iperf 3.12 (cJSON 1.7.15)`, and the congestion
 /// control of its sockets where it is another than `usual`: iperf3 may set less than who makes them with a right.
 async fn iperf3(endpoint: &Path, usual: Option<&str>, spawner: &Spawner, users: &Users) -> Option<String> {
-    // Of no trial, whose ids are drawn.
-    let user = users.take(TrialId::new(0)).ok()?;
-    let user = user.as_ref().map(|user| user.id().to_string());
-    let arguments: Vec<&str> =
-        user.as_deref().into_iter().flat_map(|user| ["--user", user]).chain(["iperf3"]).collect();
-    let output = match spawner.output(endpoint, &arguments, PROGRAM_LIMIT).await {
+    let output = match ask(endpoint, "iperf3", PROGRAM_LIMIT, spawner, users).await {
         Ok(output) => output,
         Err(error) => {
             tracing::warn!(%error, "iperf3 can't be asked for its version: no trial will use it");
