@@ -457,8 +457,7 @@ impl Scheduler {
                     }
                 }
             }
-            queues.retain(|queue| !queue.trials.is_empty());
-            course.queues = queues;
+            course.put_back(queues);
         }
     }
 

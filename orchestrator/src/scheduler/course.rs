@@ -82,7 +82,10 @@ pub(super) struct Course {
     pub id: String,
     pub stage: Stage,
     pub plan: Option<Arc<Plan>>,
+    /// Those with trials. Changed by [`planned`](Self::planned), [`put_back`](Self::put_back) and [`drain`](Self::drain) alone.
     pub queues: Vec<PairQueue>,
+    /// How many of them a host is in. Asked for each host that is away, and a large campaign has 100,000 queues.
+    queues_of: HashMap<HostIndex, usize>,
     pub counts: RunCounts,
     /// Records asked for and not yet stored.
     pub unstored: usize,
@@ -102,6 +105,7 @@ impl Course {
             stage,
             plan: None,
             queues: Vec::new(),
+            queues_of: HashMap::new(),
             counts: RunCounts::default(),
             unstored: 0,
             flying: 0,
@@ -135,13 +139,32 @@ impl Course {
             queues[queue].trials.push_back(index);
         }
         self.counts.planned = u32::try_from(plan.trials.len()).unwrap_or(u32::MAX);
+        self.queues_of.clear();
+        for host in queues.iter().flat_map(|queue| [queue.a, queue.b]) {
+            *self.queues_of.entry(host).or_default() += 1;
+        }
         self.queues = queues;
         self.plan = Some(plan);
         self.since = (now, self.counts.over());
     }
 
+    /// Takes its queues again, from which trials were taken.
+    pub fn put_back(&mut self, mut queues: Vec<PairQueue>) {
+        queues.retain(|queue| {
+            let has_any = !queue.trials.is_empty();
+            if !has_any {
+                for host in [queue.a, queue.b] {
+                    self.queues_of.entry(host).and_modify(|count| *count = count.saturating_sub(1));
+                }
+            }
+            has_any
+        });
+        self.queues = queues;
+    }
+
     /// Takes what has not begun away.
     pub fn drain(&mut self) -> Vec<usize> {
+        self.queues_of.clear();
         let mut left: Vec<usize> = self.queues.drain(..).flat_map(|queue| queue.trials).collect();
         left.sort_unstable();
         left
@@ -160,7 +183,7 @@ impl Course {
 
     /// Whether it may still need the host.
     pub fn wants(&self, host: HostIndex) -> bool {
-        self.queues.iter().any(|queue| queue.a == host || queue.b == host)
+        self.queues_of.get(&host).is_some_and(|count| *count > 0)
     }
 
     /// Whether nothing is left to do.
@@ -222,5 +245,19 @@ spec:
         let took = began.elapsed();
         assert!(course.queues.len() == 447 * 446 / 2 && plan.trials.len() == course.queues.len());
         assert!(took < Duration::from_secs(10), "{took:?}");
+
+        // So is whoever is waited for: it is asked of each host that is away.
+        let began = Instant::now();
+        assert!((0..447).all(|host| course.wants(host)) && !(447..20_000).any(|host| course.wants(host)));
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        let mut queues = std::mem::take(&mut course.queues);
+        for queue in queues.iter_mut().filter(|queue| queue.a == 5 || queue.b == 5) {
+            queue.trials.clear();
+        }
+        course.put_back(queues);
+        assert!(!course.wants(5) && course.wants(4) && course.queues.len() == 446 * 445 / 2);
+        assert_eq!(course.drain().len(), 446 * 445 / 2);
+        assert!(!course.wants(4));
     }
 }
