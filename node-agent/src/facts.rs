@@ -8,6 +8,7 @@ pub mod ethtool;
 pub mod nic;
 
 use std::ffi::OsString;
+use std::io;
 use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
@@ -32,12 +33,11 @@ pub const PROGRAM_LIMIT: Duration = Duration::from_secs(5);
 pub async fn collect(nic: Option<&str>, programs: &Path, spawner: &Spawner, users: &Users) -> HostFacts {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let processor = cpu::parse(&cpuinfo);
-    let (vmm, endpoint) = (programs.join("toll-vmm"), programs.join("toll-endpoint"));
+    let asking = Asking { programs, spawner, users };
     let congestion_control = congestion_control();
-    let (kvm, iperf3) = tokio::join!(
-        device::kvm(&processor, &vmm, spawner),
-        iperf3(&endpoint, congestion_control.as_deref(), spawner, users)
-    );
+    // One after the other: there may be one user for all children.
+    let kvm = device::kvm(&processor, &asking).await;
+    let iperf3 = iperf3(congestion_control.as_deref(), &asking).await;
     HostFacts {
         kernel: kernel(),
         kvm,
@@ -93,29 +93,46 @@ fn congestion_control() -> Option<String> {
     CONGESTION_CONTROLS.into_iter().find(usable).map(str::to_owned)
 }
 
+/// Who asks the programs of a folder what they find, each as a user that it may run as in trials.
+pub struct Asking<'a> {
+    programs: &'a Path,
+    spawner: &'a Spawner,
+    users: &'a Users,
+}
+
+impl Asking<'_> {
+    /// What `program` says when it is asked for `what`.
+    async fn ask(&self, program: &str, what: &str, limit: Duration) -> io::Result<Output> {
+        let Self { programs, spawner, users } = self;
+        // Of no trial, whose ids are drawn.
+        let nobodys = TrialId::new(0);
+        let user = users.take(nobodys).await.map_err(io::Error::other)?;
+        let user = user.map(|user| user.to_string());
+        let arguments: Vec<&str> =
+            user.as_deref().into_iter().flat_map(|user| ["--user", user]).chain([what]).collect();
+        let output = spawner.output(&programs.join(program), &arguments, limit).await;
+        let left = users.release(nobodys, spawner, &programs.join("toll-endpoint")).await;
+        if !left.is_empty() {
+            tracing::error!(?left, "{program} was asked for {what}, and did not end");
+        }
+        output
+    }
+}
+
 /// What `toll-endpoint iperf3` says, as the user that it runs as in trials: `iperf 3.12 (cJSON 1.7.15)`, and the congestion
 /// control of its sockets where it is another than `usual`: iperf3 may set less than who makes them with a right. Else why no
 /// trial can use it.
-async fn iperf3(
-    endpoint: &Path,
-    usual: Option<&str>,
-    spawner: &Spawner,
-    users: &Users,
-) -> Result<String, String> {
-    // Of no trial, whose ids are drawn.
-    let nobodys = TrialId::new(0);
-    let user = users.take(nobodys).await.map_err(|error| crate::chain(&error))?;
-    let user = user.map(|user| user.to_string());
-    let arguments: Vec<&str> =
-        user.as_deref().into_iter().flat_map(|user| ["--user", user]).chain(["iperf3"]).collect();
-    let output = spawner.output(endpoint, &arguments, PROGRAM_LIMIT).await;
-    let left = users.release(nobodys, spawner, endpoint).await;
-    if !left.is_empty() {
-        tracing::error!(?left, "iperf3 was asked for its version, and did not end");
-    }
+async fn iperf3(usual: Option<&str>, asking: &Asking<'_>) -> Result<String, String> {
+    const PROGRAM: &str = "toll-endpoint";
+    let output = asking.ask(PROGRAM, "iperf3", PROGRAM_LIMIT).await;
     let found = output
         .map_err(|error| {
-            format!("{} iperf3, which looks for it, could not be run: {error}", endpoint.display())
+            let endpoint = asking.programs.join(PROGRAM);
+            format!(
+                "{} iperf3, which looks for it, could not be run: {}",
+                endpoint.display(),
+                crate::chain(&error)
+            )
         })
         .and_then(|output| usable_iperf3(&output, usual));
     found.inspect_err(|why| tracing::info!("no trial will use iperf3: {why}"))

@@ -461,7 +461,7 @@ impl Scheduler {
                     }
                 }
             }
-            course.keep(queues);
+            course.put_back(queues);
         }
     }
 

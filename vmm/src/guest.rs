@@ -18,7 +18,7 @@ use crate::clock::{Timebase, ticks};
 use crate::config::EndConfig;
 use crate::exits::{Cause, Exits};
 use crate::image::{self, ImageError};
-use crate::kvm::{self, Exit, Fault, KvmCounts, KvmError, Postbox, Vcpu, Vm};
+use crate::kvm::{Exit, Fault, Kvm, KvmCounts, KvmError, Postbox, Vcpu, Vm};
 use crate::layout::INTERRUPT_VECTOR;
 use crate::machine::{EngineView, Machine, MachineError, Parts};
 use crate::memory::MemoryError;
@@ -80,13 +80,18 @@ struct Guest {
     started: Timebase,
 }
 
-/// Creates and runs a guest on the calling thread.
+/// Creates a guest of `kvm` and runs it on the calling thread, which has no right to open anything.
 ///
 /// # Errors
 /// A [`Failure`] with registers and the last exits, as far as there are any.
-pub fn run(config: &EndConfig, program: &Program, stage: Stage) -> Result<Box<Recording>, Failure> {
+pub fn run(
+    kvm: &Kvm,
+    config: &EndConfig,
+    program: &Program,
+    stage: Stage,
+) -> Result<Box<Recording>, Failure> {
     let mut guest =
-        Guest::create(config, program, stage).map_err(|error| crate::failure(&error, Vec::new()))?;
+        Guest::create(kvm, config, program, stage).map_err(|error| crate::failure(&error, Vec::new()))?;
     guest.run().map_err(|error| {
         let words = guest.last_words();
         crate::failure(&error, words)
@@ -94,12 +99,10 @@ pub fn run(config: &EndConfig, program: &Program, stage: Stage) -> Result<Box<Re
 }
 
 impl Guest {
-    fn create(config: &EndConfig, program: &Program, stage: Stage) -> Result<Self, GuestError> {
+    fn create(kvm: &Kvm, config: &EndConfig, program: &Program, stage: Stage) -> Result<Self, GuestError> {
         let started = Timebase::now();
-        let Stage { kvm, adapter, looks_at_port, switches, pages, reporter, control_cpu, io } = stage;
-        // It was opened for this engine.
-        let kvm = kvm.map_or_else(kvm::open, Ok)?;
-        let vm = Vm::new(&kvm, pages.memory().clone())?;
+        let Stage { adapter, looks_at_port, switches, pages, reporter, control_cpu, io } = stage;
+        let vm = Vm::new(kvm, pages.memory().clone())?;
         let entry = image::load(program.image(), pages.memory(), config.memory)?;
         let vcpu = vm.vcpu(&entry)?;
         let bus = Bus::new(adapter.window());

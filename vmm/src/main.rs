@@ -13,7 +13,7 @@ use toll_vmm::probe;
 
 /// Runs one virtual end: a KVM guest, or a host process on the same adapter model.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(version, arg_required_else_help = true)]
 struct Arguments {
     /// Descriptor of the Unix stream socket to the agent, inherited from it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(3..))]
@@ -33,9 +33,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let confinement = Confinement { user: arguments.user };
     let result = match (arguments.command, arguments.control_fd) {
-        (Some(Command::Probe), _) => probe(),
-        (None, Some(fd)) => run(fd, Confinement { user: arguments.user }),
+        (Some(Command::Probe), _) => probe(confinement),
+        (None, Some(fd)) => run(fd, confinement),
         (None, None) => Err(anyhow::anyhow!("--control-fd is needed")),
     };
     result.unwrap_or_else(|error| {
@@ -45,8 +46,8 @@ fn main() -> ExitCode {
 }
 
 /// The last line says it all; of a guest that failed its last words come before.
-fn probe() -> anyhow::Result<ExitCode> {
-    probe::probe().inspect_err(|error| {
+fn probe(confinement: Confinement) -> anyhow::Result<ExitCode> {
+    probe::probe(confinement).inspect_err(|error| {
         for line in error.last_words() {
             eprintln!("{}", printable(line));
         }

@@ -1,9 +1,15 @@
 //! `toll-vmm probe`: whether guests run here. That /dev/kvm opens, and that KVM makes a machine, says little of whether a
-//! guest lives in it: so two guests are run, which talk to each other for a moment.
+//! guest lives in it: so guests are run, two at a time, which talk to each other for a moment.
+//!
+//! ```text
+//!  Probe::open: KVM and wires of all guests --> Confinement::enter --> Probe::run: the guests
+//! ```
+//! A guest of the probe runs with the rights of one in a trial: none.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
+use toll_child::confinement::{Confinement, ConfinementError};
 use toll_guest_abi::phase;
 use toll_protocol::child::{Engine, VmmConfig, VmmPort};
 use toll_protocol::report::Failure;
@@ -35,6 +41,9 @@ pub enum ProbeError {
     /// The wire between the guests.
     #[error("no guest can be started")]
     Port(#[from] PortError),
+    /// The process keeps rights, so no guest is run.
+    #[error("the probe could not give up its rights")]
+    Confinement(#[from] ConfinementError),
     /// A guest that can't be.
     #[error("no guest can be started")]
     Config(#[from] ConfigError),
@@ -61,47 +70,81 @@ impl ProbeError {
     }
 }
 
+/// A guest that is not yet started.
+struct End {
+    adapter: Adapter,
+    config: EndConfig,
+    devices: Devices,
+}
+
+/// Guests with each adapter, for which all is open that takes a right.
+pub struct Probe {
+    /// Those of a pair run together.
+    pairs: Vec<[End; 2]>,
+}
+
 /// Runs guests with each adapter: the plain ones, and those with every switch that asks KVM for something of its own
-/// (writes kept in the kernel, notifications by KVM, signals to the vCPU).
+/// (writes kept in the kernel, notifications by KVM, signals to the vCPU). The process is in `confinement` before the first
+/// of them is created; it has no other thread.
 ///
 /// # Errors
 /// [`ProbeError`] of the first that fails.
-pub fn probe() -> Result<(), ProbeError> {
-    probe_with(Program::Traffic)
+pub fn probe(confinement: Confinement) -> Result<(), ProbeError> {
+    let probe = Probe::open()?;
+    // It writes no file.
+    confinement.enter(0)?;
+    probe.run(Program::Traffic)
 }
 
-/// The same with another program in the guests: one that fails, in tests.
-///
-/// # Errors
-/// As for [`probe`].
-#[doc(hidden)]
-pub fn probe_with(program: Program) -> Result<(), ProbeError> {
-    kvm::probe()?;
-    let optimised = PcnetSwitches {
-        io_in_kernel: true,
-        send_combining: Some(SendCombining::default()),
-        irq_notification: false,
-    };
-    let pairs = [
-        [Adapter::Pcnet(PcnetSwitches::OFF), Adapter::VirtioNet(VirtioNetSwitches::OFF)],
-        [
-            Adapter::Pcnet(optimised),
-            Adapter::VirtioNet(VirtioNetSwitches { io_thread: true, ..VirtioNetSwitches::OFF }),
-        ],
-    ];
-    pairs.into_iter().try_for_each(|pair| talk(pair, program))
+impl Probe {
+    /// Opens what the guests need.
+    ///
+    /// # Errors
+    /// [`ProbeError`].
+    pub fn open() -> Result<Self, ProbeError> {
+        kvm::probe()?;
+        let optimised = PcnetSwitches {
+            io_in_kernel: true,
+            send_combining: Some(SendCombining::default()),
+            irq_notification: false,
+        };
+        let pairs = [
+            [Adapter::Pcnet(PcnetSwitches::OFF), Adapter::VirtioNet(VirtioNetSwitches::OFF)],
+            [
+                Adapter::Pcnet(optimised),
+                Adapter::VirtioNet(VirtioNetSwitches { io_thread: true, ..VirtioNetSwitches::OFF }),
+            ],
+        ];
+        Ok(Self { pairs: pairs.into_iter().map(pair).collect::<Result<_, _>>()? })
+    }
+
+    /// Runs them with `program`, which is another one than [`Program::Traffic`] in tests.
+    ///
+    /// # Errors
+    /// [`ProbeError`] of the first that fails.
+    pub fn run(self, program: Program) -> Result<(), ProbeError> {
+        self.pairs.into_iter().try_for_each(|pair| talk(pair, program))
+    }
 }
 
 /// Two guests with these adapters: the first connects to the second and sends.
-fn talk([first, second]: [Adapter; 2], program: Program) -> Result<(), ProbeError> {
-    let deadline = Instant::now() + PATIENCE;
+fn pair([first, second]: [Adapter; 2]) -> Result<[End; 2], ProbeError> {
     let (near, far) = memory::pair(WIRE)?;
-    let ends =
-        [(first, Direction::Send, Open::Connect, near), (second, Direction::Receive, Open::Listen, far)];
-    let mut runners = Vec::new();
-    for (number, (adapter, direction, open, port)) in (1..).zip(ends) {
+    let end = |adapter: Adapter, direction, open, port, number| -> Result<End, ProbeError> {
         let config = config(adapter.clone(), direction, open, number)?;
         let devices = Devices::open(&config, vec![Box::new(port)])?;
+        Ok(End { adapter, config, devices })
+    };
+    Ok([
+        end(first, Direction::Send, Open::Connect, near, 1)?,
+        end(second, Direction::Receive, Open::Listen, far, 2)?,
+    ])
+}
+
+fn talk(ends: [End; 2], program: Program) -> Result<(), ProbeError> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut runners = Vec::new();
+    for End { adapter, config, devices } in ends {
         runners.push((adapter, start(&config, program, devices)?));
     }
     reach(phase::READY, &runners, deadline)?;

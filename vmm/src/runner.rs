@@ -70,10 +70,8 @@ pub enum StartError {
     },
 }
 
-/// What the program's thread gets.
+/// What the program's thread gets, whatever runs the program.
 pub struct Stage {
-    /// Of a guest.
-    pub kvm: Option<Kvm>,
     /// The chip.
     pub adapter: Box<dyn Adapter>,
     /// Whether it looks at its port after each access.
@@ -98,12 +96,29 @@ pub struct Runner {
     thread: JoinHandle<()>,
 }
 
+/// An engine with what it takes a right to open.
+enum OpenEngine {
+    /// Of guests.
+    Kvm(Kvm),
+    /// The program is a thread of this process.
+    HostProcess,
+}
+
+impl OpenEngine {
+    /// Name of the program's thread in reports.
+    const fn thread_name(&self) -> &'static str {
+        match self {
+            Self::Kvm(_) => "vcpu0",
+            Self::HostProcess => "payload",
+        }
+    }
+}
+
 /// What an end takes a right to open. Its threads have none.
 pub struct Devices {
     /// Ports, one for each of its adapter's queue pairs.
     ports: Vec<Box<dyn Port>>,
-    /// Of a guest.
-    kvm: Option<Kvm>,
+    engine: OpenEngine,
 }
 
 impl Devices {
@@ -112,11 +127,11 @@ impl Devices {
     /// # Errors
     /// [`KvmError`], of a guest.
     pub fn open(config: &EndConfig, ports: Vec<Box<dyn Port>>) -> Result<Self, KvmError> {
-        let kvm = match config.engine {
-            Engine::Kvm => Some(kvm::open()?),
-            Engine::HostProcess => None,
+        let engine = match config.engine {
+            Engine::Kvm => OpenEngine::Kvm(kvm::open()?),
+            Engine::HostProcess => OpenEngine::HostProcess,
         };
-        Ok(Self { ports, kvm })
+        Ok(Self { ports, engine })
     }
 }
 
@@ -125,7 +140,7 @@ impl Devices {
 /// # Errors
 /// [`StartError`]. What goes wrong later comes as [`Event::Ended`].
 pub fn start(config: &EndConfig, program: Program, devices: Devices) -> Result<Runner, StartError> {
-    let Devices { mut ports, kvm } = devices;
+    let Devices { mut ports, engine } = devices;
     let failed = |call| move |errno: Errno| StartError::System { call, source: errno.into() };
     install_signal_handler().map_err(failed("sigaction"))?;
     let memory = allocate(config.memory)?;
@@ -140,12 +155,14 @@ pub fn start(config: &EndConfig, program: Program, devices: Devices) -> Result<R
             (Box::new(chip), Some(switches))
         }
         trial::Adapter::VirtioNet(switches) => {
-            let device = Box::new(VirtioNet::new(memory, ports, config.mac, config.mtu, switches)?);
+            let mut device = Box::new(VirtioNet::new(memory, ports, config.mac, config.mtu, switches)?);
             if switches.io_thread {
                 let remote = Remote::start(device, config.io_cpu)?;
                 io = Some(remote.io()?);
                 (Box::new(remote), None)
             } else {
+                // The WAIT doorbell is a look at all rings, and no program sleeps or ends without it.
+                device.watch(true)?;
                 (device, None)
             }
         }
@@ -153,7 +170,6 @@ pub fn start(config: &EndConfig, program: Program, devices: Devices) -> Result<R
     let (looks_at_port, switches) = (switches.is_some(), switches.unwrap_or_default());
     let (link, reporter, events) = link().map_err(failed("eventfd"))?;
     let stage = Stage {
-        kvm,
         adapter,
         looks_at_port,
         switches,
@@ -162,35 +178,25 @@ pub fn start(config: &EndConfig, program: Program, devices: Devices) -> Result<R
         control_cpu: CpuClock::of_this_thread(),
         io,
     };
-    let name = thread_name(config.engine);
     let (config, reporting) = (config.clone(), Arc::clone(&link));
     let thread = std::thread::Builder::new()
-        .name(name.into())
-        .spawn(move || run(&config, program, stage))
+        .name(engine.thread_name().into())
+        .spawn(move || run(&config, program, &engine, stage))
         .map_err(|source| StartError::System { call: "creating a thread", source })?;
     Ok(Runner { link: reporting, events, pages, thread })
 }
 
 /// The body of the program's thread. Its last event is sent when all else has been dropped, the TAP included.
-fn run(config: &EndConfig, program: Program, stage: Stage) {
+fn run(config: &EndConfig, program: Program, engine: &OpenEngine, stage: Stage) {
     let reporter = stage.reporter.clone();
-    let name = thread_name(config.engine);
-    let result = match config.cpu.map(|cpu| pin(name, cpu)).transpose() {
+    let result = match config.cpu.map(|cpu| pin(engine.thread_name(), cpu)).transpose() {
         Err(error) => Err(crate::failure(&error, Vec::new())),
-        Ok(_) => match config.engine {
-            Engine::Kvm => guest::run(config, &program, stage),
-            Engine::HostProcess => same_stack::run(config, &program, stage),
+        Ok(_) => match engine {
+            OpenEngine::Kvm(kvm) => guest::run(kvm, config, &program, stage),
+            OpenEngine::HostProcess => same_stack::run(config, &program, stage),
         },
     };
     reporter.send(Event::Ended(result));
-}
-
-/// Name of the program's thread in reports.
-fn thread_name(engine: Engine) -> &'static str {
-    match engine {
-        Engine::Kvm => "vcpu0",
-        Engine::HostProcess => "payload",
-    }
 }
 
 /// Pins the calling thread, whose name is `thread`.

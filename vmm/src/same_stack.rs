@@ -63,7 +63,7 @@ fn run_program(
     if *program != Program::Traffic {
         return Err(SameStackError::NotTraffic);
     }
-    let Stage { kvm: _, adapter, looks_at_port, switches, pages, reporter, control_cpu, io } = stage;
+    let Stage { adapter, looks_at_port, switches, pages, reporter, control_cpu, io } = stage;
     let interrupts = matches!(adapter.window(), Window::Pio(_));
     // The program's registers begin at offset 0 here, and its clock is not the time stamp counter.
     let boot = boot_info(config, program, 0, 0);

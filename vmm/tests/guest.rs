@@ -14,7 +14,7 @@ use toll_vmm::boot::Program;
 use toll_vmm::config::EndConfig;
 use toll_vmm::layout;
 use toll_vmm::link::Event;
-use toll_vmm::probe;
+use toll_vmm::probe::Probe;
 use toll_vmm::recording::Recording;
 use toll_vmm::runner::{Devices, Runner, start};
 use toll_vnic::port::memory;
@@ -233,8 +233,8 @@ fn without_gates() -> Result<(), Failed> {
 
 /// What the probe says is so because guests have run: one that dies is told with its last words.
 fn the_probe() -> Result<(), Failed> {
-    probe::probe()?;
-    let error = probe::probe_with(Program::SelfTest(4)).expect_err("a guest that faults does not run");
+    Probe::open()?.run(Program::Traffic)?;
+    let error = Probe::open()?.run(Program::SelfTest(4)).expect_err("a guest that faults does not run");
     let said = error.to_string();
     check(said.starts_with("a guest with pcnet does not run: the guest faulted at rip 0x10"), &error)?;
     check(said.ends_with("page fault at 0x18 (vector 14, error code 0x6)"), &error)?;

@@ -4,14 +4,12 @@
 
 use std::fs::OpenOptions;
 use std::io::ErrorKind;
-use std::path::Path;
 use std::time::Duration;
 
 use toll_protocol::facts::{KvmFact, KvmKind};
 
-use crate::child::Spawner;
-use crate::facts::advice;
 use crate::facts::cpu::Processor;
+use crate::facts::{Asking, advice};
 
 /// How long guests may take to run for a moment. It takes milliseconds, and seconds on a host that is overloaded when it
 /// boots; what is found here holds as long as the agent runs.
@@ -20,10 +18,10 @@ const PROBE_LIMIT: Duration = Duration::from_secs(60);
 /// Most lines of last words.
 const LAST_WORDS: usize = 64;
 
-/// Whether `/dev/kvm` opens and guests of `vmm` run on it, and which KVM must be behind it.
-pub async fn kvm(processor: &Processor, vmm: &Path, spawner: &Spawner) -> KvmFact {
+/// Whether `/dev/kvm` opens and guests of `toll-vmm` run on it, and which KVM must be behind it.
+pub async fn kvm(processor: &Processor, asking: &Asking<'_>) -> KvmFact {
     match open("/dev/kvm") {
-        Ok(()) => match probe(vmm, spawner).await {
+        Ok(()) => match probe("toll-vmm", asking).await {
             Ok(()) => KvmFact::Usable(kind(processor)),
             Err(unusable) => unusable,
         },
@@ -36,9 +34,10 @@ fn unusable(reason: String) -> KvmFact {
 }
 
 /// Lets `vmm` run guests, or says why it can't.
-async fn probe(vmm: &Path, spawner: &Spawner) -> Result<(), KvmFact> {
-    let output = spawner.output(vmm, &["probe"], PROBE_LIMIT).await.map_err(|error| {
-        let path = vmm.display();
+async fn probe(vmm: &str, asking: &Asking<'_>) -> Result<(), KvmFact> {
+    let output = asking.ask(vmm, "probe", PROBE_LIMIT).await.map_err(|error| {
+        let path = asking.programs.join(vmm);
+        let path = path.display();
         unusable(match error.kind() {
             ErrorKind::TimedOut => format!("/dev/kvm opens, but {path} probe does not answer: {error}"),
             ErrorKind::NotFound => format!("{path} is missing: install all of Toll's programs in one folder"),
@@ -82,7 +81,11 @@ fn kind(processor: &Processor) -> KvmKind {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::child::Spawner;
+    use crate::users::Users;
 
     #[test]
     fn the_kind_follows_from_the_processor() {
@@ -95,7 +98,10 @@ mod tests {
     #[tokio::test]
     async fn a_vmm_whose_guests_dont_run_makes_kvm_unusable_with_its_words() {
         let spawner = Spawner::new(tokio::runtime::Handle::current()).expect("a spawner");
-        let probe = async |program: &str| super::probe(Path::new(program), &spawner).await;
+        let users = Users::open(None, "a").expect("nobody has the default range");
+        // A path from the root is that, whatever the folder.
+        let asking = Asking { programs: Path::new("/"), spawner: &spawner, users: &users };
+        let probe = async |program: &str| super::probe(program, &asking).await;
         assert_eq!(probe("/bin/true").await, Ok(()));
         let reason = async |program: &str| match probe(program).await.expect_err("it fails") {
             KvmFact::Unusable { reason, .. } => reason,
@@ -105,11 +111,11 @@ mod tests {
         assert!(failed.contains("exit status: 1") && failed.contains("it said nothing"), "{failed}");
         let missing = reason("/no/such/toll-vmm").await;
         assert!(missing.contains("/no/such/toll-vmm is missing"), "{missing}");
-        // It takes `probe` for a file that it can't open, and says so in one line.
-        let KvmFact::Unusable { reason, last_words } = probe("/bin/cat").await.expect_err("it fails") else {
-            panic!("cat runs no guests");
+        // It takes `probe` for a script that it can't open, or `--user` for an option that it has not, and says so in one line.
+        let KvmFact::Unusable { reason, last_words } = probe("/bin/sh").await.expect_err("it fails") else {
+            panic!("a shell runs no guests");
         };
-        assert!(reason.contains("No such file") && last_words.is_empty(), "{reason} {last_words:?}");
+        assert!(reason.contains("sh: ") && last_words.is_empty(), "{reason} {last_words:?}");
     }
 
     #[test]

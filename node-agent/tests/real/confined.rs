@@ -2,14 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs::read_to_string;
+use std::io::Read as _;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
+use toll_protocol::facts::{HostFacts, KvmFact};
 use toll_protocol::message::FromAgent;
 use toll_protocol::trial::{Adapter, Direction, EndKind, EndSpec, NativeProgram, Open, Port, TrialId};
 use toll_protocol::units::Span;
 
 use crate::Test;
-use crate::agents::Agent;
+use crate::agents::{AGENT, Agent};
 use crate::host::{Fleet, Pair, native};
 use crate::orchestrator::Peer;
 
@@ -19,7 +23,10 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Those that need a VMM.
-pub const VIRTUAL: &[Test] = &[("confined::virtual_ends_have_no_right", virtual_ends_have_no_right)];
+pub const VIRTUAL: &[Test] = &[
+    ("confined::virtual_ends_have_no_right", virtual_ends_have_no_right),
+    ("confined::guests_of_the_probe_have_no_right", guests_of_the_probe_have_no_right),
+];
 
 /// Long enough to be looked at.
 const DURATION: Span = Span::from_millis(2_000);
@@ -104,6 +111,42 @@ fn virtual_ends_have_no_right() -> Result<(), Failed> {
     Ok(())
 }
 
+/// An agent that is asked for facts runs guests for a moment, and they have no more rights than those of trials.
+fn guests_of_the_probe_have_no_right() -> Result<(), Failed> {
+    if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut seen = BTreeSet::new();
+    // Their moment may pass between two looks.
+    while seen.is_empty() {
+        assert!(Instant::now() < deadline, "no guest was seen");
+        let mut asked = Command::new(AGENT);
+        asked.arg("facts").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut agent = Agent(asked.spawn()?);
+        while agent.0.try_wait()?.is_none() {
+            for vmm in agent.children("toll-vmm") {
+                seen.extend(guest(vmm));
+            }
+        }
+        let mut said = String::new();
+        agent.0.stdout.take().expect("piped").read_to_string(&mut said)?;
+        let facts: HostFacts = serde_json::from_str(&said)?;
+        assert!(matches!(facts.kvm, KvmFact::Usable(_)), "{:?}", facts.kvm);
+    }
+    for status in seen {
+        without_rights(&status);
+    }
+    Ok(())
+}
+
+/// What the kernel says of the vCPU's thread of a process, if it has one.
+fn guest(process: i32) -> Option<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{process}/task")).ok()?;
+    let statuses = tasks.flatten().filter_map(|task| read_to_string(task.path().join("status")).ok());
+    statuses.into_iter().find(|status| field(status, "Name:") == ["vcpu0"])
+}
+
 /// Runs a trial and looks at its processes while it is measured; their users. The first has so many threads at least: KVM
 /// may add one of the kernel's own.
 async fn looked_at(
@@ -159,17 +202,7 @@ fn look(process: i32, variables: &[&str]) -> (u32, usize) {
     let mut users = BTreeSet::new();
     for task in &tasks {
         let status = read_to_string(task.path().join("status")).expect("readable");
-        for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-            assert_eq!(field(&status, set), ["0000000000000000"], "{set} of {status}");
-        }
-        assert_eq!(field(&status, "NoNewPrivs:"), ["1"], "{status}");
-        let ids = [field(&status, "Uid:"), field(&status, "Gid:")].concat();
-        assert!(ids.iter().all(|id| *id == ids[0]), "{status}");
-        let user: u32 = ids[0].parse().expect("a number");
-        users.insert(user);
-        if maps_others() {
-            assert!(USERS.contains(&user) && field(&status, "Groups:").is_empty(), "{status}");
-        }
+        users.insert(without_rights(&status));
     }
     assert_eq!(users.len(), 1, "one user for all threads");
     let environment = std::fs::read(format!("{folder}/environ")).expect("readable");
@@ -188,6 +221,21 @@ fn look(process: i32, variables: &[&str]) -> (u32, usize) {
         assert_eq!(limit("Max locked memory"), [Ok(1 << 20), Ok(1 << 20)]);
     }
     (users.into_iter().next().expect("a thread"), tasks.len())
+}
+
+/// Asserts that the thread of this status has no right. Its user.
+fn without_rights(status: &str) -> u32 {
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
+        assert_eq!(field(status, set), ["0000000000000000"], "{set} of {status}");
+    }
+    assert_eq!(field(status, "NoNewPrivs:"), ["1"], "{status}");
+    let ids = [field(status, "Uid:"), field(status, "Gid:")].concat();
+    assert!(ids.iter().all(|id| *id == ids[0]), "{status}");
+    let user: u32 = ids[0].parse().expect("a number");
+    if maps_others() {
+        assert!(USERS.contains(&user) && field(status, "Groups:").is_empty(), "{status}");
+    }
+    user
 }
 
 fn field<'a>(text: &'a str, name: &str) -> Vec<&'a str> {
@@ -226,7 +274,7 @@ fn parent(process: i32) -> i32 {
 
 /// Looks until there is something.
 pub async fn until<T>(look: impl Fn() -> Option<T>) -> T {
-    let mut again = tokio::time::interval(std::time::Duration::from_millis(1));
+    let mut again = tokio::time::interval(Duration::from_millis(1));
     let found = async {
         loop {
             if let Some(found) = look() {
@@ -235,5 +283,5 @@ pub async fn until<T>(look: impl Fn() -> Option<T>) -> T {
             again.tick().await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), found).await.expect("in time")
+    tokio::time::timeout(Duration::from_secs(10), found).await.expect("in time")
 }

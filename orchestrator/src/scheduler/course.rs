@@ -90,6 +90,7 @@ pub(super) struct Course {
     pub id: String,
     pub stage: Stage,
     pub plan: Option<Arc<Plan>>,
+    /// Those with trials. Changed by [`planned`](Self::planned), [`put_back`](Self::put_back) and [`drain`](Self::drain) alone.
     pub queues: Vec<PairQueue>,
     /// How many of these each host is in: it is asked for every host that is away, and there are many pairs.
     queued: HashMap<HostIndex, usize>,
@@ -156,7 +157,7 @@ impl Course {
     }
 
     /// Puts the queues back that were taken to begin trials of them, but for those that are empty now.
-    pub fn keep(&mut self, mut queues: Vec<PairQueue>) {
+    pub fn put_back(&mut self, mut queues: Vec<PairQueue>) {
         let queued = &mut self.queued;
         queues.retain(|queue| {
             let empty = queue.trials.is_empty();
@@ -263,7 +264,7 @@ spec:
             }
             let begins = turn * 7 % queues.len();
             queues[begins].trials.pop_front();
-            course.keep(queues);
+            course.put_back(queues);
             for host in 0..8 {
                 let queued = course.queues.iter().any(|queue| queue.hosts().contains(&host));
                 assert_eq!(course.wants(host), queued, "host {host} after {turn}");
@@ -291,5 +292,19 @@ spec:
         let took = began.elapsed();
         assert!(course.queues.len() == 447 * 446 / 2 && plan.trials.len() == course.queues.len());
         assert!(took < Duration::from_secs(10), "{took:?}");
+
+        // So is whoever is waited for: it is asked of each host that is away.
+        let began = Instant::now();
+        assert!((0..447).all(|host| course.wants(host)) && !(447..20_000).any(|host| course.wants(host)));
+        let took = began.elapsed();
+        assert!(took < Duration::from_secs(1), "{took:?}");
+        let mut queues = std::mem::take(&mut course.queues);
+        for queue in queues.iter_mut().filter(|queue| queue.a == 5 || queue.b == 5) {
+            queue.trials.clear();
+        }
+        course.put_back(queues);
+        assert!(!course.wants(5) && course.wants(4) && course.queues.len() == 446 * 445 / 2);
+        assert_eq!(course.drain().len(), 446 * 445 / 2);
+        assert!(!course.wants(4));
     }
 }

@@ -151,7 +151,10 @@ mod tests {
         let counts = [(CampaignState::Finished, 2), (CampaignState::Cancelled, 1)];
         assert_eq!(*archive.counts(), BTreeMap::from(counts));
         archive.insert(past("e", 6, CampaignState::Refused));
-        assert_eq!((archive.latest(2), archive.beyond(1, 6).len()), (vec!["a".to_owned(), "d".to_owned()], 3));
+        assert_eq!(
+            (archive.latest(2), archive.beyond(1, 6).len()),
+            (vec!["a".to_owned(), "d".to_owned()], 3)
+        );
         assert!(archive.get("b").is_none() && archive.get("d").is_some_and(|past| past.is_of("c")));
         assert!(!archive.get("a").expect("is there").is_of("another"));
     }

@@ -106,7 +106,9 @@ impl StoreError {
     /// Whether an attempt may fare better later.
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Io { .. } | Self::Held { .. } | Self::There { .. } | Self::File(FileError::Read { .. }) => true,
+            Self::Io { .. } | Self::Held { .. } | Self::There { .. } | Self::File(FileError::Read { .. }) => {
+                true
+            }
             Self::Json { .. } | Self::Id(_) | Self::File(_) => false,
             Self::Ledger(LedgerError::Open { source, .. }) => source.kind() != io::ErrorKind::NotFound,
             Self::Ledger(error) => error.may_pass(),

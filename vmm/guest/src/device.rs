@@ -55,7 +55,7 @@ impl<P: Platform, D: Driver> phy::Device for Device<'_, P, D> {
         }
         let checksum = self.driver.offloads().checksum;
         loop {
-            let frame = self.driver.receive()?;
+            let frame = self.driver.receive(self.platform)?;
             // SAFETY: the adapter gets the buffer back by the next `receive` or `release` of the driver. Both need
             // this device, which is borrowed as long as the tokens live, and the transmit token calls neither. Of a
             // frame that is passed over no token is made.

@@ -76,10 +76,10 @@ pub trait Driver {
     ) -> R;
 
     /// Lends the next received frame. The adapter gets its buffer back by [`release`](Driver::release).
-    fn receive(&mut self) -> Option<NonNull<[u8]>>;
+    fn receive(&mut self, registers: &mut impl Registers) -> Option<NonNull<[u8]>>;
 
     /// Gives back the buffer that [`receive`](Driver::receive) lent last, if it has not been.
-    fn release(&mut self);
+    fn release(&mut self, registers: &mut impl Registers);
 
     /// Learns of interrupts: what the handler found.
     fn interrupted(&mut self, causes: u32);

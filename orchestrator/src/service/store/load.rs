@@ -9,7 +9,8 @@ use toll_protocol::result::RunStatus;
 use toll_protocol::trial::TrialId;
 
 use super::{
-    Content, Fleet, LEDGER, Over, REMOVED, STATUS, Store, StoreError, UNFINISHED, io_error, read, remove, sync,
+    Content, Fleet, LEDGER, Over, REMOVED, STATUS, Store, StoreError, UNFINISHED, io_error, read, remove,
+    sync,
 };
 use crate::ledger::{Ledger, LedgerError};
 use crate::service::ids::is_id;

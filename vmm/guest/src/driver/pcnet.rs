@@ -247,8 +247,8 @@ impl Driver for PcnetDriver {
         result
     }
 
-    fn receive(&mut self) -> Option<NonNull<[u8]>> {
-        self.release();
+    fn receive(&mut self, registers: &mut impl Registers) -> Option<NonNull<[u8]>> {
+        self.release(registers);
         while self.receive_pending {
             let at = self.receive_next * DESCRIPTOR;
             let status = (self.receive_ring.acquire32(at + 4) >> 16) as u16;
@@ -262,12 +262,12 @@ impl Driver for PcnetDriver {
             if status >> 8 == STP_ENP >> 8 && (MINIMUM + FCS..=BUFFER).contains(&message) {
                 return Some(self.receive_buffers.bytes(self.receive_next * STRIDE, message - FCS));
             }
-            self.release();
+            self.release(registers);
         }
         None
     }
 
-    fn release(&mut self) {
+    fn release(&mut self, _: &mut impl Registers) {
         if self.lent {
             self.give_receive(self.receive_next);
             self.receive_next = (self.receive_next + 1) % RECEIVE_RING;

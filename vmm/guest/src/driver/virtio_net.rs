@@ -1,13 +1,13 @@
 //! virtio-net driver: virtio 1.2 over MMIO, split rings, polled.
 //!
 //! ```text
-//!  frame sent:      descriptor, available ring, index       no access
-//!  ring full:       QueueNotify, and only then              1 access
-//!  nothing to do:   the WAIT doorbell flushes, fills and sleeps
+//!  frame sent, buffer given back:  descriptor, available ring, index; QueueNotify if the device wants it (2.7.10)
+//!  ring full:                      QueueNotify                 1 access
+//!  nothing to do:                  the WAIT doorbell flushes, fills and sleeps
 //! ```
-//! A device with a thread of its own moves frames while the program runs. It is notified of a frame when it says that it
-//! wants to be, which it does when it has gone to sleep; with its ring full the driver asks for an interrupt, which ends
-//! a wait.
+//! A device that is served by the WAIT doorbell wants no notification. One with a thread of its own moves frames while the
+//! program runs, and wants to be notified when it has gone to sleep; with its ring full the driver asks for an interrupt,
+//! which ends a wait.
 //!
 //! The device is told not to interrupt (2.7.7): it looks at both rings when the program waits, and the program looks
 //! at the used rings when it runs. One descriptor is one frame, the header of 12 bytes before it; with mergeable
@@ -317,7 +317,7 @@ impl VirtioNetDriver {
                 Queue::new(&mut memory, UNUSED, 0, event_index).set_up(platform, 2 * pair as u32 + 1)?;
             }
         }
-        let driver = Self {
+        let mut driver = Self {
             setup,
             receives,
             current: 0,
@@ -338,6 +338,11 @@ impl VirtioNetDriver {
             control = Some(control::Control::new(&mut memory, event_index, index).set_up(platform)?);
         }
         progress.reach(platform, DRIVER_OK);
+        for pair in 0..setup.pairs {
+            driver.current = pair;
+            driver.notify_receive(platform);
+        }
+        driver.current = 0;
         if let Some(control) = &mut control {
             control.receive_own(platform)?;
             if setup.pairs > 1 {
@@ -387,6 +392,13 @@ impl VirtioNetDriver {
         }
     }
 
+    /// Tells the device of the current pair's buffers, if it wants to hear of them.
+    fn notify_receive(&mut self, registers: &mut impl Registers) {
+        if self.current().notification_wanted() {
+            registers.write_register(register::QUEUE_NOTIFY, 4, 2 * self.current as u32);
+        }
+    }
+
     fn lend(&mut self, id: u16) {
         assert!(self.lent_count < MOST_MERGED, "a frame of more buffers than the longest has");
         self.lent[self.lent_count] = id;
@@ -430,12 +442,13 @@ impl Driver for VirtioNetDriver {
         if self.free_count == 0 {
             self.reclaim();
         }
-        if self.free_count == 0 && self.transmit.notification_wanted() {
-            registers.write_register(register::QUEUE_NOTIFY, 4, self.setup.transmitq());
-            self.reclaim();
-        }
         if self.setup.has(switches::IO_THREAD) {
             self.ask(registers);
+        } else if self.free_count == 0 {
+            // The device looks at its rings by and by; now is when there is nothing else to do. It may be told of what it
+            // did not want to hear of.
+            registers.write_register(register::QUEUE_NOTIFY, 4, self.setup.transmitq());
+            self.reclaim();
         }
         self.free_count > 0
     }
@@ -463,14 +476,14 @@ impl Driver for VirtioNetDriver {
         }
         self.transmit.set_length(id, HEADER + length);
         self.transmit.give(id);
-        if self.setup.has(switches::IO_THREAD) && self.transmit.notification_wanted() {
+        if self.transmit.notification_wanted() {
             registers.write_register(register::QUEUE_NOTIFY, 4, self.setup.transmitq());
         }
         result
     }
 
-    fn receive(&mut self) -> Option<NonNull<[u8]>> {
-        self.release();
+    fn receive(&mut self, registers: &mut impl Registers) -> Option<NonNull<[u8]>> {
+        self.release(registers);
         let (id, length) = self.take()?;
         self.lend(id);
         let queue = self.current();
@@ -484,11 +497,15 @@ impl Driver for VirtioNetDriver {
         Some(frame)
     }
 
-    fn release(&mut self) {
+    fn release(&mut self, registers: &mut impl Registers) {
+        if self.lent_count == 0 {
+            return;
+        }
         for index in 0..core::mem::take(&mut self.lent_count) {
             let id = self.lent[index];
             self.current().give(id);
         }
+        self.notify_receive(registers);
     }
 
     // Polled: interrupts are suppressed.

@@ -227,7 +227,11 @@ impl HostPlatform {
         let adapter: Box<dyn Adapter> = if end.adapter == PCNET {
             Box::new(Pcnet::new(memory.clone(), ports.pop().expect("a port"), end.mac()))
         } else {
-            Box::new(VirtioNet::new(memory.clone(), ports, end.mac(), end.mtu as u16, end.switches).unwrap())
+            let device = VirtioNet::new(memory.clone(), ports, end.mac(), end.mtu as u16, end.switches);
+            let mut device = Box::new(device.unwrap());
+            // By `wait`.
+            device.watch(true).unwrap();
+            device
         };
         Self {
             adapter: around(adapter),

@@ -5,20 +5,16 @@
 //! * a fault is the guest's, typed and counted;
 //! * rings are at a descriptor that they have, and the line is as the registers say.
 
-use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use toll_protocol::report::FrameCounters;
 use toll_protocol::units::MacAddress;
-use vm_memory::{Bytes, GuestAddress};
 
 use super::{HEADER, MAXIMUM, MOST_FRAMES, NoDescriptor, Pcnet};
-use crate::GuestMemory;
 use crate::adapter::{Adapter, AdapterError};
+use crate::fuzzing::wire::{SharedWire, WirePort, locked, store};
 use crate::fuzzing::{Guarded, Input};
-use crate::piece::{self, Piece, PieceMut};
-use crate::port::{Port, PortError, Sent};
+use crate::port::Framing;
 
 const MAC: MacAddress = MacAddress([0x52, 0x54, 0, 0x12, 0x34, 0x56]);
 /// Two regions that meet, so that buffers may lie across them, and one behind a hole.
@@ -119,83 +115,25 @@ impl Step {
     }
 }
 
-/// The wire: what came, what is to happen in the middle, and how often it was asked.
-#[derive(Debug, Default)]
-struct Wire {
-    waiting: VecDeque<(u16, bool)>,
-    stores: VecDeque<(u32, u32)>,
-    calls: u32,
-}
-
-/// The chip's end of it.
-#[derive(Debug)]
-struct WirePort {
-    wire: Arc<Mutex<Wire>>,
-    memory: GuestMemory,
-}
-
-impl WirePort {
-    fn call(&self) -> MutexGuard<'_, Wire> {
-        let mut wire = locked(&self.wire);
-        wire.calls += 1;
-        if let Some((at, value)) = wire.stores.pop_front() {
-            store(&self.memory, at, value);
-        }
-        wire
-    }
-}
-
-fn locked(wire: &Mutex<Wire>) -> MutexGuard<'_, Wire> {
-    wire.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// A guest's own store; one outside of its memory is no matter of the chip.
-fn store(memory: &GuestMemory, at: u32, value: u32) {
-    let _ = memory.write_slice(&value.to_le_bytes(), GuestAddress(u64::from(at)));
-}
-
-impl Port for WirePort {
-    fn send(&mut self, parts: &[Piece<'_>]) -> Result<Sent, PortError> {
-        let wire = self.call();
-        let length: usize = parts.iter().map(|part| part.len()).sum();
-        assert!((HEADER..=MAXIMUM).contains(&length), "a frame of {length} bytes left");
-        // Each byte is read: one outside of guest memory faults.
-        let sum = piece::collect(parts).into_iter().fold(0_u8, u8::wrapping_add);
-        Ok(if std::hint::black_box(sum) % 8 == 7 && wire.calls.is_multiple_of(2) {
-            Sent::Dropped
-        } else {
-            Sent::Taken
-        })
-    }
-
-    fn receive(&mut self, parts: &mut [PieceMut<'_>]) -> Result<Option<usize>, PortError> {
-        let mut wire = self.call();
-        let Some((length, for_guest)) = wire.waiting.pop_front() else { return Ok(None) };
-        let head = if for_guest { MAC.0 } else { [0x01, 0, 0x5e, 0, 0, 1] };
-        let bytes: Vec<u8> = head.into_iter().chain(std::iter::repeat(0xa5)).take(length.into()).collect();
-        piece::write_at(parts, 0, &bytes);
-        Ok(Some(bytes.len().min(parts.iter().map(PieceMut::len).sum())))
-    }
-
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-}
-
 /// A chip in the hands of a hostile guest.
 #[derive(Debug)]
 struct Guest {
     // Dropped before the memory that they use.
     chip: Pcnet,
-    wire: Arc<Mutex<Wire>>,
+    wire: SharedWire,
     guarded: Guarded,
 }
 
 impl Guest {
     fn new(policy: NoDescriptor) -> Self {
         let guarded = Guarded::new(&REGIONS);
-        let wire = Arc::<Mutex<Wire>>::default();
-        let port = WirePort { wire: Arc::clone(&wire), memory: guarded.memory().clone() };
+        let wire = SharedWire::default();
+        let port = WirePort {
+            wire: Arc::clone(&wire),
+            memory: guarded.memory().clone(),
+            framing: Framing::Bare,
+            lengths: HEADER..=MAXIMUM,
+        };
         let chip = Pcnet::new(guarded.memory().clone(), Box::new(port), MAC).with_no_descriptor(policy);
         Self { chip, wire, guarded }
     }
@@ -238,7 +176,12 @@ impl Guest {
 
     /// Takes a step and asserts what has to hold after it.
     fn take(&mut self, step: Step) {
-        locked(&self.wire).calls = 0;
+        {
+            let mut wire = locked(&self.wire);
+            wire.calls = 0;
+            wire.left.clear();
+            wire.given.clear();
+        }
         let before = self.chip.counters();
         let result = match step {
             Step::Read(offset, width) => {
@@ -259,7 +202,9 @@ impl Guest {
                 Ok(())
             }
             Step::Arrives(length, for_guest) => {
-                locked(&self.wire).waiting.push_back((length, for_guest));
+                let head = if for_guest { MAC.0 } else { [0x01, 0, 0x5e, 0, 0, 1] };
+                let frame = head.into_iter().chain(std::iter::repeat(0xa5)).take(length.into());
+                locked(&self.wire).waiting.push_back(frame.collect());
                 Ok(())
             }
             Step::Service => self.chip.service().map(|_| ()),

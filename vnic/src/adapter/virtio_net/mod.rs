@@ -18,6 +18,8 @@ mod chain;
 mod control;
 mod features;
 mod filter;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod header;
 mod mmio;
 mod pairs;

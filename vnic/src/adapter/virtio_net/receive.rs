@@ -114,8 +114,10 @@ impl Bus {
         };
         if length > room.length || length < before + MINIMUM_FRAME {
             ring.set_position(position);
-            // More chains may come, unless the driver has given all that there can be.
-            let more = features.mergeable() && length > room.length && room.chains.len() < most_chains(ring);
+            // More chains may come, unless the driver has given all that there can be, or the frame is none that may pass.
+            let more = features.mergeable()
+                && (room.length + 1..=before + most).contains(&length)
+                && room.chains.len() < most_chains(ring);
             if more && waiting.is_empty() {
                 gather::for_each_chunk(&room.parts, length, |chunk| waiting.extend_from_slice(chunk));
             }

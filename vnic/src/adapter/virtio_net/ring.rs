@@ -213,11 +213,9 @@ impl Ring {
     /// Whether there is one already, whose notification may not come.
     pub(super) fn want(&mut self, wanted: bool) -> bool {
         if self.event_index {
-            // What is not wanted is asked for no further.
-            if wanted {
-                let event = RING + ELEMENT * usize::from(self.size);
-                self.used.store(event, self.next_available, Ordering::Relaxed);
-            }
+            // What was taken already is not crossed again before 65535 more.
+            let entry = if wanted { self.next_available } else { self.next_available.wrapping_sub(1) };
+            self.used.store(RING + ELEMENT * usize::from(self.size), entry, Ordering::Relaxed);
         } else {
             let flags = if wanted { 0 } else { VRING_USED_F_NO_NOTIFY as u16 };
             self.used.store(0, flags, Ordering::Relaxed);

@@ -1,11 +1,11 @@
 //! Negotiation, rings and attacks; names carry the clause of virtio 1.2 that they check.
 
+mod attacks;
 mod combining;
 mod conformance;
 mod control;
 mod offloads;
 
-use proptest::prelude::*;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -403,94 +403,5 @@ fn empty_buffers_do_not_make_a_chain_of_any_length() {
         bench.give(queue, 0);
         bench.arrives(&frame(60));
         bench.fails("over 64 descriptors");
-    }
-}
-
-/// One step of a hostile guest.
-#[derive(Debug, Clone)]
-enum Step {
-    Read(u64, usize),
-    Write(u64, u32),
-    Memory(u64, u64),
-    Describe(usize, u16, u64, u32, u16, u16),
-    Give(usize, u16),
-    Command(u8, u8, Vec<u8>),
-    Arrives(usize),
-    Service,
-    Revive,
-}
-
-fn step() -> impl Strategy<Value = Step> {
-    let address = prop_oneof![BUFFERS..BUFFERS + 0x1000, any::<u64>(), 0_u64..MEMORY as u64];
-    let length = prop_oneof![0_u32..3000, any::<u32>()];
-    prop_oneof![
-        (0_u64..0x210, 0_usize..9).prop_map(|(offset, width)| Step::Read(offset, width)),
-        (0_u64..0x110, any::<u32>()).prop_map(|(offset, value)| Step::Write(offset & !3, value)),
-        (0_u64..0x8000, any::<u64>()).prop_map(|(at, value)| Step::Memory(0x1000 + at, value)),
-        (0..QUEUES, 0..SIZE, address, length, 0_u16..8, 0..SIZE + 1).prop_map(
-            |(queue, index, at, length, flags, next)| Step::Describe(queue, index, at, length, flags, next)
-        ),
-        (0..QUEUES, 0..SIZE + 1).prop_map(|(queue, head)| Step::Give(queue, head)),
-        (any::<[u8; 2]>(), prop::collection::vec(any::<u8>(), 0..20))
-            .prop_map(|([class, command], about)| Step::Command(class % 7, command % 7, about)),
-        (0_usize..3000).prop_map(Step::Arrives),
-        Just(Step::Service),
-        Just(Step::Revive),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
-
-    /// Whatever a guest does, the device neither panics nor hangs, and nothing but guest memory is touched: an
-    /// access outside of the mapping is a fault of this process.
-    #[test]
-    fn no_sequence_of_accesses_panics(on in 0..5_usize, steps in prop::collection::vec(step(), 1..200)) {
-        let combining = VirtioNetSwitches { segment_combining: true, ..VirtioNetSwitches::OFF };
-        let all = VirtioNetSwitches { segment_combining: true, ..offloads::ALL };
-        let switches = [VirtioNetSwitches::OFF, offloads::ALL, combining, all, control::several(all)][on];
-        let features = Bench::with(switches).read(0x10);
-        let mut bench = Bench::live_with(switches, features);
-        let queues = bench.queues();
-        for step in steps {
-            let result = match step {
-                Step::Read(offset, width) => bench.device.read(offset, &mut vec![0; width]),
-                Step::Write(offset, value) => bench.device.write(offset, &value.to_le_bytes()),
-                Step::Memory(at, value) => {
-                    bench.memory.write_obj(value, GuestAddress(at)).unwrap();
-                    Ok(())
-                }
-                Step::Describe(queue, index, at, length, flags, next) => {
-                    bench.describe(queue, index, at, length, flags, next);
-                    Ok(())
-                }
-                Step::Give(queue, head) => {
-                    bench.give(queue, head);
-                    Ok(())
-                }
-                Step::Command(class, command, about) => {
-                    control::put(&mut bench, QUEUES - 1, &[&[class, command], &about[..]].concat());
-                    bench.device.write(0x50, &(QUEUES as u32 - 1).to_le_bytes())
-                }
-                Step::Arrives(length) => {
-                    bench.arrives(&frame(length));
-                    Ok(())
-                }
-                Step::Service => bench.device.service().map(|_| ()),
-                Step::Revive => {
-                    bench.write(0x70, 0);
-                    bench.available = [0; QUEUES];
-                    for queue in 0..QUEUES {
-                        bench.memory.write_obj(0_u32, GuestAddress(areas(queue)[1])).unwrap();
-                    }
-                    bench.negotiate(features);
-                    (0..queues).for_each(|queue| bench.set_up(queue));
-                    bench.device.write(0x70, &15_u32.to_le_bytes())
-                }
-            };
-            prop_assert!(!matches!(result, Err(AdapterError::Port(_))));
-            bench.device.can_receive();
-            while bench.departed().is_some() {}
-        }
     }
 }

@@ -2,6 +2,8 @@
 
 use etherparse::{PacketBuilder, TcpHeader};
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::port::Offloads;
 use crate::port::splitting::Splitting;
