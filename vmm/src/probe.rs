@@ -27,6 +27,8 @@ use crate::runner::{Devices, Runner, StartError, start};
 
 /// What two guests may take together. It is some 20 ms, and a second where the CPU itself is emulated.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// How long one of them is listened to before the other has its turn.
+const TURN: Duration = Duration::from_millis(1);
 /// How long they send.
 const MOMENT: Duration = Duration::from_millis(5);
 /// Frames that wait between them.
@@ -93,7 +95,7 @@ pub fn probe(confinement: Confinement) -> Result<(), ProbeError> {
     let probe = Probe::open()?;
     // It writes no file.
     confinement.enter(0)?;
-    probe.run(Program::Traffic)
+    probe.run([Program::Traffic; 2])
 }
 
 impl Probe {
@@ -118,12 +120,12 @@ impl Probe {
         Ok(Self { pairs: pairs.into_iter().map(pair).collect::<Result<_, _>>()? })
     }
 
-    /// Runs them with `program`, which is another one than [`Program::Traffic`] in tests.
+    /// Runs them, the two of a pair with these programs: others than [`Program::Traffic`] in tests.
     ///
     /// # Errors
     /// [`ProbeError`] of the first that fails.
-    pub fn run(self, program: Program) -> Result<(), ProbeError> {
-        self.pairs.into_iter().try_for_each(|pair| talk(pair, program))
+    pub fn run(self, programs: [Program; 2]) -> Result<(), ProbeError> {
+        self.pairs.into_iter().try_for_each(|pair| talk(pair, programs))
     }
 }
 
@@ -141,10 +143,10 @@ fn pair([first, second]: [Adapter; 2]) -> Result<[End; 2], ProbeError> {
     ])
 }
 
-fn talk(ends: [End; 2], program: Program) -> Result<(), ProbeError> {
+fn talk(ends: [End; 2], programs: [Program; 2]) -> Result<(), ProbeError> {
     let deadline = Instant::now() + PATIENCE;
     let mut runners = Vec::new();
-    for End { adapter, config, devices } in ends {
+    for (End { adapter, config, devices }, program) in ends.into_iter().zip(programs) {
         runners.push((adapter, start(&config, program, devices)?));
     }
     reach(phase::READY, &runners, deadline)?;
@@ -160,28 +162,30 @@ fn talk(ends: [End; 2], program: Program) -> Result<(), ProbeError> {
     Ok(())
 }
 
-/// Waits until all have announced `phase`; one that is late is stopped.
+/// Waits until all have announced `phase`; one that is late is stopped. All are listened to: one that fails makes the other
+/// stand still, and is the one to be told of.
 fn reach(phase: u32, runners: &[(Adapter, Runner)], deadline: Instant) -> Result<(), ProbeError> {
-    for (adapter, runner) in runners {
-        let failed = |failure| ProbeError::Guest { adapter: adapter.clone(), failure };
-        loop {
-            match runner.next_event(deadline) {
-                Some(Event::Phase(announced, _)) if announced == phase => break,
-                Some(Event::Phase(..)) => {}
-                Some(Event::Ended(Err(failure))) => return Err(failed(failure)),
-                Some(Event::Ended(Ok(_))) => return Err(failed(Failure::new("it ended too early"))),
-                None => {
-                    let last_words = match runner.stop(PATIENCE) {
-                        Some(Err(failure)) => failure.last_words,
-                        Some(Ok(_)) | None => Vec::new(),
-                    };
-                    let reason = format!("it stood still for {} s", PATIENCE.as_secs());
-                    return Err(failed(Failure { reason, last_words }));
-                }
+    let failed = |adapter: &Adapter, failure| ProbeError::Guest { adapter: adapter.clone(), failure };
+    let mut late: Vec<&(Adapter, Runner)> = runners.iter().collect();
+    while !late.is_empty() && Instant::now() < deadline {
+        let mut still = Vec::new();
+        for end @ (adapter, runner) in late {
+            match runner.next_event(deadline.min(Instant::now() + TURN)) {
+                Some(Event::Phase(announced, _)) if announced == phase => {}
+                Some(Event::Phase(..)) | None => still.push(end),
+                Some(Event::Ended(Err(failure))) => return Err(failed(adapter, failure)),
+                Some(Event::Ended(Ok(_))) => return Err(failed(adapter, Failure::new("it ended too early"))),
             }
         }
+        late = still;
     }
-    Ok(())
+    let Some((adapter, runner)) = late.first() else { return Ok(()) };
+    let last_words = match runner.stop(PATIENCE) {
+        Some(Err(failure)) => failure.last_words,
+        Some(Ok(_)) | None => Vec::new(),
+    };
+    let reason = format!("it stood still for {} s", PATIENCE.as_secs());
+    Err(failed(adapter, Failure { reason, last_words }))
 }
 
 fn address(number: u8) -> Ipv4Addr {

@@ -233,8 +233,12 @@ fn without_gates() -> Result<(), Failed> {
 
 /// What the probe says is so because guests have run: one that dies is told with its last words.
 fn the_probe() -> Result<(), Failed> {
-    Probe::open()?.run(Program::Traffic)?;
-    let error = Probe::open()?.run(Program::SelfTest(4)).expect_err("a guest that faults does not run");
+    Probe::open()?.run([Program::Traffic; 2])?;
+    let fails = |programs| Probe::open().map(|probe| probe.run(programs).expect_err("a guest does not run"));
+    // A guest whose peer has died stands still, and is not the one to blame.
+    let error = fails([Program::Traffic, Program::SelfTest(22)])?;
+    check(error.to_string().starts_with("a guest with virtio-net does not run: the guest faulted"), &error)?;
+    let error = fails([Program::SelfTest(4); 2])?;
     let said = error.to_string();
     check(said.starts_with("a guest with pcnet does not run: the guest faulted at rip 0x10"), &error)?;
     check(said.ends_with("page fault at 0x18 (vector 14, error code 0x6)"), &error)?;
