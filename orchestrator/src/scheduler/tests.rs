@@ -143,8 +143,13 @@ struct Agent {
     held: BTreeMap<TrialId, Held>,
 }
 
-const POLICY: Policy =
-    Policy { limit: 1, grace: Duration::from_secs(10), settle: Duration::ZERO, cluster: false };
+const POLICY: Policy = Policy {
+    limit: 1,
+    grace: Duration::from_secs(10),
+    arrival: Duration::from_secs(10),
+    settle: Duration::ZERO,
+    cluster: false,
+};
 
 /// The fleet: what it will say, by time.
 struct Simulation {

@@ -75,7 +75,7 @@ async fn new(data: &Path, interim: bool, keep: Option<usize>) -> (Service<Summar
     let (link, events) =
         Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
-    let policy = Policy { limit: 1, grace: LIMIT, settle: Duration::ZERO, cluster: false };
+    let policy = Policy { limit: 1, grace: LIMIT, arrival: LIMIT, settle: Duration::ZERO, cluster: false };
     let options = Options { store: store(data).await, policy, engine: "fleet", lab: None, interim, keep };
     let summaries = Summaries::default();
     let service = Service::new(options, link, events, questions, summaries.clone()).expect("starts");
