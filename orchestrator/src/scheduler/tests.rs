@@ -143,13 +143,9 @@ struct Agent {
     held: BTreeMap<TrialId, Held>,
 }
 
-const POLICY: Policy = Policy {
-    limit: 1,
-    grace: Duration::from_secs(10),
-    arrival: Duration::from_secs(10),
-    settle: Duration::ZERO,
-    cluster: false,
-};
+const GRACE: Duration = Duration::from_secs(10);
+const POLICY: Policy =
+    Policy { limit: 1, grace: GRACE, arrival: GRACE, settle: Duration::ZERO, cluster: false };
 
 /// The fleet: what it will say, by time.
 struct Simulation {
