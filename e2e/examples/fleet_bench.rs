@@ -96,6 +96,7 @@ async fn bench(count: usize, blocks: usize) -> Result<()> {
         policy: Policy {
             limit: usize::MAX,
             grace: Duration::from_secs(30),
+            arrival: Duration::from_secs(30),
             settle: Duration::from_secs(1),
             cluster: false,
         },

@@ -50,6 +50,8 @@ pub struct Hardware {
     pub module: &'static str,
     /// Options of that module.
     pub options: &'static [&'static str],
+    /// Steps that it does, of those in `e2e/hardware/init`; none means all.
+    pub steps: &'static [&'static str],
 }
 
 /// What a machine said.
@@ -172,10 +174,12 @@ impl Hardware {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
             _ => {}
         }
-        let options: String = self.options.iter().map(|option| format!(" toll.option={option}")).collect();
+        let options = self.options.iter().map(|option| format!(" toll.option={option}"));
+        let steps = self.steps.iter().map(|step| format!(" toll.step={step}"));
         let words = format!(
-            "console=ttyS0,115200 quiet panic=-1 mitigations=off tsc=reliable toll.kvm={}{options}",
-            self.module
+            "console=ttyS0,115200 quiet panic=-1 mitigations=off tsc=reliable toll.kvm={}{}",
+            self.module,
+            options.chain(steps).collect::<String>()
         );
         let mut command = match self.emulator {
             Emulator::Qemu(cpu) => qemu(cpu, images, &serial, &words),
@@ -283,6 +287,14 @@ impl Said {
     /// # Errors
     /// When it is another, with what was printed.
     pub fn step(&self, name: &str) -> Result<&str> {
+        self.step_with(name, 0)
+    }
+
+    /// What was printed in a step that ended with `expected`.
+    ///
+    /// # Errors
+    /// When it ended with another status, with what was printed.
+    pub fn step_with(&self, name: &str, expected: i32) -> Result<&str> {
         let (begin, end) = (format!("TOLL BEGIN {name} "), format!("\nTOLL END {name} "));
         let (_, rest) = self.0.split_once(&begin).with_context(|| format!("{name} never began"))?;
         let (printed, rest) =
@@ -290,7 +302,7 @@ impl Said {
         let status = rest.lines().next().unwrap_or_default();
         // The rest of the line is when it began.
         let printed = printed.split_once('\n').map_or("", |(_, printed)| printed);
-        ensure!(status == "0", "{name} ended with {status}:\n{printed}");
+        ensure!(status == expected.to_string(), "{name} ended with {status}:\n{printed}");
         Ok(printed)
     }
 

@@ -36,8 +36,14 @@ const STOP: Duration = Duration::from_secs(5);
 
 /// The hosts of a lab share one machine: trials at the same time would disturb each other. All of them are there from
 /// the start, and an agent that is away is close to dead.
-const POLICY: Policy =
-    Policy { limit: 1, grace: Duration::from_secs(10), settle: Duration::ZERO, cluster: false };
+const POLICY: Policy = Policy {
+    limit: 1,
+    grace: Duration::from_secs(10),
+    // An agent gives the guests that it tries a minute, and iperf3 5 s.
+    arrival: Duration::from_secs(75),
+    settle: Duration::ZERO,
+    cluster: false,
+};
 
 /// Folder of captures among the results.
 const CAPTURES: &str = "captures";

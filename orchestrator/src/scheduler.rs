@@ -426,7 +426,7 @@ impl Scheduler {
                 while let Some(index) = queue.trials.front().copied() {
                     let cell = &plan.cells[plan.trials[index].cell];
                     let hosts = [queue.a, if cell.is_local() { queue.a } else { queue.b }];
-                    match self.fleet.both(hosts, self.policy.grace, now.elapsed) {
+                    match self.fleet.both(hosts, self.policy, now.elapsed) {
                         Availability::Free if self.flights.len() < self.policy.limit => {}
                         Availability::Free | Availability::Later => {
                             waits = true;

@@ -161,6 +161,7 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
         policy: Policy {
             limit: arguments.max_trials.unwrap_or(usize::MAX),
             grace: arguments.agent_grace.duration(),
+            arrival: arguments.agent_grace.duration(),
             settle: SETTLE,
             cluster: arguments.kube,
         },

@@ -56,7 +56,13 @@ async fn serve_with(token: Option<&str>) -> Served {
     let (handle, questions) = handle::channel();
     let options = Options {
         store: Store::fleet(directory.path()).expect("a store"),
-        policy: Policy { limit: 1, grace: Duration::from_secs(1), settle: Duration::ZERO, cluster: false },
+        policy: Policy {
+            limit: 1,
+            grace: Duration::from_secs(1),
+            arrival: Duration::from_secs(1),
+            settle: Duration::ZERO,
+            cluster: false,
+        },
         engine: "fleet",
         lab: None,
         interim: true,

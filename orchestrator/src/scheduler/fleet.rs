@@ -21,6 +21,7 @@ use toll_protocol::service::{AgentState, AgentStatus};
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::{BitRate, InterfaceAddress};
 
+use super::Policy;
 use super::ends::unreachable;
 use super::fit::obstacle;
 use super::flight::TEARDOWN;
@@ -316,9 +317,10 @@ impl Fleet {
         longest.map(|index| self.forget(index)).is_some()
     }
 
-    /// Whether the host can take a trial; one that can't is waited for `grace`.
-    pub fn availability(&self, index: HostIndex, grace: Duration, now: Duration) -> Availability {
+    /// Whether the host can take a trial; one that can't is waited for as long as `policy` says.
+    pub fn availability(&self, index: HostIndex, policy: Policy, now: Duration) -> Availability {
         let host = &self.hosts[index];
+        let grace = if host.session.is_some() { policy.grace } else { policy.arrival };
         let name = &host.name;
         if let Some(why) = &host.given_up {
             return Availability::Never(why.clone());
@@ -341,10 +343,10 @@ impl Fleet {
     }
 
     /// Whether two hosts can take a trial: the worse of both answers.
-    pub fn both(&self, hosts: [HostIndex; 2], grace: Duration, now: Duration) -> Availability {
+    pub fn both(&self, hosts: [HostIndex; 2], policy: Policy, now: Duration) -> Availability {
         let mut worst = Availability::Free;
         for host in hosts {
-            let answer = self.availability(host, grace, now);
+            let answer = self.availability(host, policy, now);
             if answer.rank() > worst.rank() {
                 worst = answer;
             }

@@ -143,8 +143,9 @@ struct Agent {
     held: BTreeMap<TrialId, Held>,
 }
 
+const GRACE: Duration = Duration::from_secs(10);
 const POLICY: Policy =
-    Policy { limit: 1, grace: Duration::from_secs(10), settle: Duration::ZERO, cluster: false };
+    Policy { limit: 1, grace: GRACE, arrival: GRACE, settle: Duration::ZERO, cluster: false };
 
 /// The fleet: what it will say, by time.
 struct Simulation {

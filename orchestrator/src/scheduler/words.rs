@@ -23,6 +23,9 @@ pub struct Policy {
     pub limit: usize,
     /// How long an agent that is away, or a node that is cordoned, is waited for.
     pub grace: Duration,
+    /// How long an agent that has not come yet is waited for: it asks its host for facts first, which takes a while where
+    /// guests stand still.
+    pub arrival: Duration,
     /// How long no new agent must have come before a campaign is planned on those that are there.
     pub settle: Duration,
     /// Whether hosts are nodes of a cluster: none gets a trial before [`Event::Nodes`] has told of them.

@@ -82,7 +82,7 @@ async fn new_with(
     let (link, events) =
         Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
-    let policy = Policy { limit: 1, grace: LIMIT, settle: Duration::ZERO, cluster: false };
+    let policy = Policy { limit: 1, grace: LIMIT, arrival: LIMIT, settle: Duration::ZERO, cluster: false };
     let options = Options {
         store: store(data).await,
         policy,

@@ -4,6 +4,7 @@ use toll_protocol::units::AddressRange;
 
 use super::fleets::{selecting, with_nic};
 use super::*;
+use crate::scheduler::fleet::{Availability, Fleet};
 
 const FLEET: Policy = Policy { limit: usize::MAX, ..POLICY };
 
@@ -257,4 +258,15 @@ fn thousands_of_hosts_get_addresses_in_no_time() {
     assert!(given.iter().all(|address| range.contains(*address)));
     assert_eq!(hosts.scheduler.fleet.for_a_plan(&all), plans, "each keeps its own");
     assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
+/// It may still be asking its host for facts, which takes a while where guests stand still.
+#[test]
+fn an_agent_that_has_not_come_yet_is_waited_for_as_long_as_that_may_take() {
+    let policy = Policy { arrival: Duration::from_secs(75), ..POLICY };
+    let mut fleet = Fleet::new(false);
+    let host = fleet.expect("host-1", Duration::ZERO);
+    let at = |seconds| fleet.availability(host, policy, Duration::from_secs(seconds));
+    assert!(matches!(at(75), Availability::Later));
+    assert!(matches!(at(76), Availability::Overdue(_)));
 }
