@@ -10,6 +10,7 @@ use std::io;
 
 use nix::sys::signal::kill;
 use nix::unistd::{Gid, Uid, getresuid, setgroups, setresgid, setresuid};
+use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, Pid, Resource, Rlimit, getppid, parent_process_death_signal, set_dumpable_behavior,
     set_parent_process_death_signal, setrlimit,
@@ -90,7 +91,7 @@ impl Confinement {
         let signal = signal.map_err(refused("PR_GET_PDEATHSIG"))?;
         clear_ambient_capability_set().map_err(refused("PR_CAP_AMBIENT_CLEAR_ALL"))?;
         let held = capabilities(None).map_err(refused("capget"))?;
-        limit_dumps(held.effective.contains(CapabilitySet::SYS_RESOURCE)).map_err(refused("setrlimit"))?;
+        limit_dumps().map_err(refused("setrlimit"))?;
         if self.user.is_some() || held.effective.contains(CapabilitySet::SETPCAP) {
             clear_bounding_set().map_err(refused("PR_CAPBSET_DROP"))?;
         }
@@ -162,10 +163,12 @@ fn clear_bounding_set() -> io::Result<()> {
 /// kernel that pipes dumps to a program (core(5)), as systemd-coredump and apport have it. A limit of 1 does: the kernel
 /// keeps it for the programs that take dumps and refuses (fs/coredump.c, `coredump_pipe`); for a file it is less than a
 /// page, the least that one takes. Who may raise no limit and has 0 keeps 0.
-fn limit_dumps(may_raise: bool) -> rustix::io::Result<()> {
-    let most = rustix::process::getrlimit(Resource::Core).maximum.filter(|_| !may_raise);
-    let limit = Some(most.map_or(1, |most| most.min(1)));
-    setrlimit(Resource::Core, Rlimit { current: limit, maximum: limit })
+fn limit_dumps() -> rustix::io::Result<()> {
+    let set = |limit| setrlimit(Resource::Core, Rlimit { current: Some(limit), maximum: Some(limit) });
+    match (set(1), rustix::process::getrlimit(Resource::Core).maximum) {
+        (Err(Errno::PERM), Some(0)) => set(0),
+        (done, _) => done,
+    }
 }
 
 /// `own_user`: processes and locked memory are counted by user, and who keeps theirs has others.

@@ -32,6 +32,7 @@ fn main() -> ExitCode {
         test("a_process_with_a_user_of_its_own_has_no_right_left", true, with_a_user),
         test("a_process_that_keeps_its_user_has_no_capability_left", false, without_a_user),
         test("rights_can_not_be_given_up_by_one_of_several_threads", false, with_threads),
+        test("a_limit_on_dumps_that_can_not_be_raised_stays", false, without_dumps),
         test("a_user_that_can_not_be_had_is_refused", true, without_capabilities),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
@@ -42,6 +43,13 @@ fn play(role: &str) -> ExitCode {
     let user = (role == "user" || role == "bare").then_some(USER);
     if role == "bare" {
         Confinement { user: None }.enter(0).expect("capabilities can be given up");
+    }
+    if role == "undumped" {
+        let none = rustix::process::Rlimit { current: Some(0), maximum: Some(0) };
+        rustix::process::setrlimit(rustix::process::Resource::Core, none).expect("a limit is lowered");
+        // The right to raise it again goes first.
+        Confinement { user: None }.enter(0).expect("capabilities can be given up");
+        rustix::process::setrlimit(rustix::process::Resource::Core, none).expect("a limit is lowered");
     }
     if role == "threads" {
         std::thread::spawn(std::thread::park);
@@ -143,6 +151,16 @@ fn without_a_user() -> Result<(), Failed> {
 fn with_threads() -> Result<(), Failed> {
     let (mut child, said) = start("threads");
     assert!(said.contains("2 threads") && !child.wait()?.success(), "{said}");
+    Ok(())
+}
+
+/// Who may raise no limit had none on dumps.
+fn without_dumps() -> Result<(), Failed> {
+    let (child, said) = start("undumped");
+    assert!(said.ends_with("true"), "{said}");
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id()))?;
+    assert_eq!(field(&limits, "Max core file size")[..2], ["0"; 2]);
+    ends(child);
     Ok(())
 }
 

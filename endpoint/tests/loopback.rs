@@ -402,6 +402,19 @@ fn iperf3_dies_with_its_end() {
     }
 }
 
+fn what_is_missing_on_the_command_line_is_said() {
+    for (arguments, expected) in [
+        (&["--user", "61000"][..], "--control-fd is needed"),
+        (&["end-user"], "end-user needs --user"),
+        (&["--user", "0", "end-user"], "invalid value '0'"),
+    ] {
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_toll-endpoint")).args(arguments).output().expect("runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(expected), "{arguments:?}: {said}");
+    }
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let iperf3 = Command::new("iperf3").arg("--version").stdout(Stdio::null()).status().is_ok();
@@ -428,6 +441,7 @@ fn main() -> ExitCode {
     test("nobody_connects", nobody_connects);
     test("nobody_listens", nobody_listens);
     test("a_connection_comes_from_the_configured_address", a_connection_comes_from_the_configured_address);
+    test("what_is_missing_on_the_command_line_is_said", what_is_missing_on_the_command_line_is_said);
     test("a_stranger_does_not_take_the_peers_place", a_stranger_does_not_take_the_peers_place);
     test(
         "strangers_hold_neither_the_agent_nor_the_deadline_up",

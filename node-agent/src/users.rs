@@ -226,9 +226,10 @@ impl Users {
     }
 
     /// Ends what children of agents that were killed have left running. Returns whose users were found, and what of them is
-    /// left. Another agent's children are left alone: it has claimed their users, and is an ancestor of theirs.
+    /// left. Another agent's children are left alone: it has claimed their users, and is an ancestor of theirs. Where claims can't be seen
+    /// nothing is ended.
     pub async fn sweep(&self, spawner: &Spawner, endpoint: &Path) -> (Vec<u32>, Vec<String>) {
-        let Some(range) = self.range else { return Default::default() };
+        let Some(range) = self.range.filter(|_| self.claims.are_shared()) else { return Default::default() };
         let ours = |id| range.contains(id) && !self.others.contains(&id);
         let nobodys = TrialId::new(0);
         let mut found = remains::orphaned(&remains::look().await, ours);

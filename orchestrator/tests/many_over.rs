@@ -65,7 +65,13 @@ fn service(store: Store) -> (Service<Nobody>, handle::Handle) {
     let (handle, questions) = handle::channel();
     let options = Options {
         store,
-        policy: Policy { limit: 1, grace: Duration::ZERO, settle: Duration::ZERO, cluster: false },
+        policy: Policy {
+            limit: 1,
+            grace: Duration::ZERO,
+            arrival: Duration::ZERO,
+            settle: Duration::ZERO,
+            cluster: false,
+        },
         engine: "fleet",
         lab: None,
         interim: true,

@@ -185,7 +185,7 @@ fn has_no_right(pid: i32) -> bool {
     field("Uid:").is_some_and(|ids| ids.split_whitespace().all(|id| id == USER.to_string()))
         && sets.into_iter().all(|set| field(set) == Some("0000000000000000"))
         && field("NoNewPrivs:") == Some("1")
-        && limits.lines().any(|line| line.starts_with("Max core file size        0                    0"))
+        && limits.lines().any(|line| line.starts_with("Max core file size        1                    1"))
         && variables.all(|variable| variable.starts_with(b"PATH="))
 }
 

@@ -35,6 +35,11 @@ impl Claims {
         Self { by_user: Mutex::default(), file: path.and_then(|path| open(path).ok()) }
     }
 
+    /// Whether other agents are seen by the file.
+    pub(super) const fn are_shared(&self) -> bool {
+        self.file.is_some()
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<u32, TrialId>> {
         // Nothing panics half-way through a change.
         self.by_user.lock().unwrap_or_else(PoisonError::into_inner)
@@ -112,5 +117,6 @@ mod tests {
     fn without_a_file_users_are_one_agents_own() {
         let claims = Claims::open(Some(Path::new("/no/such/folder/lock")));
         assert!(claims.take(7, TrialId::new(1)) && !claims.take(7, TrialId::new(2)));
+        assert!(!claims.are_shared());
     }
 }
