@@ -103,6 +103,7 @@ async fn bench(count: usize, blocks: usize) -> Result<()> {
         lab: None,
         interim: true,
         keep: None,
+        keep_for: Duration::ZERO,
     };
     let service = Service::new(options, link, events, questions, watch.clone())?;
     let (stop, stopped) = oneshot::channel::<()>();
