@@ -410,6 +410,17 @@ async fn a_campaign_that_is_kept_but_could_not_be_opened_goes_on_by_itself() {
     };
     assert!(!timeout(LIMIT, known).await.expect("goes on"), "it is known");
     assert_eq!((service.all(5).await.len(), service.handle.left_out().await.count), (1, 0));
+    // What somebody has put in a campaign's place is not taken for one.
+    fs::create_dir_all(directory.path().join("campaigns/two/x")).expect("makes");
+    let later = service.handle.submit(Some("two".into()), document.clone()).await.expect_err("is there");
+    assert!(matches!(later, SubmitError::Later { .. }), "{later}");
+    let never = async {
+        while !matches!(service.handle.campaign("two").await, Err(LookupError::LeftOut { again: false, .. }))
+        {
+            changes.changed().await.expect("the service goes on");
+        }
+    };
+    timeout(LIMIT, never).await.expect("is looked at");
     service.stop().await;
 }
 
