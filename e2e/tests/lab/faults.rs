@@ -126,16 +126,11 @@ fn interrupt() -> Result<()> {
     wait_for("the ledger", LIMIT, || Ok(ledger.exists().then_some(())))?;
     let programs = programs::directory()?;
     let mut ends = std::collections::BTreeSet::new();
-    // An agent asks the same program about iperf3 when it starts.
-    let is_an_end = |pid: i32| {
-        let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        String::from_utf8_lossy(&command).contains("--control-fd")
-    };
     wait_for("the fourth trial", LIMIT, || {
         ends.extend(
             descendants(&programs, run.id().as_raw())?
                 .into_iter()
-                .filter(|(pid, name)| name == "toll-endpoint" && is_an_end(*pid)),
+                .filter(|(pid, name)| name == "toll-endpoint" && is_end(*pid)),
         );
         Ok((ends.len() > 6).then_some(()))
     })?;
