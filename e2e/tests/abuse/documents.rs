@@ -89,6 +89,9 @@ fn documents() -> Result<()> {
     fleet.start_orchestrator(&["--token-file", &token])?;
     let mut health = Health::watch(&fleet)?;
     flooded(&fleet)?;
+    while !health.is_known() {
+        flooded(&fleet)?;
+    }
     let good = health.is_good(&fleet);
     println!("{health}");
     good?;

@@ -23,6 +23,8 @@ const ORCHESTRATOR: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCA
 const PACE: Duration = Duration::from_millis(20);
 /// Between two looks at what the machine takes from anybody.
 const LOOKS: Duration = Duration::from_millis(5);
+/// Questions that it takes to judge.
+const ENOUGH: usize = 100;
 /// An answer that takes longer is none.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -93,6 +95,11 @@ impl Health {
         Ok(Self { process, answers, idlers, stop, threads, _first: first })
     }
 
+    /// Whether it was asked often enough to be judged, or can't be asked any more.
+    pub fn is_known(&self) -> bool {
+        known(&self.answers).len() >= ENOUGH || self.threads.iter().any(JoinHandle::is_finished)
+    }
+
     /// Stops to ask. Whether every answer came, each of them promptly as far as it was the orchestrator's own to be prompt, and
     /// memory stayed bounded.
     ///
@@ -103,7 +110,7 @@ impl Health {
             ended.map_err(|_| anyhow::anyhow!("who asks panicked"))?.context("/livez did not answer")?;
         }
         let own = self.own();
-        ensure!(own.len() >= 50, "too few questions: {}", own.len());
+        ensure!(own.len() >= ENOUGH, "too few questions: {}", own.len());
         let late = own.last().copied().unwrap_or_default();
         ensure!(late < PROMPT, "an answer of /livez took {late:?} of the orchestrator's own: {self}");
         is_small(self.process)?;

@@ -130,7 +130,7 @@ fn interrupt() -> Result<()> {
         ends.extend(
             descendants(&programs, run.id().as_raw())?
                 .into_iter()
-                .filter(|(_, name)| name == "toll-endpoint"),
+                .filter(|(pid, name)| name == "toll-endpoint" && is_end(*pid)),
         );
         Ok((ends.len() > 6).then_some(()))
     })?;
