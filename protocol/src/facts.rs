@@ -2,7 +2,7 @@
 //! is `None`.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::trial::Port;
 use crate::units::{AddressRange, InterfaceAddress};
@@ -138,5 +138,41 @@ pub struct HostFacts {
     /// `release` or `debug`.
     pub build_profile: String,
     /// Version of iperf3, and its congestion control if that is not the native ends'; or why no end may run it, with what to do.
+    #[serde(deserialize_with = "iperf3")]
     pub iperf3: Result<String, String>,
+}
+
+/// What a ledger says of iperf3: older ones have its version, or nothing.
+fn iperf3<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Result<String, String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Found(Result<String, String>),
+        Version(Option<String>),
+    }
+    Ok(match Written::deserialize(deserializer)? {
+        Written::Found(found) => found,
+        Written::Version(version) => version.ok_or_else(|| "why is not known".to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_older_ledgers_say_of_iperf3_is_read() {
+        #[derive(Debug, Deserialize)]
+        struct Facts {
+            #[serde(deserialize_with = "iperf3")]
+            iperf3: Result<String, String>,
+        }
+        let read = |json: &str| serde_json::from_str::<Facts>(json).map(|facts| facts.iperf3);
+        let version = || Ok("iperf 3.12".to_owned());
+        assert_eq!(read(r#"{"iperf3": {"Ok": "iperf 3.12"}}"#).expect("is read"), version());
+        assert_eq!(read(r#"{"iperf3": {"Err": "none"}}"#).expect("is read"), Err("none".to_owned()));
+        assert_eq!(read(r#"{"iperf3": "iperf 3.12"}"#).expect("is read"), version());
+        assert_eq!(read(r#"{"iperf3": null}"#).expect("is read"), Err("why is not known".to_owned()));
+        read(r#"{"iperf3": 3}"#).expect_err("is nothing");
+    }
 }

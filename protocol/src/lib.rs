@@ -22,4 +22,4 @@ pub mod units;
 pub mod validity;
 
 /// Version of every message that crosses a process boundary. Both sides of a connection must agree on it.
-pub const PROTOCOL_VERSION: u32 = 7;
+pub const PROTOCOL_VERSION: u32 = 8;
