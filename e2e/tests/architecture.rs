@@ -55,13 +55,14 @@ const FILES: [(&str, &[&str]); 9] = [
 
 /// How a file or pipe is read to its end. Only these files may do so, each for a reason why that end comes soon.
 const WHOLE: [&str; 3] = ["fs::read(", "read_to_string(", "read_to_end("];
-const READERS: [(&str, &str); 9] = [
+const READERS: [(&str, &str); 10] = [
     ("protocol/src/file.rs", "the one bounded reader of files"),
     ("orchestrator/src/manifest.rs", "no more than a document may have"),
     ("orchestrator/src/service/store/lock.rs", "the host's name in /proc; a line of the lock's file"),
     ("node-agent/src/facts.rs", "the kernel's own files in /proc and /sys"),
     ("node-agent/src/stop.rs", "this process's status in /proc"),
     ("node-agent/src/users.rs", "maps in /proc; a bounded part of the lists of users and groups"),
+    ("node-agent/src/users/remains.rs", "status of processes in /proc"),
     ("node-agent/src/child/spawner.rs", "a bounded part of what a program answers"),
     ("endpoint/src/iperf3/process.rs", "a bounded part of what iperf3 says of its version"),
     ("vmm/src/footprint.rs", "this process's own mappings in /proc"),

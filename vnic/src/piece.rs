@@ -89,11 +89,12 @@ impl<'m> Piece<'m> {
         let mut chunk = Chunk([MaybeUninit::uninit(); CHUNK]);
         while !self.is_empty() {
             let count = self.len().min(CHUNK);
-            // SAFETY: so much room the chunk has, which nothing refers to meanwhile.
-            let room = unsafe { VolatileSlice::new(chunk.0.as_mut_ptr().cast(), count) };
-            self.first(count).volatile().copy_to_volatile_slice(room);
+            let room = &mut chunk.0[..count];
+            // SAFETY: so much room there is, which nothing else refers to.
+            let bytes = unsafe { VolatileSlice::new(room.as_mut_ptr().cast(), count) };
+            self.first(count).volatile().copy_to_volatile_slice(bytes);
             // SAFETY: the copy has filled them.
-            take(unsafe { std::slice::from_raw_parts(chunk.0.as_ptr().cast(), count) });
+            take(unsafe { room.assume_init_ref() });
             self.advance(count);
         }
     }
