@@ -120,7 +120,7 @@ impl Confinement {
 /// Becomes `user`, without a right, and sends SIGKILL to all processes of that user that this one sees: at one moment, so
 /// that none gets away by a fork (kill(2), -1). Nobody else's can be meant: who has no capability reaches those alone whose
 /// real or saved user it is. Whether there were any is not told, nor whether they have ended: Linux answers with
-/// success in any case.
+/// success as long as any other process is there, whoever's it is.
 ///
 /// # Errors
 /// [`ConfinementError`]; nothing has been sent then.
@@ -132,7 +132,11 @@ pub fn end_processes_of(user: u32) -> Result<(), ConfinementError> {
     if !is_user || user == 0 || !held.effective.is_empty() || !held.permitted.is_empty() {
         return Err(ConfinementError::Another(user));
     }
-    kill(nix::unistd::Pid::from_raw(-1), nix::sys::signal::Signal::SIGKILL).map_err(refused("kill"))
+    match kill(nix::unistd::Pid::from_raw(-1), nix::sys::signal::Signal::SIGKILL) {
+        // There is no other process at all, as in a pod whose agent is its first.
+        Ok(()) | Err(nix::errno::Errno::ESRCH) => Ok(()),
+        Err(error) => Err(refused("kill")(error)),
+    }
 }
 
 /// A parent that ended while there was no signal can't send it any more.

@@ -11,7 +11,9 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{DumpableBehavior, Signal, dumpable_behavior, parent_process_death_signal};
-use toll_child::confinement::{Confinement, DESCRIPTORS, FILE_BYTES, LOCKED_BYTES, PROCESSES};
+use toll_child::confinement::{
+    Confinement, DESCRIPTORS, FILE_BYTES, LOCKED_BYTES, PROCESSES, end_processes_of,
+};
 
 const ROLE: &str = "--play";
 const CAPTURE: u64 = 5 << 20;
@@ -34,12 +36,22 @@ fn main() -> ExitCode {
         test("rights_can_not_be_given_up_by_one_of_several_threads", false, with_threads),
         test("a_limit_on_dumps_that_can_not_be_raised_stays", false, without_dumps),
         test("a_user_that_can_not_be_had_is_refused", true, without_capabilities),
+        test("where_nobody_else_is_there_is_nobody_to_end", true, alone),
     ];
     libtest_mimic::run(&Arguments::from_args(), tests).exit_code()
 }
 
 /// Enters, starts a thread, says how it is, and waits for the end of standard input.
 fn play(role: &str) -> ExitCode {
+    if role == "ender" {
+        return match end_processes_of(USER) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                println!("{error}: {:?}", std::error::Error::source(&error));
+                ExitCode::FAILURE
+            }
+        };
+    }
     let user = (role == "user" || role == "bare").then_some(USER);
     if role == "bare" {
         Confinement { user: None }.enter(0).expect("capabilities can be given up");
@@ -161,6 +173,14 @@ fn without_dumps() -> Result<(), Failed> {
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", child.id()))?;
     assert_eq!(field(&limits, "Max core file size")[..2], ["0"; 2]);
     ends(child);
+    Ok(())
+}
+
+/// As in a pod, where all that an agent has started has ended.
+fn alone() -> Result<(), Failed> {
+    let own = std::env::current_exe()?;
+    let ended = Command::new("unshare").args(["--pid", "--fork"]).arg(own).args([ROLE, "ender"]).output()?;
+    assert!(ended.status.success(), "{ended:?}");
     Ok(())
 }
 
