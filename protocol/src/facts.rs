@@ -2,7 +2,7 @@
 //! is `None`.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use crate::trial::Port;
 use crate::units::{AddressRange, InterfaceAddress};
@@ -138,22 +138,49 @@ pub struct HostFacts {
     /// `release` or `debug`.
     pub build_profile: String,
     /// Version of iperf3, and its congestion control if that is not the native ends'; or why no end may run it, with what to do.
-    #[serde(deserialize_with = "iperf3")]
+    #[serde(with = "iperf3")]
+    #[schemars(with = "iperf3::Written")]
     pub iperf3: Result<String, String>,
 }
 
-/// What a ledger says of iperf3: older ones have its version, or nothing.
-fn iperf3<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Result<String, String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Written {
-        Found(Result<String, String>),
-        Version(Option<String>),
+/// What is written of iperf3: the same fields whether there is one or not.
+mod iperf3 {
+    use schemars::JsonSchema;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// One of the two.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    pub struct Written {
+        /// The version of it that ends run, and its congestion control if that is not the native ends'.
+        version: Option<String>,
+        /// Why no end may run it, with what to do.
+        reason: Option<String>,
     }
-    Ok(match Written::deserialize(deserializer)? {
-        Written::Found(found) => found,
-        Written::Version(version) => version.ok_or_else(|| "why is not known".to_owned()),
-    })
+
+    pub fn serialize<S: Serializer>(
+        found: &Result<String, String>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        let found = found.clone();
+        Written { reason: found.clone().err(), version: found.ok() }.serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Result<String, String>, D::Error> {
+        /// Older ledgers have a version or nothing.
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Known {
+            Now(Written),
+            Version(Option<String>),
+        }
+        let (version, reason) = match Known::deserialize(deserializer)? {
+            Known::Now(Written { version, reason }) => (version, reason),
+            Known::Version(version) => (version, None),
+        };
+        Ok(version.ok_or_else(|| reason.unwrap_or_else(|| "why is not known".to_owned())))
+    }
 }
 
 #[cfg(test)]
@@ -161,17 +188,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_older_ledgers_say_of_iperf3_is_read() {
-        #[derive(Debug, Deserialize)]
+    fn what_is_said_of_iperf3_is_read_from_older_ledgers_too() {
+        #[derive(Debug, PartialEq, Serialize, Deserialize)]
         struct Facts {
-            #[serde(deserialize_with = "iperf3")]
+            #[serde(with = "iperf3")]
             iperf3: Result<String, String>,
         }
         let read = |json: &str| serde_json::from_str::<Facts>(json).map(|facts| facts.iperf3);
-        let version = || Ok("iperf 3.12".to_owned());
-        assert_eq!(read(r#"{"iperf3": {"Ok": "iperf 3.12"}}"#).expect("is read"), version());
-        assert_eq!(read(r#"{"iperf3": {"Err": "none"}}"#).expect("is read"), Err("none".to_owned()));
-        assert_eq!(read(r#"{"iperf3": "iperf 3.12"}"#).expect("is read"), version());
+        for iperf3 in [Ok("iperf 3.12".to_owned()), Err("none".to_owned())] {
+            let json = serde_json::to_string(&Facts { iperf3: iperf3.clone() }).expect("encodes");
+            assert!(json.contains("version") && json.contains("reason"), "{json}");
+            assert_eq!(read(&json).expect("is read"), iperf3);
+        }
+        assert_eq!(read(r#"{"iperf3": "iperf 3.12"}"#).expect("is read"), Ok("iperf 3.12".to_owned()));
         assert_eq!(read(r#"{"iperf3": null}"#).expect("is read"), Err("why is not known".to_owned()));
         read(r#"{"iperf3": 3}"#).expect_err("is nothing");
     }
