@@ -238,7 +238,7 @@ fn the_probe() -> Result<(), Failed> {
     // A guest whose peer has died stands still, and is not the one to blame.
     let error = fails([Program::Traffic, Program::SelfTest(22)])?;
     check(error.to_string().starts_with("a guest with virtio-net does not run: the guest faulted"), &error)?;
-    let error = fails([Program::SelfTest(4); 2])?;
+    let error = fails([Program::SelfTest(4), Program::Traffic])?;
     let said = error.to_string();
     check(said.starts_with("a guest with pcnet does not run: the guest faulted at rip 0x10"), &error)?;
     check(said.ends_with("page fault at 0x18 (vector 14, error code 0x6)"), &error)?;
