@@ -1,5 +1,6 @@
 //! The orchestrator: plans a campaign, drives its trials on agents, keeps every result and tells what they say.
 
+mod allocator;
 pub mod binaries;
 pub mod cli;
 pub mod doctor;

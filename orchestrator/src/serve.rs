@@ -19,6 +19,7 @@ use tokio::sync::{Semaphore, watch};
 use toll_protocol::result::{CampaignResult, TrialRecord};
 use toll_protocol::units::{Span, UnitError};
 
+use crate::allocator;
 use crate::exit::Exit;
 use crate::http::bodies::Bodies;
 use crate::http::client::read_token;
@@ -99,6 +100,7 @@ pub struct ServeArguments {
 /// # Errors
 /// What keeps the service from being started, or ended it.
 pub fn serve(arguments: &ServeArguments) -> Result<Exit> {
+    allocator::give_back_what_is_long();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
