@@ -8,14 +8,17 @@
 //! waits in the device for the next ones: the port has given it away already.
 
 use arrayvec::ArrayVec;
+use toll_protocol::report::FrameCounters;
+use toll_protocol::units::MacAddress;
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_HDR_GSO_NONE, VIRTIO_NET_HDR_GSO_TCPV4, VIRTIO_NET_HDR_GSO_TCPV6,
 };
 
 use super::chain::{self, pieces, too_many};
+use super::filter::{self, Filter};
 use super::pairs::Pair;
 use super::ring::Ring;
-use super::{Bus, LONGEST_RECEIVED, MINIMUM_FRAME, TAG_LENGTH, bad, filter};
+use super::{Bus, LONGEST_RECEIVED, MINIMUM_FRAME, TAG_LENGTH, bad};
 use crate::GuestMemory;
 use crate::adapter::AdapterError;
 use crate::gather::{self, MAX_PARTS, PartsMut};
@@ -132,9 +135,11 @@ impl Bus {
                 head[..count].copy_from_slice(&frame[..count]);
             }
             waiting.clear();
-            let lost =
-                length < before + MINIMUM_FRAME || filter.addresses(&head, *mac) && filter.takes(&head, *mac);
-            *(if lost { &mut counters.receive_drops } else { &mut counters.receive_filtered }) += 1;
+            if length < before + MINIMUM_FRAME {
+                counters.receive_drops += 1;
+            } else {
+                count_kept(counters, filter, &head, *mac);
+            }
             return Ok(true);
         }
         waiting.clear();
@@ -143,9 +148,7 @@ impl Bus {
         if !passes {
             // The buffers stay available, as if it had not come.
             ring.set_position(position);
-            // What a wire floods to every station is no loss of this one.
-            let lost = !kept_away && filter.addresses(&gather::head_at(&room.parts, before), *mac);
-            *(if lost { &mut counters.receive_drops } else { &mut counters.receive_filtered }) += 1;
+            count_kept(counters, filter, &gather::head_at(&room.parts, before), *mac);
             return Ok(true);
         }
         let length = length - before;
@@ -173,6 +176,21 @@ impl Bus {
         ring.publish(elements);
         stages.received(mark, counters.receive_frames, length);
         Ok(true)
+    }
+}
+
+/// Counts a frame that begins with `head` and that the driver does not get. It is lost only if it is this station's: a wire floods
+/// others' too.
+fn count_kept(
+    counters: &mut FrameCounters,
+    filter: &Filter,
+    head: &[u8; filter::LOOKED_AT],
+    own: MacAddress,
+) {
+    if filter.takes(head, own) && filter.addresses(head, own) {
+        counters.receive_drops += 1;
+    } else {
+        counters.receive_filtered += 1;
     }
 }
 
