@@ -1,6 +1,7 @@
 //! How figures are written for people: three significant digits, a unit that fits, intervals in the unit of their
 //! figure, and a dash for what is absent. The one place for it, so that the terminal and the page agree.
 
+use toll_protocol::figure::Unit;
 use toll_protocol::result::{MedianEstimate, RatioEstimate};
 
 /// What stands for an absent figure.
@@ -88,6 +89,34 @@ pub fn percent_interval(fraction: f64, ci95: [f64; 2]) -> String {
 /// A ratio to native and its interval: `41.2 % [39.8–42.7]`.
 pub fn ratio(estimate: &RatioEstimate) -> String {
     bracketed(percent(estimate.estimate), estimate.ci95.map(|ci95| percent_interval(estimate.estimate, ci95)))
+}
+
+/// A number in `unit`: `9.41 Gb/s`, `41.2 %`, `845 µs`, `0.123`.
+pub fn figure(unit: Unit, number: f64) -> String {
+    match unit {
+        Unit::BytesPerSecond => rate(number),
+        Unit::Fraction => percent(number),
+        Unit::PerFrame | Unit::PerMegabyte | Unit::SecondsPerGigabyte => significant(number),
+        Unit::Seconds => seconds(number),
+        // No more than a machine has.
+        Unit::Bytes => memory(number as u64),
+    }
+}
+
+/// The limits of an interval of `number` in `unit`, without the unit where that of the number is theirs.
+pub fn figure_interval(unit: Unit, number: f64, ci95: [f64; 2]) -> String {
+    match unit {
+        Unit::BytesPerSecond => rate_interval(number, ci95),
+        Unit::Fraction => percent_interval(number, ci95),
+        Unit::PerFrame | Unit::PerMegabyte | Unit::SecondsPerGigabyte | Unit::Seconds | Unit::Bytes => {
+            ci95.map(|limit| figure(unit, limit)).join("–")
+        }
+    }
+}
+
+/// The same in one text: `41.2 % [39.8–42.7]`.
+pub fn figure_with_interval(unit: Unit, number: f64, ci95: Option<[f64; 2]>) -> String {
+    bracketed(figure(unit, number), ci95.map(|ci95| figure_interval(unit, number, ci95)))
 }
 
 /// A time in seconds with a fitting unit: `1.20 s`, `845 µs`.

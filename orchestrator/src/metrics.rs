@@ -99,7 +99,7 @@ impl Metrics {
         let ledger = build.add(&f::LEDGER_WRITE, latency)?;
         let cells = Cells::new()?;
         build.registry.register(Box::new(cells.clone()))?;
-        build.families.extend(cells::FAMILIES);
+        build.families.extend(cells::families());
         for outcome in ["measured", "failed", "skipped", "lost"] {
             ended.with_label_values(&[outcome]);
         }

@@ -46,14 +46,18 @@ pub fn median(values: &[f64]) -> Option<f64> {
     if values.is_empty() || values.iter().any(|value| !value.is_finite()) {
         return None;
     }
-    let mut sorted = values.to_vec();
-    sorted.sort_unstable_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    Some(if sorted.len().is_multiple_of(2) {
-        f64::midpoint(sorted[middle - 1], sorted[middle])
+    Some(middle(&mut values.to_vec()))
+}
+
+/// Median of finite `values`, at least one, whose order is lost.
+fn middle(values: &mut [f64]) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    if values.len().is_multiple_of(2) {
+        f64::midpoint(values[middle - 1], values[middle])
     } else {
-        sorted[middle]
-    })
+        values[middle]
+    }
 }
 
 /// Median of `values`, none of them negative, with its 95 % interval. `None` without values or if one is negative
@@ -68,9 +72,9 @@ pub fn median_estimate<R: Rng>(values: &[f64], rng: &mut R) -> Option<MedianEsti
     let estimate = median(values)?;
     let ci95 = (values.len() >= FEWEST).then(|| {
         let mut resample = vec![0.0; values.len()];
-        let medians = (0..RESAMPLES).filter_map(|_| {
+        let medians = (0..RESAMPLES).map(|_| {
             resample.fill_with(|| draw(values, rng));
-            median(&resample)
+            middle(&mut resample)
         });
         let [lower, upper] = percentile_interval(medians.collect());
         let factor = expansion(values.len());

@@ -11,16 +11,17 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
+use toll_protocol::figure::{Compare, Figure, FigureId};
 use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::result::{
-    ArmSummary, CampaignResult, CauseSummary, CellKey, CellResult, CpuPerGigabyte, Gate, Outcome, Pair, Peer,
+    ArmSummary, CampaignResult, CauseSummary, CellKey, CellResult, FigureEstimate, Gate, Outcome, Pair, Peer,
     Provenance, Run, RunCounts, RunStatus, TrialRecord,
 };
 use toll_protocol::trial::{Direction, TrialId};
 use toll_protocol::units::Span;
 
 use crate::ledger::{LedgerHeader, PlannedTrial, status};
-use crate::statistics::{PairedBlock, median, median_estimate, paired_ratio};
+use crate::statistics::{PairedBlock, median_estimate, paired_ratio};
 
 mod gates;
 #[cfg(test)]
@@ -75,14 +76,20 @@ pub fn summarise(
         .iter()
         .map(|cell| {
             let baseline = baseline_cell(&header.arms, &cells, &cell.key)?;
-            let generator = |figure| generator(header.seed, &cell.key, figure);
-            let goodput = paired_ratio(&blocks(cell, baseline), &mut generator("ratio"));
-            let cpu = paired_ratio(&paired(cell, baseline, cpu_a_byte), &mut generator("cpu"));
-            Some((goodput, cpu))
+            let ratio = |id: &FigureId| {
+                let generator = &mut generator(header.seed, &cell.key, &format!("{id} to native"));
+                paired_ratio(&blocks(id.figure(), cell, baseline), generator)
+            };
+            let compared = cell.figures.keys().filter(|id| id.figure().compare == Compare::Ratio);
+            Some(compared.map(|id| (*id, ratio(id))).collect::<Vec<_>>())
         })
         .collect();
     for (cell, ratios) in cells.iter_mut().zip(ratios) {
-        (cell.ratio_to_native, cell.cpu_ratio_to_native) = ratios.unwrap_or_default();
+        for (id, ratio) in ratios.into_iter().flatten() {
+            if let Some(figure) = cell.figures.get_mut(&id) {
+                figure.to_native = ratio;
+            }
+        }
     }
     let of = gates::Whole { seed: header.seed, arms: &header.arms, cells: &cells };
     let gates = gates.iter().flat_map(|gate| gates::apply(gate, &of)).collect();
@@ -129,20 +136,12 @@ fn cell_of_arm<'a>(
     })
 }
 
-/// Goodput of the measured runs of `cell` and of `baseline`, by block.
-pub fn blocks(cell: &CellResult, baseline: &CellResult) -> Vec<PairedBlock> {
-    paired(cell, baseline, |run| run.goodput_bytes_per_second)
-}
-
-/// A figure of the runs of `cell` and of `baseline`, by block.
-fn paired(
-    cell: &CellResult,
-    baseline: &CellResult,
-    figure: impl Fn(&Run) -> Option<f64>,
-) -> Vec<PairedBlock> {
+/// A figure of the measured runs of `cell` and of `baseline`, by block.
+pub fn blocks(figure: &Figure, cell: &CellResult, baseline: &CellResult) -> Vec<PairedBlock> {
     let mut blocks: BTreeMap<u32, PairedBlock> = BTreeMap::new();
     let figures = |cell: &CellResult| -> Vec<(u32, f64)> {
-        cell.runs.iter().filter_map(|run| Some((run.block, figure(run)?))).collect()
+        let of_run = |run: &Run| Some((run.block, (figure.of_run)(cell.key.direction, run)?));
+        cell.runs.iter().filter_map(of_run).collect()
     };
     for (block, value) in figures(cell) {
         blocks.entry(block).or_default().arm.push(value);
@@ -151,20 +150,6 @@ fn paired(
         blocks.entry(block).or_default().native.push(value);
     }
     blocks.into_values().collect()
-}
-
-/// CPU time of all threads of an end; `None` if that of none is known.
-fn cpu_time(end: &EndReport) -> Option<Span> {
-    let total = end.threads.iter().map(|thread| thread.total.0).fold(0_u64, u64::saturating_add);
-    (!end.threads.is_empty()).then_some(Span(total))
-}
-
-/// CPU time of the arm's end for a byte that arrived, in seconds.
-fn cpu_a_byte(run: &Run) -> Option<f64> {
-    let end = run.a.as_ref()?;
-    per_gigabyte(cpu_time(end)?, end.interval, run.goodput_bytes_per_second?)
-        .filter(|figure| *figure > 0.0)
-        .map(|figure| figure / 1e9)
 }
 
 /// The cells, by pair in the plan's order, workload, direction, arm in the campaign's order, and peer.
@@ -288,44 +273,21 @@ fn flags(
 }
 
 fn cell_of(key: &CellKey, runs: Vec<Run>, seed: u64) -> CellResult {
-    let goodputs: Vec<f64> = runs.iter().filter_map(|run| run.goodput_bytes_per_second).collect();
-    let measured: Vec<(&EndReport, Option<f64>)> =
-        runs.iter().filter_map(|run| Some((run.a.as_ref()?, run.goodput_bytes_per_second))).collect();
-    let median_of = |figure: &dyn Fn(&EndReport, Option<f64>) -> Option<f64>| {
-        median(&measured.iter().filter_map(|(a, goodput)| figure(a, *goodput)).collect::<Vec<_>>())
-    };
-    let cpu = |part: fn(&EndReport) -> Option<Span>| {
-        median_of(&|a, goodput| per_gigabyte(part(a)?, a.interval, goodput?))
-    };
-    let idle: Vec<f64> = measured
-        .iter()
-        .filter_map(|(a, _)| Some(1.0 - cpu_time(a)?.seconds() / a.interval.seconds()))
-        .filter(|idle| idle.is_finite())
-        .collect();
     let mut flags = BTreeMap::new();
     for flag in runs.iter().flat_map(|run| &run.flags) {
         *flags.entry(*flag).or_insert(0) += 1;
     }
+    let estimate = |id: FigureId| {
+        let of_run = |run: &Run| (id.figure().of_run)(key.direction, run).filter(|number| number.is_finite());
+        let numbers: Vec<f64> = runs.iter().filter_map(of_run).collect();
+        let median = median_estimate(&numbers, &mut generator(seed, key, id.figure().id))?;
+        Some((id, FigureEstimate { median, to_native: None }))
+    };
     CellResult {
         key: key.clone(),
         counts: counts(&runs),
-        goodput_bytes_per_second: median_estimate(&goodputs, &mut generator(seed, key, "goodput")),
-        ratio_to_native: None,
-        cpu_ratio_to_native: None,
-        idle: median_estimate(&idle, &mut generator(seed, key, "idle")),
-        exits_per_frame: median_of(&|a, _| {
-            let frames = payload_frames(a, key.direction).filter(|frames| *frames > 0)?;
-            Some(a.exits.as_ref()?.total() as f64 / frames as f64)
-        }),
-        exits_by_cause: causes(measured.iter().map(|(a, _)| *a), key.direction),
-        cpu_seconds_per_gigabyte: CpuPerGigabyte {
-            guest: cpu(|a| a.cpu.guest),
-            vmm: cpu(|a| a.cpu.vmm),
-            host: cpu(|a| a.cpu.host),
-        },
-        exits_per_megabyte: median_of(&|a, _| exits_per_megabyte(a)),
-        start_to_first_frame_seconds: median_of(&|a, _| a.start_to_first_frame.map(Span::seconds)),
-        overhead_bytes: median_of(&|a, _| a.overhead.map(|overhead| overhead.0 as f64)),
+        figures: FigureId::all().filter_map(estimate).collect(),
+        exits_by_cause: causes(runs.iter().filter_map(|run| run.a.as_ref()), key.direction),
         flags,
         runs,
     }
@@ -343,26 +305,6 @@ fn counts(runs: &[Run]) -> RunCounts {
         }
     }
     counts
-}
-
-/// CPU-seconds per 10^9 bytes: CPU time by this end's clock and goodput by the receiver's are both taken per second
-/// first, as the two intervals may differ a little.
-fn per_gigabyte(cpu: Span, interval: Span, goodput: f64) -> Option<f64> {
-    (interval.0 > 0 && goodput > 0.0).then(|| cpu.seconds() / interval.seconds() / goodput * 1e9)
-}
-
-/// Exits of a guest per 10^6 bytes of payload.
-fn exits_per_megabyte(end: &EndReport) -> Option<f64> {
-    let exits = end.exits.as_ref()?.total();
-    (end.bytes > 0).then(|| exits as f64 * 1e6 / end.bytes as f64)
-}
-
-/// Frames in the direction of the payload at the end of the arm.
-fn payload_frames(end: &EndReport, direction: Direction) -> Option<u64> {
-    end.frames.map(|frames| match direction {
-        Direction::Send => frames.transmit_frames,
-        Direction::Receive => frames.receive_frames,
-    })
 }
 
 /// Exits by cause over all runs; `None` if no run has any. A cause that a run doesn't name did not occur in it.
@@ -384,7 +326,7 @@ fn causes<'a>(
     // Per frame only if every run with exits has frames too, so that both are of the same runs.
     let frames: Option<u64> = ends
         .filter(|end| end.exits.is_some())
-        .map(|end| payload_frames(end, direction))
+        .map(|end| end.payload_frames(direction))
         .try_fold(0_u64, |sum, frames| sum.checked_add(frames?));
     let frames = frames.filter(|frames| *frames > 0).map(|frames| frames as f64);
     any.then(|| {

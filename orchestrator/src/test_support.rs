@@ -6,12 +6,13 @@ use rand::rngs::Xoshiro256PlusPlus;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use toll_protocol::facts::{HostFacts, KvmFact, KvmKind, NicFacts, Wire};
+use toll_protocol::figure::GOODPUT;
 use toll_protocol::report::{
     CpuSplit, EndReport, ExitReport, ExitStat, Failure, Flag, FrameCounters, Sample, ThreadCpu,
 };
 use toll_protocol::result::{
     ArmSummary, CellKey, Gate, GateCondition, GateSelector, HostProvenance, Outcome, Pair, Peer, Provenance,
-    TrialRecord,
+    Relation, TrialRecord,
 };
 use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram, Port, TrialId};
 use toll_protocol::units::{BitRate, Bytes, Percent, Span};
@@ -105,13 +106,18 @@ pub fn key(arm: &str, direction: Direction, peer: Peer) -> CellKey {
 /// The gates of the synthetic campaign.
 pub fn gates() -> Vec<Gate> {
     let arm = |name: &str| GateSelector { arm: Some(name.to_owned()), ..GateSelector::default() };
-    let toll = |fraction| GateCondition::TollAtMost(Percent::from_fraction(fraction));
+    let toll = |fraction| GateCondition::toll_at_most(&GOODPUT, Percent::from_fraction(fraction));
     vec![
         Gate { cells: arm("virtio"), condition: toll(0.9) },
         Gate { cells: arm("pcnet"), condition: toll(0.1) },
         Gate {
             cells: GateSelector { direction: Some(Direction::Send), ..arm("iperf3") },
-            condition: GateCondition::GoodputAtLeast(BitRate(9_350_000_000)),
+            condition: GateCondition::on_median(
+                &GOODPUT,
+                Relation::AtLeast,
+                1_168_750_000.0,
+                &BitRate(9_350_000_000),
+            ),
         },
     ]
 }

@@ -7,6 +7,7 @@ pub mod child;
 pub mod cpu;
 pub mod decorators;
 pub mod facts;
+pub mod figure;
 pub mod file;
 pub mod frame;
 pub mod message;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu::HostCpu;
 use crate::facts::NicFacts;
+use crate::trial::Direction;
 use crate::units::{Bytes, Span};
 
 /// A reason to read a sample with care (shown beside the figure, stored with it).
@@ -333,6 +334,16 @@ pub struct EndReport {
     /// Reasons for care.
     #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_FLAGS }>")]
     pub flags: Vec<Flag>,
+}
+
+impl EndReport {
+    /// Frames of its adapter in the direction of the payload.
+    pub fn payload_frames(&self, direction: Direction) -> Option<u64> {
+        self.frames.map(|frames| match direction {
+            Direction::Send => frames.transmit_frames,
+            Direction::Receive => frames.receive_frames,
+        })
+    }
 }
 
 /// Why an end failed, with what a person needs to find the cause.

@@ -2,15 +2,17 @@
 //! stable. Absent is `null`, never 0.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::facts::HostFacts;
+use crate::figure::{Figure, FigureId};
 use crate::printable;
 use crate::report::{EndReport, Failure, Flag};
 use crate::trial::{Direction, EndKind, TrialId};
-use crate::units::{BitRate, Bytes, Percent, Span};
+use crate::units::{BitRate, Percent};
 
 /// What stands at the far end of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -122,15 +124,14 @@ pub struct RatioEstimate {
     pub blocks: u32,
 }
 
-/// CPU-seconds per gigabyte (10^9 bytes) of goodput at the end on `pair.a`, medians over the runs.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
-pub struct CpuPerGigabyte {
-    /// Guest code and KVM.
-    pub guest: Option<f64>,
-    /// VMM.
-    pub vmm: Option<f64>,
-    /// Host kernel.
-    pub host: Option<f64>,
+/// A figure of a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct FigureEstimate {
+    /// Median over the measured runs that have it.
+    #[serde(flatten)]
+    pub median: MedianEstimate,
+    /// The same relative to that of the native arm with the same pair, workload and direction, paired within blocks.
+    pub to_native: Option<RatioEstimate>,
 }
 
 /// Exits of one cause, over the measured runs of a cell.
@@ -225,31 +226,36 @@ pub struct CellResult {
     pub key: CellKey,
     /// How its runs ended.
     pub counts: RunCounts,
-    /// Goodput at the receiver.
-    pub goodput_bytes_per_second: Option<MedianEstimate>,
-    /// Goodput relative to the native arm of the same pair, workload and direction.
-    pub ratio_to_native: Option<RatioEstimate>,
-    /// CPU time a byte relative to the native arm's, paired as goodput is.
-    pub cpu_ratio_to_native: Option<RatioEstimate>,
-    /// What the threads of the arm's end left of one CPU, as a share of the interval: below 0 where they used more than
-    /// one.
-    pub idle: Option<MedianEstimate>,
-    /// Exits per frame in the direction of the payload, median over the runs.
-    pub exits_per_frame: Option<f64>,
+    /// Its figures; one that no run has is not there.
+    pub figures: BTreeMap<FigureId, FigureEstimate>,
     /// Exits by cause; `None` for an end that has no KVM.
     pub exits_by_cause: Option<BTreeMap<String, CauseSummary>>,
-    /// CPU cost at the arm's end.
-    pub cpu_seconds_per_gigabyte: CpuPerGigabyte,
-    /// Exits per 10^6 bytes of payload, median over the runs.
-    pub exits_per_megabyte: Option<f64>,
-    /// Median time from the creation of the guest to its first frame, seconds.
-    pub start_to_first_frame_seconds: Option<f64>,
-    /// Memory of an idle end beside its guest's own, in bytes, median over the runs.
-    pub overhead_bytes: Option<f64>,
     /// Flags of any measured run, with the number of runs that carry each.
     pub flags: BTreeMap<Flag, u32>,
     /// Every run, in block order.
     pub runs: Vec<Run>,
+}
+
+impl CellResult {
+    /// A figure of it.
+    pub fn figure(&self, figure: &'static Figure) -> Option<&FigureEstimate> {
+        self.figures.get(&figure.into())
+    }
+
+    /// Median of a figure of it, with its interval.
+    pub fn estimate(&self, figure: &'static Figure) -> Option<MedianEstimate> {
+        self.figure(figure).map(|estimate| estimate.median)
+    }
+
+    /// Median of a figure of it.
+    pub fn median(&self, figure: &'static Figure) -> Option<f64> {
+        self.estimate(figure).map(|estimate| estimate.median)
+    }
+
+    /// A figure of it relative to native's.
+    pub fn to_native(&self, figure: &'static Figure) -> Option<RatioEstimate> {
+        self.figure(figure).and_then(|estimate| estimate.to_native)
+    }
 }
 
 /// Verdict of a gate.
@@ -264,22 +270,16 @@ pub enum Verdict {
     Inconclusive,
 }
 
-/// What a gate compares, which says what unit its figure has.
+/// What of a figure a gate compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum GateQuantity {
-    /// 1 - ratio to native, a fraction.
-    Toll,
-    /// Median goodput in bits per second.
-    Goodput,
-    /// Goodput relative to another arm's, a fraction.
+pub enum Compared {
+    /// Its median, in the figure's unit.
+    Median,
+    /// Its ratio to another arm's, a fraction.
     Ratio,
-    /// Median of exits per 10^6 bytes of payload.
-    ExitsPerMegabyte,
-    /// Median time from the creation of the guest to its first frame, seconds.
-    FirstFrame,
-    /// Median memory of an idle end beside its guest's own, bytes.
-    Memory,
+    /// 1 - its ratio to native's, a fraction.
+    Toll,
 }
 
 /// A gate applied to one cell.
@@ -289,10 +289,12 @@ pub struct GateResult {
     pub cell: Option<CellKey>,
     /// What was asked, in words: `toll at most 10%`.
     pub condition: String,
-    /// What the figure is.
-    pub quantity: GateQuantity,
-    /// The figure compared, in the unit of its quantity.
-    pub figure: Option<f64>,
+    /// The figure.
+    pub figure: FigureId,
+    /// What of it is compared.
+    pub compared: Compared,
+    /// That.
+    pub value: Option<f64>,
     /// Its interval.
     pub ci95: Option<[f64; 2]>,
     /// Pass, fail or inconclusive.
@@ -396,33 +398,88 @@ impl CampaignResult {
     }
 }
 
-/// Limit of a gate.
+/// What a figure is compared with by a gate.
 #[derive(Debug, Clone, PartialEq)]
-pub enum GateCondition {
-    /// 1 - ratio to native is at most this.
-    TollAtMost(Percent),
-    /// Median goodput is at least this.
-    GoodputAtLeast(BitRate),
-    /// Goodput relative to that of the arm `to` is at least this, paired within blocks.
-    RatioAtLeast {
-        /// The other arm.
-        to: String,
-        /// The limit.
-        limit: Percent,
-    },
-    /// Goodput relative to that of the arm `to` is 1 within so much, either way: the interval lies between.
-    EquivalentTo {
-        /// The other arm.
-        to: String,
-        /// The margin.
-        within: Percent,
-    },
-    /// Exits per 10^6 bytes of payload are at most this many.
-    ExitsPerMegabyteAtMost(f64),
-    /// The first frame leaves at most this after the guest was created.
-    FirstFrameAtMost(Span),
-    /// An idle end takes at most this beside its guest's own memory.
-    MemoryAtMost(Bytes),
+pub enum Subject {
+    /// Nothing: its median is.
+    Median,
+    /// Native's, as a toll.
+    Toll,
+    /// That of this arm, paired within blocks.
+    RatioTo(String),
+}
+
+/// On which side of its limit what is compared must lie, with the whole of its interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Relation {
+    /// At most.
+    AtMost,
+    /// At least.
+    AtLeast,
+    /// A ratio is 1 within so much, either way.
+    Within,
+}
+
+/// A limit as it was written, and as a number in the unit of what is compared.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limit {
+    /// The number.
+    pub number: f64,
+    /// `1Gbit`.
+    pub text: String,
+}
+
+/// What a gate asks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GateCondition {
+    /// Of which figure.
+    pub figure: &'static Figure,
+    /// What of it.
+    pub subject: Subject,
+    /// On which side.
+    pub relation: Relation,
+    /// Of what.
+    pub limit: Limit,
+}
+
+impl GateCondition {
+    /// A limit on the median of a figure: `number` in its unit, `text` as it was written.
+    pub fn on_median(
+        figure: &'static Figure,
+        relation: Relation,
+        number: f64,
+        text: &dyn fmt::Display,
+    ) -> Self {
+        Self { figure, subject: Subject::Median, relation, limit: Limit { number, text: text.to_string() } }
+    }
+
+    /// The toll of a figure is at most so much.
+    pub fn toll_at_most(figure: &'static Figure, limit: Percent) -> Self {
+        let limit = Limit { number: limit.fraction(), text: limit.to_string() };
+        Self { figure, subject: Subject::Toll, relation: Relation::AtMost, limit }
+    }
+
+    /// A limit on the ratio of a figure to that of the arm `to`.
+    pub fn on_ratio(figure: &'static Figure, to: String, relation: Relation, limit: Percent) -> Self {
+        let limit = Limit { number: limit.fraction(), text: limit.to_string() };
+        Self { figure, subject: Subject::RatioTo(to), relation, limit }
+    }
+}
+
+impl fmt::Display for GateCondition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { figure: Figure { title, .. }, subject, relation, limit: Limit { text, .. } } = self;
+        let relation = match relation {
+            Relation::AtMost => "at most",
+            Relation::AtLeast => "at least",
+            Relation::Within => "equal within",
+        };
+        match subject {
+            Subject::Median => write!(f, "{title} {relation} {text}"),
+            Subject::Toll => write!(f, "toll {relation} {text}"),
+            Subject::RatioTo(arm) => write!(f, "{title} {relation} {text} of {arm}'s"),
+        }
+    }
 }
 
 /// A gate that is to be applied to every cell it selects.

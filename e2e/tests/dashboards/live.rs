@@ -11,6 +11,7 @@ use toll_e2e::fleet::{Fleet, no_fleet};
 use toll_e2e::machine::{no_kvm, no_tun, wait_for};
 use toll_e2e::prometheus::{Prometheus, get, lacking, promtool};
 use toll_e2e::suite::test;
+use toll_protocol::figure::{EXITS_PER_FRAME, GOODPUT};
 use toll_protocol::report::EndReport;
 use toll_protocol::result::{CampaignResult, Peer, RunStatus};
 use toll_protocol::trial::{Direction, EndKind};
@@ -208,14 +209,11 @@ fn cells_are_the_result(prometheus: &Prometheus, result: &CampaignResult) -> Res
             r#"{{campaign="{}", a="{}", b="{}", workload="{}", direction="{}", arm="{}", peer="{}"}}"#,
             result.campaign, key.pair.a, key.pair.b, key.workload, key.direction, key.arm, key.peer
         );
-        let toll = cell.ratio_to_native.map(|ratio| 1.0 - ratio.estimate);
+        let toll = cell.to_native(&GOODPUT).map(|ratio| 1.0 - ratio.estimate);
         for (family, figure) in [
-            (
-                "toll_cell_goodput_bytes_per_second",
-                cell.goodput_bytes_per_second.map(|goodput| goodput.median),
-            ),
+            ("toll_cell_goodput_bytes_per_second", cell.median(&GOODPUT)),
             ("toll_cell_toll_ratio", toll),
-            ("toll_cell_exits_per_frame", cell.exits_per_frame),
+            ("toll_cell_exits_per_frame", cell.median(&EXITS_PER_FRAME)),
         ] {
             let query = format!("{family}{labels}");
             let same = wait_for(&format!("{query} of {figure:?}"), Duration::from_secs(15), || {

@@ -9,6 +9,7 @@ use toll_e2e::campaigns::{NATIVE, fleet_campaign};
 use toll_e2e::dashboards::list;
 use toll_e2e::kubernetes::{AGENTS, Cluster, LIMIT};
 use toll_e2e::machine::wait_for;
+use toll_protocol::figure::GOODPUT;
 use toll_protocol::result::CampaignResult;
 
 use crate::Body;
@@ -120,7 +121,7 @@ fn same_as_a_lab(document: &Value) -> Result<()> {
         result.cells.iter().map(name).collect()
     };
     ensure!(cells(&result) == cells(&lab), "the cells differ");
-    ensure!(result.cells.iter().all(|cell| cell.goodput_bytes_per_second.is_some()));
+    ensure!(result.cells.iter().all(|cell| cell.median(&GOODPUT).is_some()));
     ensure!(result.provenance.engine == "kubernetes" && lab.provenance.engine == "lab");
     Ok(())
 }

@@ -11,6 +11,7 @@ use toll_e2e::machine::{interfaces, no_kvm, no_tshark, no_tun, processes};
 use toll_e2e::programs::{self, expect};
 use toll_e2e::readme;
 use toll_e2e::suite::test;
+use toll_protocol::figure::{CPU_GUEST, CPU_HOST, EXITS_PER_FRAME, GOODPUT};
 use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::result::{CellResult, Peer};
 use toll_protocol::trial::Direction;
@@ -70,22 +71,30 @@ fn every_arm() -> Result<()> {
     for cell in &result.cells {
         let what = format!("{:?}", cell.key);
         ensure!(cell.counts.measured == 1, "{what} is not measured: {:?}", cell.runs);
-        let goodput = cell.goodput_bytes_per_second.context("no goodput")?.median;
+        let goodput = cell.median(&GOODPUT).context("no goodput")?;
         ensure!(goodput > 100_000.0, "{what}: {goodput} B/s");
         let guest = matches!(cell.key.arm.as_str(), "pcnet" | "virtio");
-        ensure!(cell.exits_per_frame.is_some() == guest, "{what}: exits of {:?}", cell.exits_per_frame);
-        ensure!(cell.cpu_seconds_per_gigabyte.guest.is_some() == (cell.key.arm != "native"), "{what}");
-        ensure!(cell.cpu_seconds_per_gigabyte.host.is_some(), "{what}");
+        ensure!(
+            cell.median(&EXITS_PER_FRAME).is_some() == guest,
+            "{what}: exits of {:?}",
+            cell.median(&EXITS_PER_FRAME)
+        );
+        ensure!(cell.median(&CPU_GUEST).is_some() == (cell.key.arm != "native"), "{what}");
+        ensure!(cell.median(&CPU_HOST).is_some(), "{what}");
     }
     // 2 accesses to send and 10 in the handler: no frame costs a straightforward pcnet less than the 2.
     let pcnet = cells(&result.cells, "pcnet");
     let sends = pcnet.iter().find(|cell| cell.key.direction == Direction::Send).context("pcnet sends")?;
-    let exits = sends.exits_per_frame.context("pcnet exits")?;
+    let exits = sends.median(&EXITS_PER_FRAME).context("pcnet exits")?;
     ensure!((12.0..40.0).contains(&exits), "{exits} exits a frame sent");
     let virtio = cells(&result.cells, "virtio");
     ensure!(virtio.iter().any(|cell| cell.key.peer == Peer::SameArm), "no guest-to-guest cell");
-    let few = virtio.iter().all(|cell| cell.exits_per_frame.is_some_and(|exits| exits < 2.0));
-    ensure!(few, "virtio exits: {:?}", virtio.iter().map(|cell| cell.exits_per_frame).collect::<Vec<_>>());
+    let few = virtio.iter().all(|cell| cell.median(&EXITS_PER_FRAME).is_some_and(|exits| exits < 2.0));
+    ensure!(
+        few,
+        "virtio exits: {:?}",
+        virtio.iter().map(|cell| cell.median(&EXITS_PER_FRAME)).collect::<Vec<_>>()
+    );
     for file in ["report.html", "result.json", "ledger.sqlite"] {
         ensure!(out.join(file).is_file(), "{file} is missing");
     }
@@ -194,7 +203,7 @@ fn link_rate() -> Result<()> {
         let (output, out) = programs::start(&text, directory.path(), |_| {})?.end(Duration::from_secs(60))?;
         expect(&output, 0)?;
         for cell in &programs::result(&out)?.cells {
-            let bits = cell.goodput_bytes_per_second.context("no goodput")?.median * 8.0;
+            let bits = cell.median(&GOODPUT).context("no goodput")? * 8.0;
             ensure!(
                 bits > 0.8 * most && bits < most,
                 "{} on a link of {rate}: {bits} b/s",
@@ -256,7 +265,7 @@ fn decorated() -> Result<()> {
         let arm = cell.key.arm.as_str();
         ensure!(flagged(Flag::Impaired) == matches!(arm, "slow" | "lossy"), "{what}: {:?}", cell.flags);
         ensure!(flagged(Flag::Captured) == (arm == "captured"), "{what}: {:?}", cell.flags);
-        let goodput = cell.goodput_bytes_per_second.context("no goodput")?.median * 8.0;
+        let goodput = cell.median(&GOODPUT).context("no goodput")? * 8.0;
         ensure!(arm != "slow" || goodput < 21e6, "{what}: {goodput} bit/s");
         ensure!(arm != "lossy" || flagged(Flag::Retransmits), "{what}: {:?}", cell.flags);
     }

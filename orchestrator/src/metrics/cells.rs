@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use prometheus::Error;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto;
+use toll_protocol::figure::{GOODPUT, Metric};
 use toll_protocol::metrics::{Family, Label};
 use toll_protocol::result::{CampaignResult, CellKey, CellResult, GateResult, Verdict};
 use toll_protocol::trial::EndKind;
@@ -18,21 +19,11 @@ use super::families as f;
 pub const MOST_CAMPAIGNS: usize = 10;
 /// Cells that are shown, of all campaigns together, those of later campaigns first. One has up to 18 series.
 pub const MOST_CELLS: usize = 5_000;
-/// Families of this collector.
-pub const FAMILIES: [&Family; 12] = [
-    &f::CELL_GOODPUT,
-    &f::CELL_GOODPUT_LIMIT,
-    &f::CELL_TOLL,
-    &f::CELL_TOLL_LIMIT,
-    &f::CELL_EXITS,
-    &f::CELL_EXITS_PER_BYTE,
-    &f::CELL_FIRST_FRAME,
-    &f::CELL_OVERHEAD,
-    &f::CELL_CPU,
-    &f::CELL_RUNS,
-    &f::GATE,
-    &f::CELLS_OMITTED,
-];
+/// Families of this collector: those of figures, and the rest.
+pub fn families() -> Vec<&'static Family> {
+    let rest = [&f::CELL_TOLL, &f::CELL_TOLL_LIMIT, &f::CELL_RUNS, &f::GATE, &f::CELLS_OMITTED];
+    f::FIGURES.iter().chain(rest).collect()
+}
 
 /// One series: values of the labels, and the figure.
 type Series = (Vec<String>, f64);
@@ -42,8 +33,8 @@ type Series = (Vec<String>, f64);
 struct Shown {
     id: String,
     started_unix_ms: u64,
-    /// By place of the family in [`FAMILIES`].
-    series: BTreeMap<usize, Vec<Series>>,
+    /// By name of the family.
+    series: BTreeMap<&'static str, Vec<Series>>,
     cells: usize,
     omitted: usize,
 }
@@ -66,7 +57,7 @@ impl Cells {
             let labels = family.label_names().into_iter().map(str::to_owned).collect();
             Desc::new(family.name.to_owned(), family.help.to_owned(), labels, HashMap::new())
         };
-        let descriptions = FAMILIES.iter().map(describe).collect::<Result<_, _>>()?;
+        let descriptions = families().iter().map(describe).collect::<Result<_, _>>()?;
         Ok(Self { descriptions: Arc::new(descriptions), campaigns: Arc::default() })
     }
 
@@ -112,8 +103,8 @@ impl Collector for Cells {
                 omitted += shown.cells;
             }
         }
-        let of_family = |(place, family): (usize, &&Family)| {
-            let series = taken.iter().flat_map(|shown| shown.series.get(&place)).flatten();
+        let of_family = |family: &'static Family| {
+            let series = taken.iter().flat_map(|shown| shown.series.get(family.name)).flatten();
             let mut metrics: Vec<proto::Metric> =
                 series.map(|(labels, figure)| metric(family.labels, labels, *figure)).collect();
             if family.name == f::CELLS_OMITTED.name {
@@ -126,7 +117,7 @@ impl Collector for Cells {
             written.set_metric(metrics);
             written
         };
-        FAMILIES.iter().enumerate().map(of_family).filter(|family| !family.get_metric().is_empty()).collect()
+        families().into_iter().map(of_family).filter(|family| !family.get_metric().is_empty()).collect()
     }
 }
 
@@ -184,25 +175,22 @@ fn show_cell(shown: &mut Shown, labels: &[String], cell: &CellResult) {
         let [lower, upper] = ci95.map_or([None, None], |limits| limits.map(Some));
         [("lower", lower), ("upper", upper)]
     };
-    let goodput = cell.goodput_bytes_per_second;
-    shown.add(&f::CELL_GOODPUT, labels, &[], goodput.map(|goodput| goodput.median));
-    for (limit, figure) in limits(goodput.and_then(|goodput| goodput.ci95)) {
-        shown.add(&f::CELL_GOODPUT_LIMIT, labels, &[limit], figure);
+    for (id, estimate) in &cell.figures {
+        let figure = id.figure();
+        let Some(Metric { name, limit, part, .. }) = figure.metric else { continue };
+        let base = |number: f64| number * figure.unit.base();
+        shown.add_named(name, labels, part.as_slice(), Some(base(estimate.median.median)));
+        for (side, number) in limits(estimate.median.ci95).into_iter().filter(|_| limit.is_some()) {
+            let name = limit.map_or(name, |limit| limit.name);
+            shown.add_named(name, labels, &[side], number.map(base));
+        }
     }
-    let ratio = cell.ratio_to_native;
+    let ratio = cell.to_native(&GOODPUT);
     shown.add(&f::CELL_TOLL, labels, &[], ratio.map(|ratio| 1.0 - ratio.estimate));
     // The toll is least where the ratio is greatest.
     let interval = ratio.and_then(|ratio| ratio.ci95).map(|[lower, upper]| [1.0 - upper, 1.0 - lower]);
     for (limit, figure) in limits(interval) {
         shown.add(&f::CELL_TOLL_LIMIT, labels, &[limit], figure);
-    }
-    shown.add(&f::CELL_EXITS, labels, &[], cell.exits_per_frame);
-    shown.add(&f::CELL_EXITS_PER_BYTE, labels, &[], cell.exits_per_megabyte.map(|exits| exits / 1e6));
-    shown.add(&f::CELL_FIRST_FRAME, labels, &[], cell.start_to_first_frame_seconds);
-    shown.add(&f::CELL_OVERHEAD, labels, &[], cell.overhead_bytes);
-    let cpu = cell.cpu_seconds_per_gigabyte;
-    for (part, figure) in [("guest", cpu.guest), ("vmm", cpu.vmm), ("host", cpu.host)] {
-        shown.add(&f::CELL_CPU, labels, &[part], figure.map(|seconds| seconds / 1e9));
     }
     let counts = cell.counts;
     for (status, count) in [
@@ -217,11 +205,14 @@ fn show_cell(shown: &mut Shown, labels: &[String], cell: &CellResult) {
 
 impl Shown {
     /// Adds a series, if there is a figure.
-    fn add(&mut self, family: &Family, labels: &[String], more: &[&str], figure: Option<f64>) {
-        let place = FAMILIES.iter().position(|known| known.name == family.name);
-        if let (Some(place), Some(figure)) = (place, figure.filter(|figure| figure.is_finite())) {
+    fn add(&mut self, family: &'static Family, labels: &[String], more: &[&str], figure: Option<f64>) {
+        self.add_named(family.name, labels, more, figure);
+    }
+
+    fn add_named(&mut self, family: &'static str, labels: &[String], more: &[&str], figure: Option<f64>) {
+        if let Some(figure) = figure.filter(|figure| figure.is_finite()) {
             let labels = labels.iter().cloned().chain(more.iter().map(|&value| value.to_owned())).collect();
-            self.series.entry(place).or_default().push((labels, figure));
+            self.series.entry(family).or_default().push((labels, figure));
         }
     }
 }

@@ -1,5 +1,8 @@
 //! Every family of the orchestrator's metrics: name, labels, help.
 
+use std::sync::LazyLock;
+
+use toll_protocol::figure::{self, Limits, Metric};
 use toll_protocol::metrics::{Family, Kind, Label};
 
 /// Upper limits of the buckets of latencies inside the orchestrator, seconds.
@@ -21,10 +24,30 @@ const ARM: Label = Label { name: "arm", values: "name of the arm" };
 const END: Label = Label { name: "end", values: "what the arm is: `native`, `same-stack`, `guest`" };
 const PEER: Label = Label { name: "peer", values: "what stands on `b`: `native`, `same-arm`" };
 const LIMIT: Label = Label { name: "limit", values: "`lower`, `upper`" };
+const PART: Label = Label { name: "part", values: "`guest` (guest code and KVM), `vmm`, `host` (I/O)" };
 
 /// Labels of a cell, in the order of [`super::cells`].
 pub const CELL: [Label; 8] = [CAMPAIGN, A, B, WORKLOAD, DIRECTION, ARM, END, PEER];
 const CELL_LIMIT: [Label; 9] = [CAMPAIGN, A, B, WORKLOAD, DIRECTION, ARM, END, PEER, LIMIT];
+const CELL_PART: [Label; 9] = [CAMPAIGN, A, B, WORKLOAD, DIRECTION, ARM, END, PEER, PART];
+
+/// Families of the figures of cells, each once, in the order of the table.
+pub static FIGURES: LazyLock<Vec<Family>> = LazyLock::new(|| {
+    let mut families: Vec<Family> = Vec::new();
+    for metric in figure::FIGURES.iter().filter_map(|figure| figure.metric) {
+        let Metric { name, limit, part, help } = metric;
+        let labels: &[Label] = if part.is_some() { &CELL_PART } else { &CELL };
+        let median = Family { name, kind: Kind::Gauge, labels, help };
+        let limits =
+            limit.map(|Limits { name, help }| Family { name, kind: Kind::Gauge, labels: &CELL_LIMIT, help });
+        for family in [median].into_iter().chain(limits) {
+            if families.iter().all(|known| known.name != family.name) {
+                families.push(family);
+            }
+        }
+    }
+    families
+});
 
 /// Agents.
 pub const AGENTS: Family = Family {
@@ -95,20 +118,6 @@ pub const LEDGER_WRITE: Family = Family {
     labels: &[],
     help: "Seconds that a record took to be durable in the ledger.",
 };
-/// Goodput of a cell.
-pub const CELL_GOODPUT: Family = Family {
-    name: "toll_cell_goodput_bytes_per_second",
-    kind: Kind::Gauge,
-    labels: &CELL,
-    help: "Median goodput at the receiver over the cell's measured runs, bytes per second.",
-};
-/// Its interval.
-pub const CELL_GOODPUT_LIMIT: Family = Family {
-    name: "toll_cell_goodput_limit_bytes_per_second",
-    kind: Kind::Gauge,
-    labels: &CELL_LIMIT,
-    help: "Limits of the 95 % interval of the median goodput, bytes per second; absent below 3 runs.",
-};
 /// Toll of a cell.
 pub const CELL_TOLL: Family = Family {
     name: "toll_cell_toll_ratio",
@@ -122,51 +131,6 @@ pub const CELL_TOLL_LIMIT: Family = Family {
     kind: Kind::Gauge,
     labels: &CELL_LIMIT,
     help: "Limits of the 95 % interval of the toll; absent below 3 blocks.",
-};
-/// Exits of a cell.
-pub const CELL_EXITS: Family = Family {
-    name: "toll_cell_exits_per_frame",
-    kind: Kind::Gauge,
-    labels: &CELL,
-    help: "Exits of the guest on `a` per frame in the direction of the payload, median over the runs.",
-};
-/// Exits of a cell for its payload.
-pub const CELL_EXITS_PER_BYTE: Family = Family {
-    name: "toll_cell_exits_per_byte",
-    kind: Kind::Gauge,
-    labels: &CELL,
-    help: "Exits of the guest on `a` per payload byte, median over the runs; times 10^6 for exits per megabyte.",
-};
-/// First frame of a cell.
-pub const CELL_FIRST_FRAME: Family = Family {
-    name: "toll_cell_first_frame_seconds",
-    kind: Kind::Gauge,
-    labels: &CELL,
-    help: "Seconds from the creation of the guest on `a` to the first frame that its driver sent, median over the runs.",
-};
-/// Memory of a cell.
-pub const CELL_OVERHEAD: Family = Family {
-    name: "toll_cell_overhead_bytes",
-    kind: Kind::Gauge,
-    labels: &CELL,
-    help: "Memory that the idle end on `a` takes beside its guest's own, in bytes, median over the runs.",
-};
-/// CPU of a cell.
-pub const CELL_CPU: Family = Family {
-    name: "toll_cell_cpu_seconds_per_byte",
-    kind: Kind::Gauge,
-    labels: &[
-        CAMPAIGN,
-        A,
-        B,
-        WORKLOAD,
-        DIRECTION,
-        ARM,
-        END,
-        PEER,
-        Label { name: "part", values: "`guest` (guest code and KVM), `vmm`, `host` (I/O)" },
-    ],
-    help: "CPU seconds on `a` per payload byte, median over the runs; times 10^9 for seconds per gigabyte.",
 };
 /// Runs of a cell.
 pub const CELL_RUNS: Family = Family {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use prometheus::TextEncoder;
+use toll_protocol::figure::{CPU_VMM, EXITS_PER_FRAME, GOODPUT};
 use toll_protocol::report::Failure;
 use toll_protocol::result::{Peer, Verdict};
 use toll_protocol::trial::Direction;
@@ -54,11 +55,11 @@ fn a_cell_is_shown_with_the_figures_of_its_result() {
     metrics.observe_campaign("quickstart-1", &result);
     let key = test_support::key("virtio", Direction::Receive, Peer::Native);
     let found = result.cells.iter().find(|cell| cell.key == key).expect("the cell");
-    let ratio = found.ratio_to_native.expect("a ratio");
+    let ratio = found.to_native(&GOODPUT).expect("a ratio");
     let [lower, upper] = ratio.ci95.expect("an interval");
     let labels = |more: &str| cell("virtio", "guest", Direction::Receive, Peer::Native, more);
     let at = |family: &str, more: &str| series(&metrics, family).get(&labels(more)).copied();
-    let goodput = found.goodput_bytes_per_second.expect("goodput");
+    let goodput = found.estimate(&GOODPUT).expect("goodput");
     assert_eq!(at("toll_cell_goodput_bytes_per_second", ""), Some(goodput.median));
     let limits = goodput.ci95.expect("an interval");
     let goodput_limit = |limit: &str| at("toll_cell_goodput_limit_bytes_per_second", limit);
@@ -68,9 +69,9 @@ fn a_cell_is_shown_with_the_figures_of_its_result() {
     assert_eq!(at("toll_cell_toll_limit_ratio", r#"limit="lower""#), Some(1.0 - upper));
     assert_eq!(at("toll_cell_toll_limit_ratio", r#"limit="upper""#), Some(1.0 - lower));
     assert!(at("toll_cell_toll_limit_ratio", r#"limit="lower""#) < at("toll_cell_toll_ratio", ""));
-    assert_eq!(at("toll_cell_exits_per_frame", ""), found.exits_per_frame);
-    let vmm = found.cpu_seconds_per_gigabyte.vmm.expect("CPU time");
-    assert_eq!(at("toll_cell_cpu_seconds_per_byte", r#"part="vmm""#), Some(vmm / 1e9));
+    assert_eq!(at("toll_cell_exits_per_frame", ""), found.median(&EXITS_PER_FRAME));
+    let vmm = found.median(&CPU_VMM).expect("CPU time");
+    assert_eq!(at("toll_cell_cpu_seconds_per_byte", r#"part="vmm""#), Some(vmm * 1e-9));
     assert_eq!(at("toll_cell_runs", r#"status="measured""#), Some(f64::from(found.counts.measured)));
 }
 

@@ -2,6 +2,7 @@
 //! Workstation's Hosted Virtual Machine Monitor, USENIX 2001). Its figures are its text's; what is derived from them by
 //! arithmetic says so. Machines are many times faster now, so what is compared are ratios.
 
+use toll_protocol::figure::{CPU, GOODPUT, IDLE};
 use toll_protocol::result::{ArmSummary, CampaignResult, CellResult, PaperArm, Peer};
 use toll_protocol::trial::Direction;
 
@@ -84,22 +85,22 @@ pub fn comparisons(result: &CampaignResult) -> Vec<Comparison> {
 fn row(cell: &CellResult, arm: &ArmSummary, paper: PaperArm) -> Row {
     let absent = || format::ABSENT.to_owned();
     let baseline = |known: bool, text: &str| if arm.baseline && known { text.to_owned() } else { absent() };
-    let share = cell.ratio_to_native.map(|ratio| {
+    let share = cell.to_native(&GOODPUT).map(|ratio| {
         let interval =
             ratio.ci95.map(|ci95| format!(" [{}]", format::percent_interval(ratio.estimate, ci95)));
         format!("{}{}", format::percent(ratio.estimate), interval.unwrap_or_default())
     });
-    let cpu = cell.cpu_ratio_to_native.map(|ratio| {
+    let cpu = cell.to_native(&CPU).map(|ratio| {
         let interval = ratio
             .ci95
             .map(|[low, high]| format!(" [{}–{}]", format::significant(low), format::significant(high)));
         format!("{}{}", format::significant(ratio.estimate), interval.unwrap_or_default())
     });
-    let idle = cell.idle.map(|idle| {
+    let idle = cell.estimate(&IDLE).map(|idle| {
         let interval = idle.ci95.map(|ci95| format!(" [{}]", format::percent_interval(idle.median, ci95)));
         format!("{}{}", format::percent(idle.median), interval.unwrap_or_default())
     });
-    let measured = cell.goodput_bytes_per_second.is_some();
+    let measured = cell.estimate(&GOODPUT).is_some();
     Row {
         arm: arm.name.clone(),
         paper,

@@ -10,8 +10,9 @@ use comfy_table::{
     Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, LineStyle, Table,
     TableStyle, Width,
 };
+use toll_protocol::figure::{CPU_GUEST, CPU_HOST, CPU_VMM, EXITS_PER_FRAME, GOODPUT, Unit};
 use toll_protocol::printable::printable;
-use toll_protocol::result::{CampaignResult, CellResult, GateQuantity, GateResult};
+use toll_protocol::result::{CampaignResult, CellResult, Compared, GateResult};
 
 use super::paper;
 use super::{Group, explain, failures, groups, is_baseline, path, status, verdict, without_figure};
@@ -101,37 +102,13 @@ fn gate_line(gate: &GateResult) -> String {
     format!("{:<12}  {cell}: {}{figure}", verdict(gate.verdict), printable(&gate.condition))
 }
 
-/// Bytes, which are no more than a process has.
-fn bytes(count: f64) -> String {
-    format::memory(count as u64)
-}
-
-/// Both ends of an interval.
-fn each(ci95: [f64; 2], text: fn(f64) -> String) -> String {
-    ci95.map(text).join("–")
-}
-
 /// The figure that a gate compared, with its interval, in the unit of its condition.
 pub fn gate_figure(gate: &GateResult) -> Option<String> {
-    let figure = gate.figure?;
-    let (text, interval) = match gate.quantity {
-        GateQuantity::Toll | GateQuantity::Ratio => {
-            (format::percent(figure), gate.ci95.map(|ci95| format::percent_interval(figure, ci95)))
-        }
-        GateQuantity::Goodput => {
-            let interval =
-                |ci95: [f64; 2]| format::rate_interval(figure / 8.0, ci95.map(|limit| limit / 8.0));
-            (format::bit_rate(figure), gate.ci95.map(interval))
-        }
-        GateQuantity::ExitsPerMegabyte => {
-            (format::significant(figure), gate.ci95.map(|ci95| each(ci95, format::significant)))
-        }
-        GateQuantity::FirstFrame => {
-            (format::seconds(figure), gate.ci95.map(|ci95| each(ci95, format::seconds)))
-        }
-        GateQuantity::Memory => (bytes(figure), gate.ci95.map(|ci95| each(ci95, bytes))),
+    let unit = match gate.compared {
+        Compared::Median => gate.figure.figure().unit,
+        Compared::Ratio | Compared::Toll => Unit::Fraction,
     };
-    Some(interval.map_or(text.clone(), |interval| format!("{text} [{interval}]")))
+    gate.value.map(|value| format::figure_with_interval(unit, value, gate.ci95))
 }
 
 struct Screen(TerminalOptions);
@@ -223,24 +200,22 @@ impl Screen {
             Some(interval) => format!("{figure}\n{interval}"),
             None => figure,
         };
-        let goodput = match cell.goodput_bytes_per_second {
+        let goodput = match cell.estimate(&GOODPUT) {
             Some(estimate) => {
                 let interval = estimate.ci95.map(|ci95| format::rate_interval(estimate.median, ci95));
                 self.cell(&lines(format::rate(estimate.median), interval))
             }
             None => self.coloured(without_figure(cell), Color::Red),
         };
-        let ratio = match cell.ratio_to_native {
+        let ratio = match cell.to_native(&GOODPUT) {
             Some(ratio) => {
                 let interval = ratio.ci95.map(|ci95| format::percent_interval(ratio.estimate, ci95));
                 lines(format::percent(ratio.estimate), interval)
             }
-            None if is_baseline(result, cell) && cell.goodput_bytes_per_second.is_some() => {
-                "baseline".to_owned()
-            }
+            None if is_baseline(result, cell) && cell.estimate(&GOODPUT).is_some() => "baseline".to_owned(),
             None => format::ABSENT.to_owned(),
         };
-        let cpu = cell.cpu_seconds_per_gigabyte;
+        let optional = |figure| self.cell(&format::optional(cell.median(figure)));
         let runs = format!("{}/{}", cell.counts.measured, cell.counts.planned);
         let runs = if cell.counts.measured == cell.counts.planned {
             self.cell(&runs)
@@ -253,10 +228,10 @@ impl Screen {
             self.cell(&path(cell)),
             goodput,
             self.cell(&ratio),
-            self.cell(&format::optional(cell.exits_per_frame)),
-            self.cell(&format::optional(cpu.guest)),
-            self.cell(&format::optional(cpu.vmm)),
-            self.cell(&format::optional(cpu.host)),
+            optional(&EXITS_PER_FRAME),
+            optional(&CPU_GUEST),
+            optional(&CPU_VMM),
+            optional(&CPU_HOST),
             runs,
             self.cell(&flags.join("\n")),
         ]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use toll_protocol::campaign::{self, Campaign, Problem};
+use toll_protocol::figure::GOODPUT;
 use toll_protocol::result::{ArmSummary, CampaignResult, Gate, Provenance, RunCounts, TrialRecord, Verdict};
 use toll_protocol::service::{CampaignState, CampaignStatus, CellStatus};
 
@@ -157,8 +158,8 @@ fn cell_status(cell: &toll_protocol::result::CellResult) -> CellStatus {
             key.pair.a, key.pair.b, key.workload, key.direction, key.arm, key.peer
         ),
         counts: cell.counts,
-        goodput_bytes_per_second: cell.goodput_bytes_per_second.map(|goodput| goodput.median),
-        ratio_to_native: cell.ratio_to_native,
+        goodput_bytes_per_second: cell.median(&GOODPUT),
+        ratio_to_native: cell.to_native(&GOODPUT),
     }
 }
 

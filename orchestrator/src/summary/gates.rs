@@ -1,15 +1,14 @@
 //! Gates: each cell that one selects, judged by the interval of its figure.
 
-use toll_protocol::report::EndReport;
+use toll_protocol::figure::{Ends, Figure};
 use toll_protocol::result::{
-    ArmSummary, CellKey, CellResult, Gate, GateCondition, GateQuantity, GateResult, Peer, Verdict,
+    ArmSummary, CellKey, CellResult, Compared, Gate, GateCondition, GateResult, Peer, Relation, Subject,
+    Verdict,
 };
 use toll_protocol::trial::EndKind;
-use toll_protocol::units::Span;
 
-use super::{blocks, cell_of_arm, exits_per_megabyte, generator};
-use crate::format;
-use crate::statistics::{at_least, at_most, equivalent, median_estimate, paired_ratio};
+use super::{blocks, cell_of_arm, generator};
+use crate::statistics::{at_least, at_most, equivalent, paired_ratio};
 
 /// What gates are applied to.
 pub(super) struct Whole<'a> {
@@ -18,20 +17,20 @@ pub(super) struct Whole<'a> {
     pub cells: &'a [CellResult],
 }
 
-/// A figure, and its interval.
-type Figure = (Option<f64>, Option<[f64; 2]>);
+/// A number, and its interval.
+type Estimate = (Option<f64>, Option<[f64; 2]>);
 
-/// The gate on each cell that it selects. A toll is of virtual arms, and a ratio of arms to another: a gate on either passes
-/// over the cells that it can't be of, unless its selector names them.
+/// The gate on each cell that it selects. A toll is of virtual arms, a ratio of arms to another, and some figures virtual arms
+/// alone have: a gate passes over the cells that it can't be of, unless its selector names their arm.
 pub(super) fn apply(gate: &Gate, of: &Whole<'_>) -> Vec<GateResult> {
+    let GateCondition { figure, subject, .. } = &gate.condition;
     let is_native = |key: &CellKey| {
         of.arms.iter().any(|arm| arm.name == key.arm && matches!(arm.kind, EndKind::Native { .. }))
     };
-    let passes_over = |key: &CellKey| match &gate.condition {
-        GateCondition::RatioAtLeast { to, .. } | GateCondition::EquivalentTo { to, .. } => key.arm == *to,
-        GateCondition::GoodputAtLeast(_) => false,
-        // Of native ends there is no such figure.
-        _ => is_native(key),
+    let passes_over = |key: &CellKey| match subject {
+        Subject::RatioTo(arm) => key.arm == *arm,
+        Subject::Toll => is_native(key),
+        Subject::Median => figure.ends == Ends::Virtual && is_native(key),
     };
     let results: Vec<GateResult> = of
         .cells
@@ -41,94 +40,54 @@ pub(super) fn apply(gate: &Gate, of: &Whole<'_>) -> Vec<GateResult> {
         .map(|cell| judge(&gate.condition, cell, of))
         .collect();
     if results.is_empty() {
-        let condition = describe(&gate.condition);
-        let quantity = quantity(&gate.condition);
-        let verdict = Verdict::Inconclusive;
-        return vec![GateResult { cell: None, condition, quantity, figure: None, ci95: None, verdict }];
+        let nothing = result(&gate.condition, None, (None, None), Verdict::Inconclusive);
+        return vec![nothing];
     }
     results
 }
 
 fn judge(condition: &GateCondition, cell: &CellResult, of: &Whole<'_>) -> GateResult {
-    let ((figure, ci95), verdict) = match condition {
-        GateCondition::TollAtMost(limit) => {
-            let ratio = cell.ratio_to_native;
+    let GateCondition { figure, subject, relation, limit } = condition;
+    let estimate = match subject {
+        Subject::Median => {
+            let estimate = cell.estimate(figure);
+            (estimate.map(|estimate| estimate.median), estimate.and_then(|estimate| estimate.ci95))
+        }
+        Subject::Toll => {
+            let ratio = cell.to_native(figure);
             let ci95 = ratio.and_then(|ratio| ratio.ci95).map(|[lower, upper]| [1.0 - upper, 1.0 - lower]);
-            ((ratio.map(|ratio| 1.0 - ratio.estimate), ci95), at_most(ci95, limit.fraction()))
+            (ratio.map(|ratio| 1.0 - ratio.estimate), ci95)
         }
-        GateCondition::GoodputAtLeast(limit) => {
-            let goodput = cell.goodput_bytes_per_second;
-            let ci95 = goodput.and_then(|goodput| goodput.ci95).map(|ci95| ci95.map(|limit| limit * 8.0));
-            ((goodput.map(|goodput| goodput.median * 8.0), ci95), at_least(ci95, limit.0 as f64))
-        }
-        GateCondition::RatioAtLeast { to, limit } => {
-            let ratio = ratio(cell, to, of);
-            (ratio, at_least(ratio.1, limit.fraction()))
-        }
-        GateCondition::EquivalentTo { to, within } => {
-            let ratio = ratio(cell, to, of);
-            (ratio, equivalent(ratio.1, within.fraction()))
-        }
-        GateCondition::ExitsPerMegabyteAtMost(limit) => {
-            let exits = median(cell, "exits", of, exits_per_megabyte);
-            (exits, at_most(exits.1, *limit))
-        }
-        GateCondition::FirstFrameAtMost(limit) => {
-            let first = median(cell, "first-frame", of, |end| end.start_to_first_frame.map(Span::seconds));
-            (first, at_most(first.1, limit.seconds()))
-        }
-        GateCondition::MemoryAtMost(limit) => {
-            let memory = median(cell, "memory", of, |end| Some(end.overhead?.0 as f64));
-            (memory, at_most(memory.1, limit.0 as f64))
-        }
+        Subject::RatioTo(arm) => ratio(figure, cell, arm, of),
     };
-    let quantity = quantity(condition);
-    let condition = describe(condition);
-    GateResult { cell: Some(cell.key.clone()), condition, quantity, figure, ci95, verdict }
+    let verdict = match relation {
+        Relation::AtMost => at_most(estimate.1, limit.number),
+        Relation::AtLeast => at_least(estimate.1, limit.number),
+        Relation::Within => equivalent(estimate.1, limit.number),
+    };
+    result(condition, Some(cell.key.clone()), estimate, verdict)
 }
 
-/// Goodput of `cell` relative to that of the arm `to`: with the same peer, or a native one, as only native arms have no other.
-fn ratio(cell: &CellResult, to: &str, of: &Whole<'_>) -> Figure {
+fn result(
+    condition: &GateCondition,
+    cell: Option<CellKey>,
+    (value, ci95): Estimate,
+    verdict: Verdict,
+) -> GateResult {
+    let compared = match condition.subject {
+        Subject::Median => Compared::Median,
+        Subject::Toll => Compared::Toll,
+        Subject::RatioTo(_) => Compared::Ratio,
+    };
+    let figure = condition.figure.into();
+    GateResult { cell, condition: condition.to_string(), figure, compared, value, ci95, verdict }
+}
+
+/// A figure of `cell` relative to that of the arm `to`: with the same peer, or a native one, as only native arms have no other.
+fn ratio(figure: &Figure, cell: &CellResult, to: &str, of: &Whole<'_>) -> Estimate {
     let peers = [cell.key.peer, Peer::Native, Peer::SameArm];
     let Some(other) = cell_of_arm(to, peers, of.cells, &cell.key) else { return (None, None) };
-    let estimate =
-        paired_ratio(&blocks(cell, other), &mut generator(of.seed, &cell.key, &format!("ratio to {to}")));
+    let generator = &mut generator(of.seed, &cell.key, &format!("{} to {to}", figure.id));
+    let estimate = paired_ratio(&blocks(figure, cell, other), generator);
     (estimate.map(|ratio| ratio.estimate), estimate.and_then(|ratio| ratio.ci95))
-}
-
-/// Median of a figure of the arm's ends.
-fn median(
-    cell: &CellResult,
-    name: &str,
-    of: &Whole<'_>,
-    figure: impl Fn(&EndReport) -> Option<f64>,
-) -> Figure {
-    let figures: Vec<f64> = cell.runs.iter().filter_map(|run| figure(run.a.as_ref()?)).collect();
-    let estimate = median_estimate(&figures, &mut generator(of.seed, &cell.key, name));
-    (estimate.map(|estimate| estimate.median), estimate.and_then(|estimate| estimate.ci95))
-}
-
-const fn quantity(condition: &GateCondition) -> GateQuantity {
-    match condition {
-        GateCondition::TollAtMost(_) => GateQuantity::Toll,
-        GateCondition::GoodputAtLeast(_) => GateQuantity::Goodput,
-        GateCondition::RatioAtLeast { .. } | GateCondition::EquivalentTo { .. } => GateQuantity::Ratio,
-        GateCondition::ExitsPerMegabyteAtMost(_) => GateQuantity::ExitsPerMegabyte,
-        GateCondition::FirstFrameAtMost(_) => GateQuantity::FirstFrame,
-        GateCondition::MemoryAtMost(_) => GateQuantity::Memory,
-    }
-}
-
-fn describe(condition: &GateCondition) -> String {
-    match condition {
-        GateCondition::TollAtMost(limit) => format!("toll at most {limit}"),
-        GateCondition::GoodputAtLeast(limit) => {
-            format!("goodput at least {}", format::bit_rate(limit.0 as f64))
-        }
-        GateCondition::RatioAtLeast { to, limit } => format!("at least {limit} of {to}"),
-        GateCondition::EquivalentTo { to, within } => format!("equal to {to} within {within}"),
-        GateCondition::ExitsPerMegabyteAtMost(limit) => format!("exits/MB at most {limit}"),
-        GateCondition::FirstFrameAtMost(limit) => format!("first frame after {limit} at most"),
-        GateCondition::MemoryAtMost(limit) => format!("memory beside the guest's at most {limit}"),
-    }
 }

@@ -1,4 +1,8 @@
-use toll_protocol::result::{GateCondition, GateQuantity, GateSelector, Pair, Verdict};
+use toll_protocol::figure::{
+    CPU, CPU_GUEST, CPU_HOST, CPU_VMM, EXITS_PER_FRAME, EXITS_PER_MEGABYTE, FIRST_FRAME, GOODPUT, IDLE,
+    MEMORY,
+};
+use toll_protocol::result::{Compared, GateCondition, GateSelector, Pair, Relation, Verdict};
 use toll_protocol::units::{BitRate, Bytes, Percent};
 
 use super::*;
@@ -67,17 +71,16 @@ fn a_campaign_without_records_has_no_figures() {
     let result = summarise(&header, &[], &test_support::gates()).expect("belongs together");
     for cell in &result.cells {
         assert_eq!(
-            (cell.goodput_bytes_per_second, cell.ratio_to_native, cell.exits_per_frame),
+            (cell.estimate(&GOODPUT), cell.to_native(&GOODPUT), cell.median(&EXITS_PER_FRAME)),
             (None, None, None)
         );
         assert_eq!(cell.exits_by_cause, None);
-        assert_eq!(cell.cpu_seconds_per_gigabyte, CpuPerGigabyte::default());
+        assert!(cell.figures.is_empty(), "{:?}", cell.figures);
         assert_eq!(cell.counts.skipped, BLOCKS);
     }
     assert!(result.gates.iter().all(|gate| gate.verdict == Verdict::Inconclusive));
     let json = serde_json::to_value(&result).expect("encodes");
-    assert!(json["cells"][0]["goodput_bytes_per_second"].is_null());
-    assert!(json["cells"][0]["cpu_seconds_per_gigabyte"]["guest"].is_null());
+    assert!(json["cells"][0]["figures"].as_object().is_some_and(|figures| figures.is_empty()));
 }
 
 #[test]
@@ -94,8 +97,7 @@ fn goodput_is_the_receivers() {
     }
     let result = summarise(&header, &records, &[]).expect("belongs together");
     for direction in [Direction::Send, Direction::Receive] {
-        let estimate =
-            cell(&result, "native", direction, Peer::Native).goodput_bytes_per_second.expect("a figure");
+        let estimate = cell(&result, "native", direction, Peer::Native).estimate(&GOODPUT).expect("a figure");
         assert_eq!(estimate.median, 2_000_000.0, "{direction}");
         assert_eq!(estimate.ci95, Some([2_000_000.0, 2_000_000.0]));
     }
@@ -105,17 +107,17 @@ fn goodput_is_the_receivers() {
 fn the_ratio_is_taken_against_the_baseline_alone() {
     let result = whole();
     for direction in [Direction::Send, Direction::Receive] {
-        assert_eq!(cell(&result, "native", direction, Peer::Native).ratio_to_native, None);
-        let iperf3 = cell(&result, "iperf3", direction, Peer::Native).ratio_to_native.expect("a ratio");
+        assert_eq!(cell(&result, "native", direction, Peer::Native).to_native(&GOODPUT), None);
+        let iperf3 = cell(&result, "iperf3", direction, Peer::Native).to_native(&GOODPUT).expect("a ratio");
         assert!((iperf3.estimate - 1.0).abs() < 0.02, "{iperf3:?}");
         for peer in [Peer::Native, Peer::SameArm] {
-            let virtio = cell(&result, "virtio", direction, peer).ratio_to_native.expect("a ratio");
+            let virtio = cell(&result, "virtio", direction, peer).to_native(&GOODPUT).expect("a ratio");
             assert!((0.1..0.2).contains(&virtio.estimate), "{virtio:?}");
         }
     }
     // One run failed: its block is in no ratio.
     let virtio = cell(&result, "virtio", Direction::Send, Peer::Native);
-    assert_eq!(virtio.ratio_to_native.map(|ratio| ratio.blocks), Some(BLOCKS - 1));
+    assert_eq!(virtio.to_native(&GOODPUT).map(|ratio| ratio.blocks), Some(BLOCKS - 1));
     assert_eq!((virtio.counts.measured, virtio.counts.failed), (BLOCKS - 1, 1));
 }
 
@@ -126,7 +128,7 @@ fn without_a_baseline_there_is_no_ratio() {
         arm.baseline = false;
     }
     let result = summarise(&header, &records, &[]).expect("belongs together");
-    assert!(result.cells.iter().all(|cell| cell.ratio_to_native.is_none()));
+    assert!(result.cells.iter().all(|cell| cell.to_native(&GOODPUT).is_none()));
     for arm in &mut header.arms[..2] {
         arm.baseline = true;
     }
@@ -143,8 +145,8 @@ fn a_run_that_moved_nothing_is_zero_and_leaves_no_ratio() {
     let cell = cell(&result, "virtio", Direction::Receive, Peer::Native);
     assert_eq!(cell.runs[1].goodput_bytes_per_second, Some(0.0));
     assert_eq!(cell.runs[1].status, RunStatus::Measured);
-    assert_eq!(cell.ratio_to_native, None);
-    assert!(cell.cpu_seconds_per_gigabyte.guest.is_some_and(f64::is_finite), "from the other runs");
+    assert_eq!(cell.to_native(&GOODPUT), None);
+    assert!(cell.median(&CPU_GUEST).is_some_and(f64::is_finite), "from the other runs");
 }
 
 #[test]
@@ -156,8 +158,8 @@ fn an_interval_without_length_is_no_figure() {
     }
     let result = summarise(&header, &records, &[]).expect("belongs together");
     let cell = cell(&result, "virtio", Direction::Receive, Peer::Native);
-    assert_eq!((cell.goodput_bytes_per_second, cell.ratio_to_native), (None, None));
-    assert_eq!(cell.cpu_seconds_per_gigabyte, CpuPerGigabyte::default());
+    assert_eq!((cell.estimate(&GOODPUT), cell.to_native(&GOODPUT)), (None, None));
+    assert!([&CPU_GUEST, &CPU_VMM, &CPU_HOST].iter().all(|part| cell.median(part).is_none()));
 }
 
 #[test]
@@ -166,9 +168,9 @@ fn exits_are_per_frame_in_the_direction_of_the_payload() {
     for direction in [Direction::Send, Direction::Receive] {
         let pcnet = cell(&result, "pcnet", direction, Peer::Native);
         assert!(
-            (pcnet.exits_per_frame.expect("a figure") - 12.45).abs() < 0.01,
+            (pcnet.median(&EXITS_PER_FRAME).expect("a figure") - 12.45).abs() < 0.01,
             "{:?}",
-            pcnet.exits_per_frame
+            pcnet.median(&EXITS_PER_FRAME)
         );
         let causes = pcnet.exits_by_cause.as_ref().expect("a guest");
         let rap = causes["pio-write rap"];
@@ -183,7 +185,7 @@ fn exits_are_per_frame_in_the_direction_of_the_payload() {
         assert_eq!(causes.values().map(|cause| cause.count).sum::<u64>(), runs);
     }
     let native = cell(&result, "native", Direction::Send, Peer::Native);
-    assert_eq!((native.exits_per_frame, &native.exits_by_cause), (None, &None));
+    assert_eq!((native.median(&EXITS_PER_FRAME), &native.exits_by_cause), (None, &None));
 }
 
 #[test]
@@ -197,9 +199,9 @@ fn cpu_is_seconds_per_gigabyte_at_the_arms_end() {
         b.cpu.guest = Some(Span::from_millis(999_999));
     }
     let result = summarise(&header, &records, &[]).expect("belongs together");
-    let cpu = cell(&result, "virtio", Direction::Receive, Peer::Native).cpu_seconds_per_gigabyte;
-    assert!((cpu.guest.expect("a figure") - 1.6).abs() < 1e-9);
-    assert_eq!(cpu.vmm, None);
+    let cell = cell(&result, "virtio", Direction::Receive, Peer::Native);
+    assert!((cell.median(&CPU_GUEST).expect("a figure") - 1.6).abs() < 1e-9);
+    assert_eq!(cell.median(&CPU_VMM), None);
 }
 
 #[test]
@@ -215,10 +217,15 @@ fn cpu_and_idle_are_those_of_all_threads_of_the_arms_end() {
                 1.0 - busy / end.interval.seconds()
             })
             .collect();
-        assert_eq!(cell.idle.map(|idle| idle.median), median(&idle), "{:?}", cell.key);
+        assert_eq!(
+            cell.estimate(&IDLE).map(|idle| idle.median),
+            crate::statistics::median(&idle),
+            "{:?}",
+            cell.key
+        );
     }
     let native = cell(&result, "native", Direction::Send, Peer::Native);
-    assert_eq!(native.cpu_ratio_to_native, None);
+    assert_eq!(native.to_native(&CPU), None);
     let virtio = cell(&result, "virtio", Direction::Send, Peer::Native);
     let per_byte = |run: &Run| {
         let end = run.a.as_ref()?;
@@ -234,7 +241,7 @@ fn cpu_and_idle_are_those_of_all_threads_of_the_arms_end() {
         })
         .collect();
     let (least, most) = ratios.iter().fold((f64::MAX, 0.0_f64), |(l, m), r| (l.min(*r), m.max(*r)));
-    let ratio = virtio.cpu_ratio_to_native.expect("both have CPU times");
+    let ratio = virtio.to_native(&CPU).expect("both have CPU times");
     assert!(ratios.len() > 2 && (least..=most).contains(&ratio.estimate), "{ratio:?} of {ratios:?}");
 }
 
@@ -272,7 +279,7 @@ fn gates_pass_fail_or_show_nothing() {
     let gate = &result.gates[0];
     assert_eq!(gate.condition, "toll at most 90%");
     let [lower, upper] = gate.ci95.expect("an interval");
-    assert!(gate.figure.is_some_and(|toll| lower <= toll && toll <= upper), "{gate:?}");
+    assert!(gate.value.is_some_and(|toll| lower <= toll && toll <= upper), "{gate:?}");
 }
 
 #[test]
@@ -297,21 +304,23 @@ fn gates_on_other_figures_than_the_toll() {
         let [gate] = &judged(Some("virtio"), condition)[..] else { panic!("one cell") };
         gate.clone()
     };
-    let ratio = |percent: f64| GateCondition::RatioAtLeast {
-        to: "pcnet".to_owned(),
-        limit: Percent::from_fraction(percent / 100.0),
+    let at_most = |figure, number, text: &dyn std::fmt::Display| {
+        GateCondition::on_median(figure, Relation::AtMost, number, text)
+    };
+    let ratio = |percent: f64| {
+        let limit = Percent::from_fraction(percent / 100.0);
+        GateCondition::on_ratio(&GOODPUT, "pcnet".to_owned(), Relation::AtLeast, limit)
     };
     let whole = summarise(&header, &records, &[]).expect("belongs together");
-    let goodput =
-        |arm| cell(&whole, arm, Direction::Send, Peer::Native).goodput_bytes_per_second.expect("some").median;
+    let goodput = |arm| cell(&whole, arm, Direction::Send, Peer::Native).median(&GOODPUT).expect("some");
     let about = goodput("virtio") / goodput("pcnet");
     let gate = one(ratio(about * 50.0));
-    assert!(gate.figure.is_some_and(|figure| (figure / about - 1.0).abs() < 0.2), "{gate:?} {about}");
-    assert_eq!((gate.quantity, gate.verdict), (GateQuantity::Ratio, Verdict::Pass));
+    assert!(gate.value.is_some_and(|figure| (figure / about - 1.0).abs() < 0.2), "{gate:?} {about}");
+    assert_eq!((gate.compared, gate.verdict), (Compared::Ratio, Verdict::Pass));
     assert_eq!(one(ratio(about * 200.0)).verdict, Verdict::Fail);
-    let equal = |within: f64| GateCondition::EquivalentTo {
-        to: "native".to_owned(),
-        within: Percent::from_fraction(within),
+    let equal = |within: f64| {
+        let within = Percent::from_fraction(within);
+        GateCondition::on_ratio(&GOODPUT, "native".to_owned(), Relation::Within, within)
     };
     assert_eq!(one(equal(0.02)).verdict, Verdict::Fail);
     // Of all arms but the one that they are relative to.
@@ -319,18 +328,19 @@ fn gates_on_other_figures_than_the_toll() {
     assert!(
         !all.is_empty() && all.iter().all(|gate| gate.cell.as_ref().is_some_and(|cell| cell.arm != "native"))
     );
-    let exits =
-        cell(&whole, "virtio", Direction::Send, Peer::Native).exits_per_megabyte.expect("a guest has exits");
-    assert_eq!(one(GateCondition::ExitsPerMegabyteAtMost(exits * 2.0)).verdict, Verdict::Pass);
-    assert_eq!(one(GateCondition::ExitsPerMegabyteAtMost(exits / 2.0)).verdict, Verdict::Fail);
-    assert_eq!(one(GateCondition::FirstFrameAtMost(Span::from_millis(5))).verdict, Verdict::Pass);
-    assert_eq!(one(GateCondition::FirstFrameAtMost(Span::from_millis(1))).verdict, Verdict::Fail);
-    let memory = one(GateCondition::MemoryAtMost(Bytes(2 << 20)));
-    assert_eq!((memory.figure, memory.verdict), (Some(1_048_576.0), Verdict::Pass));
+    let exits = cell(&whole, "virtio", Direction::Send, Peer::Native)
+        .median(&EXITS_PER_MEGABYTE)
+        .expect("a guest has exits");
+    assert_eq!(one(at_most(&EXITS_PER_MEGABYTE, exits * 2.0, &"so many")).verdict, Verdict::Pass);
+    assert_eq!(one(at_most(&EXITS_PER_MEGABYTE, exits / 2.0, &"so many")).verdict, Verdict::Fail);
+    assert_eq!(one(at_most(&FIRST_FRAME, 0.005, &Span::from_millis(5))).verdict, Verdict::Pass);
+    assert_eq!(one(at_most(&FIRST_FRAME, 0.001, &Span::from_millis(1))).verdict, Verdict::Fail);
+    let memory = one(at_most(&MEMORY, 2_097_152.0, &Bytes(2 << 20)));
+    assert_eq!((memory.value, memory.verdict), (Some(1_048_576.0), Verdict::Pass));
     assert_eq!(memory.condition, "memory beside the guest's at most 2MiB");
     // A native end has no exits to count.
-    let native = judged(Some("native"), GateCondition::ExitsPerMegabyteAtMost(1.0));
-    assert_eq!((native[0].figure, native[0].verdict), (None, Verdict::Inconclusive));
+    let native = judged(Some("native"), at_most(&EXITS_PER_MEGABYTE, 1.0, &"so many"));
+    assert_eq!((native[0].value, native[0].verdict), (None, Verdict::Inconclusive));
 }
 
 #[test]
@@ -341,9 +351,9 @@ fn a_gate_that_selects_nothing_shows_nothing() {
         condition,
     };
     let gates = [
-        gate(Some("e1000"), GateCondition::GoodputAtLeast(BitRate(1))),
-        gate(None, GateCondition::TollAtMost(Percent::from_fraction(0.5))),
-        gate(Some("native"), GateCondition::TollAtMost(Percent::from_fraction(0.5))),
+        gate(Some("e1000"), GateCondition::on_median(&GOODPUT, Relation::AtLeast, 0.125, &BitRate(1))),
+        gate(None, GateCondition::toll_at_most(&GOODPUT, Percent::from_fraction(0.5))),
+        gate(Some("native"), GateCondition::toll_at_most(&GOODPUT, Percent::from_fraction(0.5))),
     ];
     let result = summarise(&header, &records, &gates).expect("belongs together");
     assert_eq!((&result.gates[0].cell, result.gates[0].verdict), (&None, Verdict::Inconclusive));

@@ -1,6 +1,7 @@
 //! The plots: share of native, runs in order, exits by cause, CPU.
 
 use maud::{Markup, html};
+use toll_protocol::figure::{CPU_GUEST, CPU_HOST, CPU_VMM, EXITS_PER_FRAME, GOODPUT};
 use toll_protocol::result::{CampaignResult, CauseSummary, CellResult};
 use toll_protocol::trial::Direction;
 
@@ -21,7 +22,7 @@ pub fn share_of_native(result: &CampaignResult) -> Markup {
         .cells
         .iter()
         .flat_map(|cell| {
-            let ratio = cell.ratio_to_native.into_iter();
+            let ratio = cell.to_native(&GOODPUT).into_iter();
             let figures =
                 ratio.flat_map(|ratio| [ratio.estimate].into_iter().chain(ratio.ci95.into_iter().flatten()));
             figures.chain(block_ratios(result, cell))
@@ -72,7 +73,7 @@ pub fn share_of_native(result: &CampaignResult) -> Markup {
 }
 
 fn forest_row(result: &CampaignResult, cell: &CellResult, scale: &Scale) -> Markup {
-    let ratio = cell.ratio_to_native;
+    let ratio = cell.to_native(&GOODPUT);
     let figure = ratio.map(|ratio| (ratio.estimate, ratio.ci95));
     html! {
         tr {
@@ -103,7 +104,7 @@ fn forest_row(result: &CampaignResult, cell: &CellResult, scale: &Scale) -> Mark
 fn block_ratios(result: &CampaignResult, cell: &CellResult) -> Vec<f64> {
     let Some(baseline) = baseline_cell(&result.arms, &result.cells, &cell.key) else { return Vec::new() };
     let ratio = |arm: f64, native: f64| Some(arm / native).filter(|ratio| ratio.is_finite() && *ratio > 0.0);
-    let blocks = blocks(cell, baseline);
+    let blocks = blocks(&GOODPUT, cell, baseline);
     blocks.iter().filter_map(|block| ratio(median(&block.arm)?, median(&block.native)?)).collect()
 }
 
@@ -122,7 +123,7 @@ pub fn runs(result: &CampaignResult) -> Markup {
                 @for cell in &group.cells {
                     div.panel {
                         (heading(cell, group_label(&groups, index).as_deref()))
-                        @if let Some(estimate) = cell.goodput_bytes_per_second {
+                        @if let Some(estimate) = cell.estimate(&GOODPUT) {
                             @let goodputs: Vec<_> =
                                 cell.runs.iter().map(|run| run.goodput_bytes_per_second).collect();
                             @let [low, high] = plot::strip_limits(&goodputs, estimate.median, estimate.ci95);
@@ -160,7 +161,7 @@ pub fn exits(result: &CampaignResult) -> Markup {
                 @for cell in group.cells.iter().copied().filter(has) {
                     div.panel {
                         (heading(cell, group_label(&groups, index).as_deref()))
-                        @if let Some(exits) = cell.exits_per_frame {
+                        @if let Some(exits) = cell.median(&EXITS_PER_FRAME) {
                             p.figure { (format::significant(exits)) " exits a frame" }
                         }
                         (causes_table(cell))
@@ -245,8 +246,7 @@ pub fn cpu(result: &CampaignResult) -> Markup {
 }
 
 fn cpu_row(result: &CampaignResult, cell: &CellResult, all: f64, one_scale: bool, largest: f64) -> Markup {
-    let cpu = cell.cpu_seconds_per_gigabyte;
-    let parts = [("part-guest", cpu.guest), ("part-vmm", cpu.vmm), ("part-host", cpu.host)];
+    let parts = cpu_parts(cell);
     let native =
         baseline_cell(&result.arms, &result.cells, &cell.key).and_then(total).filter(|native| *native > 0.0);
     html! {
@@ -254,9 +254,7 @@ fn cpu_row(result: &CampaignResult, cell: &CellResult, all: f64, one_scale: bool
             th { (cell.key.arm) }
             td.where { (path(cell)) }
             td.fill.cpu { (plot::bar(&parts, if one_scale { largest } else { all })) }
-            td.r { (format::optional(cpu.guest)) }
-            td.r { (format::optional(cpu.vmm)) }
-            td.r { (format::optional(cpu.host)) }
+            @for (_, part) in parts { td.r { (format::optional(part)) } }
             td.r { strong { (format::significant(all)) } }
             td.r {
                 @if is_baseline(result, cell) { "1" } @else { (format::optional(native.map(|native| all / native))) }
@@ -267,7 +265,12 @@ fn cpu_row(result: &CampaignResult, cell: &CellResult, all: f64, one_scale: bool
 
 /// Sum of the parts that were measured; `None` if none was.
 fn total(cell: &CellResult) -> Option<f64> {
-    let cpu = cell.cpu_seconds_per_gigabyte;
-    let parts = [cpu.guest, cpu.vmm, cpu.host];
+    let parts = cpu_parts(cell).map(|(_, part)| part);
     parts.iter().any(Option::is_some).then(|| parts.iter().flatten().sum())
+}
+
+/// CPU time by who used it, with the class of its bar.
+fn cpu_parts(cell: &CellResult) -> [(&'static str, Option<f64>); 3] {
+    [("part-guest", &CPU_GUEST), ("part-vmm", &CPU_VMM), ("part-host", &CPU_HOST)]
+        .map(|(class, figure)| (class, cell.median(figure)))
 }

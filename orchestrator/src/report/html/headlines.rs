@@ -1,6 +1,7 @@
 //! The headlines: for each direction, what share of native each virtual arm reached, in words.
 
 use maud::{Markup, html};
+use toll_protocol::figure::GOODPUT;
 use toll_protocol::report::Flag;
 use toll_protocol::result::{CampaignResult, CellResult, Peer};
 use toll_protocol::trial::{Direction, EndKind};
@@ -39,7 +40,7 @@ fn link_bound_note(result: &CampaignResult) -> Markup {
     let native: Vec<&CellResult> = result
         .cells
         .iter()
-        .filter(|cell| is_baseline(result, cell) && cell.goodput_bytes_per_second.is_some())
+        .filter(|cell| is_baseline(result, cell) && cell.estimate(&GOODPUT).is_some())
         .collect();
     // In most of its runs: one lucky run makes no cell link-bound.
     let is_bound = |cell: &&&CellResult| {
@@ -65,7 +66,7 @@ pub fn lede(result: &CampaignResult) -> Markup {
         let of_arm = |cell: &&CellResult| {
             (cell.key.arm.as_str(), cell.key.direction, cell.key.peer) == (arm, direction, Peer::Native)
         };
-        let ratios = result.cells.iter().filter(of_arm).filter_map(|cell| cell.ratio_to_native);
+        let ratios = result.cells.iter().filter(of_arm).filter_map(|cell| cell.to_native(&GOODPUT));
         median(&ratios.map(|ratio| ratio.estimate).collect::<Vec<_>>())
     };
     let mut guests: Vec<(&str, [Option<f64>; 2])> = result
@@ -165,7 +166,7 @@ fn figure(result: &CampaignResult, line: &Line<'_>) -> Figure {
     if let [cell] = line.cells[..] {
         return one(result, cell);
     }
-    let shares = line.cells.iter().filter_map(|cell| cell.ratio_to_native);
+    let shares = line.cells.iter().filter_map(|cell| cell.to_native(&GOODPUT));
     let ratios: Vec<f64> = shares.map(|ratio| ratio.estimate).collect();
     let Some(middle) = median(&ratios) else {
         let against = format!("no figure in any of {} cells", line.cells.len());
@@ -181,8 +182,8 @@ fn figure(result: &CampaignResult, line: &Line<'_>) -> Figure {
 }
 
 fn one(result: &CampaignResult, cell: &CellResult) -> Figure {
-    let goodput = cell.goodput_bytes_per_second.map(|estimate| format::rate(estimate.median));
-    let Some(ratio) = cell.ratio_to_native else {
+    let goodput = cell.estimate(&GOODPUT).map(|estimate| format::rate(estimate.median));
+    let Some(ratio) = cell.to_native(&GOODPUT) else {
         let reason = failures(cell).first().map(|(_, reason, _)| (*reason).to_owned());
         let against = match (&goodput, reason) {
             (Some(_), _) => "no share of native: no block has figures of both".to_owned(),
@@ -191,7 +192,7 @@ fn one(result: &CampaignResult, cell: &CellResult) -> Figure {
         return Figure { big: goodput, against, interval: None };
     };
     let native = baseline_cell(&result.arms, &result.cells, &cell.key)
-        .and_then(|native| native.goodput_bytes_per_second)
+        .and_then(|native| native.estimate(&GOODPUT))
         .map(|estimate| format::rate(estimate.median));
     let interval = match ratio.ci95 {
         Some(ci95) => {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 use toll_protocol::facts::{HostFacts, KvmFact, KvmKind};
+use toll_protocol::figure::{FIGURES, Figure, GOODPUT};
 use toll_protocol::report::Flag;
 use toll_protocol::result::{CampaignResult, CellResult, RunStatus, Verdict};
 
@@ -15,6 +16,7 @@ use crate::report::{explain, groups, is_baseline, paper, path, status, verdict, 
 /// The table of all cells.
 pub fn cells(result: &CampaignResult) -> Markup {
     let groups = groups(result);
+    let columns = columns(result);
     html! {
         h2 { "All cells" }
         p.note { "Medians over the runs; intervals are 95 %. A dash is a figure that does not exist or could not be taken." }
@@ -23,17 +25,16 @@ pub fn cells(result: &CampaignResult) -> Markup {
                 thead {
                     tr {
                         th { "arm" } th { "payload" } th.r { "goodput" } th { "interval" } th.r { "of native" }
-                        th { "interval" } th.r { "exits per frame" } th.r { "exits per MB" } th.r { "start to first frame" }
-                        th.r { "memory beside the guest's" } th.r { "runs" }
+                        th { "interval" } @for figure in &columns { th.r { (figure.title) } } th.r { "runs" }
                         th { "flags (runs)" }
                     }
                 }
                 tbody {
                     @for (index, group) in groups.iter().enumerate() {
                         @if let Some(label) = group_label(&groups, index) {
-                            tr.part { th colspan="12" { (label) } }
+                            tr.part { th colspan=(8 + columns.len()) { (label) } }
                         }
-                        @for cell in &group.cells { (cell_row(result, cell)) }
+                        @for cell in &group.cells { (cell_row(result, cell, &columns)) }
                     }
                 }
             }
@@ -41,31 +42,36 @@ pub fn cells(result: &CampaignResult) -> Markup {
     }
 }
 
-fn cell_row(result: &CampaignResult, cell: &CellResult) -> Markup {
+/// Figures that any cell has; goodput has columns of its own, and who used the CPU a section.
+fn columns(result: &CampaignResult) -> Vec<&'static Figure> {
+    let is_part = |figure: &Figure| figure.metric.is_some_and(|metric| metric.part.is_some());
+    let known = |figure: &&'static Figure| result.cells.iter().any(|cell| cell.figure(figure).is_some());
+    FIGURES.into_iter().filter(|figure| **figure != GOODPUT && !is_part(figure)).filter(known).collect()
+}
+
+fn cell_row(result: &CampaignResult, cell: &CellResult, columns: &[&'static Figure]) -> Markup {
     let counts = cell.counts;
     html! {
         tr {
             th { (cell.key.arm) }
             td.where { (path(cell)) }
-            @if let Some(estimate) = cell.goodput_bytes_per_second {
+            @if let Some(estimate) = cell.estimate(&GOODPUT) {
                 td.r { (format::rate(estimate.median)) }
                 td.ci { @if let Some(ci95) = estimate.ci95 { (format::rate_interval(estimate.median, ci95)) } }
             } @else {
                 td.r.bad { (without_figure(cell)) }
                 td.ci {}
             }
-            @if let Some(ratio) = cell.ratio_to_native {
+            @if let Some(ratio) = cell.to_native(&GOODPUT) {
                 td.r { (format::percent(ratio.estimate)) }
                 td.ci { @if let Some(ci95) = ratio.ci95 { (format::percent_interval(ratio.estimate, ci95)) } }
             } @else {
                 td.r { @if is_baseline(result, cell) { "baseline" } @else { (format::ABSENT) } }
                 td.ci {}
             }
-            td.r { (format::optional(cell.exits_per_frame)) }
-            td.r { (format::optional(cell.exits_per_megabyte)) }
-            td.r { (cell.start_to_first_frame_seconds.map_or_else(|| format::ABSENT.to_owned(), format::seconds)) }
-            td.r {
-                (cell.overhead_bytes.map_or_else(|| format::ABSENT.to_owned(), |bytes| format::memory(bytes as u64)))
+            @for figure in columns {
+                @let text = cell.median(figure).map(|number| format::figure(figure.unit, number));
+                td.r { (text.unwrap_or_else(|| format::ABSENT.to_owned())) }
             }
             td.r.bad[counts.measured < counts.planned] { (counts.measured) "/" (counts.planned) }
             td { @for (flag, runs) in &cell.flags { span.flag { (explain(*flag).0) " " (runs) } " " } }

@@ -1,8 +1,11 @@
 //! Gates: which cells, and what must hold of them.
 
+use std::fmt::Display;
+
 use super::Step::{self, Field, Index};
 use super::{Findings, below, count, peer, schema};
-use crate::result::{Gate, GateCondition, GateSelector};
+use crate::figure::{EXITS_PER_MEGABYTE, FIRST_FRAME, Figure, GOODPUT, MEMORY};
+use crate::result::{Gate, GateCondition, GateSelector, Relation, Subject};
 use crate::units::Percent;
 
 const MAX_GATES: usize = 64;
@@ -48,7 +51,7 @@ pub(super) fn gates(spec: &schema::Spec, out: &mut Findings) -> Vec<Gate> {
             }
         }
     }
-    let tolls = gates.iter().any(|gate| matches!(gate.condition, GateCondition::TollAtMost(_)));
+    let tolls = gates.iter().any(|gate| gate.condition.subject == Subject::Toll);
     if tolls && !spec.arms.iter().any(|arm| arm.native.is_some()) {
         out.add(&[Field("spec"), Field("gates")], "a toll is relative to native: add an arm `native: {}`");
     }
@@ -68,13 +71,22 @@ fn condition(
     out: &mut Findings,
 ) -> Option<GateCondition> {
     let schema::Gate { cells, toll, goodput, ratio, exits_per_megabyte, first_frame, memory } = written;
+    let at_most = |figure: &'static Figure, number, text: &dyn Display| {
+        Some(GateCondition::on_median(figure, Relation::AtMost, number, text))
+    };
     let conditions = [
-        toll.as_ref().map(|limit| Some(GateCondition::TollAtMost(limit.at_most))),
-        goodput.as_ref().map(|limit| Some(GateCondition::GoodputAtLeast(limit.at_least))),
+        toll.as_ref().map(|limit| Some(GateCondition::toll_at_most(&GOODPUT, limit.at_most))),
+        goodput.as_ref().map(|limit| {
+            let limit = limit.at_least;
+            Some(GateCondition::on_median(&GOODPUT, Relation::AtLeast, limit.0 as f64 / 8.0, &limit))
+        }),
         ratio.as_ref().map(|limit| self::ratio(spec, cells, limit, &below(path, &[Field("ratio")]), out)),
-        exits_per_megabyte.as_ref().map(|limit| exits(limit.at_most, path, out)),
-        first_frame.as_ref().map(|limit| Some(GateCondition::FirstFrameAtMost(limit.at_most))),
-        memory.as_ref().map(|limit| Some(GateCondition::MemoryAtMost(limit.at_most))),
+        exits_per_megabyte.as_ref().map(|limit| {
+            let limit = exits(limit.at_most, path, out);
+            at_most(&EXITS_PER_MEGABYTE, limit, &limit)
+        }),
+        first_frame.as_ref().map(|limit| at_most(&FIRST_FRAME, limit.at_most.seconds(), &limit.at_most)),
+        memory.as_ref().map(|limit| at_most(&MEMORY, limit.at_most.0 as f64, &limit.at_most)),
     ];
     let mut written = conditions.into_iter().flatten();
     if let (Some(condition), None) = (written.next(), written.next()) {
@@ -103,13 +115,13 @@ fn ratio(
     }
     let to = to.clone();
     match (*at_least, *within) {
-        (Some(limit), None) => Some(GateCondition::RatioAtLeast { to, limit }),
+        (Some(limit), None) => Some(GateCondition::on_ratio(&GOODPUT, to, Relation::AtLeast, limit)),
         (None, Some(within)) => {
             if !(within.fraction() > 0.0 && within.fraction() <= WIDEST.fraction()) {
                 let message = format!("{within} is out of range: write more than 0% and at most {WIDEST}");
                 out.add(&below(path, &[Field("within")]), message);
             }
-            Some(GateCondition::EquivalentTo { to, within })
+            Some(GateCondition::on_ratio(&GOODPUT, to, Relation::Within, within))
         }
         _ => {
             out.add(path, "must say exactly one of `atLeast: 95%` and `within: 2%`");
@@ -118,10 +130,11 @@ fn ratio(
     }
 }
 
-fn exits(limit: f64, path: &[Step], out: &mut Findings) -> Option<GateCondition> {
+/// The limit; what is wrong with it is told.
+fn exits(limit: f64, path: &[Step], out: &mut Findings) -> f64 {
     if !(limit.is_finite() && limit >= 0.0) {
         let path = below(path, &[Field("exitsPerMegabyte"), Field("atMost")]);
         out.add(&path, format!("{limit} is out of range: write 0 or more"));
     }
-    Some(GateCondition::ExitsPerMegabyteAtMost(limit))
+    limit
 }
