@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
-use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, direction, open, virtio_net};
+use toll_guest_abi::{BootInfo, MAGIC, Traffic, VERSION, adapter, direction, kind, open, virtio_net};
 use toll_protocol::trial::{Adapter, Direction, Open, VirtioNetSwitches};
 
 use crate::config::{EndConfig, LISTEN_PORT};
@@ -51,11 +51,7 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
         warm_up_ns: nanoseconds(config.warm_up),
         duration_ns: nanoseconds(config.duration),
         patience_ns: nanoseconds(PATIENCE),
-        write_size: config.write_size,
-        direction: match config.direction {
-            Direction::Send => direction::SEND,
-            Direction::Receive => direction::RECEIVE,
-        },
+        traffic: traffic(config),
         open: match config.open {
             Open::Listen => open::LISTEN,
             Open::Connect => open::CONNECT,
@@ -73,6 +69,18 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
             Program::SelfTest(case) => *case,
         },
         switches: switches(&config.adapter),
+    }
+}
+
+fn traffic(config: &EndConfig) -> Traffic {
+    Traffic {
+        kind: kind::STREAM,
+        direction: match config.direction {
+            Direction::Send => direction::SEND,
+            Direction::Receive => direction::RECEIVE,
+        },
+        flows: 1,
+        write_size: config.write_size,
     }
 }
 

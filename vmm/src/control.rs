@@ -37,11 +37,12 @@ use toll_vnic::port::tap::Tap;
 use toll_vnic::port::{Framing, Port, PortError};
 
 use crate::boot::Program;
+use crate::claim::ClaimError;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
 use crate::footprint;
 use crate::kvm::KvmError;
 use crate::link::Event;
-use crate::recording::{ClaimError, Recording};
+use crate::recording::Recording;
 use crate::runner::{self, Devices, Runner, StartError};
 
 /// Time between two samples.

@@ -12,6 +12,7 @@ use toll_protocol::units::Span;
 use toll_protocol::validity;
 use toll_vnic::stages::{Noted, Way};
 
+use crate::claim::{Claim, ClaimError};
 use crate::clock::Timebase;
 use crate::exits::Exits;
 use crate::io_thread::{self, IoTicks};
@@ -61,19 +62,6 @@ pub struct Snapshot {
     pub exits: Option<(Exits, KvmCounts)>,
 }
 
-/// What the program says it measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claim {
-    /// Payload bytes when the interval began.
-    pub start_bytes: u64,
-    /// Payload bytes when it ended.
-    pub end_bytes: u64,
-    /// The program's clock when it began.
-    pub start_ns: u64,
-    /// The program's clock when it ended.
-    pub end_ns: u64,
-}
-
 /// All that is known of a program that ended well.
 #[derive(Debug, Clone)]
 pub struct Recording {
@@ -91,30 +79,6 @@ pub struct Recording {
     pub memory: u64,
 }
 
-/// Why a program's figures are not believed.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ClaimError {
-    /// It ended before it began, or fewer bytes had come later.
-    #[error("the program's counters run backwards: {0:?}")]
-    Backwards(Claim),
-    /// Its clock and the VMM's disagree.
-    #[error("the program's interval is {program:?}, the VMM saw {vmm:?}")]
-    Clock {
-        /// By the program's clock.
-        program: Duration,
-        /// By the VMM's clock.
-        vmm: Duration,
-    },
-    /// More bytes than crossed the adapter.
-    #[error("the program counts {claimed} bytes of payload; {crossed} bytes of frames crossed its adapter")]
-    Bytes {
-        /// By the program.
-        claimed: u64,
-        /// By the adapter.
-        crossed: u64,
-    },
-}
-
 impl Recording {
     /// The report of the measured interval.
     ///
@@ -122,9 +86,7 @@ impl Recording {
     /// [`ClaimError`] if the program's own figures are impossible.
     pub fn report(&self, samples: Vec<Sample>) -> Result<EndReport, ClaimError> {
         let Self { start, end, claim, .. } = self;
-        let backwards = ClaimError::Backwards(*claim);
-        let bytes = claim.end_bytes.checked_sub(claim.start_bytes).ok_or(backwards)?;
-        let interval = claim.end_ns.checked_sub(claim.start_ns).ok_or(ClaimError::Backwards(*claim))?;
+        let (carried, interval) = claim.interval()?;
         let seen = end.at.instant().saturating_duration_since(start.at.instant());
         let program = Duration::from_nanos(interval);
         if program.abs_diff(seen) > CLOCK_TOLERANCE.max(seen / 50) || interval == 0 {
@@ -132,9 +94,11 @@ impl Recording {
         }
         let frames = end.frames.since(&start.frames);
         let crossed = frames.receive_bytes.saturating_add(frames.transmit_bytes);
+        let bytes = carried.sent.saturating_add(carried.received);
         if bytes > crossed.saturating_add(self.memory) {
             return Err(ClaimError::Bytes { claimed: bytes, crossed });
         }
+        claim.flows_add_up_to(carried)?;
 
         let ns_per_tick = end.at.nanoseconds_per_tick_since(&start.at);
         let exits = self.exits(ns_per_tick);
@@ -293,6 +257,7 @@ fn difference(before: Option<Duration>, after: Option<Duration>) -> Option<Durat
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::claim::Carried;
     use crate::exits::Cause;
 
     fn snapshot(at: Timebase, millis: u64) -> Snapshot {
@@ -322,7 +287,14 @@ mod tests {
         while start.instant().elapsed() < Duration::from_millis(3) {}
         let end = Timebase::now();
         let interval = end.instant().duration_since(start.instant()).as_nanos() as u64;
-        let claim = Claim { start_bytes: 100, end_bytes: 1100, start_ns: 5, end_ns: 5 + interval };
+        let received = |received| Carried { sent: 0, received };
+        let claim = Claim {
+            start: received(100),
+            end: received(1100),
+            flows: vec![received(400), received(600)],
+            start_ns: 5,
+            end_ns: 5 + interval,
+        };
         let (created, first_frame) = (start.instant(), Some(end.instant()));
         Recording {
             start: snapshot(start, 0),
@@ -413,11 +385,16 @@ mod tests {
             change(&mut recording);
             recording.report(Vec::new()).expect_err("refused")
         };
-        assert!(matches!(refused(|r| r.claim.end_bytes = 99), ClaimError::Backwards(_)));
-        assert!(matches!(refused(|r| r.claim.end_ns = 4), ClaimError::Backwards(_)));
+        assert!(matches!(refused(|r| r.claim.end.received = 99), ClaimError::Backwards { .. }));
+        assert!(matches!(refused(|r| r.claim.end_ns = 4), ClaimError::Backwards { .. }));
         assert!(matches!(refused(|r| r.claim.end_ns = r.claim.start_ns), ClaimError::Clock { .. }));
         assert!(matches!(refused(|r| r.claim.end_ns = u64::MAX), ClaimError::Clock { .. }));
-        assert!(matches!(refused(|r| r.claim.end_bytes = u64::MAX), ClaimError::Bytes { .. }));
+        assert!(matches!(refused(|r| r.claim.end.received = u64::MAX), ClaimError::Bytes { .. }));
+        assert!(matches!(refused(|r| r.claim.flows[0].sent = 1), ClaimError::Flows { .. }));
+        assert!(matches!(
+            refused(|r| r.claim.flows[0].received = u64::MAX),
+            ClaimError::Flows { flows: None, .. }
+        ));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
 use nix::sched::{CloneFlags, unshare};
-use toll_guest::program::pattern;
+use toll_guest::pattern;
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, Outside, VmmConfig, VmmPort};
 use toll_protocol::decorators::Impairments;
 use toll_protocol::frame::{Decoder, encode};
