@@ -33,7 +33,7 @@ use crate::control::{Control, ControlError};
 use crate::iperf3::process::{Output, ProcessError, Running};
 use crate::iperf3::report::ReportError;
 use crate::socket::CONNECT_LIMIT;
-use crate::stream::ready;
+use crate::traffic::stream::ready;
 
 /// How long iperf3 may take from its start until it listens.
 const LISTEN_LIMIT: Duration = Duration::from_secs(5);

@@ -69,7 +69,22 @@ impl Default for Stream {
 /// What an end of a stream measured.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "StreamReport")]
-pub struct Report {}
+pub struct Report {
+    /// Each connection, those that payload was received on first at the end that listens, last at the one that connects;
+    /// nothing where they were not told apart.
+    #[serde(default)]
+    #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_FLOWS }>")]
+    pub flows: Vec<Flow>,
+}
+
+/// What crossed one connection in the measured interval.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Flow {
+    /// Payload bytes that the end's stack accepted.
+    pub sent_bytes: u64,
+    /// Payload bytes that its application received.
+    pub received_bytes: u64,
+}
 
 impl Report {
     pub(super) fn no_figure(&self, _: Direction) -> Option<Failure> {
