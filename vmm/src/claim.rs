@@ -4,6 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use toll_guest_abi::{Counters, Status};
+use toll_protocol::traffic::stream::Flow;
+use toll_protocol::traffic::{Job, Traffic};
+use toll_protocol::trial::{Direction, Open};
 
 /// Payload bytes that a program, or one of its flows, has carried.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -24,11 +27,6 @@ impl Carried {
         let sent = self.sent.checked_sub(earlier.sent)?;
         Some(Self { sent, received: self.received.checked_sub(earlier.received)? })
     }
-
-    fn and(self, other: Self) -> Option<Self> {
-        let sent = self.sent.checked_add(other.sent)?;
-        Some(Self { sent, received: self.received.checked_add(other.received)? })
-    }
 }
 
 /// What the program says it measured.
@@ -38,8 +36,8 @@ pub struct Claim {
     pub start: Carried,
     /// What it had carried when it ended.
     pub end: Carried,
-    /// What each flow carried in the interval; nothing, of flows that there are not.
-    pub flows: Vec<Carried>,
+    /// What each flow carried in the interval, in the order of [`Status::flows`]; nothing, of flows that there are not.
+    pub flows: Vec<u64>,
     /// The program's clock when it began.
     pub start_ns: u64,
     /// The program's clock when it ended.
@@ -52,7 +50,7 @@ impl Claim {
         Self {
             start: Carried::of(&status.start),
             end: Carried::of(&status.end),
-            flows: status.flows.iter().map(Carried::of).collect(),
+            flows: status.flows.iter().map(|flow| flow.load(Ordering::Acquire)).collect(),
             start_ns: status.start_ns.load(Ordering::Acquire),
             end_ns: status.end_ns.load(Ordering::Acquire),
         }
@@ -68,10 +66,27 @@ impl Claim {
         Ok((carried, interval))
     }
 
-    /// Whether its flows together carried `carried`.
-    pub(crate) fn flows_add_up_to(&self, carried: Carried) -> Result<(), ClaimError> {
-        let flows = self.flows.iter().try_fold(Carried::default(), |sum, flow| sum.and(*flow));
-        if flows == Some(carried) { Ok(()) } else { Err(ClaimError::Flows { claimed: carried, flows }) }
+    /// What each flow of `job` carried, if together they carried `carried`.
+    pub(crate) fn of_flows(&self, job: &Job, carried: Carried) -> Result<Vec<Flow>, ClaimError> {
+        let Traffic::Stream(stream) = &job.traffic;
+        let each_way = stream.flows as usize;
+        // The first port is that of the payload which the listening end receives.
+        let first_sends = match job.direction {
+            Direction::Send => true,
+            Direction::Receive => false,
+            Direction::Both => job.open == Open::Connect,
+        };
+        let count = if job.direction == Direction::Both { 2 * each_way } else { each_way };
+        let flow = |(index, bytes): (usize, &u64)| {
+            let sends = if index < each_way { first_sends } else { !first_sends };
+            let (sent_bytes, received_bytes) = if sends { (*bytes, 0) } else { (0, *bytes) };
+            Flow { sent_bytes, received_bytes }
+        };
+        let flows: Vec<Flow> = self.flows.iter().take(count).enumerate().map(flow).collect();
+        let sum = |of: fn(&Flow) -> u64| flows.iter().map(of).fold(0, u64::saturating_add);
+        let together =
+            Carried { sent: sum(|flow| flow.sent_bytes), received: sum(|flow| flow.received_bytes) };
+        if together == carried { Ok(flows) } else { Err(ClaimError::Flows { claimed: carried, together }) }
     }
 }
 
@@ -109,11 +124,11 @@ pub enum ClaimError {
         crossed: u64,
     },
     /// Its flows carried something else than it did.
-    #[error("the program counts {claimed:?}; its flows together {flows:?}")]
+    #[error("the program counts {claimed:?}; its flows together {together:?}")]
     Flows {
         /// By the program.
         claimed: Carried,
-        /// The sum of its flows; `None` if it fits no number.
-        flows: Option<Carried>,
+        /// Its flows.
+        together: Carried,
     },
 }

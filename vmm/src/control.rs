@@ -25,7 +25,7 @@ use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
 use toll_protocol::cpu::HostCpu;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
-use toll_protocol::trial::{Adapter, Direction, EndReady};
+use toll_protocol::trial::{Adapter, EndReady};
 use toll_protocol::units::{InterfaceAddress, Span};
 use toll_protocol::validity;
 use toll_vnic::port::capture::{Capture, HEADER_BYTES};
@@ -203,14 +203,14 @@ impl Control {
         runner.start_traffic(peer);
         let (recording, observed) = self.measure(&runner, config.deadline)?;
         let host_cpu = observed.host_cpu();
-        let mut report = recording.report(observed.samples)?;
+        let mut report = recording.report(&config.job, observed.samples)?;
         report.overhead = overhead;
         report.host_cpu = host_cpu;
         report.flags.extend(host_cpu.filter(HostCpu::is_stolen).map(|_| Flag::Steal));
         report.flags.extend(config.capture.as_ref().map(|_| Flag::Captured));
         report.flags.extend(config.impairments.map(|_| Flag::Impaired));
-        if config.direction == Direction::Receive
-            && validity::stands_still(&report.samples, report.interval, report.bytes)
+        if config.job.direction.receives()
+            && validity::stands_still(&report.samples, report.interval, report.received_bytes)
         {
             report.flags.push(Flag::Stalled);
         }
@@ -272,7 +272,8 @@ impl Control {
                     }
                     if let Some(start) = measuring.filter(|_| due.is_some_and(|due| now >= due)) {
                         let at = Span::from(now.saturating_duration_since(start));
-                        let sample = Sample { at, bytes: runner.measured_bytes() };
+                        let (sent_bytes, received_bytes) = runner.measured_bytes();
+                        let sample = Sample { at, sent_bytes, received_bytes };
                         observed.samples.push(sample);
                         self.send(&ChildEvent::Sample(sample))?;
                     }

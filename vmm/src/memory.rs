@@ -144,14 +144,14 @@ impl SharedPages {
         (length > 0).then(|| text.chars().map(printable).collect())
     }
 
-    /// Payload bytes since the measured interval began, both ways, as the guest counts them: progress, not a result.
-    pub fn measured_bytes(&self) -> u64 {
+    /// Payload bytes sent and received since the measured interval began, as the guest counts them: progress, not a result.
+    pub fn measured_bytes(&self) -> (u64, u64) {
         let Status { now, start, .. } = self.status();
         let since = |now: &AtomicU64, start: &AtomicU64| {
             let start = start.load(Ordering::Acquire);
             now.load(Ordering::Acquire).saturating_sub(start)
         };
-        since(&now.sent, &start.sent).saturating_add(since(&now.received, &start.received))
+        (since(&now.sent, &start.sent), since(&now.received, &start.received))
     }
 }
 
@@ -184,7 +184,7 @@ mod tests {
     fn progress_of_a_hostile_counter_does_not_wrap() {
         let pages = SharedPages::new(&allocate(4 << 20).expect("memory")).expect("pages");
         pages.status().start.sent.store(10, Ordering::Relaxed);
-        assert_eq!(pages.measured_bytes(), 0);
+        assert_eq!(pages.measured_bytes(), (0, 0));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use toll_protocol::report::{
     CpuSplit, EndReport, ExitReport, Flag, FrameCounters, FrameStages, FrameWay, Part, Sample, Spared, Stage,
     ThreadCpu, ThreadTime,
 };
+use toll_protocol::traffic::{Job, TrafficReport, stream};
 use toll_protocol::units::Span;
 use toll_protocol::validity;
 use toll_vnic::stages::{Noted, Way};
@@ -80,11 +81,11 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// The report of the measured interval.
+    /// The report of the measured interval, of a program that did `job`.
     ///
     /// # Errors
     /// [`ClaimError`] if the program's own figures are impossible.
-    pub fn report(&self, samples: Vec<Sample>) -> Result<EndReport, ClaimError> {
+    pub fn report(&self, job: &Job, samples: Vec<Sample>) -> Result<EndReport, ClaimError> {
         let Self { start, end, claim, .. } = self;
         let (carried, interval) = claim.interval()?;
         let seen = end.at.instant().saturating_duration_since(start.at.instant());
@@ -98,7 +99,7 @@ impl Recording {
         if bytes > crossed.saturating_add(self.memory) {
             return Err(ClaimError::Bytes { claimed: bytes, crossed });
         }
-        claim.flows_add_up_to(carried)?;
+        let flows = claim.of_flows(job, carried)?;
 
         let ns_per_tick = end.at.nanoseconds_per_tick_since(&start.at);
         let exits = self.exits(ns_per_tick);
@@ -135,7 +136,9 @@ impl Recording {
             flags.push(Flag::ExitCountMismatch);
         }
         Ok(EndReport {
-            bytes,
+            sent_bytes: carried.sent,
+            received_bytes: carried.received,
+            traffic: TrafficReport::Stream(stream::Report { flows }),
             interval: Span(interval),
             samples,
             threads: threads
@@ -256,6 +259,10 @@ fn difference(before: Option<Duration>, after: Option<Duration>) -> Option<Durat
 
 #[cfg(test)]
 mod tests {
+    use toll_protocol::traffic::stream::{Flow, Stream};
+    use toll_protocol::traffic::{Timing, Traffic};
+    use toll_protocol::trial::{Direction, Open};
+
     use super::*;
     use crate::claim::Carried;
     use crate::exits::Cause;
@@ -282,6 +289,16 @@ mod tests {
         }
     }
 
+    /// Two flows, received.
+    fn job() -> Job {
+        Job {
+            open: Open::Listen,
+            direction: Direction::Receive,
+            timing: Timing { warm_up: Span(0), duration: Span::from_millis(3) },
+            traffic: Traffic::Stream(Stream { flows: 2, ..Stream::default() }),
+        }
+    }
+
     fn recording() -> Recording {
         let start = Timebase::now();
         while start.instant().elapsed() < Duration::from_millis(3) {}
@@ -291,7 +308,7 @@ mod tests {
         let claim = Claim {
             start: received(100),
             end: received(1100),
-            flows: vec![received(400), received(600)],
+            flows: vec![400, 600, 0],
             start_ns: 5,
             end_ns: 5 + interval,
         };
@@ -311,8 +328,8 @@ mod tests {
         let mut recording = recording();
         recording.start.frames.receive_frames = 7;
         recording.end.frames.receive_frames = 9;
-        let report = recording.report(Vec::new()).expect("good");
-        assert_eq!((report.bytes, report.interval.0), (1000, recording.claim.end_ns - 5));
+        let report = recording.report(&job(), Vec::new()).expect("good");
+        assert_eq!((report.received_bytes, report.interval.0), (1000, recording.claim.end_ns - 5));
         assert_eq!(report.frames.expect("virtual").receive_frames, 2);
         assert_eq!(
             report.threads,
@@ -322,12 +339,29 @@ mod tests {
     }
 
     #[test]
+    fn each_flow_is_told_with_the_way_it_went() {
+        let flow = |sent_bytes, received_bytes| Flow { sent_bytes, received_bytes };
+        let flows = |recording: &Recording, job: &Job| {
+            let TrafficReport::Stream(report) = recording.report(job, Vec::new()).expect("good").traffic;
+            report.flows
+        };
+        let mut recording = recording();
+        assert_eq!(flows(&recording, &job()), [flow(0, 400), flow(0, 600)]);
+        let traffic = Traffic::Stream(Stream { flows: 1, ..Stream::default() });
+        let both = Job { direction: Direction::Both, traffic, ..job() };
+        (recording.claim.end.sent, recording.claim.end.received) = (600, 500);
+        assert_eq!(flows(&recording, &both), [flow(0, 400), flow(600, 0)]);
+        (recording.claim.end.sent, recording.claim.end.received) = (400, 700);
+        assert_eq!(flows(&recording, &Job { open: Open::Connect, ..both }), [flow(400, 0), flow(0, 600)]);
+    }
+
+    #[test]
     fn parts_of_the_cpu_time_add_up_to_it() {
         let mut recording = recording();
         (recording.end.program_ticks, recording.end.model_ticks) = (3_000_000, 1_000_000);
         recording.end.port_ticks = 500_000;
         let CpuSplit { guest: Some(guest), vmm: Some(vmm), host: Some(host) } =
-            recording.report(Vec::new()).expect("good").cpu
+            recording.report(&job(), Vec::new()).expect("good").cpu
         else {
             panic!("all parts are known");
         };
@@ -339,7 +373,7 @@ mod tests {
     fn a_thread_that_waited_for_a_cpu_is_flagged() {
         let mut recording = recording();
         let waited = |recording: &Recording| {
-            recording.report(Vec::new()).expect("good").flags.contains(&Flag::CpuWait)
+            recording.report(&job(), Vec::new()).expect("good").flags.contains(&Flag::CpuWait)
         };
         recording.end.run_delay = Some(Duration::from_secs(1));
         assert!(!waited(&recording), "unknown at the begin");
@@ -353,7 +387,7 @@ mod tests {
     fn either_thread_of_the_data_path_may_have_been_the_limit() {
         let mut recording = recording();
         let bound = |recording: &Recording| {
-            recording.report(Vec::new()).expect("good").flags.contains(&Flag::CpuBound)
+            recording.report(&job(), Vec::new()).expect("good").flags.contains(&Flag::CpuBound)
         };
         assert!(!bound(&recording), "2 ms of 3");
         let io = |millis| {
@@ -370,7 +404,7 @@ mod tests {
     fn retransmissions_count_inside_the_interval_only() {
         let mut recording = recording();
         let flagged = |recording: &Recording| {
-            recording.report(Vec::new()).expect("good").flags.contains(&Flag::Retransmits)
+            recording.report(&job(), Vec::new()).expect("good").flags.contains(&Flag::Retransmits)
         };
         (recording.start.retransmits, recording.end.retransmits) = (3, 3);
         assert!(!flagged(&recording));
@@ -383,18 +417,15 @@ mod tests {
         let refused = |change: fn(&mut Recording)| {
             let mut recording = recording();
             change(&mut recording);
-            recording.report(Vec::new()).expect_err("refused")
+            recording.report(&job(), Vec::new()).expect_err("refused")
         };
         assert!(matches!(refused(|r| r.claim.end.received = 99), ClaimError::Backwards { .. }));
         assert!(matches!(refused(|r| r.claim.end_ns = 4), ClaimError::Backwards { .. }));
         assert!(matches!(refused(|r| r.claim.end_ns = r.claim.start_ns), ClaimError::Clock { .. }));
         assert!(matches!(refused(|r| r.claim.end_ns = u64::MAX), ClaimError::Clock { .. }));
         assert!(matches!(refused(|r| r.claim.end.received = u64::MAX), ClaimError::Bytes { .. }));
-        assert!(matches!(refused(|r| r.claim.flows[0].sent = 1), ClaimError::Flows { .. }));
-        assert!(matches!(
-            refused(|r| r.claim.flows[0].received = u64::MAX),
-            ClaimError::Flows { flows: None, .. }
-        ));
+        assert!(matches!(refused(|r| r.claim.flows[0] = 401), ClaimError::Flows { .. }));
+        assert!(matches!(refused(|r| r.claim.flows[0] = u64::MAX), ClaimError::Flows { .. }));
     }
 
     #[test]
@@ -405,8 +436,10 @@ mod tests {
         recording.start.exits = Some((exits.clone(), kvm(10)));
         exits.enter(Cause::Wait, 0, 0, 0, 0);
         recording.end.exits = Some((exits.clone(), kvm(11)));
-        assert!(!recording.report(Vec::new()).expect("good").flags.contains(&Flag::ExitCountMismatch));
+        assert!(
+            !recording.report(&job(), Vec::new()).expect("good").flags.contains(&Flag::ExitCountMismatch)
+        );
         recording.end.exits = Some((exits, kvm(12)));
-        assert!(recording.report(Vec::new()).expect("good").flags.contains(&Flag::ExitCountMismatch));
+        assert!(recording.report(&job(), Vec::new()).expect("good").flags.contains(&Flag::ExitCountMismatch));
     }
 }

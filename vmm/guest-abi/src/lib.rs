@@ -74,11 +74,12 @@ pub mod direction {
     pub const SEND: u32 = 1;
     /// The program receives.
     pub const RECEIVE: u32 = 2;
-    /// The program does both at the same time.
+    /// The program does both at the same time, by flows of their own. Those whose payload the listening end receives come
+    /// to its `listen_port`, the others to the next one.
     pub const BOTH: u32 = 3;
 }
 
-/// Flows that a program carries at most: those that [`Status`] has room for.
+/// Flows that a program carries each way at most.
 pub const MAX_FLOWS: usize = 128;
 
 /// `BootInfo::open`.
@@ -97,7 +98,7 @@ pub struct Traffic {
     pub kind: u32,
     /// One of [`direction`].
     pub direction: u32,
-    /// Flows in parallel, 1 to [`MAX_FLOWS`].
+    /// Flows in parallel, each way, 1 to [`MAX_FLOWS`].
     pub flows: u32,
     /// Bytes of each send or receive call.
     pub write_size: u32,
@@ -141,7 +142,7 @@ pub struct BootInfo {
     pub gateway: [u8; 4],
     /// Queue pairs that a virtio-net driver is to use.
     pub queue_pairs: u32,
-    /// TCP port to listen on.
+    /// TCP port to listen on, and the next one if payload goes both ways.
     pub listen_port: u16,
     /// MAC address; zero bytes pad it.
     pub mac: [u8; 6],
@@ -166,7 +167,7 @@ pub struct Command {
 /// Longest last words, in bytes.
 pub const MESSAGE_LENGTH: usize = 512;
 
-/// What a program, or one of its flows, has carried.
+/// What a program has carried.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Counters {
@@ -177,8 +178,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Nothing carried yet.
-    pub const fn zero() -> Self {
+    const fn zero() -> Self {
         Self { sent: AtomicU64::new(0), received: AtomicU64::new(0) }
     }
 }
@@ -208,9 +208,9 @@ pub struct Status {
     pub in_service: AtomicU32,
     /// Length of `message`, or 0.
     pub message_length: AtomicU32,
-    /// What each flow carried in the measured interval, stored before the doorbell that ends it. Together they are
-    /// `end` less `start`.
-    pub flows: [Counters; MAX_FLOWS],
+    /// Payload bytes that each flow carried in the measured interval, stored before the doorbell that ends it. Together
+    /// they are `end` less `start`. First those that come to the listening end's first port.
+    pub flows: [AtomicU64; 2 * MAX_FLOWS],
     /// Last words of a program that panicked, UTF-8.
     pub message: [core::sync::atomic::AtomicU8; MESSAGE_LENGTH],
 }
@@ -227,7 +227,7 @@ impl Default for Status {
             interrupt_causes: AtomicU32::new(0),
             in_service: AtomicU32::new(0),
             message_length: AtomicU32::new(0),
-            flows: [const { Counters::zero() }; MAX_FLOWS],
+            flows: [const { AtomicU64::new(0) }; 2 * MAX_FLOWS],
             message: [const { core::sync::atomic::AtomicU8::new(0) }; MESSAGE_LENGTH],
         }
     }

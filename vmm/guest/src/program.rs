@@ -38,9 +38,10 @@ use crate::traffic::{Application, Counters, Progress, Stack, Traffic, places};
 const MTUS: core::ops::RangeInclusive<u32> = 576..=9000;
 /// Frames sent before the program looks at its clock and its peer again.
 const TURN: usize = 4;
-/// Share of the interval, in hundredths, that an end which sends must have measured when its peer ends the traffic.
-/// The peer ends it by its own clock; an end that was kept from running began later, and what it has measured by then,
-/// over the time that it really took, is as good a figure.
+/// Share of the interval, in hundredths, that a sender must have measured when the receiver ends the traffic.
+/// The receiver ends it by its own clock; a sender that was kept from running began later, and what it has
+/// measured by then, over the time that it really took, is as good a figure of its cost. Goodput is the
+/// receiver's.
 const ENOUGH: u64 = 50;
 
 /// Why the program ended before its connection was closed.
@@ -146,6 +147,11 @@ const fn sends(boot: &BootInfo) -> bool {
     boot.traffic.direction != direction::RECEIVE
 }
 
+/// Whether it receives payload.
+const fn receives(boot: &BootInfo) -> bool {
+    boot.traffic.direction != direction::SEND
+}
+
 fn carry<P: Platform, D: Driver>(
     device: Device<'_, P, D>,
     boot: &BootInfo,
@@ -210,7 +216,7 @@ struct Program<'p, 's, P, D, A> {
     status: &'s Status,
     state: State,
     /// What each flow had carried when the interval began.
-    before: [Counters; MAX_FLOWS],
+    before: [u64; 2 * MAX_FLOWS],
 }
 
 /// microseconds of the platform's clock, the stack's resolution.
@@ -237,7 +243,7 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
         let interface = Interface::new(config, &mut device, now);
         let sockets = SocketSet::new(places(device.platform, application.sockets()));
         let state = if boot.open == open::LISTEN { State::Opening } else { State::AwaitingStart };
-        let before = [Counters::default(); MAX_FLOWS];
+        let before = [0; 2 * MAX_FLOWS];
         Self { device, interface, sockets, application, boot, command, status, state, before }
     }
 
@@ -367,8 +373,12 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
         }
         if let State::Measure { since, until } = self.state {
             let now = self.device.platform.now_ns();
-            let enough = (now - since) / 100 >= (until - since) / 10_000 * ENOUGH;
-            if now >= until || (progress == Progress::PeerClosed && sends(self.boot) && enough) {
+            let peer_measured = progress == Progress::PeerMeasured;
+            if peer_measured && (now - since) / 100 < (until - since) / 10_000 * ENOUGH {
+                return Err(ProgramError::PeerClosed);
+            }
+            // An end that receives too goes on with that.
+            if now >= until || (peer_measured && !receives(self.boot)) {
                 self.state = State::Measured;
                 self.end(now);
                 let mut stack = Stack { interface: &mut self.interface, sockets: &mut self.sockets };
@@ -377,8 +387,9 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
             }
         }
         match self.state {
-            State::Measured => Ok(()),
-            _ if progress == Progress::PeerClosed => Err(ProgramError::PeerClosed),
+            State::Opening | State::WarmUp { .. } if progress == Progress::PeerMeasured => {
+                Err(ProgramError::PeerClosed)
+            }
             _ => Ok(()),
         }
     }
@@ -386,8 +397,7 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
     /// What the interval has brought.
     fn end(&mut self, now: u64) {
         for ((to, before), flow) in self.status.flows.iter().zip(self.before).zip(self.application.flows()) {
-            let Counters { sent, received } = flow;
-            publish(to, Counters { sent: sent - before.sent, received: received - before.received });
+            to.store(flow - before, Ordering::Relaxed);
         }
         publish(&self.status.end, self.application.counters());
         self.status.end_ns.store(now, Ordering::Relaxed);

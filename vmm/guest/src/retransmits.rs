@@ -11,7 +11,7 @@ use toll_guest_abi::MAX_FLOWS;
 #[derive(Debug)]
 pub(crate) struct Retransmits {
     count: u32,
-    connections: [Connection; MAX_FLOWS],
+    connections: [Connection; 2 * MAX_FLOWS],
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +25,7 @@ struct Connection {
 impl Default for Retransmits {
     fn default() -> Self {
         let free = Connection { ports: [0; 4], next: TcpSeqNumber(0) };
-        Self { count: 0, connections: [free; MAX_FLOWS] }
+        Self { count: 0, connections: [free; 2 * MAX_FLOWS] }
     }
 }
 

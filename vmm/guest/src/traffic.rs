@@ -4,7 +4,6 @@
 mod stream;
 
 use core::mem::MaybeUninit;
-use core::ops::AddAssign;
 use core::ptr::NonNull;
 
 use smoltcp::iface::{Interface, SocketSet, SocketStorage};
@@ -24,7 +23,7 @@ pub(crate) struct Stack<'a, 's> {
     pub(crate) sockets: &'a mut SocketSet<'s>,
 }
 
-/// What a flow, or all of them, have carried since they opened, in bytes of payload.
+/// What the flows have carried since they opened, in bytes of payload.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counters {
     /// Accepted by the stack.
@@ -33,22 +32,15 @@ pub(crate) struct Counters {
     pub(crate) received: u64,
 }
 
-impl AddAssign for Counters {
-    fn add_assign(&mut self, other: Self) {
-        self.sent += other.sent;
-        self.received += other.received;
-    }
-}
-
 /// How the traffic goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
     /// Some flow has carried nothing yet.
     Opening,
-    /// Each flow has carried payload, and none has ended.
+    /// Each flow has carried payload.
     Flowing,
-    /// The peer has ended a flow.
-    PeerClosed,
+    /// The peer has measured: it has ended what this end sends.
+    PeerMeasured,
 }
 
 /// A kind of traffic, from the sockets' opening to their end.
@@ -67,7 +59,8 @@ pub(crate) trait Application<'s> {
     /// Connects to `peer`, whose order to do so has come.
     fn connect(&mut self, stack: &mut Stack<'_, 's>, peer: IpEndpoint) -> Result<(), ProgramError>;
 
-    /// Takes what has come, and gives the stack what it has room for.
+    /// Takes what has come, and gives the stack what it has room for. Before the interval is over a flow that ends without
+    /// a reason is an error.
     fn turn<P: Platform>(
         &mut self,
         stack: &mut Stack<'_, 's>,
@@ -81,15 +74,11 @@ pub(crate) trait Application<'s> {
     /// Whether nothing more is to be sent or received. The stack needs its next turn in `left`.
     fn is_over(&self, stack: &Stack<'_, 's>, left: Option<Duration>) -> bool;
 
-    /// What each flow has carried.
-    fn flows(&self) -> impl Iterator<Item = Counters>;
-
     /// What all flows have carried.
-    fn counters(&self) -> Counters {
-        let mut all = Counters::default();
-        self.flows().for_each(|flow| all += flow);
-        all
-    }
+    fn counters(&self) -> Counters;
+
+    /// What each flow has carried, in the order of [`toll_guest_abi::Status::flows`].
+    fn flows(&self) -> impl Iterator<Item = u64>;
 }
 
 /// The traffic that a program was told to carry.

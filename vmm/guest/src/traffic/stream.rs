@@ -1,7 +1,8 @@
-//! Bulk TCP: flows in parallel, each of which sends, receives, or does both, in calls of one size.
+//! Bulk TCP: flows in parallel, each of which carries payload one way, in calls of one size.
 //!
-//! An end that has measured and receives sends its FIN, and drains what still comes. One that only sends goes on until it
-//! sees the peer's, so that the peer's interval is full to its end, and sends its own then.
+//! An end that has measured ends what it receives: it sends its FIN and drains what still comes. What it sends goes on until
+//! it sees the peer's, so that the peer's interval is full to its end. Where payload goes both ways there are flows for each,
+//! so that neither end's interval ends what the other still measures.
 
 use smoltcp::iface::{SocketHandle, SocketStorage};
 use smoltcp::socket::tcp;
@@ -33,6 +34,8 @@ const MAX_WRITE_SIZE: usize = 16 << 20;
 const TIME_WAIT_WORK: Duration = Duration::from_millis(50);
 /// Dynamic ports (RFC 6335, 6).
 const FIRST_DYNAMIC_PORT: u16 = 49152;
+/// Connections of a stream that goes both ways.
+const MAX_CONNECTIONS: usize = 2 * MAX_FLOWS;
 /// Each allocation may lose up to a page to its alignment.
 const ALIGNMENT_LOSS: usize = 4096;
 
@@ -48,7 +51,9 @@ fn timestamp() -> u32 {
 #[derive(Debug, Clone, Copy, Default)]
 struct Flow {
     handle: SocketHandle,
-    carried: Counters,
+    sends: bool,
+    /// Payload bytes.
+    carried: u64,
     /// How much of the application's buffer the stack has taken in the current send call.
     taken: usize,
     /// The peer's FIN has been seen.
@@ -59,13 +64,13 @@ struct Flow {
 
 /// Bulk TCP.
 pub(crate) struct Stream<'s> {
-    flows: [Flow; MAX_FLOWS],
+    flows: [Flow; MAX_CONNECTIONS],
     count: usize,
-    sends: bool,
-    receives: bool,
-    /// Bytes of a flow's buffers.
-    receive_buffer: usize,
+    /// Flows to the listening end's first port; the others go to the next.
+    to_first_port: usize,
+    /// Bytes of the buffer that carries a flow's payload.
     send_buffer: usize,
+    receive_buffer: usize,
     write_size: usize,
     /// What is sent, or where what is received goes.
     outgoing: &'s [u8],
@@ -95,23 +100,25 @@ impl Stream<'_> {
         };
         let (most_sent, most_received) =
             if segments { (LARGE_SEND_BUFFER, LARGE_RECEIVE_BUFFER) } else { (BULK_BUFFER, BULK_BUFFER) };
-        let sides = usize::from(sends) + usize::from(receives);
-        let socket = size_of::<SocketStorage<'_>>() + (2 - sides) * QUIET_BUFFER + 2 * ALIGNMENT_LOSS;
-        let fixed = sides * (write_size + ALIGNMENT_LOSS) + ALIGNMENT_LOSS + count * socket;
-        let share = budget.left.saturating_sub(fixed) / (count * sides);
+        // The first port is that of the payload which the listening end receives.
+        let first_sends = sends && (!receives || boot.open == open::CONNECT);
+        let ways = if sends && receives { 2 } else { 1 };
+        let flow = |sends| Flow { sends, ..Flow::default() };
+        let mut flows = [flow(!first_sends); MAX_CONNECTIONS];
+        flows[..count].fill(flow(first_sends));
+        let socket = size_of::<SocketStorage<'_>>() + QUIET_BUFFER + 2 * ALIGNMENT_LOSS;
+        let fixed = ways * (count * socket + write_size + ALIGNMENT_LOSS) + ALIGNMENT_LOSS;
+        let share = budget.left.saturating_sub(fixed) / (ways * count);
         if share < MIN_BULK_BUFFER {
-            return Err(budget.too_small(fixed + count * sides * MIN_BULK_BUFFER));
+            return Err(budget.too_small(fixed + ways * count * MIN_BULK_BUFFER));
         }
-        let bulk = |carries: bool, most: usize| {
-            if carries { share.min((most / count).max(MIN_BULK_BUFFER)) } else { QUIET_BUFFER }
-        };
+        let bulk = |most: usize| share.min((most / count).max(MIN_BULK_BUFFER));
         Ok(Self {
-            flows: [Flow::default(); MAX_FLOWS],
-            count,
-            sends,
-            receives,
-            receive_buffer: bulk(receives, most_received),
-            send_buffer: bulk(sends, most_sent),
+            flows,
+            count: ways * count,
+            to_first_port: count,
+            send_buffer: bulk(most_sent),
+            receive_buffer: bulk(most_received),
             write_size,
             outgoing: &[],
             incoming: &mut [],
@@ -120,21 +127,49 @@ impl Stream<'_> {
         })
     }
 
-    /// Sends a FIN after what is in the buffer. What is still missing when the patience ends is part of the closing
-    /// only.
-    fn close(socket: &mut tcp::Socket<'_>, flow: &mut Flow, patience: Duration) {
+    /// Sends a FIN after what is in the buffer.
+    fn close(socket: &mut tcp::Socket<'_>, flow: &mut Flow) {
         socket.close();
-        socket.set_timeout(Some(patience));
         flow.closed = true;
     }
 
-    /// Send calls of `write_size` bytes until the stack takes no more.
+    /// Send calls of `write_size` bytes until the stack takes no more, unless the peer has closed its end.
     fn send(socket: &mut tcp::Socket<'_>, flow: &mut Flow, outgoing: &[u8]) {
+        if !socket.may_send() {
+            return;
+        }
+        if !socket.may_recv() {
+            flow.peer_closed = true;
+            return;
+        }
         while let Ok(count @ 1..) = socket.send_slice(&outgoing[flow.taken..]) {
-            flow.carried.sent += count as u64;
+            flow.carried += count as u64;
             flow.taken += count;
             if flow.taken == outgoing.len() {
                 flow.taken = 0;
+            }
+        }
+    }
+
+    /// Receive calls of up to `write_size` bytes until there are no more. `look` is shown what came.
+    fn receive(
+        socket: &mut tcp::Socket<'_>,
+        flow: &mut Flow,
+        incoming: &mut [u8],
+        mut look: impl FnMut(&[u8]),
+    ) {
+        loop {
+            match socket.recv_slice(incoming) {
+                Ok(count @ 1..) => {
+                    look(&incoming[..count]);
+                    flow.carried += count as u64;
+                }
+                // Or not open yet.
+                Ok(0) | Err(tcp::RecvError::InvalidState) => return,
+                Err(tcp::RecvError::Finished) => {
+                    flow.peer_closed = true;
+                    return;
+                }
             }
         }
     }
@@ -151,24 +186,30 @@ impl<'s> Application<'s> for Stream<'s> {
         platform: &mut P,
         boot: &BootInfo,
     ) -> Result<(), ProgramError> {
-        if self.sends {
+        let flows = &mut self.flows[..self.count];
+        if flows.iter().any(|flow| flow.sends) {
             let outgoing = buffer(platform, self.write_size);
             for (offset, byte) in outgoing.iter_mut().enumerate() {
                 *byte = pattern(offset);
             }
             self.outgoing = outgoing;
         }
-        if self.receives {
+        if flows.iter().any(|flow| !flow.sends) {
             self.incoming = buffer(platform, self.write_size);
         }
-        for flow in &mut self.flows[..self.count] {
-            let receive = buffer(platform, self.receive_buffer);
-            let send = buffer(platform, self.send_buffer);
+        for (index, flow) in flows.iter_mut().enumerate() {
+            let (receive, send) = if flow.sends {
+                (QUIET_BUFFER, self.send_buffer)
+            } else {
+                (self.receive_buffer, QUIET_BUFFER)
+            };
+            let (receive, send) = (buffer(platform, receive), buffer(platform, send));
             let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(receive), tcp::SocketBuffer::new(send));
             socket.set_congestion_control(tcp::CongestionControl::Reno);
             socket.set_tsval_generator(Some(timestamp));
             if boot.open == open::LISTEN {
-                let listening = socket.listen(boot.listen_port);
+                let port = boot.listen_port.wrapping_add((index >= self.to_first_port).into());
+                let listening = socket.listen(port);
                 listening.map_err(|_| ProgramError::Stack { order: "listen" })?;
             }
             flow.handle = stack.sockets.add(socket);
@@ -179,12 +220,13 @@ impl<'s> Application<'s> for Stream<'s> {
     fn connect(&mut self, stack: &mut Stack<'_, 's>, peer: IpEndpoint) -> Result<(), ProgramError> {
         let ports = u16::MAX - FIRST_DYNAMIC_PORT;
         let first = (self.random_seed % u64::from(ports)) as u16;
-        for (flow, offset) in self.flows[..self.count].iter().zip(0..) {
+        for ((index, flow), offset) in self.flows[..self.count].iter().enumerate().zip(0..) {
+            let port = peer.port.wrapping_add((index >= self.to_first_port).into());
             let local = FIRST_DYNAMIC_PORT + (first + offset) % ports;
             stack
                 .sockets
                 .get_mut::<tcp::Socket>(flow.handle)
-                .connect(stack.interface.context(), peer, local)
+                .connect(stack.interface.context(), (peer.addr, port), local)
                 .map_err(|_| ProgramError::Stack { order: "connect" })?;
         }
         Ok(())
@@ -195,49 +237,40 @@ impl<'s> Application<'s> for Stream<'s> {
         stack: &mut Stack<'_, 's>,
         platform: &mut P,
     ) -> Result<Progress, ProgramError> {
-        let Self { flows, count, sends, receives, outgoing, incoming, patience, .. } = self;
-        let (mut flowing, mut peer_closed) = (true, false);
-        for (index, flow) in flows[..*count].iter_mut().enumerate() {
+        let (mut flowing, mut peer_measured) = (true, false);
+        for (index, flow) in self.flows[..self.count].iter_mut().enumerate() {
             let socket = stack.sockets.get_mut::<tcp::Socket>(flow.handle);
             // A socket that listened and was reset before it was open listens again.
             if socket.state() == tcp::State::Closed {
                 // What is measured is measured. A receiver that ended badly says so itself, and one that closed
-                // and was gone before its FIN was seen here is no fault of the sender's.
-                if patience.is_some() {
+                // and was gone before its FIN was seen here is no fault of the sender's. A sender's part is done once it has
+                // closed.
+                if self.patience.is_some() || flow.closed {
                     continue;
                 }
                 return Err(ProgramError::Reset);
             }
-            // Receive calls of up to `write_size` bytes until there are no more.
-            while *receives && !flow.peer_closed {
-                match socket.recv_slice(incoming) {
-                    Ok(count @ 1..) => {
-                        platform.received(index, &incoming[..count]);
-                        flow.carried.received += count as u64;
-                    }
-                    // Or not open yet.
-                    Ok(0) | Err(tcp::RecvError::InvalidState) => break,
-                    Err(tcp::RecvError::Finished) => flow.peer_closed = true,
+            if flow.sends {
+                Self::send(socket, flow, self.outgoing);
+                if flow.peer_closed && !flow.closed {
+                    Self::close(socket, flow);
+                }
+                peer_measured |= flow.peer_closed;
+            } else if !flow.peer_closed {
+                Self::receive(socket, flow, self.incoming, |bytes| platform.received(index, bytes));
+                if flow.peer_closed && self.patience.is_none() {
+                    return Err(ProgramError::PeerClosed);
                 }
             }
-            if *sends && socket.may_send() {
-                // An end that only sends reads nothing but the end.
-                flow.peer_closed |= !*receives && !socket.may_recv();
-                if !flow.peer_closed {
-                    Self::send(socket, flow, outgoing);
-                }
-            }
-            if let Some(patience) = *patience
-                && flow.peer_closed
-                && !flow.closed
+            if let Some(patience) = self.patience
+                && flow.closed
             {
-                Self::close(socket, flow, patience);
+                socket.set_timeout(Some(patience));
             }
-            peer_closed |= flow.peer_closed;
-            flowing &= (!*sends || flow.carried.sent > 0) && (!*receives || flow.carried.received > 0);
+            flowing &= flow.carried > 0;
         }
-        Ok(match (peer_closed, flowing) {
-            (true, _) => Progress::PeerClosed,
+        Ok(match (peer_measured, flowing) {
+            (true, _) => Progress::PeerMeasured,
             (false, true) => Progress::Flowing,
             (false, false) => Progress::Opening,
         })
@@ -245,10 +278,10 @@ impl<'s> Application<'s> for Stream<'s> {
 
     fn measured(&mut self, stack: &mut Stack<'_, 's>, patience: Duration) {
         self.patience = Some(patience);
-        for flow in &mut self.flows[..self.count] {
-            if self.receives || flow.peer_closed {
-                Self::close(stack.sockets.get_mut(flow.handle), flow, patience);
-            }
+        for flow in self.flows[..self.count].iter_mut().filter(|flow| !flow.sends || flow.closed) {
+            let socket = stack.sockets.get_mut::<tcp::Socket>(flow.handle);
+            Self::close(socket, flow);
+            socket.set_timeout(Some(patience));
         }
     }
 
@@ -262,7 +295,15 @@ impl<'s> Application<'s> for Stream<'s> {
         })
     }
 
-    fn flows(&self) -> impl Iterator<Item = Counters> {
+    fn counters(&self) -> Counters {
+        let sum = |sends| {
+            let flows = self.flows[..self.count].iter().filter(|flow| flow.sends == sends);
+            flows.map(|flow| flow.carried).sum()
+        };
+        Counters { sent: sum(true), received: sum(false) }
+    }
+
+    fn flows(&self) -> impl Iterator<Item = u64> {
         self.flows[..self.count].iter().map(|flow| flow.carried)
     }
 }

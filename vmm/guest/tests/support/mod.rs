@@ -18,7 +18,8 @@ use toll_guest::pattern;
 use toll_guest::platform::{DmaRegion, Platform, Registers};
 use toll_guest::program::{self, ProgramError};
 use toll_guest_abi::{
-    BootInfo, Command, Counters, MAGIC, Status, Traffic, VERSION, adapter, direction, kind, open, virtio_net,
+    BootInfo, Command, Counters, MAGIC, MAX_FLOWS, Status, Traffic, VERSION, adapter, direction, kind, open,
+    virtio_net,
 };
 use toll_protocol::report::FrameCounters;
 use toll_protocol::trial::VirtioNetSwitches;
@@ -171,7 +172,7 @@ impl End {
             measured: bytes(measured),
             carried: now,
             measured_both_ways: measured,
-            flows: status.flows.iter().take(self.flows as usize).map(carried).collect(),
+            flows: status.flows.iter().map(|flow| flow.load(Ordering::Relaxed)).collect(),
             interval: time(&status.end_ns).saturating_sub(time(&status.start_ns)),
             verified: platform.verified.iter().sum(),
             phases: platform.phases.clone(),
@@ -205,8 +206,8 @@ pub struct Outcome {
     pub measured: u64,
     pub carried: Carried,
     pub measured_both_ways: Carried,
-    /// What each flow carried in the interval.
-    pub flows: Vec<Carried>,
+    /// What each flow carried in the interval; those that there are not, nothing.
+    pub flows: Vec<u64>,
     pub interval: Duration,
     /// Received bytes that were what the sender's pattern has at their place.
     pub verified: u64,
@@ -282,7 +283,7 @@ impl HostPlatform {
             causes: 0,
             write_size: end.write_size as usize,
             check: end.verifies,
-            verified: vec![0; end.flows as usize],
+            verified: vec![0; 2 * MAX_FLOWS],
             phases: Vec::new(),
             waits: 0,
             accesses: BTreeMap::new(),
