@@ -35,6 +35,9 @@ pub enum Flag {
     ExitCountMismatch,
     /// TCP retransmitted during the interval.
     Retransmits,
+    /// For half of the interval or more TCP at this end waited for a window, the peer's or its own send buffer, with no queue on
+    /// the path: a larger window would have carried more.
+    WindowBound,
     /// What crossed the end's port was captured, which costs a copy and a write of each frame.
     Captured,
     /// The end's wire was made worse, as its arm says.

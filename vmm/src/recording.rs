@@ -55,6 +55,8 @@ pub struct Snapshot {
     pub noted: [Noted; 2],
     /// Segments that the program's stack has sent more than once, as it says.
     pub retransmits: u32,
+    /// Time that its flows waited for a window of TCP, all together, as it says, in nanoseconds.
+    pub window_bound_ns: u64,
     /// Frames.
     pub frames: FrameCounters,
     /// What optimisations spared; `None` without any.
@@ -128,6 +130,11 @@ impl Recording {
         }
         if end.retransmits > start.retransmits {
             flags.push(Flag::Retransmits);
+        }
+        let sending = flows.iter().filter(|flow| flow.sent_bytes > 0).count() as u64;
+        let bound = end.window_bound_ns.saturating_sub(start.window_bound_ns);
+        if validity::window_bound(Span(bound), Span(interval.saturating_mul(sending))) {
+            flags.push(Flag::WindowBound);
         }
         if frames.transmit_drops > 0 || frames.receive_drops > 0 {
             flags.push(Flag::Drops);
@@ -283,6 +290,7 @@ mod tests {
             port_ticks: 0,
             noted: Default::default(),
             retransmits: 0,
+            window_bound_ns: 0,
             frames: FrameCounters::default(),
             spared: None,
             exits: None,

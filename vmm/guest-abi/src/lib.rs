@@ -200,6 +200,9 @@ pub struct Status {
     /// Segments of payload sent more than once since the connections opened, stored before the doorbells that begin and
     /// end the measured interval.
     pub retransmits: AtomicU32,
+    /// Time that flows of this program waited for a window of TCP since they opened, all together, in nanoseconds; stored as
+    /// `retransmits`. The window is the peer's, or the send buffer; what waits while segments queue on the path is not counted.
+    pub window_bound_ns: AtomicU64,
     /// Causes that the interrupt handler has found and the program has not yet taken. The VMM doesn't let the
     /// program sleep while it is not 0: an interrupt between the program's last look and its doorbell is not lost.
     pub interrupt_causes: AtomicU32,
@@ -224,6 +227,7 @@ impl Default for Status {
             start_ns: AtomicU64::new(0),
             end_ns: AtomicU64::new(0),
             retransmits: AtomicU32::new(0),
+            window_bound_ns: AtomicU64::new(0),
             interrupt_causes: AtomicU32::new(0),
             in_service: AtomicU32::new(0),
             message_length: AtomicU32::new(0),

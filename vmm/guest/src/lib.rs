@@ -8,7 +8,6 @@ mod dma;
 pub mod driver;
 pub mod platform;
 pub mod program;
-mod retransmits;
 mod traffic;
 
 pub use traffic::pattern;

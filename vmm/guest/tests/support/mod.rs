@@ -179,6 +179,7 @@ impl End {
             counters: platform.adapter.counters(),
             waits: platform.waits,
             retransmits: status.retransmits.load(Ordering::Relaxed),
+            window_bound: time(&status.window_bound_ns),
             accesses: platform.accesses.clone(),
         };
         (result, outcome)
@@ -216,6 +217,8 @@ pub struct Outcome {
     pub waits: u64,
     /// When the measured interval ended.
     pub retransmits: u32,
+    /// The same: how long flows had waited for a window.
+    pub window_bound: Duration,
     /// Register accesses by direction and offset.
     pub accesses: BTreeMap<(Access, u64), u64>,
 }
