@@ -36,14 +36,17 @@ pub struct Manifest {
     /// Seen from the arm; `both` sends and receives at the same time. Default send and receive, one after the other.
     pub directions: Option<Vec<Direction>>,
     /// TCP connections side by side, 1 to 128; with `both` so many each way. Default 1.
+    #[schemars(range(min = 1, max = 128))]
     pub flows: Option<u32>,
     /// Bytes of each send or receive call. Default 64KiB.
     pub write_size: Option<Bytes>,
     /// Name of a TCP congestion control that every host of the campaign has. Default: cubic, or reno where there is none.
+    #[schemars(regex(pattern = r"^[a-z0-9_-]{1,15}$"))]
     pub congestion_control: Option<String>,
     /// Differentiated services code point of its packets (RFC 2474): a name such as af11, ef, cs1, le, or 0 to 63. Default 0.
     pub dscp: Option<Dscp>,
     /// Largest TCP segment in bytes, 88 to 32767. Default: what the MTU allows.
+    #[schemars(range(min = 88, max = 32767))]
     pub max_segment_size: Option<u32>,
     /// Send and receive buffer of each socket, 4KiB to 64MiB, which bounds its window. Default: the kernel adjusts them.
     pub socket_buffer: Option<Bytes>,

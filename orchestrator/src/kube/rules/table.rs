@@ -52,7 +52,7 @@ const PEERS: &[&str] = &["spec.peers", "spec.arms[].peers"];
 pub(in super::super) const BOUNDS: &[Bound] = &[
     Bound { at: &["spec.arms", "spec.workloads", "spec.gates"], keyword: "maxItems", limit: 64 },
     Bound { at: PEERS, keyword: "maxItems", limit: 2 },
-    Bound { at: &["spec.workloads[].stream.directions"], keyword: "maxItems", limit: 2 },
+    Bound { at: &["spec.workloads[].stream.directions"], keyword: "maxItems", limit: 3 },
     Bound {
         at: &[
             "spec.arms[].name",
@@ -68,6 +68,9 @@ pub(in super::super) const BOUNDS: &[Bound] = &[
         at: &[
             "spec.hosts.lab.link.rate",
             "spec.workloads[].stream.writeSize",
+            "spec.workloads[].stream.socketBuffer",
+            "spec.workloads[].stream.congestionControl",
+            "spec.workloads[].stream.dscp",
             "spec.workloads[].stream.warmUp",
             "spec.workloads[].stream.duration",
             "spec.gates[].toll.atMost",
