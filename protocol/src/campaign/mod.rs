@@ -5,6 +5,7 @@ mod parse;
 pub mod schema;
 #[cfg(test)]
 mod tests;
+mod told;
 mod validate;
 
 use std::collections::BTreeMap;

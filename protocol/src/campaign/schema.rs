@@ -13,7 +13,7 @@ use crate::trial::Direction;
 use crate::units::{BitRate, Bytes, Percent, Span};
 
 /// The whole document.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Document {
     /// `toll.dev/v1alpha1`, as the parser has seen to.
@@ -26,12 +26,13 @@ pub struct Document {
     pub spec: Spec,
     /// What a cluster said of the object; without meaning in a file.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub status: IgnoredAny,
 }
 
 /// Object metadata: all that an object of Kubernetes has, so that one is taken as kubectl writes it. To Toll the name
 /// alone has a meaning.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// Name of the campaign.
@@ -44,38 +45,52 @@ pub struct Metadata {
     pub annotations: Option<BTreeMap<String, String>>,
     /// Set by a server, as are all that follow.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub creation_timestamp: IgnoredAny,
     /// Of an object that is being deleted.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub deletion_grace_period_seconds: IgnoredAny,
     /// The same.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub deletion_timestamp: IgnoredAny,
     /// Who must agree to a deletion.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub finalizers: IgnoredAny,
     /// What the name was made of.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub generate_name: IgnoredAny,
     /// Counts changes of the spec.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub generation: IgnoredAny,
     /// Who set which field.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub managed_fields: IgnoredAny,
     /// Objects that it belongs to.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub owner_references: IgnoredAny,
     /// Counts changes.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub resource_version: IgnoredAny,
     /// Of old servers.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub self_link: IgnoredAny,
     /// Which object of this name it is.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub uid: IgnoredAny,
 }
+
+/// A value that nobody looks at.
+type Anything = serde_json::Value;
 
 /// What to measure.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]

@@ -13,6 +13,7 @@ use gates::gates;
 use ports::port;
 
 use super::schema::{self, Document};
+use super::told::Told;
 use super::{Arm, Campaign, Lab, Select, Step, Workload};
 use crate::decorators::Decorators;
 use crate::result::Peer;
@@ -27,8 +28,8 @@ const SELECTED: std::ops::RangeInclusive<u32> = 2..=1000;
 const BLOCKS: std::ops::RangeInclusive<u32> = 1..=1000;
 const MAX_ARMS: usize = 64;
 const MAX_WORKLOADS: usize = 64;
-/// Findings that are told of one document: whoever has so many begins with the first.
-const MAX_FINDINGS: usize = 50;
+/// Findings that are kept of one document: more than are shown of a list as long as one may be.
+const MAX_FINDINGS: usize = 4096;
 const WRITE_SIZE: std::ops::RangeInclusive<u64> = 1..=1 << 20;
 const DURATION: std::ops::RangeInclusive<u64> = 100_000_000..=3_600_000_000_000;
 const MAX_WARM_UP: u64 = 600_000_000_000;
@@ -45,16 +46,42 @@ pub(super) struct Finding {
 }
 
 /// Collects findings while it descends.
-struct Findings(Vec<Finding>);
+struct Findings {
+    found: Vec<Finding>,
+    /// What is told already. It has a value in its place that means nothing.
+    told: Told,
+}
 
 impl Findings {
-    /// Each costs a walk through the document, which finds its line: a hostile one could have a hundred thousand.
+    /// Adds what is wrong with the value at `path`, unless a problem of that is told already.
     fn add(&mut self, path: &[Step], message: impl Into<String>) {
-        match self.0.len() {
-            ..MAX_FINDINGS => self.0.push(Finding { path: path.to_vec(), message: message.into() }),
-            MAX_FINDINGS => self.0.push(Finding { path: Vec::new(), message: "and more is wrong".into() }),
-            _ => {}
+        if self.found.len() < MAX_FINDINGS && !self.told.covers(path) {
+            self.found.push(Finding { path: path.to_vec(), message: message.into() });
         }
+    }
+
+    /// Adds that something is missing in the mapping at `path`, unless it is what a problem is told of.
+    fn add_missing(&mut self, path: &[Step], message: impl Into<String>) {
+        if !self.told.is_in_part(path) {
+            self.add(path, message);
+        }
+    }
+
+    /// Whether nobody knows what the mapping at `path` is: a problem is told of it, or it may have a field that can't be read.
+    fn is_unclear(&self, path: &[Step]) -> bool {
+        self.told.is_in_part(path) || self.found.iter().any(|finding| finding.path == path)
+    }
+
+    /// Whether the list `list` of the spec, which has `count` entries that are read, may have other names than it seems.
+    fn has_unclear_names(&self, list: &'static str, count: usize) -> bool {
+        let path = [Field("spec"), Field(list)];
+        let name = |index| below(&path, &[Index(index), Field("name")]);
+        self.told.covers(&path) || (0..count).any(|index| self.told.covers(&name(index)))
+    }
+
+    /// Whether there is anything wrong with the value at `path` or a part of it.
+    fn is_wrong(&self, path: &[Step]) -> bool {
+        self.told.is_in_part(path) || self.found.iter().any(|finding| finding.path.starts_with(path))
     }
 }
 
@@ -64,9 +91,10 @@ fn below(path: &[Step], steps: &[Step]) -> Vec<Step> {
 
 use Step::{Field, Index};
 
-/// Checks `document` and turns it into a campaign.
-pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
-    let mut findings = Findings(Vec::new());
+/// Checks `document` and turns it into a campaign, which is one if nothing is found or told. What only follows from what is
+/// told is not found.
+pub(super) fn validate(document: &Document, told: Told) -> (Campaign, Vec<Finding>) {
+    let mut findings = Findings { found: Vec::new(), told };
     let out = &mut findings;
     name(&document.metadata.name, &[Field("metadata"), Field("name")], out);
     let spec = &document.spec;
@@ -74,16 +102,13 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
     let select = select(&spec.hosts, out);
     let peers = peers(spec.peers.as_deref(), &[Field("spec"), Field("peers")], out);
     let asked = mtu(&spec.hosts, lab, out);
-    let mtu = asked.or(lab.map(|lab| lab.mtu)).map(u32::from);
+    let mtu = mtu_of_trials(asked, lab, out);
     let arms = arms(spec, &peers, mtu, out);
     let workloads = workloads(spec, out);
     let blocks = spec.blocks.unwrap_or(5);
     if !BLOCKS.contains(&blocks) {
         let message = format!("{blocks} is out of range: write {} to {}", BLOCKS.start(), BLOCKS.end());
         out.add(&[Field("spec"), Field("blocks")], message);
-    }
-    if spec.seed.is_some_and(|seed| i64::try_from(seed).is_err()) {
-        out.add(&[Field("spec"), Field("seed")], "is over 2^63 - 1, the largest that Kubernetes keeps");
     }
     let gates = gates(spec, out);
     let name = document.metadata.name.clone();
@@ -100,12 +125,39 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
         seed: spec.seed,
         gates,
     };
-    if let Some(why) =
-        [lab.map(|lab| lab.count), at_least].into_iter().flatten().find_map(|hosts| campaign.too_large(hosts))
-    {
+    let too_large = [lab.map(|lab| lab.count), at_least]
+        .into_iter()
+        .flatten()
+        .find_map(|hosts| campaign.too_large(hosts));
+    if let Some(why) = too_large.filter(|_| !factors(spec).iter().any(|path| out.is_wrong(path))) {
         out.add(&[Field("spec")], why);
     }
-    if findings.0.is_empty() { Ok(campaign) } else { Err(findings.0) }
+    (campaign, findings.found)
+}
+
+/// What the number of trials is the product of.
+fn factors(spec: &schema::Spec) -> Vec<Vec<Step>> {
+    let path = |steps: &[Step]| below(&[Field("spec")], steps);
+    let mut factors = vec![
+        path(&[Field("hosts"), Field("lab"), Field("count")]),
+        path(&[Field("hosts"), Field("select"), Field("atLeast")]),
+        path(&[Field("pairs")]),
+        path(&[Field("peers")]),
+        path(&[Field("blocks")]),
+    ];
+    factors.extend((0..spec.arms.len()).map(|arm| path(&[Field("arms"), Index(arm), Field("peers")])));
+    let stream =
+        |workload| path(&[Field("workloads"), Index(workload), Field("stream"), Field("directions")]);
+    factors.extend((0..spec.workloads.len()).map(stream));
+    factors
+}
+
+/// The MTU that trials will have, as far as the document says it.
+fn mtu_of_trials(asked: Option<u16>, lab: Option<Lab>, out: &Findings) -> Option<u32> {
+    let hosts = [Field("spec"), Field("hosts")];
+    let wrong = |steps: &[Step]| out.is_wrong(&below(&hosts, steps));
+    let of_lab = || lab.filter(|_| !wrong(&[Field("lab"), Field("link"), Field("mtu")])).map(|lab| lab.mtu);
+    if wrong(&[Field("mtu")]) { None } else { asked.or_else(of_lab).map(u32::from) }
 }
 
 impl Campaign {
@@ -145,7 +197,7 @@ fn name(name: &str, path: &[Step], out: &mut Findings) {
 fn lab(hosts: &schema::Hosts, out: &mut Findings) -> Option<Lab> {
     let path = [Field("spec"), Field("hosts")];
     if hosts.select.is_none() && hosts.lab.is_none() {
-        out.add(
+        out.add_missing(
             &path,
             "names no hosts: write `lab: {count: 2}` for virtual hosts on this machine, or `select: {}`",
         );
@@ -215,8 +267,9 @@ fn peers(peers: Option<&[schema::Peer]>, path: &[Step], out: &mut Findings) -> V
 fn distinct<T: Ord>(values: &[T], path: &[Step], out: &mut Findings, show: impl Fn(&T) -> String) {
     let mut seen = BTreeSet::new();
     for (index, value) in values.iter().enumerate() {
-        if !seen.insert(value) {
-            out.add(&below(path, &[Index(index)]), format!("{} is listed twice", show(value)));
+        let path = below(path, &[Index(index)]);
+        if !out.told.covers(&path) && !seen.insert(value) {
+            out.add(&path, format!("{} is listed twice", show(value)));
         }
     }
 }
@@ -261,38 +314,57 @@ fn arm(
     out: &mut Findings,
 ) -> Option<Arm> {
     let (mut decorated, mut io_cpu) = (Decorators::default(), None);
+    let is_native = written.native.is_some();
+    if is_native && written.peers.is_some() {
+        out.add(&below(path, &[Field("peers")]), "a native arm has native peers only: leave `peers` out");
+    }
+    let own = below(path, &[Field("peers")]);
+    let peers_path = if written.peers.is_some() || out.told.covers(&own) {
+        own
+    } else {
+        vec![Field("spec"), Field("peers")]
+    };
+    let peers = match (&written.peers, is_native) {
+        (_, true) => vec![Peer::Native],
+        (Some(own), false) => peers(Some(own), &peers_path, out),
+        (None, false) => peers_of_all.to_vec(),
+    };
     let (kind, cpu) = match (&written.native, &written.same_stack, &written.guest) {
         (Some(native), None, None) => {
             let program = match native.program.unwrap_or(schema::Program::Endpoint) {
                 schema::Program::Endpoint => NativeProgram::Endpoint,
                 schema::Program::Iperf3 => NativeProgram::Iperf3,
             };
-            (EndKind::Native { program }, native.pin.as_ref().map(|pin| pin.traffic))
+            (Some(EndKind::Native { program }), native.pin.as_ref().map(|pin| pin.traffic))
         }
         (None, Some(same), None) => {
             let path = below(path, &[Field("sameStack")]);
-            let adapter = adapter(&same.adapter, &path, mtu, out)?;
-            if matches!(adapter, Adapter::Pcnet(PcnetSwitches { io_in_kernel: true, .. })) {
+            let adapter = adapter(&same.adapter, &path, mtu, out);
+            if matches!(adapter, Some(Adapter::Pcnet(PcnetSwitches { io_in_kernel: true, .. }))) {
                 let path = below(&path, &[Field("adapter"), Field("pcnet"), Field("ioInKernel")]);
                 out.add(&path, "a same-stack end has no exits that the kernel could spare: leave it out");
             }
-            let port = port(same.port.as_ref(), &path, out)?;
+            let port = port(same.port.as_ref(), &path, out);
             decorated = decorators(same.impairments.as_ref(), same.capture.as_ref(), &path, out);
-            io_cpu = io_pin(same.pin.as_ref(), &adapter, &path, out);
-            (EndKind::SameStack { adapter, port }, same.pin.as_ref().map(|pin| pin.vcpu))
+            io_cpu = io_pin(same.pin.as_ref(), adapter.as_ref(), &path, out);
+            ports::check(adapter.as_ref(), port, &decorated, (&peers, &peers_path), &path, out);
+            let kind = adapter.zip(port).map(|(adapter, port)| EndKind::SameStack { adapter, port });
+            (kind, same.pin.as_ref().map(|pin| pin.vcpu))
         }
         (None, None, Some(guest)) => {
             let path = below(path, &[Field("guest")]);
-            let adapter = adapter(&guest.adapter, &path, mtu, out)?;
-            let port = port(guest.port.as_ref(), &path, out)?;
+            let adapter = adapter(&guest.adapter, &path, mtu, out);
+            let port = port(guest.port.as_ref(), &path, out);
             decorated = decorators(guest.impairments.as_ref(), guest.capture.as_ref(), &path, out);
-            io_cpu = io_pin(guest.pin.as_ref(), &adapter, &path, out);
-            (EndKind::Guest { adapter, port }, guest.pin.as_ref().map(|pin| pin.vcpu))
+            io_cpu = io_pin(guest.pin.as_ref(), adapter.as_ref(), &path, out);
+            ports::check(adapter.as_ref(), port, &decorated, (&peers, &peers_path), &path, out);
+            let kind = adapter.zip(port).map(|(adapter, port)| EndKind::Guest { adapter, port });
+            (kind, guest.pin.as_ref().map(|pin| pin.vcpu))
         }
         (None, None, None) => {
             let example = "write `native: {}`, `sameStack: {adapter: {virtioNet: {}}}` or \
                            `guest: {os: payload, adapter: {virtioNet: {}}}`";
-            out.add(path, format!("arm `{}` is nothing yet: {example}", written.name));
+            out.add_missing(path, format!("arm `{}` is nothing yet: {example}", written.name));
             return None;
         }
         _ => {
@@ -303,29 +375,22 @@ fn arm(
             return None;
         }
     };
-    let native = matches!(kind, EndKind::Native { .. });
-    if native && written.peers.is_some() {
-        out.add(&below(path, &[Field("peers")]), "a native arm has native peers only: leave `peers` out");
-    }
-    let peers = match (&written.peers, native) {
-        (_, true) => vec![Peer::Native],
-        (Some(own), false) => peers(Some(own), &below(path, &[Field("peers")]), out),
-        (None, false) => peers_of_all.to_vec(),
-    };
-    ports::check(&kind, &decorated, &peers, path, out);
     let name = written.name.clone();
-    Some(Arm { name, kind, decorators: decorated, cpu, io_cpu, peers, paper: written.paper })
+    Some(Arm { name, kind: kind?, decorators: decorated, cpu, io_cpu, peers, paper: written.paper })
 }
 
 /// The CPU of the adapter's own thread.
 fn io_pin(
     pin: Option<&schema::VirtualPin>,
-    adapter: &Adapter,
+    adapter: Option<&Adapter>,
     path: &[Step],
     out: &mut Findings,
 ) -> Option<u32> {
     let io = pin?.io?;
-    if !matches!(adapter, Adapter::VirtioNet(VirtioNetSwitches { io_thread: true, .. })) {
+    // Without an adapter that is one nobody knows.
+    let has_thread =
+        |adapter| matches!(adapter, &Adapter::VirtioNet(VirtioNetSwitches { io_thread: true, .. }));
+    if !adapter.is_none_or(has_thread) {
         let message = "the adapter has no thread of its own: write `ioThread: true` in it, or leave `io` out";
         out.add(&below(path, &[Field("pin"), Field("io")]), message);
     }
@@ -356,7 +421,10 @@ fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
         match &written.stream {
             Some(stream) => workloads.push(workload(&written.name, stream, iperf3, &path, out)),
             None => {
-                out.add(&path, format!("workload `{}` is nothing yet: write `stream: {{}}`", written.name));
+                out.add_missing(
+                    &path,
+                    format!("workload `{}` is nothing yet: write `stream: {{}}`", written.name),
+                );
             }
         }
     }

@@ -30,7 +30,7 @@ pub(super) fn adapter(
         }
         (None, Some(written)) => Some(virtio_net(written, &below(&path, &[Field("virtioNet")]), out)),
         _ => {
-            out.add(&path, "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`");
+            out.add_missing(&path, "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`");
             None
         }
     }

@@ -52,7 +52,7 @@ fn wire(written: &schema::Impairments, path: &[Step], out: &mut Findings) -> Imp
             format!("{delay} is out of range: write 0s to {LONGEST_DELAY}"),
         );
     }
-    if written.reorder.is_some() && written.delay.is_none() {
+    if written.reorder.is_some() && written.delay.is_none() && !out.told.is_in_part(path) {
         let message = "needs a delay: a frame overtakes others by not being delayed";
         out.add(&below(path, &[Field("reorder")]), message);
     }
@@ -60,7 +60,7 @@ fn wire(written: &schema::Impairments, path: &[Step], out: &mut Findings) -> Imp
     let schema::Impairments { rate, delay, loss, duplicate, reorder } = written;
     let shares = [loss, duplicate, reorder];
     if rate.is_none() && delay.is_none() && shares.iter().all(|share| share.is_none()) {
-        out.add(
+        out.add_missing(
             path,
             "changes nothing: write `rate`, `delay`, `loss`, `duplicate` or `reorder`, or leave it out",
         );

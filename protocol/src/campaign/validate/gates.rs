@@ -24,7 +24,8 @@ pub(super) fn gates(spec: &schema::Spec, out: &mut Findings) -> Vec<Gate> {
         let cells = &written.cells;
         known_arm(spec, cells.arm.as_ref(), &below(&path, &[Field("cells"), Field("arm")]), out);
         let known = |name: &String| spec.workloads.iter().any(|other| other.name == *name);
-        if let Some(workload) = cells.workload.as_ref().filter(|name| !known(name)) {
+        let unclear = out.has_unclear_names("workloads", spec.workloads.len());
+        if let Some(workload) = cells.workload.as_ref().filter(|name| !unclear && !known(name)) {
             out.add(
                 &below(&path, &[Field("cells"), Field("workload")]),
                 format!("there is no workload `{workload}`"),
@@ -52,14 +53,16 @@ pub(super) fn gates(spec: &schema::Spec, out: &mut Findings) -> Vec<Gate> {
         }
     }
     let tolls = gates.iter().any(|gate| gate.condition.subject == Subject::Toll);
-    if tolls && !spec.arms.iter().any(|arm| arm.native.is_some()) {
+    let unclear = (0..spec.arms.len()).any(|arm| out.is_unclear(&[Field("spec"), Field("arms"), Index(arm)]));
+    if tolls && !unclear && !spec.arms.iter().any(|arm| arm.native.is_some()) {
         out.add(&[Field("spec"), Field("gates")], "a toll is relative to native: add an arm `native: {}`");
     }
     gates
 }
 
 fn known_arm(spec: &schema::Spec, name: Option<&String>, path: &[Step], out: &mut Findings) {
-    if let Some(arm) = name.filter(|arm| !spec.arms.iter().any(|other| other.name == **arm)) {
+    let unclear = out.has_unclear_names("arms", spec.arms.len());
+    if let Some(arm) = name.filter(|arm| !unclear && !spec.arms.iter().any(|other| other.name == **arm)) {
         out.add(path, format!("there is no arm `{arm}`"));
     }
 }
@@ -92,7 +95,7 @@ fn condition(
     if let (Some(condition), None) = (written.next(), written.next()) {
         return condition;
     }
-    out.add(
+    out.add_missing(
         path,
         "must be exactly one condition: `toll: {atMost: 10%}`, `goodput: {atLeast: 1Gbit}`, `ratio: {to: ARM, atLeast: \
          95%}`, `ratio: {to: ARM, within: 2%}`, `exitsPerMegabyte: {atMost: 1}`, `firstFrame: {atMost: 5ms}` or `memory: \
@@ -124,7 +127,7 @@ fn ratio(
             Some(GateCondition::on_ratio(&GOODPUT, to, Relation::Within, within))
         }
         _ => {
-            out.add(path, "must say exactly one of `atLeast: 95%` and `within: 2%`");
+            out.add_missing(path, "must say exactly one of `atLeast: 95%` and `within: 2%`");
             None
         }
     }
