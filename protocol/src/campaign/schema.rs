@@ -2,8 +2,11 @@
 //! must be is in [`super::validate`]. Unions are structs of which exactly one field is set, as Kubernetes writes
 //! them, so that the very file is also the Kubernetes object.
 
+pub mod gate;
+
 use std::collections::BTreeMap;
 
+pub use gate::Gate;
 use schemars::JsonSchema;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
@@ -94,7 +97,7 @@ pub struct Metadata {
 type Anything = serde_json::Value;
 
 /// What to measure.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
     /// Where.
@@ -398,27 +401,6 @@ pub enum Peer {
     SameArm,
 }
 
-/// What must hold for exit code 0: exactly one condition.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Gate {
-    /// Which cells; every virtual cell if empty.
-    #[serde(default)]
-    pub cells: Cells,
-    /// Limit on 1 - ratio to native.
-    pub toll: Option<TollLimit>,
-    /// Limit on median goodput.
-    pub goodput: Option<GoodputLimit>,
-    /// Limit on goodput relative to another arm's.
-    pub ratio: Option<RatioLimit>,
-    /// Limit on exits per 10^6 bytes of payload.
-    pub exits_per_megabyte: Option<CountLimit>,
-    /// Limit on the time from the creation of a guest to its first frame.
-    pub first_frame: Option<TimeLimit>,
-    /// Limit on the memory that an idle virtual end takes beside its guest's own.
-    pub memory: Option<MemoryLimit>,
-}
-
 /// Selects cells.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -431,56 +413,4 @@ pub struct Cells {
     pub direction: Option<Direction>,
     /// A peer.
     pub peer: Option<Peer>,
-}
-
-/// Limit on the toll.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TollLimit {
-    /// At most this.
-    pub at_most: Percent,
-}
-
-/// Limit on goodput.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct GoodputLimit {
-    /// At least this.
-    pub at_least: BitRate,
-}
-
-/// Limit on a ratio of goodputs, paired within blocks: exactly one of `atLeast`, `within`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RatioLimit {
-    /// Name of the arm that it is relative to.
-    pub to: String,
-    /// At least this: 95%, or 900%.
-    pub at_least: Option<Percent>,
-    /// Equal within so much, either way: 2% is 98% to 102%.
-    pub within: Option<Percent>,
-}
-
-/// Limit on a count.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct CountLimit {
-    /// At most so many.
-    pub at_most: f64,
-}
-
-/// Limit on a time.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TimeLimit {
-    /// At most this.
-    pub at_most: Span,
-}
-
-/// Limit on memory.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct MemoryLimit {
-    /// At most this.
-    pub at_most: Bytes,
 }

@@ -50,16 +50,24 @@ impl Quantity {
         Self::ALL.into_iter().find(|quantity| quantity.name() == name)
     }
 
-    /// The number that `text` says: nanoseconds, bytes, bits a second; of a percentage the fraction.
+    /// One of the examples.
+    pub fn sample(self) -> &'static str {
+        self.example().split('`').nth(1).unwrap_or_default()
+    }
+
+    /// The number that `text` says (nanoseconds, bytes, bits a second; of a percentage the fraction), and its shortest text.
     ///
     /// # Errors
     /// [`UnitError`].
-    pub fn read(self, text: &str) -> Result<f64, UnitError> {
+    pub fn read(self, text: &str) -> Result<(f64, String), UnitError> {
+        fn both<T: fmt::Display>(value: T, number: impl FnOnce(&T) -> f64) -> (f64, String) {
+            (number(&value), value.to_string())
+        }
         Ok(match self {
-            Self::Span => text.parse::<Span>()?.0 as f64,
-            Self::Bytes => text.parse::<Bytes>()?.0 as f64,
-            Self::BitRate => text.parse::<BitRate>()?.0 as f64,
-            Self::Percent => text.parse::<Percent>()?.fraction(),
+            Self::Span => both(text.parse::<Span>()?, |span| span.0 as f64),
+            Self::Bytes => both(text.parse::<Bytes>()?, |bytes| bytes.0 as f64),
+            Self::BitRate => both(text.parse::<BitRate>()?, |rate| rate.0 as f64),
+            Self::Percent => both(text.parse::<Percent>()?, |percent| percent.fraction()),
         })
     }
 

@@ -1,16 +1,13 @@
 //! Gates: which cells, and what must hold of them.
 
-use std::fmt::Display;
-
 use super::Step::{self, Field, Index};
 use super::{Findings, below, count, peer, schema};
-use crate::figure::{EXITS_PER_MEGABYTE, FIRST_FRAME, Figure, GOODPUT, MEMORY};
-use crate::result::{Gate, GateCondition, GateSelector, Relation, Subject};
+use crate::relation::Relation;
+use crate::result::{Gate, GateCondition, GateSelector, Limit, Subject};
 use crate::units::Percent;
+use schema::gate::{Condition, FORMS, Limited};
 
 const MAX_GATES: usize = 64;
-/// Further apart than this nothing is equal.
-const WIDEST: Percent = Percent::from_fraction(0.5);
 
 pub(super) fn gates(spec: &schema::Spec, out: &mut Findings) -> Vec<Gate> {
     if !spec.gates.is_empty()
@@ -40,24 +37,42 @@ pub(super) fn gates(spec: &schema::Spec, out: &mut Findings) -> Vec<Gate> {
         };
         gates.push(Gate { cells, condition });
     }
-    if let Some(baseline) = spec.arms.iter().find(|arm| arm.native.is_some()) {
-        for (index, gate) in spec.gates.iter().enumerate() {
-            if gate.toll.is_some() && gate.cells.arm.as_ref() == Some(&baseline.name) {
-                let path = [Field("spec"), Field("gates"), Index(index), Field("cells"), Field("arm")];
+    tolls(spec, out);
+    gates
+}
+
+/// A toll is relative to the first native arm.
+fn tolls(spec: &schema::Spec, out: &mut Findings) {
+    let arms = [Field("spec"), Field("arms")];
+    let unclear = (0..spec.arms.len()).find(|arm| out.is_unclear(&below(&arms, &[Index(*arm)])));
+    let baseline = spec.arms.iter().position(|arm| arm.native.is_some());
+    // An arm before it that can't be read may be the baseline.
+    let known = unclear.is_none_or(|unclear| baseline.is_some_and(|baseline| baseline < unclear));
+    if !known {
+        return;
+    }
+    let baseline = baseline.and_then(|baseline| spec.arms.get(baseline));
+    for (index, gate) in spec.gates.iter().enumerate() {
+        if !gate.conditions.iter().any(|condition| condition.form.of == Limited::Toll) {
+            continue;
+        }
+        let path = [Field("spec"), Field("gates"), Index(index), Field("cells"), Field("arm")];
+        match baseline {
+            Some(baseline) if gate.cells.arm.as_ref() == Some(&baseline.name) => {
                 let message = format!(
                     "`{}` is the baseline that tolls are relative to: name another arm",
                     baseline.name
                 );
                 out.add(&path, message);
             }
+            Some(_) => {}
+            None => {
+                let message = "a toll is relative to native: add an arm `native: {}`";
+                out.add(&[Field("spec"), Field("gates")], message);
+                break;
+            }
         }
     }
-    let tolls = gates.iter().any(|gate| gate.condition.subject == Subject::Toll);
-    let unclear = (0..spec.arms.len()).any(|arm| out.is_unclear(&[Field("spec"), Field("arms"), Index(arm)]));
-    if tolls && !unclear && !spec.arms.iter().any(|arm| arm.native.is_some()) {
-        out.add(&[Field("spec"), Field("gates")], "a toll is relative to native: add an arm `native: {}`");
-    }
-    gates
 }
 
 fn known_arm(spec: &schema::Spec, name: Option<&String>, path: &[Step], out: &mut Findings) {
@@ -73,71 +88,60 @@ fn condition(
     path: &[Step],
     out: &mut Findings,
 ) -> Option<GateCondition> {
-    let schema::Gate { cells, toll, goodput, ratio, exits_per_megabyte, first_frame, memory } = written;
-    let at_most = |figure: &'static Figure, number, text: &dyn Display| {
-        Some(GateCondition::on_median(figure, Relation::AtMost, number, text))
-    };
-    let conditions = [
-        toll.as_ref().map(|limit| Some(GateCondition::toll_at_most(&GOODPUT, limit.at_most))),
-        goodput.as_ref().map(|limit| {
-            let limit = limit.at_least;
-            Some(GateCondition::on_median(&GOODPUT, Relation::AtLeast, limit.0 as f64 / 8.0, &limit))
-        }),
-        ratio.as_ref().map(|limit| self::ratio(spec, cells, limit, &below(path, &[Field("ratio")]), out)),
-        exits_per_megabyte.as_ref().map(|limit| {
-            let limit = exits(limit.at_most, path, out);
-            at_most(&EXITS_PER_MEGABYTE, limit, &limit)
-        }),
-        first_frame.as_ref().map(|limit| at_most(&FIRST_FRAME, limit.at_most.seconds(), &limit.at_most)),
-        memory.as_ref().map(|limit| at_most(&MEMORY, limit.at_most.0 as f64, &limit.at_most)),
-    ];
-    let mut written = conditions.into_iter().flatten();
-    if let (Some(condition), None) = (written.next(), written.next()) {
-        return condition;
+    if written.conditions.len() != 1 {
+        out.add_missing(path, conditions_wanted());
     }
-    out.add_missing(
-        path,
-        "must be exactly one condition: `toll: {atMost: 10%}`, `goodput: {atLeast: 1Gbit}`, `ratio: {to: ARM, atLeast: \
-         95%}`, `ratio: {to: ARM, within: 2%}`, `exitsPerMegabyte: {atMost: 1}`, `firstFrame: {atMost: 5ms}` or `memory: \
-         {atMost: 2MiB}`",
-    );
-    None
+    let conditions: Vec<_> =
+        written.conditions.iter().map(|condition| one(spec, written, condition, path, out)).collect();
+    conditions.into_iter().next()?
 }
 
-fn ratio(
+/// What must be written in a gate, for who wrote something else.
+pub fn conditions_wanted() -> String {
+    let examples: Vec<String> = FORMS.iter().map(|form| format!("`{}`", form.example)).collect();
+    format!("must be exactly one condition: {}", examples.join(", "))
+}
+
+fn one(
     spec: &schema::Spec,
-    cells: &schema::Cells,
-    limit: &schema::RatioLimit,
+    gate: &schema::Gate,
+    condition: &'_ Condition,
     path: &[Step],
     out: &mut Findings,
 ) -> Option<GateCondition> {
-    let schema::RatioLimit { to, at_least, within } = limit;
-    known_arm(spec, Some(to), &below(path, &[Field("to")]), out);
-    if cells.arm.as_ref() == Some(to) {
-        out.add(&below(path, &[Field("to")]), format!("`{to}` relative to itself is 100%: name another arm"));
-    }
-    let to = to.clone();
-    match (*at_least, *within) {
-        (Some(limit), None) => Some(GateCondition::on_ratio(&GOODPUT, to, Relation::AtLeast, limit)),
-        (None, Some(within)) => {
-            if !(within.fraction() > 0.0 && within.fraction() <= WIDEST.fraction()) {
-                let message = format!("{within} is out of range: write more than 0% and at most {WIDEST}");
-                out.add(&below(path, &[Field("within")]), message);
-            }
-            Some(GateCondition::on_ratio(&GOODPUT, to, Relation::Within, within))
-        }
-        _ => {
-            out.add_missing(path, "must say exactly one of `atLeast: 95%` and `within: 2%`");
-            None
+    let Condition { form, figure, to, limits } = condition;
+    let path = below(path, &[Field(&form.field)]);
+    if let Some(to) = to {
+        known_arm(spec, Some(to), &below(&path, &[Field("to")]), out);
+        if gate.cells.arm.as_ref() == Some(to) {
+            let message = format!("`{to}` relative to itself is 100%: name another arm");
+            out.add(&below(&path, &[Field("to")]), message);
         }
     }
+    for (relation, limit) in limits {
+        if let Some(why) = out_of_range(form.quantity.is_none(), relation, limit) {
+            out.add(&below(&path, &[Field(relation.id)]), format!("{} is out of range: {why}", limit.text));
+        }
+    }
+    let [(relation, limit)] = &limits[..] else {
+        out.add_missing(&path, form.relations_wanted());
+        return None;
+    };
+    let subject = match form.of {
+        Limited::Toll => Subject::Toll,
+        Limited::Ratio => Subject::RatioTo(to.clone()?),
+        Limited::Median(_) => Subject::Median,
+    };
+    Some(GateCondition { figure, subject, relation, limit: limit.clone() })
 }
 
-/// The limit; what is wrong with it is told.
-fn exits(limit: f64, path: &[Step], out: &mut Findings) -> f64 {
-    if !(limit.is_finite() && limit >= 0.0) {
-        let path = below(path, &[Field("exitsPerMegabyte"), Field("atMost")]);
-        out.add(&path, format!("{limit} is out of range: write 0 or more"));
+/// What a limit must be that is none of such a relation.
+fn out_of_range(is_bare: bool, relation: &Relation, limit: &Limit) -> Option<String> {
+    match relation.widest {
+        Some(widest) if !(limit.number > 0.0 && limit.number <= widest) => {
+            Some(format!("write more than 0% and at most {}", Percent::from_fraction(widest)))
+        }
+        None if is_bare && limit.number < 0.0 => Some("write 0 or more".into()),
+        Some(_) | None => None,
     }
-    limit
 }
