@@ -7,6 +7,7 @@
 
 mod encoding;
 mod events;
+mod limits;
 mod outline;
 #[cfg(test)]
 mod planted;

@@ -179,7 +179,7 @@ fn an_arm_is_exactly_one_thing() {
 
 #[test]
 fn limits_are_named() {
-    assert!(problems("count: 2", "count: 1")[0].contains("a lab has 2 to 16 hosts, not 1"));
+    assert!(problems("count: 2", "count: 1")[0].contains("1 is out of range: write 2 to 16"));
     assert!(problems("mtu: 1500", "mtu: 9000")[0].contains("at most 1500 bytes; the trials' MTU is 9000"));
     assert!(problems("duration: 2s", "duration: 1ms")[0].contains("write 100ms to 1h"));
     assert!(problems("writeSize: 64KiB", "writeSize: 0B")[0].contains("write 1B to 1MiB"));

@@ -28,6 +28,16 @@ impl Told {
         self.in_part.insert(path.to_owned());
     }
 
+    /// Whether a problem is told of the very value at `path`.
+    pub(super) fn is_value(&self, path: &str) -> bool {
+        self.values.contains(path)
+    }
+
+    /// Whether something directly in the value at `path` is told to be wrong.
+    pub(super) fn is_in_part_of(&self, path: &str) -> bool {
+        self.in_part.contains(path)
+    }
+
     /// Whether a problem is told of the value at `path`, or of one that it is a part of.
     pub(super) fn covers(&self, path: &[Step]) -> bool {
         !self.values.is_empty() && (0..=path.len()).any(|end| self.values.contains(&dotted(&path[..end])))

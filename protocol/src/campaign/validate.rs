@@ -5,13 +5,12 @@ mod decorators;
 mod gates;
 mod ports;
 
-use std::collections::BTreeSet;
-
 use adapters::adapter;
 use decorators::decorators;
 use gates::gates;
 use ports::port;
 
+use super::limits;
 use super::schema::{self, Document};
 use super::told::Told;
 use super::{Arm, Campaign, Lab, Select, Step, Workload};
@@ -19,19 +18,9 @@ use crate::decorators::Decorators;
 use crate::result::Peer;
 use crate::traffic::Arms;
 use crate::trial::{Adapter, EndKind, NativeProgram, PcnetSwitches, VirtioNetSwitches};
-use crate::units::BitRate;
 
-/// IPv4 requires 576 of every host (RFC 791); virtual adapters here take frames up to 9000.
-const MTU: std::ops::RangeInclusive<u32> = 576..=9000;
-const HOSTS: std::ops::RangeInclusive<u32> = 2..=16;
-/// A fleet's hosts in one campaign.
-const SELECTED: std::ops::RangeInclusive<u32> = 2..=1000;
-const BLOCKS: std::ops::RangeInclusive<u32> = 1..=1000;
-const MAX_ARMS: usize = 64;
-const MAX_WORKLOADS: usize = 64;
 /// Findings that are kept of one document: more than are shown of a list as long as one may be.
 const MAX_FINDINGS: usize = 4096;
-const MIN_RATE: u64 = 1_000_000;
 /// Trials that a campaign may have: two days of the shortest. A plan is held in memory.
 pub const MAX_TRIALS: u64 = 100_000;
 
@@ -81,17 +70,6 @@ impl Findings {
     fn is_wrong(&self, path: &[Step]) -> bool {
         self.told.is_in_part(path) || self.found.iter().any(|finding| finding.path.starts_with(path))
     }
-
-    /// Finds values that stand in a list twice.
-    pub(crate) fn distinct<T: Ord>(&mut self, values: &[T], path: &[Step], show: impl Fn(&T) -> String) {
-        let mut seen = BTreeSet::new();
-        for (index, value) in values.iter().enumerate() {
-            let path = below(path, &[Index(index)]);
-            if !self.told.covers(&path) && !seen.insert(value) {
-                self.add(&path, format!("{} is listed twice", show(value)));
-            }
-        }
-    }
 }
 
 fn below(path: &[Step], steps: &[Step]) -> Vec<Step> {
@@ -105,20 +83,15 @@ use Step::{Field, Index};
 pub(super) fn validate(document: &Document, told: Told) -> (Campaign, Vec<Finding>) {
     let mut findings = Findings { found: Vec::new(), told };
     let out = &mut findings;
-    name(&document.metadata.name, &[Field("metadata"), Field("name")], out);
     let spec = &document.spec;
     let lab = lab(&spec.hosts, out);
-    let select = select(&spec.hosts, out);
-    let peers = peers(spec.peers.as_deref(), &[Field("spec"), Field("peers")], out);
+    let select = select(&spec.hosts);
+    let peers = peers(spec.peers.as_deref());
     let asked = mtu(&spec.hosts, lab, out);
     let mtu = mtu_of_trials(asked, lab, out);
     let arms = arms(spec, &peers, mtu, out);
     let workloads = workloads(spec, out);
     let blocks = spec.blocks.unwrap_or(5);
-    if !BLOCKS.contains(&blocks) {
-        let message = format!("{blocks} is out of range: write {} to {}", BLOCKS.start(), BLOCKS.end());
-        out.add(&[Field("spec"), Field("blocks")], message);
-    }
     let gates = gates(spec, out);
     let name = document.metadata.name.clone();
     let at_least = select.as_ref().map(|select| select.at_least);
@@ -196,15 +169,6 @@ impl Campaign {
     }
 }
 
-/// RFC 1123 label: what Kubernetes takes as a name, and what is safe in a file name.
-fn name(name: &str, path: &[Step], out: &mut Findings) {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let edges = !name.starts_with('-') && !name.ends_with('-');
-    if name.is_empty() || name.len() > 63 || !name.chars().all(allowed) || !edges {
-        out.add(path, format!("`{name}` is no name: write 1 to 63 of a-z, 0-9 and -, not - at an end"));
-    }
-}
-
 fn lab(hosts: &schema::Hosts, out: &mut Findings) -> Option<Lab> {
     let path = [Field("spec"), Field("hosts")];
     if hosts.select.is_none() && hosts.lab.is_none() {
@@ -214,30 +178,15 @@ fn lab(hosts: &schema::Hosts, out: &mut Findings) -> Option<Lab> {
         );
     }
     let lab = hosts.lab.as_ref()?;
-    let path = below(&path, &[Field("lab")]);
-    if !HOSTS.contains(&lab.count) {
-        let message = format!("a lab has {} to {} hosts, not {}", HOSTS.start(), HOSTS.end(), lab.count);
-        out.add(&below(&path, &[Field("count")]), message);
-    }
-    let mtu = lab.link.mtu.unwrap_or(1500);
-    if !MTU.contains(&mtu) {
-        let message = format!("{mtu} is out of range: write {} to {}", MTU.start(), MTU.end());
-        out.add(&below(&path, &[Field("link"), Field("mtu")]), message);
-    }
-    if let Some(rate) = lab.link.rate.filter(|rate| rate.0 < MIN_RATE) {
-        let message = format!("{rate} is below {}, the slowest link a lab makes", BitRate(MIN_RATE));
-        out.add(&below(&path, &[Field("link"), Field("rate")]), message);
-    }
-    Some(Lab { count: lab.count, rate: lab.link.rate, mtu: u16::try_from(mtu).unwrap_or(1500) })
+    let mtu = lab.link.mtu.unwrap_or(limits::LAB_MTU);
+    Some(Lab { count: lab.count, rate: lab.link.rate, mtu: u16::try_from(mtu).unwrap_or_default() })
 }
 
 /// The MTU that trials are asked to have.
 fn mtu(hosts: &schema::Hosts, lab: Option<Lab>, out: &mut Findings) -> Option<u16> {
     let mtu = hosts.mtu?;
     let path = [Field("spec"), Field("hosts"), Field("mtu")];
-    if !MTU.contains(&mtu) {
-        out.add(&path, format!("{mtu} is out of range: write {} to {}", MTU.start(), MTU.end()));
-    } else if let Some(lab) = lab.filter(|lab| u32::from(lab.mtu) < mtu) {
+    if let Some(lab) = lab.filter(|lab| u32::from(lab.mtu) < mtu) {
         let message = format!(
             "is over {}, the MTU of the lab's links: write less, or a larger `lab.link.mtu`",
             lab.mtu
@@ -247,14 +196,9 @@ fn mtu(hosts: &schema::Hosts, lab: Option<Lab>, out: &mut Findings) -> Option<u1
     u16::try_from(mtu).ok()
 }
 
-fn select(hosts: &schema::Hosts, out: &mut Findings) -> Option<Select> {
+fn select(hosts: &schema::Hosts) -> Option<Select> {
     let select = hosts.select.as_ref()?;
-    let path = [Field("spec"), Field("hosts"), Field("select")];
-    let at_least = select.at_least.unwrap_or(*SELECTED.start());
-    if !SELECTED.contains(&at_least) {
-        let message = format!("{at_least} is out of range: write {} to {}", SELECTED.start(), SELECTED.end());
-        out.add(&below(&path, &[Field("atLeast")]), message);
-    }
+    let at_least = select.at_least.unwrap_or(*limits::SELECTED.start());
     Some(Select { labels: select.match_labels.clone(), at_least })
 }
 
@@ -265,45 +209,14 @@ fn peer(peer: schema::Peer) -> Peer {
     }
 }
 
-fn peers(peers: Option<&[schema::Peer]>, path: &[Step], out: &mut Findings) -> Vec<Peer> {
-    let Some(peers) = peers else { return vec![Peer::Native] };
-    if peers.is_empty() {
-        out.add(path, "is empty: write `[native]`, `[same-arm]` or both");
-    }
-    out.distinct(peers, path, |written| format!("`{}`", peer(*written)));
-    peers.iter().copied().map(peer).collect()
+fn peers(peers: Option<&[schema::Peer]>) -> Vec<Peer> {
+    peers.map_or_else(|| vec![Peer::Native], |peers| peers.iter().copied().map(peer).collect())
 }
 
 fn arms(spec: &schema::Spec, peers: &[Peer], mtu: Option<u32>, out: &mut Findings) -> Vec<Arm> {
-    let path = [Field("spec"), Field("arms")];
-    if !count(spec.arms.len(), MAX_ARMS, "arm", &path, out) {
-        return Vec::new();
-    }
-    let mut names = BTreeSet::new();
-    let mut arms = Vec::new();
-    for (index, written) in spec.arms.iter().enumerate() {
-        let path = below(&path, &[Index(index)]);
-        let name_path = below(&path, &[Field("name")]);
-        name(&written.name, &name_path, out);
-        if !names.insert(&written.name) {
-            out.add(
-                &name_path,
-                format!("two arms are named `{}`: give each a name of its own", written.name),
-            );
-        }
-        arms.extend(arm(written, &path, peers, mtu, out));
-    }
-    arms
-}
-
-/// Whether there are as many as there may be.
-fn count(count: usize, most: usize, what: &str, path: &[Step], out: &mut Findings) -> bool {
-    if count == 0 {
-        out.add(path, format!("is empty: a campaign needs at least one {what}"));
-    } else if count > most {
-        out.add(path, format!("has {count} entries; at most {most} are taken"));
-    }
-    (1..=most).contains(&count)
+    let path = |index| [Field("spec"), Field("arms"), Index(index)];
+    let arms = spec.arms.iter().enumerate();
+    arms.filter_map(|(index, written)| arm(written, &path(index), peers, mtu, out)).collect()
 }
 
 fn arm(
@@ -326,7 +239,7 @@ fn arm(
     };
     let peers = match (&written.peers, is_native) {
         (_, true) => vec![Peer::Native],
-        (Some(own), false) => peers(Some(own), &peers_path, out),
+        (Some(own), false) => peers(Some(own)),
         (None, false) => peers_of_all.to_vec(),
     };
     let (kind, cpu) = match (&written.native, &written.same_stack, &written.guest) {
@@ -344,7 +257,7 @@ fn arm(
                 let path = below(&path, &[Field("adapter"), Field("pcnet"), Field("ioInKernel")]);
                 out.add(&path, "a same-stack end has no exits that the kernel could spare: leave it out");
             }
-            let port = port(same.port.as_ref(), &path, out);
+            let port = port(same.port.as_ref());
             decorated = decorators(same.impairments.as_ref(), same.capture.as_ref(), &path, out);
             io_cpu = io_pin(same.pin.as_ref(), adapter.as_ref(), &path, out);
             ports::check(adapter.as_ref(), port, &decorated, (&peers, &peers_path), &path, out);
@@ -354,7 +267,7 @@ fn arm(
         (None, None, Some(guest)) => {
             let path = below(path, &[Field("guest")]);
             let adapter = adapter(&guest.adapter, &path, mtu, out);
-            let port = port(guest.port.as_ref(), &path, out);
+            let port = port(guest.port.as_ref());
             decorated = decorators(guest.impairments.as_ref(), guest.capture.as_ref(), &path, out);
             io_cpu = io_pin(guest.pin.as_ref(), adapter.as_ref(), &path, out);
             ports::check(adapter.as_ref(), port, &decorated, (&peers, &peers_path), &path, out);
@@ -398,26 +311,13 @@ fn io_pin(
 }
 
 fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
-    let path = [Field("spec"), Field("workloads")];
-    if !count(spec.workloads.len(), MAX_WORKLOADS, "workload", &path, out) {
-        return Vec::new();
-    }
     let runs_iperf3 = |arm: &schema::Arm| {
         arm.native.as_ref().is_some_and(|native| native.program == Some(schema::Program::Iperf3))
     };
     let arms = Arms { iperf3: spec.arms.iter().any(runs_iperf3) };
-    let mut names = BTreeSet::new();
     let mut workloads = Vec::new();
     for (index, written) in spec.workloads.iter().enumerate() {
-        let path = below(&path, &[Index(index)]);
-        let name_path = below(&path, &[Field("name")]);
-        name(&written.name, &name_path, out);
-        if !names.insert(&written.name) {
-            out.add(
-                &name_path,
-                format!("two workloads are named `{}`: give each a name of its own", written.name),
-            );
-        }
+        let path = [Field("spec"), Field("workloads"), Index(index)];
         let name = || written.name.clone();
         workloads.extend(written.check(&path, arms, out).map(|asks| Workload { name: name(), asks }));
     }

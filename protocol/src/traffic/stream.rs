@@ -6,7 +6,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Arms, Checked, Traffic, directions, timing};
+use super::{Arms, Checked, DURATION, NO_DIRECTIONS, Traffic, WARM_UP, directions, timing};
 use crate::campaign::{Findings, Step};
 use crate::report::Failure;
 use crate::trial::Direction;
@@ -25,12 +25,16 @@ pub const WRITE_SIZE: std::ops::RangeInclusive<Bytes> = Bytes(1)..=Bytes(1 << 20
 #[schemars(rename = "Stream")]
 pub struct Manifest {
     /// Seen from the arm. Default send and receive, one after the other.
+    #[schemars(extend("x-distinct" = "direction", "x-not-empty" = NO_DIRECTIONS))]
     pub directions: Option<Vec<Direction>>,
     /// Bytes of each send or receive call. Default 64KiB.
+    #[schemars(extend("x-range" = WRITE_SIZE))]
     pub write_size: Option<Bytes>,
     /// Left out of the figure. Default 500ms.
+    #[schemars(extend("x-range" = WARM_UP))]
     pub warm_up: Option<Span>,
     /// The interval measured. Default 2s.
+    #[schemars(extend("x-range" = DURATION))]
     pub duration: Option<Span>,
 }
 
@@ -38,13 +42,8 @@ impl Manifest {
     pub(super) fn check(&self, path: &[Step], arms: Arms, out: &mut Findings) -> Option<Checked> {
         let Stream { write_size, flows } = Stream::default();
         let write_size = self.write_size.unwrap_or(write_size);
-        if !WRITE_SIZE.contains(&write_size) {
-            let (least, most) = (WRITE_SIZE.start(), WRITE_SIZE.end());
-            let message = format!("{write_size} is out of range: write {least} to {most}");
-            out.add(&[path, &[Step::Field("writeSize")]].concat(), message);
-        }
         Some(Checked {
-            directions: directions(self.directions.as_deref(), path, out),
+            directions: directions(self.directions.as_deref()),
             timing: timing(self.warm_up, self.duration, path, arms, out),
             traffic: Traffic::Stream(Stream { write_size, flows }),
         })

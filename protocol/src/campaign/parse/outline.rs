@@ -192,7 +192,8 @@ impl Outline {
         }
     }
 
-    fn child(&self, at: usize, step: Step) -> Option<usize> {
+    /// The part of the value at `at` that a step leads to.
+    pub(super) fn child(&self, at: usize, step: Step) -> Option<usize> {
         match (&self.resolved(at)?.shape, step) {
             (Shape::Mapping(fields), Step::Field(name)) => {
                 fields.iter().find(|entry| entry.name.as_deref() == Some(name)).map(|entry| entry.value)

@@ -4,8 +4,11 @@
 
 use serde_json::{Map, Value, json};
 
+use super::super::Step;
+use super::super::limits::NAME;
 use super::super::told::Told;
 use super::events::Place;
+use super::limits;
 use super::outline::{Entry, Outline, Scalar, Shape};
 use super::problems::Problems;
 use crate::units::{QUANTITY, Quantity};
@@ -46,7 +49,7 @@ enum Kind<'s> {
     },
     Number,
     Switch,
-    /// A list of these.
+    /// A list.
     List(&'s Value),
     /// A mapping with keys of any name.
     Map(&'s Value),
@@ -82,7 +85,7 @@ fn kind(schema: &Value) -> (Kind<'_>, bool) {
         Some(&"integer") => Kind::Whole { most: i64::MAX as u64 },
         Some(&"number") => Kind::Number,
         Some(&"boolean") => Kind::Switch,
-        Some(&"array") => Kind::List(&schema["items"]),
+        Some(&"array") => Kind::List(schema),
         Some(&"object") => match &schema["additionalProperties"] {
             values @ Value::Object(_) => Kind::Map(values),
             _ => Kind::Struct(schema),
@@ -196,8 +199,21 @@ impl<'o> Walk<'o> {
         done
     }
 
-    /// The value at `at` as the schema asks for it; nothing if it is something else, which is told.
+    /// The value at `at` as the schema asks for it; nothing if it is something else. That is told, and so are limits that it does
+    /// not keep.
     fn value(&mut self, at: usize, schema: &Value) -> Option<Value> {
+        let read = self.read(at, schema)?;
+        if let Some(message) = limits::scalar(schema, &read) {
+            self.tell(self.place(at), || message);
+            // A name that is none is still the one that others name.
+            if schema[NAME] != true {
+                self.told.value(&self.path);
+            }
+        }
+        Some(read)
+    }
+
+    fn read(&mut self, at: usize, schema: &Value) -> Option<Value> {
         let (kind, nothing) = kind(schema);
         let outline: &'o Outline = self.outline;
         let shape = &outline.resolved(at)?.shape;
@@ -233,10 +249,10 @@ impl<'o> Walk<'o> {
                 return Some((*number).into());
             }
             (Kind::Switch, Shape::Scalar(_, Scalar::Bool(on))) => return Some((*on).into()),
-            (Kind::List(entry), Shape::Sequence(entries)) => return Some(self.list(entries, entry)),
+            (Kind::List(schema), Shape::Sequence(entries)) => return Some(self.list(at, entries, schema)),
             (Kind::Map(values), Shape::Mapping(entries)) => return Some(self.map(entries, values)),
             (Kind::Struct(schema), Shape::Mapping(entries)) => return Some(self.fields(at, entries, schema)),
-            (Kind::List(_), _) if is_empty => return Some(json!([])),
+            (Kind::List(schema), _) if is_empty => return Some(self.list(at, &[], schema)),
             (Kind::Map(_), _) if is_empty => return Some(json!({})),
             (Kind::Struct(schema), _) if is_empty => return Some(self.fields(at, &[], schema)),
             _ => {}
@@ -257,17 +273,35 @@ impl<'o> Walk<'o> {
         None
     }
 
-    fn list(&mut self, entries: &[usize], schema: &Value) -> Value {
-        let mut list = Vec::new();
-        for (index, entry) in entries.iter().enumerate() {
+    fn list(&mut self, at: usize, nodes: &[usize], schema: &Value) -> Value {
+        if let Some((message, ends)) = limits::list(schema, nodes.len()) {
+            self.tell(self.place(at), || message);
+            self.told.value(&self.path);
+            if ends {
+                return json!([]);
+            }
+        }
+        let of = &schema["items"];
+        let (mut list, mut told) = (Vec::new(), Vec::new());
+        for (index, node) in nodes.iter().enumerate() {
             let read = self.within(&format!("[{index}]"), |walk| {
-                let read = walk.value(*entry, schema);
+                let read = walk.value(*node, of);
                 if read.is_none() {
                     walk.told.value(&walk.path);
                 }
+                told.push(read.is_none() || walk.told.is_value(&format!("{}.name", walk.path)));
                 read
             });
-            list.push(read.unwrap_or_else(|| stand_in(schema)));
+            list.push(read.unwrap_or_else(|| stand_in(of)));
+        }
+        let is_told = |index| told.get(index).copied().unwrap_or(false);
+        for (index, field, message) in limits::entries(schema, &list, is_told) {
+            let Some(mut place) = nodes.get(index).map(|node| self.place(*node)) else { continue };
+            let step = field.map_or_else(|| format!("[{index}]"), |field| format!("[{index}].{field}"));
+            if let (Some(field), Some(node)) = (field, nodes.get(index)) {
+                place = self.outline.child(*node, Step::Field(field)).map_or(place, |at| self.place(at));
+            }
+            self.within(&step, |walk| walk.tell(place, || message));
         }
         list.into()
     }
@@ -319,7 +353,12 @@ impl<'o> Walk<'o> {
             }
             read.insert(name.to_owned(), stand_in(&schema["properties"][name]));
         }
-        read.into()
+        let read = read.into();
+        if let Some(message) = limits::mapping(schema, &read, self.told.is_in_part_of(&self.path)) {
+            self.tell(self.place(at), || message);
+            self.told.in_part(&self.path);
+        }
+        read
     }
 
     /// What is read of a field; if it is nothing, that is noted.

@@ -36,7 +36,7 @@ const CASES: &[Case] = &[
     ("{name: quick}", "{}", (3, 11), "metadata: missing field `name`"),
     ("count: 2, ", "", (5, 16), "spec.hosts.lab: missing field `count`"),
     ("os: payload, ", "", (9, 14), "spec.arms[1].guest: missing field `os`"),
-    ("{atMost: 10%}", "{}", (14, 35), "spec.gates[0].toll: missing field `atMost`"),
+    ("{atMost: 10%}", "{}", (14, 35), "spec.gates[0].toll: must say exactly one of `atMost: 10%`"),
     // One that nobody knows.
     ("spec:", "x: 1\nspec:", (4, 1), "unknown field `x`"),
     ("      guest:", "      gast:", (9, 7), "spec.arms[1]: unknown field `gast`"),
@@ -118,7 +118,7 @@ const CASES: &[Case] = &[
     ("10Gbit", "fast", (5, 40), "spec.hosts.lab.link.rate: `fast` is no link rate"),
     ("10%", "ten%", (14, 44), "spec.gates[0].toll.atMost: `ten%` is no percentage"),
     // Values out of their range, of the whole and of a part, and what an alias leads to.
-    ("count: 2", "count: 1", (5, 24), "spec.hosts.lab.count: a lab has 2 to 16 hosts"),
+    ("count: 2", "count: 1", (5, 24), "spec.hosts.lab.count: 1 is out of range: write 2 to 16"),
     ("name: pcnet\n", "name: native\n", (8, 13), "spec.arms[1].name: two arms are named `native`"),
     ("[send, receive]", "[]", (12, 28), "spec.workloads[0].stream.directions: is empty"),
     ("native: {}}", "native: }", (7, 7), "spec.arms[0]: arm `native` is nothing yet"),

@@ -11,6 +11,7 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
+use super::super::limits::EXACTLY_ONE;
 use super::Cells;
 use crate::figure::{Better, Compare, FIGURES, Figure, GOODPUT};
 use crate::relation::{AT_LEAST, AT_MOST, RELATIONS, Relation};
@@ -100,7 +101,7 @@ impl Form {
     }
 
     /// What must be written in it, for who wrote something else.
-    pub fn relations_wanted(&self) -> String {
+    fn relations_wanted(&self) -> String {
         let written = |relation: &&Relation| format!("`{}: {}`", relation.id, sample(self.quantity));
         let written: Vec<String> = self.relations.iter().map(written).collect();
         match written.split_last() {
@@ -168,11 +169,13 @@ impl Form {
             );
             required.push("to");
         }
+        let relations: Vec<&str> = self.relations.iter().map(|relation| relation.id).collect();
         let mut schema = json!({
             "description": self.description(),
             "type": ["object", "null"],
             "properties": fields,
             "additionalProperties": false,
+            (EXACTLY_ONE): {"of": relations, "say": self.relations_wanted()},
         });
         if !required.is_empty() {
             schema["required"] = required.into();
@@ -191,6 +194,12 @@ fn optional(schema: &mut Schema) {
 fn sentence(words: &str) -> String {
     let (head, tail) = words.split_at(words.chars().next().map_or(0, char::len_utf8));
     format!("{}{tail}.", head.to_uppercase())
+}
+
+/// What must be written in a gate, for who wrote something else.
+fn conditions_wanted() -> String {
+    let examples: Vec<String> = FORMS.iter().map(|form| format!("`{}`", form.example)).collect();
+    format!("must be exactly one condition: {}", examples.join(", "))
 }
 
 /// Some limit.
@@ -286,11 +295,13 @@ impl JsonSchema for Gate {
         let mut cells = generator.subschema_for::<Cells>();
         cells.insert("description".into(), "Which cells; every virtual cell if empty.".into());
         fields.insert("cells".into(), cells.into());
+        let conditions: Vec<&str> = FORMS.iter().map(|form| form.field.as_str()).collect();
         json_schema!({
             "description": "What must hold for exit code 0: exactly one condition.",
             "type": "object",
             "properties": fields,
             "additionalProperties": false,
+            (EXACTLY_ONE): {"of": conditions, "say": conditions_wanted()},
         })
     }
 }

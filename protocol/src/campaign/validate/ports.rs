@@ -6,7 +6,8 @@ use crate::decorators::Decorators;
 use crate::result::Peer;
 use crate::trial::{Adapter, Port, QueuePairs};
 
-pub(super) fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {
+/// The port that is written; that it is exactly one is told by the schema.
+pub(super) fn port(written: Option<&schema::Port>) -> Option<Port> {
     let Some(schema::Port { tap, macvtap, hub, nat }) = written else { return Some(Port::Host) };
     let all = [
         (tap.is_some(), Port::Tap),
@@ -15,13 +16,7 @@ pub(super) fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Find
         (nat.is_some(), Port::Nat),
     ];
     let mut named = all.into_iter().filter_map(|(named, port)| named.then_some(port));
-    if let (Some(port), None) = (named.next(), named.next()) {
-        return Some(port);
-    }
-    let message = "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; \
-                   leave it out for what the host's agent offers";
-    out.add_missing(&below(path, &[Field("port")]), message);
-    None
+    named.next().filter(|_| named.next().is_none())
 }
 
 /// What an arm has that is of one queue.
