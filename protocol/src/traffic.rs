@@ -8,6 +8,7 @@
 //!                                           EndReport {.., traffic: TrafficReport} <-'
 //! ```
 
+pub mod dscp;
 pub mod stream;
 
 use std::fmt;
@@ -156,6 +157,10 @@ pub struct Checked {
 pub struct Arms {
     /// Whether one of them runs iperf3.
     pub iperf3: bool,
+    /// Whether one of them runs the payload program.
+    pub payload: bool,
+    /// Whether one of them has a `nat` port.
+    pub nat: bool,
 }
 
 impl Workload {
@@ -208,7 +213,7 @@ pub(crate) fn timing(
 }
 
 /// What is wrong with `directions` that are none.
-pub(crate) const NO_DIRECTIONS: &str = "is empty: write `[send, receive]` or one of them";
+pub(crate) const NO_DIRECTIONS: &str = "is empty: write `[send, receive]`, one of them or `both`";
 
 /// `directions` as most kinds have them, whose schemas say that there is one, and each once.
 pub(crate) fn directions(written: Option<&[Direction]>) -> Vec<Direction> {

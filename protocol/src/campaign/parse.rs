@@ -16,10 +16,11 @@ mod scalars;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod typed;
 
 use schemars::generate::SchemaSettings;
+use serde::Serialize;
 use serde::de::DeserializeSeed;
-use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use encoding::{EncodingError, decode};
@@ -64,16 +65,12 @@ pub fn parse(text: &str) -> Result<Campaign, Vec<Problem>> {
         return Err(refused(outline.place(&[field]), &message));
     }
     scalars(text, &mut outline).map_err(|problem| vec![problem])?;
-    let Shaped { mut problems, told, document } = shape::shape(&outline, &schema());
-    problems.extend(std::mem::take(&mut outline.repeated));
-    // What the schema lets through is read: it is made of the types.
-    let document = match Document::deserialize(document) {
-        Ok(document) => document,
-        Err(error) => {
-            problems.add(start, "", || format!("can't be read: {error}"));
-            return Err(problems.shown());
-        }
-    };
+    let schema = schema();
+    let mut shaped = shape::shape(&outline, &schema);
+    shaped.problems.extend(std::mem::take(&mut outline.repeated));
+    let document = typed::document(&mut shaped, &outline, &schema);
+    let Shaped { mut problems, told, .. } = shaped;
+    let Some(document) = document else { return Err(problems.shown()) };
     let (campaign, findings) = validate::validate(&document, told);
     problems.extend_with(findings.into_iter().map(|finding| Found {
         place: outline.place(&finding.path),

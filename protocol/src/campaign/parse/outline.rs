@@ -171,7 +171,7 @@ impl Outline {
                 None => break,
             }
         }
-        self.nodes.get(at).map_or(Place { line: 1, column: 1 }, |node| node.place)
+        self.place_of(at)
     }
 
     /// The text of the value at `path`, if it is a scalar.
@@ -192,14 +192,33 @@ impl Outline {
         }
     }
 
-    /// The part of the value at `at` that a step leads to.
-    pub(super) fn child(&self, at: usize, step: Step) -> Option<usize> {
-        match (&self.resolved(at)?.shape, step) {
-            (Shape::Mapping(fields), Step::Field(name)) => {
-                fields.iter().find(|entry| entry.name.as_deref() == Some(name)).map(|entry| entry.value)
+    /// Where the value at `at` stands.
+    pub(super) fn place_of(&self, at: usize) -> Place {
+        self.nodes.get(at).map_or(Place { line: 1, column: 1 }, |node| node.place)
+    }
+
+    /// The value of a field of the mapping at `at`.
+    pub(super) fn field(&self, at: usize, name: &str) -> Option<usize> {
+        match &self.resolved(at)?.shape {
+            Shape::Mapping(entries) => {
+                entries.iter().find(|entry| entry.name.as_deref() == Some(name)).map(|entry| entry.value)
             }
-            (Shape::Sequence(entries), Step::Index(index)) => entries.get(index).copied(),
             _ => None,
+        }
+    }
+
+    /// An entry of the list at `at`.
+    pub(super) fn entry(&self, at: usize, index: usize) -> Option<usize> {
+        match &self.resolved(at)?.shape {
+            Shape::Sequence(entries) => entries.get(index).copied(),
+            _ => None,
+        }
+    }
+
+    fn child(&self, at: usize, step: Step) -> Option<usize> {
+        match step {
+            Step::Field(name) => self.field(at, name),
+            Step::Index(index) => self.entry(at, index),
         }
     }
 

@@ -159,7 +159,7 @@ proptest! {
         }
         for problem in parse(&text).err().unwrap_or_default() {
             prop_assert!(problem.line <= lines(&text).count(), "{problem}");
-            prop_assert!(!problem.message.contains("can't be read"), "the schema let through: {problem}");
+            prop_assert!((problem.line, problem.column) != (1, 1), "the schema let through: {problem}");
         }
     }
 }

@@ -4,7 +4,6 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::Step;
 use super::super::limits::NAME;
 use super::super::told::Told;
 use super::events::Place;
@@ -123,7 +122,7 @@ impl Kind<'_> {
 }
 
 /// A value of the schema's type that means nothing.
-fn stand_in(schema: &Value) -> Value {
+pub(super) fn stand_in(schema: &Value) -> Value {
     let (kind, nothing) = kind(schema);
     match kind {
         _ if nothing => Value::Null,
@@ -173,10 +172,6 @@ struct Walk<'o> {
 }
 
 impl<'o> Walk<'o> {
-    fn place(&self, at: usize) -> Place {
-        self.outline.nodes.get(at).map_or(Place { line: 1, column: 1 }, |node| node.place)
-    }
-
     fn tell(&mut self, place: Place, message: impl FnOnce() -> String) {
         self.problems.add(place, &self.path, message);
     }
@@ -184,7 +179,7 @@ impl<'o> Walk<'o> {
     /// Tells that the value at `at` has the wrong type or is out of the type's range.
     fn wrong(&mut self, at: usize, what: &str, kind: &Kind<'_>) {
         let outline = self.outline;
-        self.tell(self.place(at), || {
+        self.tell(self.outline.place_of(at), || {
             let found = outline.resolved(at).map_or_else(String::new, |node| found(&node.shape));
             format!("invalid {what}: {found}, expected {}", kind.expected())
         });
@@ -204,7 +199,7 @@ impl<'o> Walk<'o> {
     fn value(&mut self, at: usize, schema: &Value) -> Option<Value> {
         let read = self.read(at, schema)?;
         if let Some(message) = limits::scalar(schema, &read) {
-            self.tell(self.place(at), || message);
+            self.tell(self.outline.place_of(at), || message);
             // A name that is none is still the one that others name.
             if schema[NAME] != true {
                 self.told.value(&self.path);
@@ -231,7 +226,7 @@ impl<'o> Walk<'o> {
                 return match quantity.read(text) {
                     Ok(_) => Some(text.as_ref().into()),
                     Err(why) => {
-                        self.tell(self.place(at), || why.to_string());
+                        self.tell(self.outline.place_of(at), || why.to_string());
                         None
                     }
                 };
@@ -265,7 +260,7 @@ impl<'o> Walk<'o> {
         if words.contains(&text) {
             return Some(text.into());
         }
-        self.tell(self.place(at), || {
+        self.tell(self.outline.place_of(at), || {
             let meant = nearest(text, words.iter().copied());
             let meant = meant.map(|word| format!(": did you mean `{word}`?")).unwrap_or_default();
             format!("unknown variant `{text}`, expected {}{meant}", choice(words.iter().copied()))
@@ -275,7 +270,7 @@ impl<'o> Walk<'o> {
 
     fn list(&mut self, at: usize, nodes: &[usize], schema: &Value) -> Value {
         if let Some((message, ends)) = limits::list(schema, nodes.len()) {
-            self.tell(self.place(at), || message);
+            self.tell(self.outline.place_of(at), || message);
             self.told.value(&self.path);
             if ends {
                 return json!([]);
@@ -296,10 +291,10 @@ impl<'o> Walk<'o> {
         }
         let is_told = |index| told.get(index).copied().unwrap_or(false);
         for (index, field, message) in limits::entries(schema, &list, is_told) {
-            let Some(mut place) = nodes.get(index).map(|node| self.place(*node)) else { continue };
+            let Some(mut place) = nodes.get(index).map(|node| self.outline.place_of(*node)) else { continue };
             let step = field.map_or_else(|| format!("[{index}]"), |field| format!("[{index}].{field}"));
             if let (Some(field), Some(node)) = (field, nodes.get(index)) {
-                place = self.outline.child(*node, Step::Field(field)).map_or(place, |at| self.place(at));
+                place = self.outline.field(*node, field).map_or(place, |at| self.outline.place_of(at));
             }
             self.within(&step, |walk| walk.tell(place, || message));
         }
@@ -338,7 +333,7 @@ impl<'o> Walk<'o> {
             let likely = if self.problems.is_open() { nearest(name, names(schema)) } else { None };
             meant.extend(likely);
             self.told.in_part(&self.path);
-            self.tell(self.place(entry.key), || {
+            self.tell(self.outline.place_of(entry.key), || {
                 let likely = likely.map(|name| format!(": did you mean `{name}`?")).unwrap_or_default();
                 format!("unknown field `{name}`, expected {}{likely}", choice(names(schema)))
             });
@@ -346,7 +341,7 @@ impl<'o> Walk<'o> {
         for name in required(schema).filter(|name| !read.contains_key(*name)).collect::<Vec<_>>() {
             let written = entries.iter().any(|entry| entry.name.as_deref() == Some(name));
             if !written && !meant.contains(&name) {
-                self.tell(self.place(at), || format!("missing field `{name}`"));
+                self.tell(self.outline.place_of(at), || format!("missing field `{name}`"));
             }
             if !written {
                 self.field(name, |_| None::<()>);
@@ -355,7 +350,7 @@ impl<'o> Walk<'o> {
         }
         let read = read.into();
         if let Some(message) = limits::mapping(schema, &read, self.told.is_in_part_of(&self.path)) {
-            self.tell(self.place(at), || message);
+            self.tell(self.outline.place_of(at), || message);
             self.told.in_part(&self.path);
         }
         read

@@ -231,7 +231,10 @@ mod tests {
                     "must be exactly one condition: `toll: {atMost: 10%}`, `ratio: {to: ARM, atLeast: 10%}`, `goodput: {atLeast: 100Mbit}`",
                 ],
             ),
-            ("[{memory: {atMost: 1MiB}, toll: {atMost: much%}}]", &["`much%` is no percentage"]),
+            (
+                "[{memory: {atMost: 1MiB}, toll: {atMost: much%}}]",
+                &["must be exactly one condition", "`much%` is no percentage"],
+            ),
             ("[{memry: {atMost: 1MiB}}]", &["did you mean `memory`?"]),
             (
                 "[{toll: }, {cells: {arm: native}, toll: {atMost: 10%}}]",
