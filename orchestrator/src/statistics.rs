@@ -20,7 +20,7 @@
 //! of guest/native.
 
 use rand::{Rng, RngExt};
-use toll_protocol::result::{MedianEstimate, RatioEstimate, Verdict};
+use toll_protocol::result::{MedianEstimate, RatioEstimate};
 
 #[cfg(test)]
 mod tests;

@@ -89,7 +89,7 @@ macro_rules! kinds {
         }
 
         /// An example of each kind, for who wrote none.
-        const EXAMPLES: &[&str] = &[$($module::EXAMPLE,)+];
+        pub const EXAMPLES: &[&str] = &[$($module::EXAMPLE,)+];
     };
 }
 

@@ -32,6 +32,8 @@ pub struct ExactlyOne {
 
 /// What is wrong with a value out of its range, behind the value.
 pub fn out_of_range(least: &str, most: &str) -> String {
+    // The shortest text of no time at all is not what anybody writes.
+    let least = if least == "0ns" { "0s" } else { least };
     format!("is out of range: write {least} to {most}")
 }
 
