@@ -7,12 +7,13 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use toll_protocol::facts::{HostFacts, KvmFact, KvmKind, NicFacts, Wire};
 use toll_protocol::figure::GOODPUT;
+use toll_protocol::relation::AT_LEAST;
 use toll_protocol::report::{
     CpuSplit, EndReport, ExitReport, ExitStat, Failure, Flag, FrameCounters, Sample, ThreadCpu,
 };
 use toll_protocol::result::{
     ArmSummary, CellKey, Gate, GateCondition, GateSelector, HostProvenance, Outcome, Pair, Peer, Provenance,
-    Relation, TrialRecord,
+    TrialRecord,
 };
 use toll_protocol::traffic::{TrafficReport, stream};
 use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram, Port, TrialId};
@@ -115,7 +116,7 @@ pub fn gates() -> Vec<Gate> {
             cells: GateSelector { direction: Some(Direction::Send), ..arm("iperf3") },
             condition: GateCondition::on_median(
                 &GOODPUT,
-                Relation::AtLeast,
+                &AT_LEAST,
                 1_168_750_000.0,
                 &BitRate(9_350_000_000),
             ),

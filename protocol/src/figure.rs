@@ -17,7 +17,7 @@ use crate::report::EndReport;
 use crate::result::Run;
 use crate::traffic::{TrafficReport, stream};
 use crate::trial::Direction;
-use crate::units::Span;
+use crate::units::{Quantity, Span};
 
 /// The unit that a figure is kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +39,18 @@ pub enum Unit {
 }
 
 impl Unit {
+    /// What limits of a gate on it are written in, and what the number of that is divided by to be in it; a number of something is
+    /// written without a unit.
+    pub const fn limit(self) -> (Option<Quantity>, f64) {
+        match self {
+            Self::BytesPerSecond => (Some(Quantity::BitRate), 8.0),
+            Self::Fraction => (Some(Quantity::Percent), 1.0),
+            Self::PerFrame | Self::PerMegabyte => (None, 1.0),
+            Self::SecondsPerGigabyte | Self::Seconds => (Some(Quantity::Span), 1e9),
+            Self::Bytes => (Some(Quantity::Bytes), 1.0),
+        }
+    }
+
     /// What a number in it is multiplied by to be in units without a prefix, as Prometheus has them.
     pub const fn base(self) -> f64 {
         match self {
