@@ -10,6 +10,8 @@ pub mod facts;
 pub mod figure;
 pub mod file;
 pub mod frame;
+pub mod lack;
+pub mod limits;
 pub mod message;
 pub mod metrics;
 pub mod peer;

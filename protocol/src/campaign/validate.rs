@@ -15,12 +15,11 @@ use ports::port;
 use super::schema::{self, Document};
 use super::{Arm, Campaign, Lab, Select, Step, Workload};
 use crate::decorators::Decorators;
+use crate::limits::{ETHERNET_MTU, MTUS};
 use crate::result::Peer;
 use crate::trial::{Adapter, Direction, EndKind, NativeProgram, PcnetSwitches, VirtioNetSwitches};
 use crate::units::{BitRate, Bytes, Span};
 
-/// IPv4 requires 576 of every host (RFC 791); virtual adapters here take frames up to 9000.
-const MTU: std::ops::RangeInclusive<u32> = 576..=9000;
 const HOSTS: std::ops::RangeInclusive<u32> = 2..=16;
 /// A fleet's hosts in one campaign.
 const SELECTED: std::ops::RangeInclusive<u32> = 2..=1000;
@@ -74,7 +73,7 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
     let select = select(&spec.hosts, out);
     let peers = peers(spec.peers.as_deref(), &[Field("spec"), Field("peers")], out);
     let asked = mtu(&spec.hosts, lab, out);
-    let mtu = asked.or(lab.map(|lab| lab.mtu)).map(u32::from);
+    let mtu = asked.or(lab.map(|lab| lab.mtu));
     let arms = arms(spec, &peers, mtu, out);
     let workloads = workloads(spec, out);
     let blocks = spec.blocks.unwrap_or(5);
@@ -156,32 +155,36 @@ fn lab(hosts: &schema::Hosts, out: &mut Findings) -> Option<Lab> {
         let message = format!("a lab has {} to {} hosts, not {}", HOSTS.start(), HOSTS.end(), lab.count);
         out.add(&below(&path, &[Field("count")]), message);
     }
-    let mtu = lab.link.mtu.unwrap_or(1500);
-    if !MTU.contains(&mtu) {
-        let message = format!("{mtu} is out of range: write {} to {}", MTU.start(), MTU.end());
-        out.add(&below(&path, &[Field("link"), Field("mtu")]), message);
-    }
+    let mtu = lab.link.mtu.unwrap_or(ETHERNET_MTU.into());
+    let mtu = in_range(mtu, &below(&path, &[Field("link"), Field("mtu")]), out).unwrap_or(ETHERNET_MTU);
     if let Some(rate) = lab.link.rate.filter(|rate| rate.0 < MIN_RATE) {
         let message = format!("{rate} is below {}, the slowest link a lab makes", BitRate(MIN_RATE));
         out.add(&below(&path, &[Field("link"), Field("rate")]), message);
     }
-    Some(Lab { count: lab.count, rate: lab.link.rate, mtu: u16::try_from(mtu).unwrap_or(1500) })
+    Some(Lab { count: lab.count, rate: lab.link.rate, mtu })
+}
+
+/// `mtu`, if it is one that a trial can have.
+fn in_range(mtu: u32, path: &[Step], out: &mut Findings) -> Option<u16> {
+    let fits = u16::try_from(mtu).ok().filter(|mtu| MTUS.contains(mtu));
+    if fits.is_none() {
+        out.add(path, format!("{mtu} is out of range: write {} to {}", MTUS.start(), MTUS.end()));
+    }
+    fits
 }
 
 /// The MTU that trials are asked to have.
 fn mtu(hosts: &schema::Hosts, lab: Option<Lab>, out: &mut Findings) -> Option<u16> {
-    let mtu = hosts.mtu?;
     let path = [Field("spec"), Field("hosts"), Field("mtu")];
-    if !MTU.contains(&mtu) {
-        out.add(&path, format!("{mtu} is out of range: write {} to {}", MTU.start(), MTU.end()));
-    } else if let Some(lab) = lab.filter(|lab| u32::from(lab.mtu) < mtu) {
+    let mtu = in_range(hosts.mtu?, &path, out)?;
+    if let Some(lab) = lab.filter(|lab| lab.mtu < mtu) {
         let message = format!(
             "is over {}, the MTU of the lab's links: write less, or a larger `lab.link.mtu`",
             lab.mtu
         );
         out.add(&path, message);
     }
-    u16::try_from(mtu).ok()
+    Some(mtu)
 }
 
 fn select(hosts: &schema::Hosts, out: &mut Findings) -> Option<Select> {
@@ -221,7 +224,7 @@ fn distinct<T: Ord>(values: &[T], path: &[Step], out: &mut Findings, show: impl 
     }
 }
 
-fn arms(spec: &schema::Spec, peers: &[Peer], mtu: Option<u32>, out: &mut Findings) -> Vec<Arm> {
+fn arms(spec: &schema::Spec, peers: &[Peer], mtu: Option<u16>, out: &mut Findings) -> Vec<Arm> {
     let path = [Field("spec"), Field("arms")];
     if !count(spec.arms.len(), MAX_ARMS, "arm", &path, out) {
         return Vec::new();
@@ -257,7 +260,7 @@ fn arm(
     written: &schema::Arm,
     path: &[Step],
     peers_of_all: &[Peer],
-    mtu: Option<u32>,
+    mtu: Option<u16>,
     out: &mut Findings,
 ) -> Option<Arm> {
     let (mut decorated, mut io_cpu) = (Decorators::default(), None);

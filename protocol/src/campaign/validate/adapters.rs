@@ -5,8 +5,6 @@ use super::{Findings, below, schema};
 use crate::trial::{Adapter, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches};
 use crate::units::Span;
 
-/// pcnet is an Ethernet chip: frames of 1518 bytes with FCS (IEEE 802.3).
-const PCNET_MTU: u32 = 1500;
 /// Frames that send combining may hold back: a ring's.
 const COMBINED: std::ops::RangeInclusive<u32> = 1..=512;
 const MAX_EXIT_RATE: u32 = 1_000_000;
@@ -15,25 +13,35 @@ const TICK: std::ops::RangeInclusive<u64> = 100_000..=1_000_000_000;
 pub(super) fn adapter(
     written: &schema::Adapter,
     path: &[Step],
-    mtu: Option<u32>,
+    mtu: Option<u16>,
     out: &mut Findings,
 ) -> Option<Adapter> {
     let path = below(path, &[Field("adapter")]);
-    match (&written.pcnet, &written.virtio_net) {
+    let (path, adapter) = match (&written.pcnet, &written.virtio_net) {
         (Some(written), None) => {
-            if let Some(mtu) = mtu.filter(|mtu| *mtu > PCNET_MTU) {
-                let message =
-                    format!("carries frames of at most {PCNET_MTU} bytes; the trials' MTU is {mtu}");
-                out.add(&below(&path, &[Field("pcnet")]), message);
-            }
-            Some(pcnet(written, &below(&path, &[Field("pcnet")]), out))
+            let path = below(&path, &[Field("pcnet")]);
+            let adapter = pcnet(written, &path, out);
+            (path, adapter)
         }
-        (None, Some(written)) => Some(virtio_net(written, &below(&path, &[Field("virtioNet")]), out)),
+        (None, Some(written)) => {
+            let path = below(&path, &[Field("virtioNet")]);
+            let adapter = virtio_net(written, &path, out);
+            (path, adapter)
+        }
         _ => {
             out.add(&path, "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`");
-            None
+            return None;
         }
+    };
+    for conflict in adapter.conflicts() {
+        out.add(&below(&path, &[Field(conflict.switch())]), conflict.to_string());
     }
+    let most = *adapter.mtus().end();
+    if let Some(mtu) = mtu.filter(|mtu| *mtu > most) {
+        let message = format!("carries frames of at most {most} bytes; the trials' MTU is {mtu}");
+        out.add(&path, message);
+    }
+    Some(adapter)
 }
 
 fn pcnet(written: &schema::Pcnet, path: &[Step], out: &mut Findings) -> Adapter {
@@ -88,18 +96,5 @@ fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) ->
         control_queue: on(written.control_queue),
         queue_pairs,
     };
-    // virtio 1.2, 5.1.3.1: VIRTIO_NET_F_HOST_TSO4 requires VIRTIO_NET_F_CSUM.
-    if switches.tso && !switches.checksum_offload {
-        out.add(
-            &below(path, &[Field("tso")]),
-            "needs the checksum offload (virtio 1.2, 5.1.3.1): write `checksumOffload: true, tso: true`",
-        );
-    }
-    // VIRTIO_NET_F_MQ requires VIRTIO_NET_F_CTRL_VQ.
-    if switches.queue_pairs > QueuePairs::ONE && !switches.control_queue {
-        let message =
-            "more than one need the control queue (virtio 1.2, 5.1.3.1): write `controlQueue: true` too";
-        out.add(&below(path, &[Field("queuePairs")]), message);
-    }
     Adapter::VirtioNet(switches)
 }
