@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::trial::{Adapter, PcnetSwitches, Port, SendCombining, VirtioNetSwitches};
+use crate::units::Span;
 
 const GOOD: &str = "\
 apiVersion: toll.dev/v1alpha1
@@ -33,7 +34,7 @@ fn a_good_campaign_is_taken_with_its_defaults() {
     assert_eq!(campaign.blocks, 5);
     assert_eq!(campaign.lab, Some(Lab { count: 2, rate: Some(BitRate(10_000_000_000)), mtu: 1500 }));
     assert_eq!(campaign.arms[1].peers, [Peer::Native]);
-    assert_eq!(campaign.workloads[0].duration, Span::from_millis(2000));
+    assert_eq!(campaign.workloads[0].asks.timing.duration, Span::from_millis(2000));
     assert_eq!(campaign.native_arm().map(|arm| arm.name.as_str()), Some("native"));
 }
 
@@ -43,7 +44,7 @@ fn an_unknown_field_is_refused_with_the_known_ones() {
         problems("writeSize", "wirteSize"),
         [
             "line 12, column 45: spec.workloads[0].stream: unknown field `wirteSize`, expected one of `directions`, \
-          `writeSize`, `warmUp`, `duration`"
+          `flows`, `writeSize`, `congestionControl`, `dscp`, `maxSegmentSize`, `socketBuffer`, `zeroCopy`, `warmUp`, `duration`"
         ]
     );
 }
@@ -158,7 +159,7 @@ fn an_empty_matrix_is_refused() {
     assert_eq!(
         found,
         [
-            "line 12, column 28: spec.workloads[0].stream.directions: is empty: write `[send, receive]` or one of them"
+            "line 12, column 28: spec.workloads[0].stream.directions: is empty: write `[send, receive]`, one of them or `both`"
         ]
     );
     let no_arms = GOOD

@@ -2,7 +2,9 @@ use std::net::Ipv4Addr;
 
 use super::*;
 use crate::facts::KvmKind;
-use crate::trial::{Direction, Open, StreamJob};
+use crate::traffic::stream::Stream;
+use crate::traffic::{Job, Timing, Traffic};
+use crate::trial::{Direction, Open};
 use crate::units::{Bytes, MacAddress, Span};
 
 fn facts(kvm: KvmFact, tun: Result<(), String>) -> HostFacts {
@@ -27,12 +29,11 @@ fn facts(kvm: KvmFact, tun: Result<(), String>) -> HostFacts {
 }
 
 fn end(kind: EndKind) -> EndSpec {
-    let job = StreamJob {
-        direction: Direction::Send,
+    let job = Job {
         open: Open::Connect,
-        write_size: Bytes(1),
-        warm_up: Span(0),
-        duration: Span(1),
+        direction: Direction::Send,
+        timing: Timing { warm_up: Span(0), duration: Span(1) },
+        traffic: Traffic::Stream(Stream { write_size: Bytes(1), ..Stream::default() }),
     };
     EndSpec {
         decorators: Default::default(),

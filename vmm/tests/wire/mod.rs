@@ -85,7 +85,7 @@ impl Wire {
         let report = &done.report;
         let goodput = match self.direction {
             Direction::Send => done.kernel_goodput.ok_or("the kernel's end received nothing to measure")?,
-            Direction::Receive => report.bytes as f64 * 8.0 / report.interval.seconds(),
+            Direction::Receive => report.bytes() as f64 * 8.0 / report.interval.seconds(),
         };
         let bits_per_second = goodput * FRAME[0] / FRAME[1];
         let gigabytes = goodput / 8e9 * report.interval.seconds();
