@@ -12,7 +12,7 @@ use crate::image;
 use crate::layout::ARENA;
 
 /// The closing of a connection is no part of what is measured: an end whose peer has gone doesn't wait for it. Of the
-/// stack's retransmissions, at least a second apart and each twice as long as the one before, it sees two.
+/// stack's retransmissions, each twice as long after the one before, it sees three or more.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The program that a guest runs.

@@ -119,11 +119,11 @@ fn a_path_of_50_ms_and_100_mb_a_second_is_filled_or_the_window_is_told_of() {
 
 #[test]
 fn rfc_6675_a_burst_of_losses_costs_no_timeout() {
-    let round_trip = Duration::from_millis(40);
-    let (warm_up, duration) = (Duration::from_millis(200), Duration::from_secs(1));
+    let round_trip = Duration::from_millis(80);
+    let (warm_up, duration) = (Duration::from_millis(200), Duration::from_secs(2));
     let end = End { warm_up, duration, write_size: 64 << 10, arena: 8 << 20, ..End::sender(VIRTIO_NET) };
     // 40 of some hundred in flight: more than the three ranges of a SACK option tell, and single ones at its ends.
-    let ((sent, received), left) = transfer(end, path(round_trip, 50_000_000), 300..340);
+    let ((sent, received), left) = transfer(end, path(round_trip, 20_000_000), 300..340);
     // Until the interval is over: what an end waits for then is its peer's last word.
     let measured = left.iter().take_while(|time| **time < left[0] + warm_up + duration);
     let measured: Vec<Instant> = measured.copied().collect();
@@ -134,6 +134,6 @@ fn rfc_6675_a_burst_of_losses_costs_no_timeout() {
         received.bits_per_second() / 1e6
     );
     assert!((40..80).contains(&sent.retransmits), "each is sent again once: {sent:?}");
-    assert!(gap < Duration::from_millis(200), "{gap:?}");
-    assert!(received.bits_per_second() > 30e6, "{received:?}");
+    assert!(gap < Duration::from_millis(400), "{gap:?}");
+    assert!(received.bits_per_second() > 12e6, "{received:?}");
 }
