@@ -421,6 +421,23 @@ mod tests {
     }
 
     #[test]
+    fn waiting_for_a_window_is_flagged_from_half_of_the_time_that_flows_sent() {
+        let mut recording = recording();
+        let sent = |sent| Carried { sent, received: 0 };
+        (recording.claim.start, recording.claim.end) = (sent(0), sent(1000));
+        let sending = Job { direction: Direction::Send, ..job() };
+        let flagged = |recording: &Recording| {
+            recording.report(&sending, Vec::new()).expect("good").flags.contains(&Flag::WindowBound)
+        };
+        // Of two flows.
+        let half = recording.claim.end_ns - recording.claim.start_ns;
+        (recording.start.window_bound_ns, recording.end.window_bound_ns) = (7, 7 + half - 1);
+        assert!(!flagged(&recording));
+        recording.end.window_bound_ns += 1;
+        assert!(flagged(&recording));
+    }
+
+    #[test]
     fn impossible_figures_of_a_program_are_refused() {
         let refused = |change: fn(&mut Recording)| {
             let mut recording = recording();
