@@ -7,8 +7,8 @@ use toll_protocol::child::{Engine, VmmConfig, VmmPort};
 use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
 use toll_protocol::units::{Bytes, MacAddress, Span};
 use toll_vmm::boot::Program;
+use toll_vmm::channel::Event;
 use toll_vmm::config::EndConfig;
-use toll_vmm::link::Event;
 use toll_vmm::runner::{Devices, start};
 use toll_vnic::port::memory;
 

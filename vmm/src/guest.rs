@@ -20,10 +20,9 @@ use crate::exits::{Cause, Exits};
 use crate::image::{self, ImageError};
 use crate::kvm::{Exit, Fault, Kvm, KvmCounts, KvmError, Postbox, Vcpu, Vm};
 use crate::layout::INTERRUPT_VECTOR;
-use crate::machine::{EngineView, Machine, MachineError, Parts};
+use crate::machine::{Components, EngineView, Machine, MachineError};
 use crate::memory::MemoryError;
 use crate::recording::Recording;
-use crate::runner::Stage;
 
 /// Why a guest could not be run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -88,10 +87,10 @@ pub fn run(
     kvm: &Kvm,
     config: &EndConfig,
     program: &Program,
-    stage: Stage,
+    components: Components,
 ) -> Result<Box<Recording>, Failure> {
-    let mut guest =
-        Guest::create(kvm, config, program, stage).map_err(|error| crate::failure(&error, Vec::new()))?;
+    let mut guest = Guest::create(kvm, config, program, components)
+        .map_err(|error| crate::failure(&error, Vec::new()))?;
     guest.run().map_err(|error| {
         let words = guest.last_words();
         crate::failure(&error, words)
@@ -99,33 +98,33 @@ pub fn run(
 }
 
 impl Guest {
-    fn create(kvm: &Kvm, config: &EndConfig, program: &Program, stage: Stage) -> Result<Self, GuestError> {
+    fn create(
+        kvm: &Kvm,
+        config: &EndConfig,
+        program: &Program,
+        components: Components,
+    ) -> Result<Self, GuestError> {
         let started = Timebase::now();
-        let Stage { adapter, looks_at_port, switches, pages, reporter, control_cpu, io } = stage;
+        let Components { adapter, switches, pages, events, io, .. } = &components;
         let vm = Vm::new(kvm, pages.memory().clone())?;
         let entry = image::load(program.image(), pages.memory(), config.memory)?;
         let vcpu = vm.vcpu(&entry)?;
         let bus = Bus::new(adapter.window());
         let postbox = if switches.io_in_kernel {
-            Some(vm.postbox(&vcpu, bus.posted(&*adapter).into_iter())?)
+            Some(vm.postbox(&vcpu, bus.posted(&**adapter).into_iter())?)
         } else {
             None
         };
         if let Some((register, kick)) = io.as_ref().and_then(|io| io.notify.as_ref()) {
             vm.notifies(bus.adapter_base() + register, kick.as_fd())?;
         }
-        let io = io.map(|io| io.clocks);
         pages.write_boot_info(&boot_info(config, program, bus.adapter_base(), vcpu.tsc_hz()?))?;
-        reporter.link().set_vcpu(vcpu.kicker());
-        let created = vm.created();
-        let memory = config.memory;
-        let parts =
-            Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, io, memory, created };
+        events.signals().set_vcpu(vcpu.kicker());
         Ok(Self {
             vcpu,
             postbox,
             bus,
-            machine: Machine::new(parts)?,
+            machine: Machine::new(components, vm.created())?,
             exits: Exits::default(),
             loop_ticks: 0,
             started,

@@ -2,7 +2,7 @@
 //! adapter.
 //!
 //! ```text
-//! control  <- socket -> agent
+//! session  <- socket -> agent
 //!    | runner
 //!    +--> guest (kvm, bus, exits)  --+
 //!    +--> same_stack               --+--> machine --> adapter (toll_vnic) --> port
@@ -19,9 +19,9 @@ compile_error!("toll-vmm is built with panics that unwind: take panic = \"abort\
 mod alarm;
 pub mod boot;
 pub mod bus;
+pub mod channel;
 pub mod clock;
 pub mod config;
-pub mod control;
 pub mod exits;
 mod footprint;
 pub mod guest;
@@ -29,13 +29,15 @@ pub mod image;
 pub mod io_thread;
 pub mod kvm;
 pub mod layout;
-pub mod link;
 pub mod machine;
 pub mod memory;
 pub mod probe;
 pub mod recording;
 pub mod runner;
 mod same_stack;
+pub mod session;
+pub mod snapshot;
+pub mod thread;
 
 use toll_protocol::report::Failure;
 

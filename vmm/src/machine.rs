@@ -23,13 +23,15 @@ use toll_vnic::adapter::{Adapter, AdapterError};
 use toll_vnic::port::arrivals::Arrivals;
 
 use crate::alarm::Alarm;
+use crate::channel::{Event, EventSender};
 use crate::clock::{CpuClock, Timebase, ticks};
 use crate::exits::Exits;
-use crate::io_thread::IoClocks;
+use crate::io_thread::{Io, IoClocks};
 use crate::kvm::KvmCounts;
-use crate::link::{Event, Reporter};
 use crate::memory::SharedPages;
-use crate::recording::{Claim, Recording, Snapshot};
+use crate::recording::Recording;
+use crate::snapshot::{Claim, Snapshot};
+use crate::thread::STOP_SIGNAL;
 
 /// Least distance of two looks at the port: about 10 us at the 2 to 4 GHz of any host.
 const LOOK_TICKS: u64 = 30_000;
@@ -94,7 +96,7 @@ pub struct Machine {
     posted: u64,
     optimised: bool,
     pages: SharedPages,
-    reporter: Reporter,
+    events: EventSender,
     cpu: Option<CpuClock>,
     control_cpu: Option<CpuClock>,
     io: Option<IoClocks>,
@@ -117,42 +119,37 @@ struct Held {
     demands: u64,
 }
 
-/// What a machine is made of.
-pub struct Parts {
+/// What a machine is made of, whatever runs its program.
+pub struct Components {
     /// The chip.
     pub adapter: Box<dyn Adapter>,
     /// Whether it looks at its port after each access: see [`Machine::after_access`].
     pub looks_at_port: bool,
     /// Optimisations of a pcnet.
     pub switches: PcnetSwitches,
-    /// The shared pages.
+    /// The shared pages and, through them, memory.
     pub pages: SharedPages,
     /// Where events go.
-    pub reporter: Reporter,
-    /// CPU clock of the control thread.
+    pub events: EventSender,
+    /// CPU clock of the thread that controls the program.
     pub control_cpu: Option<CpuClock>,
-    /// Clocks of the adapter's own thread.
-    pub io: Option<IoClocks>,
-    /// Bytes of memory.
-    pub memory: u64,
-    /// When the guest, or what stands for it, was created.
-    pub created: Instant,
+    /// The adapter's own thread, if it has one.
+    pub io: Option<Io>,
 }
 
 impl Machine {
-    /// A machine for a program that the calling thread runs.
+    /// A machine for a program that the calling thread runs, created at `created`.
     ///
     /// # Errors
     /// [`MachineError::Adapter`] or [`MachineError::Alarm`] if the host lacks what an optimisation takes.
-    pub fn new(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, io, memory, created } =
-            parts;
-        let now = created.elapsed();
+    pub fn new(components: Components, created: Instant) -> Result<Self, MachineError> {
+        let Components { adapter, looks_at_port, switches, pages, events, control_cpu, io } = components;
+        let (now, memory) = (created.elapsed(), pages.length());
         let held = |combining: toll_protocol::trial::SendCombining| {
             let tick = combining.tick.duration();
             let settings = Settings { threshold: combining.threshold, rate: combining.rate, tick };
             // Twice a tick, so that nothing waits for longer than one.
-            let alarm = Alarm::of_this_thread(crate::runner::STOP_SIGNAL, tick / 2);
+            let alarm = Alarm::of_this_thread(STOP_SIGNAL, tick / 2);
             let alarm = alarm.map_err(|errno| MachineError::Alarm(errno.into()))?;
             Ok::<_, MachineError>(Held { combining: Combining::new(settings, now), alarm, demands: 0 })
         };
@@ -166,10 +163,10 @@ impl Machine {
             adapter,
             looks_at_port,
             pages,
-            reporter,
+            events,
             cpu: CpuClock::of_this_thread(),
             control_cpu,
-            io,
+            io: io.map(|io| io.clocks),
             files: ThreadFiles::of_this_thread(),
             memory,
             phase: 0,
@@ -189,11 +186,6 @@ impl Machine {
     /// The shared pages.
     pub fn pages(&self) -> &SharedPages {
         &self.pages
-    }
-
-    /// Where events go.
-    pub fn reporter(&self) -> &Reporter {
-        &self.reporter
     }
 
     /// Ticks spent asleep so far.
@@ -370,7 +362,7 @@ impl Machine {
         let (kicked, readable) = woken?;
         self.turn_began(ticks());
         if kicked {
-            self.reporter.link().drain_kicks();
+            self.events.signals().drain_kicks();
             self.check_stop()?;
         }
         if readable {
@@ -384,12 +376,12 @@ impl Machine {
     /// # Errors
     /// As said.
     pub fn check_stop(&self) -> Result<(), MachineError> {
-        if self.reporter.link().stopped() { Err(MachineError::Stopped) } else { Ok(()) }
+        if self.events.signals().stopped() { Err(MachineError::Stopped) } else { Ok(()) }
     }
 
     /// Sleeps; says whether a kick came and whether the port is readable.
     fn sleep(&self, timeout: Duration) -> Result<(bool, bool), MachineError> {
-        let kick = self.reporter.link().kick_fd();
+        let kick = self.events.signals().kick_fd();
         // A port that the adapter can't take frames from would wake us time after time for nothing.
         let port = self.adapter.port_fd().filter(|_| self.adapter.can_receive());
         let mut fds = [kick, port.unwrap_or(kick)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -431,7 +423,7 @@ impl Machine {
             _ => Instant::now(),
         };
         self.phase = announced;
-        self.reporter.send(Event::Phase(announced, at));
+        self.events.send(Event::Phase(announced, at));
         Ok(())
     }
 

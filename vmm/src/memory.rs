@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 
 use toll_guest_abi::{BootInfo, Command, MESSAGE_LENGTH, Status};
 use toll_vnic::GuestMemory;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::layout::{ARENA, BOOT_INFO, COMMAND, STACK, STACK_END, STATUS};
 
@@ -128,6 +128,11 @@ impl SharedPages {
         let _ = advise(&self.memory, ARENA, end, libc::MADV_HUGEPAGE);
     }
 
+    /// Bytes of memory.
+    pub fn length(&self) -> u64 {
+        self.memory.iter().map(GuestMemoryRegion::len).sum()
+    }
+
     /// The memory that holds the pages.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
@@ -144,7 +149,7 @@ impl SharedPages {
         (length > 0).then(|| text.chars().map(printable).collect())
     }
 
-    /// Payload bytes since the measured interval began, as the guest counts them: progress, not a result.
+    /// Bytes of data since the measured interval began, as the guest counts them: progress, not a result.
     pub fn measured_bytes(&self) -> u64 {
         let status = self.status();
         let start = status.measure_start_bytes.load(Ordering::Acquire);

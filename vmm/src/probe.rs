@@ -20,9 +20,9 @@ use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress, Span};
 use toll_vnic::port::{PortError, memory};
 
 use crate::boot::Program;
+use crate::channel::Event;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
 use crate::kvm::{self, KvmError};
-use crate::link::Event;
 use crate::runner::{Devices, Runner, StartError, start};
 
 /// What two guests may take together. It is some 20 ms, and a second where the CPU itself is emulated.

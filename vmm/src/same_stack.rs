@@ -17,9 +17,8 @@ use crate::boot::{Program, boot_info};
 use crate::clock::ticks;
 use crate::config::EndConfig;
 use crate::layout::ARENA;
-use crate::machine::{EngineView, Machine, MachineError, Parts};
+use crate::machine::{Components, EngineView, Machine, MachineError};
 use crate::recording::Recording;
-use crate::runner::Stage;
 
 /// Why the program could not be run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -51,37 +50,25 @@ struct HostPlatform {
 ///
 /// # Errors
 /// A [`Failure`] with what the program or the machine said.
-pub fn run(config: &EndConfig, program: &Program, stage: Stage) -> Result<Box<Recording>, Failure> {
-    run_program(config, program, stage).map_err(|error| crate::failure(&error, Vec::new()))
+pub fn run(config: &EndConfig, program: &Program, components: Components) -> Result<Box<Recording>, Failure> {
+    run_program(config, program, components).map_err(|error| crate::failure(&error, Vec::new()))
 }
 
 fn run_program(
     config: &EndConfig,
     program: &Program,
-    stage: Stage,
+    components: Components,
 ) -> Result<Box<Recording>, SameStackError> {
     if *program != Program::Traffic {
         return Err(SameStackError::NotTraffic);
     }
-    let Stage { adapter, looks_at_port, switches, pages, reporter, control_cpu, io } = stage;
-    let interrupts = matches!(adapter.window(), Window::Pio(_));
+    let interrupts = matches!(components.adapter.window(), Window::Pio(_));
     // The program's registers begin at offset 0 here, and its clock is not the time stamp counter.
     let boot = boot_info(config, program, 0, 0);
     let created = Instant::now();
-    let memory = config.memory;
-    let shared = pages.clone();
+    let shared = components.pages.clone();
     let mut platform = HostPlatform {
-        machine: Machine::new(Parts {
-            adapter,
-            looks_at_port,
-            switches,
-            pages,
-            reporter,
-            control_cpu,
-            io: io.map(|io| io.clocks),
-            memory,
-            created,
-        })?,
+        machine: Machine::new(components, created)?,
         interrupts,
         arena_next: boot.arena_base,
         arena_end: boot.arena_base + boot.arena_length,
@@ -94,19 +81,19 @@ fn run_program(
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => Ok(platform.machine.end(0)?),
         Ok(Err(error)) => Err(SameStackError::Program(error.to_string())),
-        Err(payload) => Err(unwound(payload)),
+        Err(panic) => Err(unwound(panic)),
     }
 }
 
-fn unwound(payload: Box<dyn Any + Send>) -> SameStackError {
-    let payload = match payload.downcast::<MachineError>() {
+fn unwound(panic: Box<dyn Any + Send>) -> SameStackError {
+    let panic = match panic.downcast::<MachineError>() {
         Ok(error) => return SameStackError::Machine(*error),
-        Err(payload) => payload,
+        Err(panic) => panic,
     };
-    let text = payload
+    let text = panic
         .downcast_ref::<String>()
         .cloned()
-        .or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
     SameStackError::Panic(text.unwrap_or_else(|| "without a message".into()))
 }
 

@@ -11,9 +11,9 @@ use toll_protocol::report::{EndReport, Failure, Flag};
 use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
 use toll_protocol::units::{Bytes, MacAddress, Span};
 use toll_vmm::boot::Program;
+use toll_vmm::channel::Event;
 use toll_vmm::config::EndConfig;
 use toll_vmm::layout;
-use toll_vmm::link::Event;
 use toll_vmm::probe::Probe;
 use toll_vmm::recording::Recording;
 use toll_vmm::runner::{Devices, Runner, start};
@@ -254,7 +254,7 @@ fn hostile_counters_are_not_believed() -> Result<(), Failed> {
     let recording =
         ended(&boot(Adapter::Pcnet(Default::default()), 8)).map_err(|failure| format!("{failure:#?}"))?;
     let error = recording.report(Vec::new()).expect_err("refused");
-    check(error.to_string().contains("bytes of payload"), &error)
+    check(error.to_string().contains("bytes of data"), &error)
 }
 
 fn hostile_phases_and_messages_fail_the_guest_alone() -> Result<(), Failed> {

@@ -1,4 +1,4 @@
-//! The control thread: talks to the agent over a socket, and runs one end from its configuration to its report.
+//! The session of one trial with the agent: runs one end from its configuration to its report, on the control thread.
 //!
 //! ```text
 //! CONFIGURE --Configure: port and KVM opened, rights given up, PortOpened--> ATTACH --PortAttached: program started--> BOOT
@@ -37,10 +37,10 @@ use toll_vnic::port::tap::Tap;
 use toll_vnic::port::{Framing, Port, PortError};
 
 use crate::boot::Program;
+use crate::channel::Event;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
 use crate::footprint;
 use crate::kvm::KvmError;
-use crate::link::Event;
 use crate::recording::{ClaimError, Recording};
 use crate::runner::{self, Devices, Runner, StartError};
 
@@ -56,7 +56,7 @@ const WATCHDOG_SECONDS: u32 = 10;
 
 /// Why the end failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ControlError {
+pub enum SessionError {
     /// The agent's end of the socket is closed: there is nobody to tell.
     #[error("the agent has closed the control socket")]
     Closed,
@@ -145,40 +145,40 @@ enum Happening {
 /// The process has no other thread.
 ///
 /// # Errors
-/// [`ControlError::Closed`], or another one if the agent can't be told.
-pub fn serve(socket: UnixStream, confinement: Confinement) -> Result<Outcome, ControlError> {
-    let mut control = Control { socket, decoder: Decoder::default(), confinement };
-    let result = control.run_end();
+/// [`SessionError::Closed`], or another one if the agent can't be told.
+pub fn serve(socket: UnixStream, confinement: Confinement) -> Result<Outcome, SessionError> {
+    let mut session = Session { socket, decoder: Decoder::default(), confinement };
+    let result = session.run_end();
     let outcome = match result {
-        Ok(report) => control.send(&ChildEvent::Done(Box::new(report))).map(|()| Outcome::Done),
-        Err(ControlError::Closed) => Err(ControlError::Closed),
+        Ok(report) => session.send(&ChildEvent::Done(Box::new(report))).map(|()| Outcome::Done),
+        Err(SessionError::Closed) => Err(SessionError::Closed),
         Err(error) => {
             let failure = describe(error);
-            control.send(&ChildEvent::Failed(failure.clone())).map(|()| Outcome::Failed(failure))
+            session.send(&ChildEvent::Failed(failure.clone())).map(|()| Outcome::Failed(failure))
         }
     };
     alarm::cancel();
     outcome
 }
 
-fn describe(error: ControlError) -> Failure {
+fn describe(error: SessionError) -> Failure {
     match error {
-        ControlError::Program(failure) => failure,
-        ControlError::Deadline { stopped: Some(ref failure), .. } => {
+        SessionError::Program(failure) => failure,
+        SessionError::Deadline { stopped: Some(ref failure), .. } => {
             Failure { reason: error.to_string(), last_words: failure.last_words.clone() }
         }
         error => crate::failure(&error, Vec::new()),
     }
 }
 
-struct Control {
+struct Session {
     socket: UnixStream,
     decoder: Decoder,
     confinement: Confinement,
 }
 
-impl Control {
-    fn run_end(&mut self) -> Result<EndReport, ControlError> {
+impl Session {
+    fn run_end(&mut self) -> Result<EndReport, SessionError> {
         let config = match self.command("Configure")? {
             ChildCommand::Configure(config) => EndConfig::try_from(config)?,
             other => return Err(out_of_turn(&other, "Configure")),
@@ -216,7 +216,7 @@ impl Control {
         Ok(report)
     }
 
-    fn boot(&mut self, runner: &Runner, limit: Duration) -> Result<(), ControlError> {
+    fn boot(&mut self, runner: &Runner, limit: Duration) -> Result<(), SessionError> {
         let deadline = Instant::now() + limit;
         loop {
             match self.next(Some(runner), Some(deadline))? {
@@ -228,7 +228,7 @@ impl Control {
         }
     }
 
-    fn await_start(&mut self, runner: &Runner) -> Result<SocketAddrV4, ControlError> {
+    fn await_start(&mut self, runner: &Runner) -> Result<SocketAddrV4, SessionError> {
         loop {
             match self.next(Some(runner), None)? {
                 Happening::Command(ChildCommand::Start { peer }) => return Ok(peer),
@@ -244,7 +244,7 @@ impl Control {
         &mut self,
         runner: &Runner,
         limit: Duration,
-    ) -> Result<(Box<Recording>, Observed), ControlError> {
+    ) -> Result<(Box<Recording>, Observed), SessionError> {
         let deadline = Instant::now() + limit;
         let mut observed = Observed::default();
         // While the interval is measured: when it began.
@@ -262,7 +262,7 @@ impl Control {
                 }
                 Happening::Event(Event::Phase(..)) => {}
                 Happening::Event(Event::Ended(Ok(recording))) => return Ok((recording, observed)),
-                Happening::Event(Event::Ended(Err(failure))) => return Err(ControlError::Program(failure)),
+                Happening::Event(Event::Ended(Err(failure))) => return Err(SessionError::Program(failure)),
                 Happening::Command(command) => return Err(out_of_turn(&command, "nothing")),
                 Happening::Time => {
                     let now = Instant::now();
@@ -281,7 +281,7 @@ impl Control {
     }
 
     /// Waits for a message of the agent, an event of the program, or `until`.
-    fn next(&mut self, runner: Option<&Runner>, until: Option<Instant>) -> Result<Happening, ControlError> {
+    fn next(&mut self, runner: Option<&Runner>, until: Option<Instant>) -> Result<Happening, SessionError> {
         loop {
             alarm::set(WATCHDOG_SECONDS);
             if let Some(command) = self.decoder.next_message()? {
@@ -304,7 +304,7 @@ impl Control {
             let mut fds = [socket, news];
             match poll(&mut fds, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(ControlError::Socket(errno.into())),
+                Err(errno) => return Err(SessionError::Socket(errno.into())),
             }
             if fds[0].revents().is_some_and(|events| !events.is_empty()) {
                 self.receive()?;
@@ -312,33 +312,33 @@ impl Control {
         }
     }
 
-    fn command(&mut self, expected: &'static str) -> Result<ChildCommand<VmmConfig>, ControlError> {
+    fn command(&mut self, expected: &'static str) -> Result<ChildCommand<VmmConfig>, SessionError> {
         loop {
             match self.next(None, None)? {
                 Happening::Command(command) => return Ok(command),
-                Happening::Event(_) => return Err(ControlError::OutOfTurn { got: "an event", expected }),
+                Happening::Event(_) => return Err(SessionError::OutOfTurn { got: "an event", expected }),
                 Happening::Time => {}
             }
         }
     }
 
-    fn receive(&mut self) -> Result<(), ControlError> {
+    fn receive(&mut self) -> Result<(), SessionError> {
         let mut bytes = [0; 4096];
         match self.socket.read(&mut bytes) {
-            Ok(0) => Err(ControlError::Closed),
+            Ok(0) => Err(SessionError::Closed),
             Ok(length) => {
                 self.decoder.push(&bytes[..length]);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(ControlError::Closed),
-            Err(error) => Err(ControlError::Socket(error)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(SessionError::Closed),
+            Err(error) => Err(SessionError::Socket(error)),
         }
     }
 
-    fn send(&mut self, event: &ChildEvent) -> Result<(), ControlError> {
+    fn send(&mut self, event: &ChildEvent) -> Result<(), SessionError> {
         match self.socket.write_all(&encode(event)?) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ControlError::Closed),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(SessionError::Closed),
             sent => Ok(sent?),
         }
     }
@@ -390,27 +390,27 @@ fn open_ports(config: &EndConfig) -> Result<Vec<Box<dyn Port>>, PortError> {
 }
 
 /// Stops a program that is late.
-fn stop(runner: &Runner, state: &'static str, after: Duration, since: &'static str) -> ControlError {
+fn stop(runner: &Runner, state: &'static str, after: Duration, since: &'static str) -> SessionError {
     let stopped = runner.stop(STOP_PATIENCE).and_then(Result::err);
-    ControlError::Deadline { state, after, since, stopped }
+    SessionError::Deadline { state, after, since, stopped }
 }
 
 /// A program that ends before it was started has failed, even if it says otherwise.
-fn ended_early(event: Event) -> Result<(), ControlError> {
+fn ended_early(event: Event) -> Result<(), SessionError> {
     match event {
         Event::Phase(..) => Ok(()),
-        Event::Ended(Err(failure)) => Err(ControlError::Program(failure)),
+        Event::Ended(Err(failure)) => Err(SessionError::Program(failure)),
         Event::Ended(Ok(_)) => {
-            Err(ControlError::Program(Failure::new("the program ended before it was started")))
+            Err(SessionError::Program(Failure::new("the program ended before it was started")))
         }
     }
 }
 
-fn out_of_turn(command: &ChildCommand<VmmConfig>, expected: &'static str) -> ControlError {
+fn out_of_turn(command: &ChildCommand<VmmConfig>, expected: &'static str) -> SessionError {
     let got = match command {
         ChildCommand::Configure(_) => "Configure",
         ChildCommand::PortAttached => "PortAttached",
         ChildCommand::Start { .. } => "Start",
     };
-    ControlError::OutOfTurn { got, expected }
+    SessionError::OutOfTurn { got, expected }
 }
