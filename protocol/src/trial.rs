@@ -162,6 +162,24 @@ impl fmt::Display for Adapter {
 }
 
 impl Adapter {
+    /// Whether a thread of its own looks after it.
+    pub const fn has_thread(&self) -> bool {
+        matches!(self, Self::VirtioNet(VirtioNetSwitches { io_thread: true, .. }))
+    }
+
+    /// Whether frames cross its port with a `virtio_net_hdr` before them.
+    pub const fn offloads(&self) -> bool {
+        matches!(self, Self::VirtioNet(switches) if switches.offloads())
+    }
+
+    /// How many pairs of a receive and a transmit queue it has.
+    pub const fn queue_pairs(&self) -> QueuePairs {
+        match self {
+            Self::Pcnet(_) => QueuePairs::ONE,
+            Self::VirtioNet(switches) => switches.queue_pairs,
+        }
+    }
+
     /// Names of the switches that are on, as a campaign writes them.
     pub fn switches(&self) -> Vec<&'static str> {
         match self {

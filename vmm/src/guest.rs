@@ -105,16 +105,13 @@ impl Guest {
         components: Components,
     ) -> Result<Self, GuestError> {
         let started = Timebase::now();
-        let Components { adapter, switches, pages, events, io, .. } = &components;
+        let Components { adapter, pages, events, io, .. } = &components;
         let vm = Vm::new(kvm, pages.memory().clone())?;
         let entry = image::load(program.image(), pages.memory(), config.memory)?;
         let vcpu = vm.vcpu(&entry)?;
         let bus = Bus::new(adapter.window());
-        let postbox = if switches.io_in_kernel {
-            Some(vm.postbox(&vcpu, bus.posted(&**adapter).into_iter())?)
-        } else {
-            None
-        };
+        let posted = bus.posted(&**adapter);
+        let postbox = (!posted.is_empty()).then(|| vm.postbox(&vcpu, posted.into_iter())).transpose()?;
         if let Some((register, kick)) = io.as_ref().and_then(|io| io.notify.as_ref()) {
             vm.notifies(bus.adapter_base() + register, kick.as_fd())?;
         }

@@ -12,11 +12,8 @@ use std::time::{Duration, Instant};
 use nix::sys::pthread::pthread_kill;
 use toll_protocol::child::Engine;
 use toll_protocol::report::Failure;
-use toll_protocol::trial::{self, PcnetSwitches};
-use toll_vnic::adapter::pcnet::Pcnet;
-use toll_vnic::adapter::virtio_net::VirtioNet;
-use toll_vnic::adapter::{Adapter, AdapterError};
-use toll_vnic::port::{Port, PortError};
+use toll_vnic::adapter::{self, AdapterError};
+use toll_vnic::port::Port;
 
 use crate::boot::Program;
 use crate::channel::{Event, Signals, channel};
@@ -109,38 +106,24 @@ impl Devices {
 /// # Errors
 /// [`StartError`]. What goes wrong later comes as [`Event::Ended`].
 pub fn start(config: &EndConfig, program: Program, devices: Devices) -> Result<Runner, StartError> {
-    let Devices { mut ports, engine } = devices;
+    let Devices { ports, engine } = devices;
     handle_stop_signal()?;
     let memory = allocate(config.memory)?;
     let pages = SharedPages::new(&memory)?;
-    let mut io = None;
-    let (adapter, switches): (Box<dyn Adapter>, Option<PcnetSwitches>) = match config.adapter {
-        trial::Adapter::Pcnet(switches) => {
-            let port = ports.pop().filter(|_| ports.is_empty());
-            let port = port.ok_or(AdapterError::Port(PortError::Queues { pairs: 1, ports: ports.len() }))?;
-            let chip = Pcnet::new(memory, port, config.mac);
-            let chip = if switches.send_combining.is_some() { chip.holding_back() } else { chip };
-            (Box::new(chip), Some(switches))
-        }
-        trial::Adapter::VirtioNet(switches) => {
-            let mut device = Box::new(VirtioNet::new(memory, ports, config.mac, config.mtu, switches)?);
-            if switches.io_thread {
-                let remote = Remote::start(device, config.io_cpu)?;
-                io = Some(remote.io()?);
-                (Box::new(remote), None)
-            } else {
-                // The WAIT doorbell is a look at all rings, and no program sleeps or ends without it.
-                device.watch(true)?;
-                (device, None)
-            }
-        }
+    let mut adapter = adapter::build(&config.adapter, memory, ports, config.mac, config.mtu)?;
+    let io = if config.adapter.has_thread() {
+        let remote = Remote::start(adapter, config.io_cpu)?;
+        let io = remote.io()?;
+        adapter = Box::new(remote);
+        Some(io)
+    } else {
+        // The WAIT doorbell is a look at all rings, and no program sleeps or ends without it.
+        adapter.watch(true)?;
+        None
     };
-    let (looks_at_port, switches) = (switches.is_some(), switches.unwrap_or_default());
     let (signals, sender, events) = channel().map_err(ThreadError::of("eventfd"))?;
     let components = Components {
         adapter,
-        looks_at_port,
-        switches,
         pages: pages.clone(),
         events: sender,
         control_cpu: CpuClock::of_this_thread(),

@@ -7,10 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use toll_guest::driver::pcnet;
+use toll_guest::driver::{InterruptHandler, interrupt_handler};
 use toll_guest::platform::{DmaRegion, Platform, Registers};
 use toll_protocol::report::Failure;
-use toll_vnic::adapter::Window;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 use crate::boot::{Program, boot_info};
@@ -36,7 +35,8 @@ enum SameStackError {
 /// The program's world.
 struct HostPlatform {
     machine: Machine,
-    interrupts: bool,
+    /// What runs where a guest would be interrupted, if the driver has interrupts.
+    handler: Option<InterruptHandler<Self>>,
     arena_next: u64,
     arena_end: u64,
     /// Clock of the program.
@@ -62,14 +62,13 @@ fn run_program(
     if *program != Program::Traffic {
         return Err(SameStackError::NotTraffic);
     }
-    let interrupts = matches!(components.adapter.window(), Window::Pio(_));
     // The program's registers begin at offset 0 here, and its clock is not the time stamp counter.
     let boot = boot_info(config, program, 0, 0);
     let created = Instant::now();
     let shared = components.pages.clone();
     let mut platform = HostPlatform {
         machine: Machine::new(components, created)?,
-        interrupts,
+        handler: interrupt_handler(boot.adapter),
         arena_next: boot.arena_base,
         arena_end: boot.arena_base + boot.arena_length,
         started: created,
@@ -123,11 +122,9 @@ impl HostPlatform {
 
     /// Where a guest would be interrupted: on its return from an access.
     fn interrupt_if_pending(&mut self) {
-        if !self.interrupts || !self.machine.interrupt_pending() {
-            return;
-        }
+        let Some(handler) = self.handler.filter(|_| self.machine.interrupt_pending()) else { return };
         self.machine.pages().status().in_service.store(1, Ordering::Release);
-        let causes = pcnet::handle_interrupt(self);
+        let causes = handler(self);
         let status = self.machine.pages().status();
         status.interrupt_causes.fetch_or(causes, Ordering::AcqRel);
         status.in_service.store(0, Ordering::Release);

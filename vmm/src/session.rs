@@ -25,7 +25,7 @@ use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
 use toll_protocol::cpu::HostCpu;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
-use toll_protocol::trial::{Adapter, Direction, EndReady};
+use toll_protocol::trial::{Direction, EndReady};
 use toll_protocol::units::{InterfaceAddress, Span};
 use toll_protocol::validity;
 use toll_vnic::port::capture::{Capture, HEADER_BYTES};
@@ -350,13 +350,8 @@ fn boxed<P: Port + 'static>(ports: Vec<P>) -> Vec<Box<dyn Port>> {
 
 /// The host side of the adapter, with headers if the adapter's offloads need them: a port for each queue pair.
 fn open_ports(config: &EndConfig) -> Result<Vec<Box<dyn Port>>, PortError> {
-    let (framing, pairs) = match &config.adapter {
-        Adapter::VirtioNet(switches) => {
-            let framing = if switches.offloads() { Framing::VirtioNetHeader } else { Framing::Bare };
-            (framing, switches.queue_pairs.count())
-        }
-        Adapter::Pcnet(_) => (Framing::Bare, 1),
-    };
+    let framing = if config.adapter.offloads() { Framing::VirtioNetHeader } else { Framing::Bare };
+    let pairs = config.adapter.queue_pairs().count();
     let mut port: Box<dyn Port> = match &config.port {
         VmmPort::Tap { name } if pairs > 1 => return Ok(boxed(Tap::create_queues(name, framing, pairs)?)),
         VmmPort::Tap { name } => Box::new(Tap::create(name, framing)?),
