@@ -78,15 +78,16 @@ fn set_congestion(socket: &impl AsFd) -> Result<(), SocketError> {
     Err(SocketError::Congestion(refusal.into()))
 }
 
-/// A socket that is bound to the plan's address (port 0: the kernel chooses), so that what the peer answers comes to the
+/// A socket that is bound to the plan's address and `port` (0: the kernel chooses), so that what the peer answers comes to the
 /// test NIC on a host with several addresses, and to its interface: nothing leaves or comes by another one. Its congestion
 /// control may take CAP_NET_ADMIN (sysctl `tcp_allowed_congestion_control`). Since Linux 5.7 SO_BINDTODEVICE needs no right
 /// on a socket that has no interface yet.
 ///
 /// # Errors
 /// [`SocketError::Io`], [`SocketError::Interface`] or [`SocketError::Congestion`].
-pub fn open(plan: &Plan) -> Result<OwnedFd, SocketError> {
-    let failed = |call: &'static str| move |errno: Errno| io_error(call, plan.bind)(errno.into());
+pub fn open(plan: &Plan, port: u16) -> Result<OwnedFd, SocketError> {
+    let address = SocketAddrV4::new(*plan.bind.ip(), port);
+    let failed = |call: &'static str| move |errno: Errno| io_error(call, address)(errno.into());
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd: OwnedFd =
         socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Tcp).map_err(failed("socket"))?;
@@ -99,17 +100,17 @@ pub fn open(plan: &Plan) -> Result<OwnedFd, SocketError> {
         setsockopt(&fd, sockopt::TcpMaxSeg, &segment).map_err(failed("setsockopt of TCP_MAXSEG"))?;
     }
     setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(failed("setsockopt"))?;
-    bind(fd.as_raw_fd(), &SockaddrIn::from(plan.bind)).map_err(failed("bind"))?;
+    bind(fd.as_raw_fd(), &SockaddrIn::from(address)).map_err(failed("bind"))?;
     Ok(fd)
 }
 
-/// Listens on the plan's address (port 0: the kernel chooses); connections inherit what the socket was made with.
+/// Listens on the plan's address and `port` (0: the kernel chooses); connections inherit what the socket was made with.
 ///
 /// # Errors
 /// [`SocketError::Io`], [`SocketError::Interface`] or [`SocketError::Congestion`].
-pub fn listen(plan: &Plan) -> Result<(TcpListener, SocketAddrV4), SocketError> {
-    let address = plan.bind;
-    let fd = open(plan)?;
+pub fn listen(plan: &Plan, port: u16) -> Result<(TcpListener, SocketAddrV4), SocketError> {
+    let address = SocketAddrV4::new(*plan.bind.ip(), port);
+    let fd = open(plan, port)?;
     start_listening(&fd, Backlog::MAXCONN).map_err(|errno| io_error("listen", address)(errno.into()))?;
     let listener = TcpListener::from(fd);
     match listener.local_addr() {

@@ -218,11 +218,11 @@ mod tests {
 
     /// A report as an agent writes it, with `samples` of them and `causes` of exits.
     fn report(samples: usize, causes: usize) -> String {
-        let samples = vec![r#"{"at":"100ms","bytes":9}"#; samples].join(",");
+        let samples = vec![r#"{"at":"100ms","sent_bytes":0,"received_bytes":9}"#; samples].join(",");
         let cause = |cause| format!(r#""{cause}":{{"count":1,"handling":"0ns"}}"#);
         let causes = (0..causes).map(cause).collect::<Vec<_>>().join(",");
         format!(
-            r#"{{"result":{{"trial":"000000000001","report":{{"bytes":1,"interval":"1s","samples":[{samples}],"threads":[],
+            r#"{{"result":{{"trial":"000000000001","report":{{"sent_bytes":0,"received_bytes":1,"traffic":{{"kind":"stream"}},"interval":"1s","samples":[{samples}],"threads":[],
             "cpu":{{"guest":null,"vmm":null,"host":null}},"exits":{{"by_cause":{{{causes}}},"kvm_userspace":null,
             "kvm_all":null}},"frames":null,"spared":null,"start_to_first_frame":null,"flags":[]}}}}}}"#
         )
