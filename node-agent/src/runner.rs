@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Engine, Outside, VmmConfig, VmmPort};
-use toll_protocol::facts::{HostFacts, KvmFact, NicFacts};
+use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Outside, VmmConfig, VmmPort};
+use toll_protocol::facts::{HostFacts, NicFacts};
+use toll_protocol::fitness;
 use toll_protocol::message::FromAgent;
 use toll_protocol::report::{EndReport, Failure};
-use toll_protocol::trial::{Adapter, EndKind, EndReady, EndSpec, NativeProgram, Port, TrialId};
+use toll_protocol::trial::{EndKind, EndReady, EndSpec, Engine, NetworkMode, Nic, TrialId};
 use toll_protocol::units::Bytes;
 use toll_protocol::validity;
 
@@ -65,30 +66,7 @@ impl Host {
 
 /// What this host lacks for an end, if it lacks something.
 pub(crate) fn refusal(facts: &HostFacts, end: &EndSpec) -> Option<Failure> {
-    let refused = |why: String| Some(Failure::new(why));
-    let asked = match &end.kind {
-        EndKind::Native { program: NativeProgram::Iperf3 } => {
-            let why = facts.iperf3.as_ref().err()?;
-            return refused(format!("this host can't run iperf3: {why}"));
-        }
-        EndKind::Native { .. } => return None,
-        EndKind::Guest { port, .. } | EndKind::SameStack { port, .. } => *port,
-    };
-    if let (EndKind::Guest { .. }, KvmFact::Unusable { reason, .. }) = (&end.kind, &facts.kvm) {
-        return refused(format!("this host can't run a guest: {reason}"));
-    }
-    if !asked.is_on_the_wire() {
-        return None;
-    }
-    let Some(wire) = facts.wire else { return refused("this host has no test NIC".to_owned()) };
-    match (wire.port(asked), &facts.tun) {
-        (None, _) => refused(format!(
-            "this host has no port `{asked}`: its virtual ends reach the wire by {wire}; leave the port out of the \
-             campaign, or start the agent with another --wire"
-        )),
-        (Some(Port::Tap), Err(reason)) => refused(format!("this host can't create a TAP: {reason}")),
-        (Some(_), _) => None,
-    }
+    fitness::lack(&end.kind, facts).map(|lack| Failure::new(lack.to_string()))
 }
 
 /// One trial on this host.
@@ -295,39 +273,35 @@ impl Runner {
 
     async fn set_up_network(&self, held: &mut Held) -> Result<(), NetworkError> {
         let network = &self.host.network;
-        if self.end.kind.port() != Some(Port::Hub) {
+        let on = self.end.kind.network_mode();
+        if on != Some(NetworkMode::HostOnly) {
             held.nic = network.nic_facts().await?;
             network.check_peer(self.end.peer).await?;
         }
         // Checked above; the ends of a hub reach nobody but each other.
         let peer = self.end.peer.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        match self.end.kind {
-            EndKind::Native { .. } => {
-                held.native = Some(network.native(self.end.mtu).await?);
-                Ok(())
-            }
-            EndKind::Guest { port: Port::Nat, .. } | EndKind::SameStack { port: Port::Nat, .. } => {
+        match on {
+            None => held.native = Some(network.native(self.end.mtu).await?),
+            Some(NetworkMode::Nat) => {
                 let site = network.native(self.end.mtu).await?;
                 held.native = Some(site);
                 let (address, interface) = (site.address.address, network.nic().to_owned());
                 let outside = Outside { address, interface, peer, segment: site.segment };
                 held.port = Some(VmmPort::Nat { outside });
-                Ok(())
             }
-            EndKind::Guest { port: Port::Hub, .. } | EndKind::SameStack { port: Port::Hub, .. } => {
+            Some(NetworkMode::HostOnly) => {
                 let what = "the socket pair of a hub could not be made";
                 let socket = self.host.hubs.take(self.trial);
                 let socket = socket.map_err(|source| NetworkError::Socket { what, source })?;
                 held.port = Some(VmmPort::Hub { descriptor: socket.as_raw_fd() });
                 held.socket = Some(socket);
-                Ok(())
             }
-            EndKind::Guest { .. } | EndKind::SameStack { .. } => {
+            Some(NetworkMode::Bridged) => {
                 held.gateway = network.gateway(self.end.address, peer).await?;
                 held.port = Some(network.set_up(self.trial, &self.station()).await?);
-                Ok(())
             }
         }
+        Ok(())
     }
 
     async fn spawn(&self, held: &mut Held) -> Result<(), Failure> {
@@ -348,12 +322,8 @@ impl Runner {
                 // It looks for iperf3.
                 ("toll-endpoint", Environment::Path, Configure::Endpoint(config))
             }
-            EndKind::Guest { adapter, .. } => {
-                let config = self.vmm_config(Engine::Kvm, adapter, held)?;
-                ("toll-vmm", Environment::Empty, Configure::Vmm(config))
-            }
-            EndKind::SameStack { adapter, .. } => {
-                let config = self.vmm_config(Engine::HostProcess, adapter, held)?;
+            EndKind::Virtual { engine, nic } => {
+                let config = self.vmm_config(*engine, nic, held)?;
                 ("toll-vmm", Environment::Empty, Configure::Vmm(config))
             }
         };
@@ -383,15 +353,15 @@ impl Runner {
         Station { mac, address: address.address, mtu }
     }
 
-    fn vmm_config(&self, engine: Engine, adapter: &Adapter, held: &Held) -> Result<VmmConfig, Failure> {
+    fn vmm_config(&self, engine: Engine, nic: &Nic, held: &Held) -> Result<VmmConfig, Failure> {
         let port = held.port.clone();
         let capture = held.capture.as_ref();
         Ok(VmmConfig {
             trial: self.trial,
             engine,
-            adapter: adapter.clone(),
+            adapter: nic.adapter.clone(),
             port: port.ok_or_else(|| Failure::new("the virtual end's port is not known"))?,
-            impairments: self.end.decorators.impairments,
+            impairments: nic.decorators.impairments,
             capture: capture.map(|reserved| (reserved.capture(), reserved.file().to_owned())),
             mac: self.end.mac,
             address: self.end.address,

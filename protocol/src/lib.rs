@@ -1,18 +1,25 @@
 //! What crosses a machine or a file in Toll: units, the campaign schema, messages between processes and
 //! results. Pure data and pure functions; nothing here does I/O, so every other crate may depend on it.
 
+pub mod adapter;
 pub mod bounded;
 pub mod campaign;
 pub mod child;
 pub mod cpu;
 pub mod decorators;
+pub mod direction;
+pub mod engine;
 pub mod facts;
+pub mod failure;
 pub mod figure;
 pub mod file;
+pub mod findings;
+pub mod fitness;
 pub mod frame;
 pub mod message;
 pub mod metrics;
 pub mod peer;
+pub mod port;
 pub mod printable;
 pub mod process;
 pub mod report;

@@ -3,7 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use toll_protocol::child::{Engine, VmmConfig, VmmPort};
+use toll_protocol::child::{VmmConfig, VmmPort};
+use toll_protocol::engine::Engine;
 use toll_protocol::traffic::stream::Stream;
 use toll_protocol::traffic::{Job, Timing, Traffic};
 use toll_protocol::trial::{Adapter, Direction, Open, TrialId};
@@ -29,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         let config = EndConfig::try_from(VmmConfig {
             trial: TrialId::new(1),
-            engine: Engine::Kvm,
+            engine: Engine::Payload,
             adapter,
             port: VmmPort::Tap { name: "unused".into() },
             impairments: None,

@@ -4,8 +4,8 @@
 //! ```text
 //! session  <- socket -> agent
 //!    | runner
-//!    +--> guest (kvm, bus, exits)  --+
-//!    +--> same_stack               --+--> machine --> adapter (toll_vnic) --> port
+//!    +--> engine/guest (kvm, bus, exits)  --+
+//!    +--> engine/same_stack               --+--> machine --> adapter (toll_vnic) --> port
 //! ```
 //! `kvm` is the only module that talks to /dev/kvm; there is no asynchronous runtime here.
 
@@ -22,19 +22,20 @@ pub mod bus;
 pub mod channel;
 pub mod clock;
 pub mod config;
+pub mod dialogue;
+pub mod engine;
 pub mod exits;
 mod footprint;
-pub mod guest;
 pub mod image;
 pub mod io_thread;
 pub mod kvm;
 pub mod layout;
 pub mod machine;
 pub mod memory;
+pub mod ports;
 pub mod probe;
 pub mod recording;
 pub mod runner;
-mod same_stack;
 pub mod session;
 pub mod snapshot;
 pub mod thread;

@@ -8,6 +8,7 @@
 //! A phase may be left out, but never comes late or twice.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -21,12 +22,13 @@ use toll_vnic::adapter::{Adapter, AdapterError, ClockTick};
 use crate::alarm::Alarm;
 use crate::channel::{Event, EventSender};
 use crate::clock::{CpuClock, Timebase, ticks};
+use crate::dialogue::Dialogue;
 use crate::exits::Exits;
 use crate::io_thread::{Io, IoClocks};
 use crate::kvm::KvmCounts;
 use crate::memory::SharedPages;
 use crate::recording::Recording;
-use crate::snapshot::{Claim, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::thread::STOP_SIGNAL;
 
 /// Why the program can't go on.
@@ -85,6 +87,7 @@ pub struct Machine {
     /// The clock tick of this thread, if the adapter wants one.
     alarm: Option<Alarm>,
     pages: SharedPages,
+    dialogue: Arc<dyn Dialogue>,
     events: EventSender,
     cpu: Option<CpuClock>,
     control_cpu: Option<CpuClock>,
@@ -104,6 +107,8 @@ pub struct Components {
     pub adapter: Box<dyn Adapter>,
     /// The shared pages and, through them, memory.
     pub pages: SharedPages,
+    /// What the program says, and is told.
+    pub dialogue: Arc<dyn Dialogue>,
     /// Where events go.
     pub events: EventSender,
     /// CPU clock of the thread that controls the program.
@@ -118,7 +123,7 @@ impl Machine {
     /// # Errors
     /// [`MachineError::Adapter`] or [`MachineError::Alarm`] if the host lacks what an optimisation takes.
     pub fn new(components: Components, created: Instant) -> Result<Self, MachineError> {
-        let Components { mut adapter, pages, events, control_cpu, io } = components;
+        let Components { mut adapter, pages, dialogue, events, control_cpu, io } = components;
         let alarm = |period| Alarm::of_this_thread(STOP_SIGNAL, period);
         let alarm =
             adapter.begin()?.map(alarm).transpose().map_err(|errno| MachineError::Alarm(errno.into()))?;
@@ -127,6 +132,7 @@ impl Machine {
             adapter,
             alarm,
             pages,
+            dialogue,
             events,
             cpu: CpuClock::of_this_thread(),
             control_cpu,
@@ -321,13 +327,7 @@ impl Machine {
         let (Some(start), Some(end)) = (self.snapshots.0.take(), self.snapshots.1.take()) else {
             return Err(MachineError::Early { phase: self.phase });
         };
-        let status = self.pages.status();
-        let claim = Claim {
-            start_bytes: status.measure_start_bytes.load(Ordering::Acquire),
-            end_bytes: status.measure_end_bytes.load(Ordering::Acquire),
-            start_ns: status.measure_start_ns.load(Ordering::Acquire),
-            end_ns: status.measure_end_ns.load(Ordering::Acquire),
-        };
+        let claim = self.dialogue.finish();
         let (created, first_frame, memory) = (self.created, self.first_frame, self.memory);
         Ok(Box::new(Recording { start, end, claim, created, first_frame, memory }))
     }

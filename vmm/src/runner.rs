@@ -4,13 +4,11 @@ use std::net::SocketAddrV4;
 use std::os::fd::BorrowedFd;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use nix::sys::pthread::pthread_kill;
-use toll_protocol::child::Engine;
 use toll_protocol::report::Failure;
 use toll_vnic::adapter::{self, AdapterError};
 use toll_vnic::port::Port;
@@ -19,13 +17,14 @@ use crate::boot::Program;
 use crate::channel::{Event, Signals, channel};
 use crate::clock::CpuClock;
 use crate::config::EndConfig;
+use crate::dialogue::Dialogue;
+use crate::engine::{self, OpenEngine};
 use crate::io_thread::{IoThreadError, Remote};
-use crate::kvm::{self, Kvm, KvmError};
+use crate::kvm::KvmError;
 use crate::machine::Components;
 use crate::memory::{MemoryError, SharedPages, allocate};
 use crate::recording::Recording;
 use crate::thread::{STOP_SIGNAL, ThreadError, handle_stop_signal, pin};
-use crate::{guest, same_stack};
 
 /// How often a thread that was asked to stop is asked again. One signal may come between the thread's look at
 /// `stop` and its system call.
@@ -58,33 +57,16 @@ impl From<IoThreadError> for StartError {
 pub struct Runner {
     signals: Arc<Signals>,
     events: Receiver<Event>,
+    dialogue: Arc<dyn Dialogue>,
     pages: SharedPages,
     thread: JoinHandle<()>,
-}
-
-/// An engine with what it takes a right to open.
-enum OpenEngine {
-    /// Of guests.
-    Kvm(Kvm),
-    /// The program is a thread of this process.
-    HostProcess,
-}
-
-impl OpenEngine {
-    /// Name of the program's thread in reports.
-    const fn thread_name(&self) -> &'static str {
-        match self {
-            Self::Kvm(_) => "vcpu0",
-            Self::HostProcess => "payload",
-        }
-    }
 }
 
 /// What an end takes a right to open. Its threads have none.
 pub struct Devices {
     /// Ports, one for each of its adapter's queue pairs.
     ports: Vec<Box<dyn Port>>,
-    engine: OpenEngine,
+    engine: Box<dyn OpenEngine>,
 }
 
 impl Devices {
@@ -93,11 +75,7 @@ impl Devices {
     /// # Errors
     /// [`KvmError`], of a guest.
     pub fn open(config: &EndConfig, ports: Vec<Box<dyn Port>>) -> Result<Self, KvmError> {
-        let engine = match config.engine {
-            Engine::Kvm => OpenEngine::Kvm(kvm::open()?),
-            Engine::HostProcess => OpenEngine::HostProcess,
-        };
-        Ok(Self { ports, engine })
+        Ok(Self { ports, engine: engine::open(config.engine)? })
     }
 }
 
@@ -121,10 +99,12 @@ pub fn start(config: &EndConfig, program: Program, devices: Devices) -> Result<R
         adapter.watch(true)?;
         None
     };
+    let dialogue = engine.dialogue(config, &pages);
     let (signals, sender, events) = channel().map_err(ThreadError::of("eventfd"))?;
     let components = Components {
         adapter,
         pages: pages.clone(),
+        dialogue: Arc::clone(&dialogue),
         events: sender,
         control_cpu: CpuClock::of_this_thread(),
         io,
@@ -132,20 +112,17 @@ pub fn start(config: &EndConfig, program: Program, devices: Devices) -> Result<R
     let config = config.clone();
     let thread = std::thread::Builder::new()
         .name(engine.thread_name().into())
-        .spawn(move || run(&config, program, &engine, components))
+        .spawn(move || run(&config, program, &*engine, components))
         .map_err(ThreadError::creating)?;
-    Ok(Runner { signals, events, pages, thread })
+    Ok(Runner { signals, events, dialogue, pages, thread })
 }
 
 /// The body of the program's thread. Its last event is sent when all else has been dropped, the TAP included.
-fn run(config: &EndConfig, program: Program, engine: &OpenEngine, components: Components) {
+fn run(config: &EndConfig, program: Program, engine: &dyn OpenEngine, components: Components) {
     let events = components.events.clone();
     let result = match config.cpu.map(|cpu| pin(engine.thread_name(), cpu)).transpose() {
         Err(error) => Err(crate::failure(&error, Vec::new())),
-        Ok(_) => match engine {
-            OpenEngine::Kvm(kvm) => guest::run(kvm, config, &program, components),
-            OpenEngine::HostProcess => same_stack::run(config, &program, components),
-        },
+        Ok(_) => engine.run(config, &program, components),
     };
     events.send(Event::Ended(result));
 }
@@ -168,9 +145,9 @@ impl Runner {
         self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
     }
 
-    /// Bytes of data of the measured interval so far: read without an exit.
-    pub fn measured_bytes(&self) -> u64 {
-        self.pages.measured_bytes()
+    /// What the program says.
+    pub fn dialogue(&self) -> &dyn Dialogue {
+        &*self.dialogue
     }
 
     /// The shared pages.
@@ -181,11 +158,7 @@ impl Runner {
 
     /// Tells the program its peer, and to connect if that is its part.
     pub fn start_traffic(&self, peer: SocketAddrV4) {
-        let command = self.pages.command();
-        // Network order in memory.
-        command.peer_address.store(u32::from_ne_bytes(peer.ip().octets()), Ordering::Relaxed);
-        command.peer_port.store(u32::from(peer.port()), Ordering::Relaxed);
-        command.start.store(1, Ordering::Release);
+        self.dialogue.start(peer);
         self.signals.kick();
     }
 

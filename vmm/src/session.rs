@@ -8,9 +8,8 @@
 //! Anything else (a message out of turn, a program that ends early, a deadline that passes) ends in `Failed`. The
 //! end of the socket ends the process at once, from any state; so does a control thread that hangs, by SIGALRM.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::io::{self, Read, Write};
+use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -21,26 +20,22 @@ use nix::unistd::alarm;
 use toll_child::confinement::{Confinement, ConfinementError};
 use toll_child::contention::host_cpu;
 use toll_guest_abi::phase;
-use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
+use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig};
 use toll_protocol::cpu::HostCpu;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
-use toll_protocol::trial::{Direction, EndReady};
-use toll_protocol::units::{InterfaceAddress, Span};
+use toll_protocol::trial::Direction;
+use toll_protocol::units::Span;
 use toll_protocol::validity;
-use toll_vnic::port::capture::{Capture, HEADER_BYTES};
-use toll_vnic::port::hub::Hub;
-use toll_vnic::port::impaired::{Impaired, Impairments};
-use toll_vnic::port::macvtap::{Device, Macvtap};
-use toll_vnic::port::nat::Nat;
-use toll_vnic::port::tap::Tap;
-use toll_vnic::port::{Framing, Port, PortError};
+use toll_vnic::port::PortError;
+use toll_vnic::port::capture::HEADER_BYTES;
 
 use crate::boot::Program;
 use crate::channel::Event;
-use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
+use crate::config::{ConfigError, EndConfig};
 use crate::footprint;
 use crate::kvm::KvmError;
+use crate::ports;
 use crate::recording::{ClaimError, Recording};
 use crate::runner::{self, Devices, Runner, StartError};
 
@@ -183,7 +178,7 @@ impl Session {
             ChildCommand::Configure(config) => EndConfig::try_from(config)?,
             other => return Err(out_of_turn(&other, "Configure")),
         };
-        let devices = Devices::open(&config, open_ports(&config)?)?;
+        let devices = Devices::open(&config, ports::open(&config)?)?;
         // All its threads come later.
         let capture = config.capture.as_ref().map_or(0, |(capture, _)| capture.limit.0.max(HEADER_BYTES));
         self.confinement.enter(capture)?;
@@ -194,8 +189,7 @@ impl Session {
         }
         let runner = runner::start(&config, Program::Traffic, devices)?;
         self.boot(&runner, config.deadline)?;
-        let address = SocketAddrV4::new(config.address.address, LISTEN_PORT);
-        self.send(&ChildEvent::Ready(EndReady { address }))?;
+        self.send(&ChildEvent::Ready(runner.dialogue().ready()))?;
         // Nobody waits for it now: the guest is idle until its peer is ready too.
         let overhead = footprint::beside(runner.pages().memory());
         let peer = self.await_start(&runner)?;
@@ -273,7 +267,7 @@ impl Session {
                     }
                     if let Some(start) = measuring.filter(|_| due.is_some_and(|due| now >= due)) {
                         let at = Span::from(now.saturating_duration_since(start));
-                        let bytes = runner.measured_bytes();
+                        let bytes = runner.dialogue().progress();
                         let (sent_bytes, received_bytes) =
                             if direction.sends() { (bytes, 0) } else { (0, bytes) };
                         let sample = Sample { at, sent_bytes, received_bytes };
@@ -347,46 +341,6 @@ impl Session {
             sent => Ok(sent?),
         }
     }
-}
-
-fn boxed<P: Port + 'static>(ports: Vec<P>) -> Vec<Box<dyn Port>> {
-    ports.into_iter().map(|port| -> Box<dyn Port> { Box::new(port) }).collect()
-}
-
-/// The host side of the adapter, with headers if the adapter's offloads need them: a port for each queue pair.
-fn open_ports(config: &EndConfig) -> Result<Vec<Box<dyn Port>>, PortError> {
-    let framing = if config.adapter.offloads() { Framing::VirtioNetHeader } else { Framing::Bare };
-    let pairs = config.adapter.queue_pairs().count();
-    let mut port: Box<dyn Port> = match &config.port {
-        VmmPort::Tap { name } if pairs > 1 => return Ok(boxed(Tap::create_queues(name, framing, pairs)?)),
-        VmmPort::Tap { name } => Box::new(Tap::create(name, framing)?),
-        VmmPort::Macvtap { name, major, minor } => {
-            let device = Device { major: *major, minor: *minor };
-            if pairs > 1 {
-                return Ok(boxed(Macvtap::open_queues(name, device, framing, pairs)?));
-            }
-            Box::new(Macvtap::open(name, device, framing)?)
-        }
-        VmmPort::Hub { descriptor } => Box::new(Hub::inherited(*descriptor, framing)?),
-        VmmPort::Nat { outside } => {
-            // Who has one was seen when the configuration was taken.
-            let gateway = config.gateway.unwrap_or(Ipv4Addr::UNSPECIFIED);
-            let gateway = InterfaceAddress { address: gateway, ..config.address };
-            Box::new(Nat::new(gateway, outside.clone(), config.mtu)?)
-        }
-    };
-    if let Some(impairments) = &config.impairments {
-        port = Box::new(Impaired::new(port, Impairments::of(impairments, config.seed))?);
-    }
-    if let Some((capture, path)) = &config.capture {
-        let file = File::create(path).map_err(|source| PortError::Open {
-            port: format!("capture file {}", path.display()),
-            advice: "let the agent's --captures be a folder that it may write to",
-            source,
-        })?;
-        port = Box::new(Capture::new(port, Box::new(BufWriter::new(file)), capture.limit.0)?);
-    }
-    Ok(vec![port])
 }
 
 /// Stops a program that is late.

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use toll_guest_abi::phase;
-use toll_protocol::child::{Engine, VmmConfig, VmmPort};
+use toll_protocol::child::{VmmConfig, VmmPort};
+use toll_protocol::engine::Engine;
 use toll_protocol::report::{EndReport, Failure, Flag};
 use toll_protocol::traffic::stream::Stream;
 use toll_protocol::traffic::{Job, Timing, Traffic};
@@ -30,7 +31,7 @@ type Ended = Result<Box<Recording>, Failure>;
 fn config(adapter: Adapter) -> EndConfig {
     let config = VmmConfig {
         trial: TrialId::new(1),
-        engine: Engine::Kvm,
+        engine: Engine::Payload,
         adapter,
         port: VmmPort::Tap { name: "unused".into() },
         impairments: None,

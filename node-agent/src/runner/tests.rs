@@ -1,9 +1,9 @@
 //! What an end is refused for.
 
-use toll_protocol::facts::{KvmKind, Wire};
+use toll_protocol::facts::{KvmFact, KvmKind, Wire};
 use toll_protocol::traffic::stream::Stream;
 use toll_protocol::traffic::{Job, Timing, Traffic};
-use toll_protocol::trial::{Direction, Open};
+use toll_protocol::trial::{Adapter, Direction, NativeProgram, Open, Port};
 use toll_protocol::units::{MacAddress, Span};
 
 use super::*;
@@ -37,7 +37,6 @@ fn end(kind: EndKind) -> EndSpec {
         traffic: Traffic::Stream(Stream { write_size: Bytes(1), ..Stream::default() }),
     };
     EndSpec {
-        decorators: Default::default(),
         kind,
         job,
         address: "10.77.0.101/24".parse().expect("an address"),
@@ -53,8 +52,8 @@ fn end(kind: EndKind) -> EndSpec {
 
 #[test]
 fn an_end_is_refused_for_what_it_needs_and_for_nothing_else() {
-    let guest = EndKind::Guest { adapter: Adapter::Pcnet(Default::default()), port: Port::Tap };
-    let same_stack = EndKind::SameStack { adapter: Adapter::Pcnet(Default::default()), port: Port::Tap };
+    let guest = EndKind::behind(Engine::Payload, Adapter::Pcnet(Default::default()), Port::Tap);
+    let same_stack = EndKind::behind(Engine::SameStack, Adapter::Pcnet(Default::default()), Port::Tap);
     let native = EndKind::Native { program: NativeProgram::Endpoint };
     let iperf3 = EndKind::Native { program: NativeProgram::Iperf3 };
     let why = |facts: &HostFacts, kind: &EndKind| {
@@ -76,7 +75,7 @@ fn an_end_is_refused_for_what_it_needs_and_for_nothing_else() {
 fn a_port_is_given_where_the_wire_has_it_and_refused_with_the_reason_elsewhere() {
     let why = |wire, tun, port| {
         let facts = HostFacts { wire, ..facts(KvmFact::Usable(KvmKind::Vmx), tun) };
-        let kind = EndKind::Guest { adapter: Adapter::Pcnet(Default::default()), port };
+        let kind = EndKind::behind(Engine::Payload, Adapter::Pcnet(Default::default()), port);
         refusal(&facts, &end(kind)).map(|failure| failure.reason).unwrap_or_default()
     };
     assert_eq!(why(Some(Wire::Macvtap), Err("no device".to_owned()), Port::Host), "");

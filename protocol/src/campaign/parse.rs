@@ -17,7 +17,8 @@ use events::Place;
 use outline::Outline;
 
 use super::schema::Document;
-use super::{Campaign, Problem, Step, validate};
+use super::{Campaign, Problem, validate};
+use crate::findings::{Finding, Step};
 
 /// The longest document taken, in bytes: as written, and its values with every alias written out.
 pub const MAX_DOCUMENT: usize = 1 << 20;
@@ -50,7 +51,7 @@ pub fn parse(text: &str) -> Result<Campaign, Vec<Problem>> {
     }
     let document = document(text, outline.index).map_err(|problem| vec![problem])?;
     validate::validate(&document).map_err(|findings| {
-        let problem = |finding: validate::Finding| {
+        let problem = |finding: Finding| {
             let place = outline.place(&finding.path);
             let path = dotted(&finding.path);
             let message =

@@ -13,11 +13,11 @@ use gates::gates;
 use ports::port;
 
 use super::schema::{self, Document};
-use super::{Arm, Campaign, Lab, Select, Step, Workload};
-use crate::decorators::Decorators;
+use super::{Arm, Campaign, Lab, Select, Workload};
+use crate::findings::{Finding, Findings, Step, below};
 use crate::result::Peer;
 use crate::traffic::Arms;
-use crate::trial::{Adapter, EndKind, NativeProgram, PcnetSwitches, VirtioNetSwitches};
+use crate::trial::{EndKind, Engine, NativeProgram, Nic};
 use crate::units::BitRate;
 
 /// IPv4 requires 576 of every host (RFC 791); virtual adapters here take frames up to 9000.
@@ -28,53 +28,15 @@ const SELECTED: std::ops::RangeInclusive<u32> = 2..=1000;
 const BLOCKS: std::ops::RangeInclusive<u32> = 1..=1000;
 const MAX_ARMS: usize = 64;
 const MAX_WORKLOADS: usize = 64;
-/// Findings that are told of one document: whoever has so many begins with the first.
-const MAX_FINDINGS: usize = 50;
 const MIN_RATE: u64 = 1_000_000;
 /// Trials that a campaign may have: two days of the shortest. A plan is held in memory.
 pub const MAX_TRIALS: u64 = 100_000;
-
-/// Something wrong, and the path to it.
-#[derive(Debug)]
-pub(super) struct Finding {
-    pub path: Vec<Step>,
-    pub message: String,
-}
-
-/// Collects what is wrong in a document while it is descended into.
-#[derive(Debug)]
-pub struct Findings(Vec<Finding>);
-
-impl Findings {
-    /// Each costs a walk through the document, which finds its line: a hostile one could have a hundred thousand.
-    pub(crate) fn add(&mut self, path: &[Step], message: impl Into<String>) {
-        match self.0.len() {
-            ..MAX_FINDINGS => self.0.push(Finding { path: path.to_vec(), message: message.into() }),
-            MAX_FINDINGS => self.0.push(Finding { path: Vec::new(), message: "and more is wrong".into() }),
-            _ => {}
-        }
-    }
-
-    /// Finds values that stand in a list twice.
-    pub(crate) fn distinct<T: Ord>(&mut self, values: &[T], path: &[Step], show: impl Fn(&T) -> String) {
-        let mut seen = BTreeSet::new();
-        for (index, value) in values.iter().enumerate() {
-            if !seen.insert(value) {
-                self.add(&below(path, &[Index(index)]), format!("{} is listed twice", show(value)));
-            }
-        }
-    }
-}
-
-fn below(path: &[Step], steps: &[Step]) -> Vec<Step> {
-    [path, steps].concat()
-}
 
 use Step::{Field, Index};
 
 /// Checks `document` and turns it into a campaign.
 pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
-    let mut findings = Findings(Vec::new());
+    let mut findings = Findings::default();
     let out = &mut findings;
     name(&document.metadata.name, &[Field("metadata"), Field("name")], out);
     let spec = &document.spec;
@@ -113,7 +75,8 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
     {
         out.add(&[Field("spec")], why);
     }
-    if findings.0.is_empty() { Ok(campaign) } else { Err(findings.0) }
+    let findings = findings.into_vec();
+    if findings.is_empty() { Ok(campaign) } else { Err(findings) }
 }
 
 impl Campaign {
@@ -259,7 +222,7 @@ fn arm(
     mtu: Option<u32>,
     out: &mut Findings,
 ) -> Option<Arm> {
-    let (mut decorated, mut io_cpu) = (Decorators::default(), None);
+    let mut io_cpu = None;
     let (kind, cpu) = match (&written.native, &written.same_stack, &written.guest) {
         (Some(native), None, None) => {
             let program = match native.program.unwrap_or(schema::Program::Endpoint) {
@@ -268,25 +231,17 @@ fn arm(
             };
             (EndKind::Native { program }, native.pin.as_ref().map(|pin| pin.traffic))
         }
-        (None, Some(same), None) => {
-            let path = below(path, &[Field("sameStack")]);
-            let adapter = adapter(&same.adapter, &path, mtu, out)?;
-            if matches!(adapter, Adapter::Pcnet(PcnetSwitches { io_in_kernel: true, .. })) {
-                let path = below(&path, &[Field("adapter"), Field("pcnet"), Field("ioInKernel")]);
-                out.add(&path, "a same-stack end has no exits that the kernel could spare: leave it out");
-            }
-            let port = port(same.port.as_ref(), &path, out)?;
-            decorated = decorators(same.impairments.as_ref(), same.capture.as_ref(), &path, out);
-            io_cpu = io_pin(same.pin.as_ref(), &adapter, &path, out);
-            (EndKind::SameStack { adapter, port }, same.pin.as_ref().map(|pin| pin.vcpu))
+        (None, Some(schema::SameStack { adapter, port, impairments, capture, pin }), None) => {
+            let wire = (impairments.as_ref(), capture.as_ref());
+            let written = Written { engine: Engine::SameStack, adapter, port: port.as_ref(), wire };
+            io_cpu = pin.as_ref().and_then(|pin| pin.io);
+            (virtual_end(&written, io_cpu, path, mtu, out)?, pin.as_ref().map(|pin| pin.vcpu))
         }
-        (None, None, Some(guest)) => {
-            let path = below(path, &[Field("guest")]);
-            let adapter = adapter(&guest.adapter, &path, mtu, out)?;
-            let port = port(guest.port.as_ref(), &path, out)?;
-            decorated = decorators(guest.impairments.as_ref(), guest.capture.as_ref(), &path, out);
-            io_cpu = io_pin(guest.pin.as_ref(), &adapter, &path, out);
-            (EndKind::Guest { adapter, port }, guest.pin.as_ref().map(|pin| pin.vcpu))
+        (None, None, Some(schema::Guest { os, adapter, port, impairments, capture, pin })) => {
+            let wire = (impairments.as_ref(), capture.as_ref());
+            let written = Written { engine: os.engine(), adapter, port: port.as_ref(), wire };
+            io_cpu = pin.as_ref().and_then(|pin| pin.io);
+            (virtual_end(&written, io_cpu, path, mtu, out)?, pin.as_ref().map(|pin| pin.vcpu))
         }
         (None, None, None) => {
             let example = "write `native: {}`, `sameStack: {adapter: {virtioNet: {}}}` or \
@@ -302,7 +257,7 @@ fn arm(
             return None;
         }
     };
-    let native = matches!(kind, EndKind::Native { .. });
+    let native = kind.is_native();
     if native && written.peers.is_some() {
         out.add(&below(path, &[Field("peers")]), "a native arm has native peers only: leave `peers` out");
     }
@@ -311,24 +266,42 @@ fn arm(
         (Some(own), false) => peers(Some(own), &below(path, &[Field("peers")]), out),
         (None, false) => peers_of_all.to_vec(),
     };
-    ports::check(&kind, &decorated, &peers, path, out);
+    ports::check(&kind, &peers, path, out);
     let name = written.name.clone();
-    Some(Arm { name, kind, decorators: decorated, cpu, io_cpu, peers, paper: written.paper })
+    Some(Arm { name, kind, cpu, io_cpu, peers, paper: written.paper })
 }
 
-/// The CPU of the adapter's own thread.
-fn io_pin(
-    pin: Option<&schema::VirtualPin>,
-    adapter: &Adapter,
+/// A virtual end as it is written, whatever runs it.
+struct Written<'a> {
+    engine: Engine,
+    adapter: &'a schema::Adapter,
+    port: Option<&'a schema::Port>,
+    wire: (Option<&'a schema::Impairments>, Option<&'a schema::Capture>),
+}
+
+/// The virtual end that is `written` in the arm at `path`, its adapter's own thread pinned to `io`.
+fn virtual_end(
+    written: &Written<'_>,
+    io: Option<u32>,
     path: &[Step],
+    mtu: Option<u32>,
     out: &mut Findings,
-) -> Option<u32> {
-    let io = pin?.io?;
-    if !matches!(adapter, Adapter::VirtioNet(VirtioNetSwitches { io_thread: true, .. })) {
-        let message = "the adapter has no thread of its own: write `ioThread: true` in it, or leave `io` out";
-        out.add(&below(path, &[Field("pin"), Field("io")]), message);
+) -> Option<EndKind> {
+    let engine = written.engine;
+    let path = below(path, &[Field(engine.traits().field)]);
+    let adapter = adapter(written.adapter, &path, mtu, out)?;
+    if let Some(useless) = engine.useless_switch(&adapter) {
+        let path = below(&path, &[Field("adapter"), Field(adapter.field()), Field(useless.switch)]);
+        out.add(&path, useless.to_string());
     }
-    Some(io)
+    let port = port(written.port, &path, out)?;
+    let (impairments, capture) = written.wire;
+    let decorators = decorators(impairments, capture, &path, out);
+    if io.is_some() && !adapter.has_thread() {
+        let message = "the adapter has no thread of its own: write `ioThread: true` in it, or leave `io` out";
+        out.add(&below(&path, &[Field("pin"), Field("io")]), message);
+    }
+    Some(EndKind::Virtual { engine, nic: Nic { adapter, port, decorators } })
 }
 
 fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {

@@ -7,9 +7,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Arms, Checked, Traffic, directions, timing};
-use crate::campaign::{Findings, Step};
-use crate::report::Failure;
-use crate::trial::Direction;
+use crate::direction::Direction;
+use crate::failure::Failure;
+use crate::findings::{Findings, Step};
 use crate::units::{Bytes, Span};
 
 /// The field of a workload.

@@ -1,8 +1,8 @@
 //! What stands between a virtual end's adapter and its port.
 
-use super::Step::{self, Field};
 use super::{Findings, below, schema};
 use crate::decorators::{Capture, Decorators, Impairments, Millionths};
+use crate::findings::Step::{self, Field};
 use crate::units::{BitRate, Bytes, Percent, Span};
 
 /// A wire that is slower than this carries no trial to its end.

@@ -2,9 +2,9 @@
 
 use std::fmt::Display;
 
-use super::Step::{self, Field, Index};
 use super::{Findings, below, count, peer, schema};
 use crate::figure::{EXITS_PER_MEGABYTE, FIRST_FRAME, Figure, GOODPUT, MEMORY};
+use crate::findings::Step::{self, Field, Index};
 use crate::result::{Gate, GateCondition, GateSelector, Relation, Subject};
 use crate::units::Percent;
 

@@ -1,10 +1,11 @@
 //! Ports, and what an arm can't be because of its port.
 
-use super::Step::{self, Field};
 use super::{Findings, below, schema};
 use crate::decorators::Decorators;
+use crate::findings::Step::{self, Field};
+use crate::port::{NetworkMode, Port, Traits};
 use crate::result::Peer;
-use crate::trial::{Adapter, EndKind, Port, QueuePairs};
+use crate::trial::{EndKind, Nic, QueuePairs};
 
 pub(super) fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {
     let Some(schema::Port { tap, macvtap, hub, nat }) = written else { return Some(Port::Host) };
@@ -24,55 +25,44 @@ pub(super) fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Find
     None
 }
 
-/// What an arm has that is of one queue.
-fn of_one_queue(port: Port, decorators: &Decorators) -> Option<&'static str> {
-    if matches!(port, Port::Hub | Port::Nat) {
+/// What a virtual end has that is of one queue.
+fn of_one_queue(nic: &Nic) -> Option<&'static str> {
+    if !nic.port.traits().multi_queue {
         return Some("a hub and address translation have one queue: write `queuePairs: 1`, or another port");
     }
-    let Decorators { impairments, capture } = decorators;
+    let Decorators { impairments, capture } = nic.decorators;
     (impairments.is_some() || capture.is_some()).then_some(
         "impairments and a capture are of one queue, in whose order frames go: write `queuePairs: 1`, or leave them out",
     )
 }
 
 /// What a port is that no wire of a host is: for `peers` of an arm, its adapter's offloads and queue pairs.
-pub(super) fn check(
-    kind: &EndKind,
-    decorators: &Decorators,
-    peers: &[Peer],
-    path: &[Step],
-    out: &mut Findings,
-) {
-    let (engine, adapter, port) = match kind {
-        EndKind::Native { .. } => return,
-        EndKind::SameStack { adapter, port } => ("sameStack", adapter, *port),
-        EndKind::Guest { adapter, port } => ("guest", adapter, *port),
-    };
-    match port {
-        Port::Hub if peers.contains(&Peer::Native) => {
+pub(super) fn check(kind: &EndKind, peers: &[Peer], path: &[Step], out: &mut Findings) {
+    let EndKind::Virtual { engine, nic } = kind else { return };
+    let Traits { name, mode, offloads, .. } = nic.port.traits();
+    match mode {
+        NetworkMode::HostOnly if peers.contains(&Peer::Native) => {
             let message =
                 "a hub joins two ends of the arm and no native one: write `peers: [same-arm]` in the arm";
             out.add(path, message);
         }
-        Port::Nat if peers.contains(&Peer::SameArm) => {
+        NetworkMode::Nat if peers.contains(&Peer::SameArm) => {
             let message =
                 "nobody can connect to an end behind address translation: write `peers: [native]` in the arm";
             out.add(path, message);
         }
-        _ => {}
+        NetworkMode::HostOnly | NetworkMode::Nat | NetworkMode::Bridged => {}
     }
-    if let (Port::Nat, Adapter::VirtioNet(switches)) = (port, adapter)
-        && switches.offloads()
-    {
+    let field = Field(engine.traits().field);
+    if nic.adapter.offloads() && !offloads {
         let message = "address translation carries whole frames with their checksums: leave `checksumOffload`, `tso` and \
                        `segmentCombining` off";
-        out.add(&below(path, &[Field(engine), Field("port"), Field("nat")]), message);
+        out.add(&below(path, &[field, Field("port"), Field(name)]), message);
     }
-    if let Adapter::VirtioNet(switches) = adapter
-        && switches.queue_pairs > QueuePairs::ONE
-        && let Some(fault) = of_one_queue(port, decorators)
+    if nic.adapter.queue_pairs() > QueuePairs::ONE
+        && let Some(fault) = of_one_queue(nic)
     {
-        let path = below(path, &[Field(engine), Field("adapter"), Field("virtioNet"), Field("queuePairs")]);
-        out.add(&path, fault);
+        let adapter = Field(nic.adapter.field());
+        out.add(&below(path, &[field, Field("adapter"), adapter, Field("queuePairs")]), fault);
     }
 }

@@ -12,6 +12,7 @@ use toll_guest::platform::{DmaRegion, Platform, Registers};
 use toll_protocol::report::Failure;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
+use super::OpenEngine;
 use crate::boot::{Program, boot_info};
 use crate::clock::ticks;
 use crate::config::EndConfig;
@@ -46,12 +47,22 @@ struct HostPlatform {
     machine_ticks: u64,
 }
 
-/// Runs the payload program on the calling thread.
-///
-/// # Errors
-/// A [`Failure`] with what the program or the machine said.
-pub fn run(config: &EndConfig, program: &Program, components: Components) -> Result<Box<Recording>, Failure> {
-    run_program(config, program, components).map_err(|error| crate::failure(&error, Vec::new()))
+/// The engine: it takes no right, and has nothing open.
+pub struct SameStack;
+
+impl OpenEngine for SameStack {
+    fn thread_name(&self) -> &'static str {
+        "payload"
+    }
+
+    fn run(
+        &self,
+        config: &EndConfig,
+        program: &Program,
+        components: Components,
+    ) -> Result<Box<Recording>, Failure> {
+        run_program(config, program, components).map_err(|error| crate::failure(&error, Vec::new()))
+    }
 }
 
 fn run_program(
