@@ -22,6 +22,7 @@ pub mod peer;
 pub mod port;
 pub mod printable;
 pub mod process;
+pub mod relation;
 pub mod report;
 pub mod result;
 pub mod service;

@@ -131,7 +131,7 @@ impl Observed {
 
 /// What the control thread waits for.
 enum Happening {
-    Command(ChildCommand<VmmConfig>),
+    Command(Box<ChildCommand<VmmConfig>>),
     Event(Event),
     Time,
 }
@@ -226,8 +226,10 @@ impl Session {
     fn await_start(&mut self, runner: &Runner) -> Result<SocketAddrV4, SessionError> {
         loop {
             match self.next(Some(runner), None)? {
-                Happening::Command(ChildCommand::Start { peer }) => return Ok(peer),
-                Happening::Command(command) => return Err(out_of_turn(&command, "Start")),
+                Happening::Command(command) => match *command {
+                    ChildCommand::Start { peer } => return Ok(peer),
+                    command => return Err(out_of_turn(&command, "Start")),
+                },
                 // A listening program's peer may be quicker than our agent.
                 Happening::Event(event) => ended_early(event)?,
                 Happening::Time => {}
@@ -284,7 +286,7 @@ impl Session {
         loop {
             alarm::set(WATCHDOG_SECONDS);
             if let Some(command) = self.decoder.next_message()? {
-                return Ok(Happening::Command(command));
+                return Ok(Happening::Command(Box::new(command)));
             }
             if let Some(event) = runner.and_then(Runner::take_event) {
                 return Ok(Happening::Event(event));
@@ -314,7 +316,7 @@ impl Session {
     fn command(&mut self, expected: &'static str) -> Result<ChildCommand<VmmConfig>, SessionError> {
         loop {
             match self.next(None, None)? {
-                Happening::Command(command) => return Ok(command),
+                Happening::Command(command) => return Ok(*command),
                 Happening::Event(_) => return Err(SessionError::OutOfTurn { got: "an event", expected }),
                 Happening::Time => {}
             }

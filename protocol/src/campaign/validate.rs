@@ -5,56 +5,39 @@ mod decorators;
 mod gates;
 mod ports;
 
-use std::collections::BTreeSet;
-
 use adapters::adapter;
 use decorators::decorators;
 use gates::gates;
 use ports::port;
 
+use super::limits;
 use super::schema::{self, Document};
 use super::{Arm, Campaign, Lab, Select, Workload};
+use crate::findings::told::Told;
 use crate::findings::{Finding, Findings, Step, below};
 use crate::result::Peer;
 use crate::traffic::Arms;
 use crate::trial::{EndKind, Engine, NativeProgram, Nic};
-use crate::units::BitRate;
 
-/// IPv4 requires 576 of every host (RFC 791); virtual adapters here take frames up to 9000.
-const MTU: std::ops::RangeInclusive<u32> = 576..=9000;
-const HOSTS: std::ops::RangeInclusive<u32> = 2..=16;
-/// A fleet's hosts in one campaign.
-const SELECTED: std::ops::RangeInclusive<u32> = 2..=1000;
-const BLOCKS: std::ops::RangeInclusive<u32> = 1..=1000;
-const MAX_ARMS: usize = 64;
-const MAX_WORKLOADS: usize = 64;
-const MIN_RATE: u64 = 1_000_000;
 /// Trials that a campaign may have: two days of the shortest. A plan is held in memory.
 pub const MAX_TRIALS: u64 = 100_000;
 
 use Step::{Field, Index};
 
-/// Checks `document` and turns it into a campaign.
-pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
-    let mut findings = Findings::default();
+/// Checks `document` and turns it into a campaign, which is one if nothing is found or told. What only follows from what is
+/// told is not found.
+pub(super) fn validate(document: &Document, told: Told) -> (Campaign, Vec<Finding>) {
+    let mut findings = Findings::new(told);
     let out = &mut findings;
-    name(&document.metadata.name, &[Field("metadata"), Field("name")], out);
     let spec = &document.spec;
     let lab = lab(&spec.hosts, out);
-    let select = select(&spec.hosts, out);
-    let peers = peers(spec.peers.as_deref(), &[Field("spec"), Field("peers")], out);
+    let select = select(&spec.hosts);
+    let peers = peers(spec.peers.as_deref());
     let asked = mtu(&spec.hosts, lab, out);
-    let mtu = asked.or(lab.map(|lab| lab.mtu)).map(u32::from);
+    let mtu = mtu_of_trials(asked, lab, out);
     let arms = arms(spec, &peers, mtu, out);
     let workloads = workloads(spec, out);
     let blocks = spec.blocks.unwrap_or(5);
-    if !BLOCKS.contains(&blocks) {
-        let message = format!("{blocks} is out of range: write {} to {}", BLOCKS.start(), BLOCKS.end());
-        out.add(&[Field("spec"), Field("blocks")], message);
-    }
-    if spec.seed.is_some_and(|seed| i64::try_from(seed).is_err()) {
-        out.add(&[Field("spec"), Field("seed")], "is over 2^63 - 1, the largest that Kubernetes keeps");
-    }
     let gates = gates(spec, out);
     let name = document.metadata.name.clone();
     let at_least = select.as_ref().map(|select| select.at_least);
@@ -70,13 +53,40 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
         seed: spec.seed,
         gates,
     };
-    if let Some(why) =
-        [lab.map(|lab| lab.count), at_least].into_iter().flatten().find_map(|hosts| campaign.too_large(hosts))
-    {
+    let too_large = [lab.map(|lab| lab.count), at_least]
+        .into_iter()
+        .flatten()
+        .find_map(|hosts| campaign.too_large(hosts));
+    if let Some(why) = too_large.filter(|_| !factors(spec).iter().any(|path| out.is_wrong(path))) {
         out.add(&[Field("spec")], why);
     }
-    let findings = findings.into_vec();
-    if findings.is_empty() { Ok(campaign) } else { Err(findings) }
+    (campaign, findings.into_vec())
+}
+
+/// What the number of trials is the product of.
+fn factors(spec: &schema::Spec) -> Vec<Vec<Step>> {
+    let path = |steps: &[Step]| below(&[Field("spec")], steps);
+    let mut factors = vec![
+        path(&[Field("hosts"), Field("lab"), Field("count")]),
+        path(&[Field("hosts"), Field("select"), Field("atLeast")]),
+        path(&[Field("pairs")]),
+        path(&[Field("peers")]),
+        path(&[Field("blocks")]),
+    ];
+    factors.extend((0..spec.arms.len()).map(|arm| path(&[Field("arms"), Index(arm), Field("peers")])));
+    for (index, workload) in spec.workloads.iter().enumerate() {
+        let directions = |kind| path(&[Field("workloads"), Index(index), Field(kind), Field("directions")]);
+        factors.extend(workload.written().into_iter().map(directions));
+    }
+    factors
+}
+
+/// The MTU that trials will have, as far as the document says it.
+fn mtu_of_trials(asked: Option<u16>, lab: Option<Lab>, out: &Findings) -> Option<u32> {
+    let hosts = [Field("spec"), Field("hosts")];
+    let wrong = |steps: &[Step]| out.is_wrong(&below(&hosts, steps));
+    let of_lab = || lab.filter(|_| !wrong(&[Field("lab"), Field("link"), Field("mtu")])).map(|lab| lab.mtu);
+    if wrong(&[Field("mtu")]) { None } else { asked.or_else(of_lab).map(u32::from) }
 }
 
 impl Campaign {
@@ -105,48 +115,24 @@ impl Campaign {
     }
 }
 
-/// RFC 1123 label: what Kubernetes takes as a name, and what is safe in a file name.
-fn name(name: &str, path: &[Step], out: &mut Findings) {
-    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let edges = !name.starts_with('-') && !name.ends_with('-');
-    if name.is_empty() || name.len() > 63 || !name.chars().all(allowed) || !edges {
-        out.add(path, format!("`{name}` is no name: write 1 to 63 of a-z, 0-9 and -, not - at an end"));
-    }
-}
-
 fn lab(hosts: &schema::Hosts, out: &mut Findings) -> Option<Lab> {
     let path = [Field("spec"), Field("hosts")];
     if hosts.select.is_none() && hosts.lab.is_none() {
-        out.add(
+        out.add_missing(
             &path,
             "names no hosts: write `lab: {count: 2}` for virtual hosts on this machine, or `select: {}`",
         );
     }
     let lab = hosts.lab.as_ref()?;
-    let path = below(&path, &[Field("lab")]);
-    if !HOSTS.contains(&lab.count) {
-        let message = format!("a lab has {} to {} hosts, not {}", HOSTS.start(), HOSTS.end(), lab.count);
-        out.add(&below(&path, &[Field("count")]), message);
-    }
-    let mtu = lab.link.mtu.unwrap_or(1500);
-    if !MTU.contains(&mtu) {
-        let message = format!("{mtu} is out of range: write {} to {}", MTU.start(), MTU.end());
-        out.add(&below(&path, &[Field("link"), Field("mtu")]), message);
-    }
-    if let Some(rate) = lab.link.rate.filter(|rate| rate.0 < MIN_RATE) {
-        let message = format!("{rate} is below {}, the slowest link a lab makes", BitRate(MIN_RATE));
-        out.add(&below(&path, &[Field("link"), Field("rate")]), message);
-    }
-    Some(Lab { count: lab.count, rate: lab.link.rate, mtu: u16::try_from(mtu).unwrap_or(1500) })
+    let mtu = lab.link.mtu.unwrap_or(limits::LAB_MTU);
+    Some(Lab { count: lab.count, rate: lab.link.rate, mtu: u16::try_from(mtu).unwrap_or_default() })
 }
 
 /// The MTU that trials are asked to have.
 fn mtu(hosts: &schema::Hosts, lab: Option<Lab>, out: &mut Findings) -> Option<u16> {
     let mtu = hosts.mtu?;
     let path = [Field("spec"), Field("hosts"), Field("mtu")];
-    if !MTU.contains(&mtu) {
-        out.add(&path, format!("{mtu} is out of range: write {} to {}", MTU.start(), MTU.end()));
-    } else if let Some(lab) = lab.filter(|lab| u32::from(lab.mtu) < mtu) {
+    if let Some(lab) = lab.filter(|lab| u32::from(lab.mtu) < mtu) {
         let message = format!(
             "is over {}, the MTU of the lab's links: write less, or a larger `lab.link.mtu`",
             lab.mtu
@@ -156,14 +142,9 @@ fn mtu(hosts: &schema::Hosts, lab: Option<Lab>, out: &mut Findings) -> Option<u1
     u16::try_from(mtu).ok()
 }
 
-fn select(hosts: &schema::Hosts, out: &mut Findings) -> Option<Select> {
+fn select(hosts: &schema::Hosts) -> Option<Select> {
     let select = hosts.select.as_ref()?;
-    let path = [Field("spec"), Field("hosts"), Field("select")];
-    let at_least = select.at_least.unwrap_or(*SELECTED.start());
-    if !SELECTED.contains(&at_least) {
-        let message = format!("{at_least} is out of range: write {} to {}", SELECTED.start(), SELECTED.end());
-        out.add(&below(&path, &[Field("atLeast")]), message);
-    }
+    let at_least = select.at_least.unwrap_or(*limits::SELECTED.start());
     Some(Select { labels: select.match_labels.clone(), at_least })
 }
 
@@ -174,45 +155,14 @@ fn peer(peer: schema::Peer) -> Peer {
     }
 }
 
-fn peers(peers: Option<&[schema::Peer]>, path: &[Step], out: &mut Findings) -> Vec<Peer> {
-    let Some(peers) = peers else { return vec![Peer::Native] };
-    if peers.is_empty() {
-        out.add(path, "is empty: write `[native]`, `[same-arm]` or both");
-    }
-    out.distinct(peers, path, |written| format!("`{}`", peer(*written)));
-    peers.iter().copied().map(peer).collect()
+fn peers(peers: Option<&[schema::Peer]>) -> Vec<Peer> {
+    peers.map_or_else(|| vec![Peer::Native], |peers| peers.iter().copied().map(peer).collect())
 }
 
 fn arms(spec: &schema::Spec, peers: &[Peer], mtu: Option<u32>, out: &mut Findings) -> Vec<Arm> {
-    let path = [Field("spec"), Field("arms")];
-    if !count(spec.arms.len(), MAX_ARMS, "arm", &path, out) {
-        return Vec::new();
-    }
-    let mut names = BTreeSet::new();
-    let mut arms = Vec::new();
-    for (index, written) in spec.arms.iter().enumerate() {
-        let path = below(&path, &[Index(index)]);
-        let name_path = below(&path, &[Field("name")]);
-        name(&written.name, &name_path, out);
-        if !names.insert(&written.name) {
-            out.add(
-                &name_path,
-                format!("two arms are named `{}`: give each a name of its own", written.name),
-            );
-        }
-        arms.extend(arm(written, &path, peers, mtu, out));
-    }
-    arms
-}
-
-/// Whether there are as many as there may be.
-fn count(count: usize, most: usize, what: &str, path: &[Step], out: &mut Findings) -> bool {
-    if count == 0 {
-        out.add(path, format!("is empty: a campaign needs at least one {what}"));
-    } else if count > most {
-        out.add(path, format!("has {count} entries; at most {most} are taken"));
-    }
-    (1..=most).contains(&count)
+    let path = |index| [Field("spec"), Field("arms"), Index(index)];
+    let arms = spec.arms.iter().enumerate();
+    arms.filter_map(|(index, written)| arm(written, &path(index), peers, mtu, out)).collect()
 }
 
 fn arm(
@@ -223,30 +173,44 @@ fn arm(
     out: &mut Findings,
 ) -> Option<Arm> {
     let mut io_cpu = None;
+    let is_native = written.native.is_some();
+    if is_native && written.peers.is_some() {
+        out.add(&below(path, &[Field("peers")]), "a native arm has native peers only: leave `peers` out");
+    }
+    let own = below(path, &[Field("peers")]);
+    let peers_path =
+        if written.peers.is_some() || out.is_told(&own) { own } else { vec![Field("spec"), Field("peers")] };
+    let peers = match (&written.peers, is_native) {
+        (_, true) => vec![Peer::Native],
+        (Some(own), false) => peers(Some(own)),
+        (None, false) => peers_of_all.to_vec(),
+    };
     let (kind, cpu) = match (&written.native, &written.same_stack, &written.guest) {
         (Some(native), None, None) => {
             let program = match native.program.unwrap_or(schema::Program::Endpoint) {
                 schema::Program::Endpoint => NativeProgram::Endpoint,
                 schema::Program::Iperf3 => NativeProgram::Iperf3,
             };
-            (EndKind::Native { program }, native.pin.as_ref().map(|pin| pin.traffic))
+            (Some(EndKind::Native { program }), native.pin.as_ref().map(|pin| pin.traffic))
         }
         (None, Some(schema::SameStack { adapter, port, impairments, capture, pin }), None) => {
             let wire = (impairments.as_ref(), capture.as_ref());
-            let written = Written { engine: Engine::SameStack, adapter, port: port.as_ref(), wire };
+            let peers = (&peers[..], &peers_path[..]);
             io_cpu = pin.as_ref().and_then(|pin| pin.io);
-            (virtual_end(&written, io_cpu, path, mtu, out)?, pin.as_ref().map(|pin| pin.vcpu))
+            let written = Written { engine: Engine::SameStack, adapter, port: port.as_ref(), wire, io_cpu };
+            (written.check(peers, path, mtu, out), pin.as_ref().map(|pin| pin.vcpu))
         }
         (None, None, Some(schema::Guest { os, adapter, port, impairments, capture, pin })) => {
             let wire = (impairments.as_ref(), capture.as_ref());
-            let written = Written { engine: os.engine(), adapter, port: port.as_ref(), wire };
+            let peers = (&peers[..], &peers_path[..]);
             io_cpu = pin.as_ref().and_then(|pin| pin.io);
-            (virtual_end(&written, io_cpu, path, mtu, out)?, pin.as_ref().map(|pin| pin.vcpu))
+            let written = Written { engine: os.engine(), adapter, port: port.as_ref(), wire, io_cpu };
+            (written.check(peers, path, mtu, out), pin.as_ref().map(|pin| pin.vcpu))
         }
         (None, None, None) => {
             let example = "write `native: {}`, `sameStack: {adapter: {virtioNet: {}}}` or \
                            `guest: {os: payload, adapter: {virtioNet: {}}}`";
-            out.add(path, format!("arm `{}` is nothing yet: {example}", written.name));
+            out.add_missing(path, format!("arm `{}` is nothing yet: {example}", written.name));
             return None;
         }
         _ => {
@@ -257,18 +221,8 @@ fn arm(
             return None;
         }
     };
-    let native = kind.is_native();
-    if native && written.peers.is_some() {
-        out.add(&below(path, &[Field("peers")]), "a native arm has native peers only: leave `peers` out");
-    }
-    let peers = match (&written.peers, native) {
-        (_, true) => vec![Peer::Native],
-        (Some(own), false) => peers(Some(own), &below(path, &[Field("peers")]), out),
-        (None, false) => peers_of_all.to_vec(),
-    };
-    ports::check(&kind, &peers, path, out);
     let name = written.name.clone();
-    Some(Arm { name, kind, cpu, io_cpu, peers, paper: written.paper })
+    Some(Arm { name, kind: kind?, cpu, io_cpu, peers, paper: written.paper })
 }
 
 /// A virtual end as it is written, whatever runs it.
@@ -277,54 +231,57 @@ struct Written<'a> {
     adapter: &'a schema::Adapter,
     port: Option<&'a schema::Port>,
     wire: (Option<&'a schema::Impairments>, Option<&'a schema::Capture>),
+    io_cpu: Option<u32>,
 }
 
-/// The virtual end that is `written` in the arm at `path`, its adapter's own thread pinned to `io`.
-fn virtual_end(
-    written: &Written<'_>,
-    io: Option<u32>,
-    path: &[Step],
-    mtu: Option<u32>,
-    out: &mut Findings,
-) -> Option<EndKind> {
-    let engine = written.engine;
-    let path = below(path, &[Field(engine.traits().field)]);
-    let adapter = adapter(written.adapter, &path, mtu, out)?;
-    if let Some(useless) = engine.useless_switch(&adapter) {
-        let path = below(&path, &[Field("adapter"), Field(adapter.field()), Field(useless.switch)]);
-        out.add(&path, useless.to_string());
+impl Written<'_> {
+    /// The end that it is, in the arm at `path`, whose peers are said where the second of `peers` says.
+    fn check(
+        &self,
+        peers: (&[Peer], &[Step]),
+        path: &[Step],
+        mtu: Option<u32>,
+        out: &mut Findings,
+    ) -> Option<EndKind> {
+        let engine = self.engine;
+        let path = below(path, &[Field(engine.traits().field)]);
+        let adapter = adapter(self.adapter, &path, mtu, out);
+        if let Some(adapter) = &adapter
+            && let Some(useless) = engine.useless_switch(adapter)
+        {
+            let path = below(&path, &[Field("adapter"), Field(adapter.field()), Field(useless.switch)]);
+            out.add(&path, useless.to_string());
+        }
+        let port = port(self.port);
+        let decorators = decorators(self.wire.0, self.wire.1, &path, out);
+        // Without an adapter that is one nobody knows.
+        if self.io_cpu.is_some() && adapter.as_ref().is_some_and(|adapter| !adapter.has_thread()) {
+            let message =
+                "the adapter has no thread of its own: write `ioThread: true` in it, or leave `io` out";
+            out.add(&below(&path, &[Field("pin"), Field("io")]), message);
+        }
+        ports::check(adapter.as_ref(), port, &decorators, peers, &path, out);
+        let (adapter, port) = adapter.zip(port)?;
+        Some(EndKind::Virtual { engine, nic: Nic { adapter, port, decorators } })
     }
-    let port = port(written.port, &path, out)?;
-    let (impairments, capture) = written.wire;
-    let decorators = decorators(impairments, capture, &path, out);
-    if io.is_some() && !adapter.has_thread() {
-        let message = "the adapter has no thread of its own: write `ioThread: true` in it, or leave `io` out";
-        out.add(&below(&path, &[Field("pin"), Field("io")]), message);
-    }
-    Some(EndKind::Virtual { engine, nic: Nic { adapter, port, decorators } })
 }
 
 fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
-    let path = [Field("spec"), Field("workloads")];
-    if !count(spec.workloads.len(), MAX_WORKLOADS, "workload", &path, out) {
-        return Vec::new();
-    }
     let runs_iperf3 = |arm: &schema::Arm| {
         arm.native.as_ref().is_some_and(|native| native.program == Some(schema::Program::Iperf3))
     };
-    let arms = Arms { iperf3: spec.arms.iter().any(runs_iperf3) };
-    let mut names = BTreeSet::new();
+    let port = |arm: &schema::Arm| {
+        let guest = arm.guest.as_ref().and_then(|guest| guest.port.clone());
+        guest.or_else(|| arm.same_stack.as_ref().and_then(|same| same.port.clone()))
+    };
+    let arms = Arms {
+        iperf3: spec.arms.iter().any(runs_iperf3),
+        payload: spec.arms.iter().any(|arm| arm.guest.is_some() || arm.same_stack.is_some()),
+        nat: spec.arms.iter().filter_map(port).any(|port| port.nat.is_some()),
+    };
     let mut workloads = Vec::new();
     for (index, written) in spec.workloads.iter().enumerate() {
-        let path = below(&path, &[Index(index)]);
-        let name_path = below(&path, &[Field("name")]);
-        name(&written.name, &name_path, out);
-        if !names.insert(&written.name) {
-            out.add(
-                &name_path,
-                format!("two workloads are named `{}`: give each a name of its own", written.name),
-            );
-        }
+        let path = [Field("spec"), Field("workloads"), Index(index)];
         let name = || written.name.clone();
         workloads.extend(written.check(&path, arms, out).map(|asks| Workload { name: name(), asks }));
     }
