@@ -13,7 +13,6 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Outside, VmmConfig, VmmPort};
 use toll_protocol::facts::{HostFacts, NicFacts};
-use toll_protocol::fitness;
 use toll_protocol::message::FromAgent;
 use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::trial::{EndKind, EndReady, EndSpec, Engine, NetworkMode, Nic, TrialId};
@@ -62,11 +61,6 @@ impl Host {
     pub(crate) fn endpoint(&self) -> PathBuf {
         self.programs.join("toll-endpoint")
     }
-}
-
-/// What this host lacks for an end, if it lacks something.
-pub(crate) fn refusal(facts: &HostFacts, end: &EndSpec) -> Option<Failure> {
-    fitness::lack(&end.kind, facts).map(|lack| Failure::new(lack.to_string()))
 }
 
 /// One trial on this host.
@@ -429,6 +423,3 @@ enum Configure {
 fn failed(event: impl FnOnce(Failure) -> Event) -> impl FnOnce(NetworkError) -> Event {
     |error| event(Failure::new(crate::chain(&error)))
 }
-
-#[cfg(test)]
-mod tests;

@@ -6,7 +6,7 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::adapter::{Adapter, PcnetSwitches};
+use crate::adapters::{Adapter, PcnetSwitches};
 
 /// What runs the program of a virtual end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

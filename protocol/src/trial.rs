@@ -8,7 +8,7 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-pub use crate::adapter::{Adapter, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches};
+pub use crate::adapters::{Adapter, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches};
 use crate::decorators::Decorators;
 pub use crate::direction::{Direction, Open};
 pub use crate::engine::Engine;

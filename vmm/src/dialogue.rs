@@ -7,9 +7,9 @@ use std::sync::atomic::Ordering;
 
 use toll_protocol::trial::EndReady;
 
+use crate::claim::Claim;
 use crate::config::LISTEN_PORT;
 use crate::memory::SharedPages;
-use crate::snapshot::Claim;
 
 /// The words of a program and to it.
 pub trait Dialogue: Send + Sync {
@@ -19,8 +19,8 @@ pub trait Dialogue: Send + Sync {
     /// Tells it its peer, and to connect if that is its part.
     fn start(&self, peer: SocketAddrV4);
 
-    /// Bytes of data that it has carried since the measured interval began, as it counts them: progress, not a result.
-    fn progress(&self) -> u64;
+    /// Bytes of data that it has sent and received since the measured interval began, as it counts them: progress, not a result.
+    fn progress(&self) -> (u64, u64);
 
     /// What it says it measured, once it has ended.
     fn finish(&self) -> Claim;
@@ -52,17 +52,11 @@ impl Dialogue for PagesDialogue {
         command.start.store(1, Ordering::Release);
     }
 
-    fn progress(&self) -> u64 {
+    fn progress(&self) -> (u64, u64) {
         self.pages.measured_bytes()
     }
 
     fn finish(&self) -> Claim {
-        let status = self.pages.status();
-        Claim {
-            start_bytes: status.measure_start_bytes.load(Ordering::Acquire),
-            end_bytes: status.measure_end_bytes.load(Ordering::Acquire),
-            start_ns: status.measure_start_ns.load(Ordering::Acquire),
-            end_ns: status.measure_end_ns.load(Ordering::Acquire),
-        }
+        Claim::of(self.pages.status())
     }
 }

@@ -20,6 +20,7 @@ mod alarm;
 pub mod boot;
 pub mod bus;
 pub mod channel;
+pub mod claim;
 pub mod clock;
 pub mod config;
 pub mod dialogue;

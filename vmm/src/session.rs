@@ -24,7 +24,6 @@ use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig};
 use toll_protocol::cpu::HostCpu;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
-use toll_protocol::trial::Direction;
 use toll_protocol::units::Span;
 use toll_protocol::validity;
 use toll_vnic::port::PortError;
@@ -32,11 +31,12 @@ use toll_vnic::port::capture::HEADER_BYTES;
 
 use crate::boot::Program;
 use crate::channel::Event;
+use crate::claim::ClaimError;
 use crate::config::{ConfigError, EndConfig};
 use crate::footprint;
 use crate::kvm::KvmError;
 use crate::ports;
-use crate::recording::{ClaimError, Recording};
+use crate::recording::Recording;
 use crate::runner::{self, Devices, Runner, StartError};
 
 /// Time between two samples.
@@ -194,10 +194,9 @@ impl Session {
         let overhead = footprint::beside(runner.pages().memory());
         let peer = self.await_start(&runner)?;
         runner.start_traffic(peer);
-        let direction = config.job.direction;
-        let (recording, observed) = self.measure(&runner, direction, config.deadline)?;
+        let (recording, observed) = self.measure(&runner, config.deadline)?;
         let host_cpu = observed.host_cpu();
-        let mut report = recording.report(direction, observed.samples)?;
+        let mut report = recording.report(&config.job, observed.samples)?;
         report.overhead = overhead;
         report.host_cpu = host_cpu;
         report.flags.extend(host_cpu.filter(HostCpu::is_stolen).map(|_| Flag::Steal));
@@ -240,7 +239,6 @@ impl Session {
     fn measure(
         &mut self,
         runner: &Runner,
-        direction: Direction,
         limit: Duration,
     ) -> Result<(Box<Recording>, Observed), SessionError> {
         let deadline = Instant::now() + limit;
@@ -269,9 +267,7 @@ impl Session {
                     }
                     if let Some(start) = measuring.filter(|_| due.is_some_and(|due| now >= due)) {
                         let at = Span::from(now.saturating_duration_since(start));
-                        let bytes = runner.dialogue().progress();
-                        let (sent_bytes, received_bytes) =
-                            if direction.sends() { (bytes, 0) } else { (0, bytes) };
+                        let (sent_bytes, received_bytes) = runner.dialogue().progress();
                         let sample = Sample { at, sent_bytes, received_bytes };
                         observed.samples.push(sample);
                         self.send(&ChildEvent::Sample(sample))?;

@@ -49,16 +49,3 @@ pub struct Snapshot {
     /// Exits of a guest, and KVM's own counts.
     pub exits: Option<(Exits, KvmCounts)>,
 }
-
-/// What the program says it measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claim {
-    /// Bytes of data when the interval began.
-    pub start_bytes: u64,
-    /// Bytes of data when it ended.
-    pub end_bytes: u64,
-    /// The program's clock when it began.
-    pub start_ns: u64,
-    /// The program's clock when it ended.
-    pub end_ns: u64,
-}

@@ -3,11 +3,8 @@
 use std::net::Ipv4Addr;
 
 use toll_protocol::facts::HostFacts;
-use toll_protocol::fitness::lack;
-use toll_protocol::trial::{Adapter, EndSpec};
-
-/// pcnet is an Ethernet chip: frames of 1518 bytes with FCS (IEEE 802.3).
-const PCNET_MTU: u16 = 1500;
+use toll_protocol::lack::lack;
+use toll_protocol::trial::EndSpec;
 
 /// The machine's number of the host's `n`th CPU. A lab gives each host some of the machine's, a container too;
 /// pinning by the machine's numbers would work for root and take the CPU of another host.
@@ -24,22 +21,12 @@ pub(super) fn obstacle(end: &EndSpec, facts: &HostFacts) -> Option<String> {
             "the arm is pinned to CPU {cpu} of the host, which has {count} (the first is 0)"
         ));
     }
-    if let Some(lack) = lack(&end.kind, facts) {
+    if let Some(lack) = lack(end, facts) {
         return Some(lack.to_string());
     }
-    let nic = end.kind.nic()?;
-    if end.address.address == Ipv4Addr::UNSPECIFIED {
-        return Some(
-            "no address is left for a guest: start the agent with --guest-addresses FIRST-LAST, addresses of the \
-             test NIC's network that nobody else uses"
-                .into(),
-        );
-    }
-    if matches!(nic.adapter, Adapter::Pcnet(_)) && end.mtu > PCNET_MTU {
-        return Some(format!(
-            "pcnet carries packets of at most {PCNET_MTU} bytes; the path's MTU is {}",
-            end.mtu
-        ));
-    }
-    None
+    (!end.kind.is_native() && end.address.address == Ipv4Addr::UNSPECIFIED).then(|| {
+        "no address is left for a guest: start the agent with --guest-addresses FIRST-LAST, addresses of the test NIC's \
+         network that nobody else uses"
+            .to_owned()
+    })
 }
