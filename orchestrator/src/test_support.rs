@@ -16,7 +16,7 @@ use toll_protocol::result::{
     TrialRecord,
 };
 use toll_protocol::traffic::{TrafficReport, stream};
-use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram, Port, TrialId};
+use toll_protocol::trial::{Adapter, Direction, EndKind, Engine, NativeProgram, Port, TrialId};
 use toll_protocol::units::{BitRate, Bytes, Percent, Span};
 
 use crate::ledger::{LedgerHeader, PlannedTrial};
@@ -38,7 +38,8 @@ struct Behaviour {
 }
 
 fn behaviours() -> Vec<Behaviour> {
-    let guest = |adapter| EndKind::Guest { adapter, port: Port::Tap };
+    let virtual_end = |engine, adapter| EndKind::behind(engine, adapter, Port::Tap);
+    let guest = |adapter| virtual_end(Engine::Payload, adapter);
     let native = |program| EndKind::Native { program };
     vec![
         Behaviour {
@@ -59,7 +60,7 @@ fn behaviours() -> Vec<Behaviour> {
         },
         Behaviour {
             name: "same-stack",
-            kind: EndKind::SameStack { adapter: Adapter::VirtioNet(Default::default()), port: Port::Tap },
+            kind: virtual_end(Engine::SameStack, Adapter::VirtioNet(Default::default())),
             baseline: false,
             goodput: [2.61e9, 2.95e9],
             cpu: [Some(0.22), Some(0.14), Some(0.61)],
@@ -135,7 +136,7 @@ pub fn campaign() -> (LedgerHeader, Vec<TrialRecord>) {
         for behaviour in &behaviours {
             for direction in [Direction::Send, Direction::Receive] {
                 cells.push(key(behaviour.name, direction, Peer::Native));
-                if matches!(behaviour.kind, EndKind::Guest { .. }) {
+                if behaviour.kind.is_guest() {
                     cells.push(key(behaviour.name, direction, Peer::SameArm));
                 }
             }
@@ -239,7 +240,7 @@ fn outcome(behaviour: &Behaviour, trial: &PlannedTrial, source: &mut Xoshiro256P
 fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
     let interval = Span::from_millis(2_000);
     let bytes = (goodput / 8.0 * interval.seconds()) as u64;
-    let is_guest = matches!(behaviour.kind, EndKind::Guest { .. });
+    let is_guest = behaviour.kind.is_guest();
     let segments = bytes / 1_448;
     let share = |share: Option<f64>| share.map(|share| Span((share * interval.0 as f64) as u64));
     let by_cause: BTreeMap<String, ExitStat> = behaviour
@@ -285,7 +286,7 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
         host_cpu: None,
         cpu: CpuSplit { guest, vmm, host },
         exits: is_guest.then_some(ExitReport { by_cause, kvm_userspace: Some(total), kvm_all: None }),
-        frames: (!matches!(behaviour.kind, EndKind::Native { .. })).then_some(frames),
+        frames: (!behaviour.kind.is_native()).then_some(frames),
         spared: None,
         start_to_first_frame: is_guest.then(|| Span::from_millis(3)),
         overhead: is_guest.then_some(Bytes(320 << 10)),

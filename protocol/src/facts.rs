@@ -4,7 +4,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::trial::Port;
+pub use crate::port::Wire;
 use crate::units::{AddressRange, InterfaceAddress};
 
 /// Which KVM the host offers.
@@ -65,41 +65,6 @@ impl NicFacts {
     pub fn is_bounded(&self) -> bool {
         let words = self.driver.iter().chain([&self.name]).chain(&self.offloads);
         self.offloads.len() <= MOST_OFFLOADS && words.into_iter().all(|word| word.len() <= LONGEST_WORD)
-    }
-}
-
-/// How the virtual ends of a host reach the wire that its test NIC is on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Wire {
-    /// The NIC is the agent's alone: each trial puts it on a bridge of the trial's own, with a TAP.
-    Exclusive,
-    /// The NIC is a bridge that the host has already: TAPs are put on it, and nothing else is touched.
-    Bridge,
-    /// A macvtap device on the NIC (mode bridge): the NIC, its addresses and its traffic are untouched.
-    Macvtap,
-}
-
-impl Wire {
-    /// The port that it gives to an end which asks for `port`, or `None` if it can't give that one.
-    pub const fn port(self, port: Port) -> Option<Port> {
-        match (self, port) {
-            (Self::Exclusive | Self::Bridge, Port::Host | Port::Tap) => Some(Port::Tap),
-            (Self::Macvtap, Port::Host | Port::Macvtap) => Some(Port::Macvtap),
-            (Self::Exclusive | Self::Bridge, Port::Macvtap) | (Self::Macvtap, Port::Tap) => None,
-            // Of no wire: any host has them.
-            (_, Port::Hub | Port::Nat) => Some(port),
-        }
-    }
-}
-
-impl std::fmt::Display for Wire {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Exclusive => "exclusive",
-            Self::Bridge => "bridge",
-            Self::Macvtap => "macvtap",
-        })
     }
 }
 

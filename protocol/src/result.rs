@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::facts::HostFacts;
 use crate::figure::{Figure, FigureId};
 use crate::printable;
+pub use crate::relation::Verdict;
 use crate::relation::{AT_MOST, Relation};
 use crate::report::{EndReport, Failure, Flag};
 use crate::trial::{Direction, EndKind, TrialId};
@@ -257,18 +258,6 @@ impl CellResult {
     pub fn to_native(&self, figure: &'static Figure) -> Option<RatioEstimate> {
         self.figure(figure).and_then(|estimate| estimate.to_native)
     }
-}
-
-/// Verdict of a gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// The whole interval is on the right side of the limit.
-    Pass,
-    /// The whole interval is on the wrong side.
-    Fail,
-    /// The interval contains the limit, or there is none: nothing was shown.
-    Inconclusive,
 }
 
 /// What of a figure a gate compares.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use toll_guest_abi::MAX_FLOWS;
 use toll_protocol::adapters::Conflict;
-
-use toll_protocol::child::{Engine, VmmConfig, VmmPort};
+use toll_protocol::child::{VmmConfig, VmmPort};
 use toll_protocol::decorators::{Capture, Impairments};
+use toll_protocol::engine::{Engine, UselessSwitch};
+use toll_protocol::port::{NetworkMode, Traits};
 use toll_protocol::traffic::stream::WRITE_SIZE;
 use toll_protocol::traffic::{Job, Traffic};
 use toll_protocol::trial::{Adapter, Open, QueuePairs};
@@ -58,6 +59,9 @@ pub enum ConfigError {
     /// The gateway is no other host of that network.
     #[error("the gateway {0} is no other host of the end's network")]
     Gateway(Ipv4Addr),
+    /// A switch that means nothing to its engine.
+    #[error("the adapter's switch {} is on: {_0}", _0.switch)]
+    Engine(UselessSwitch),
     /// Behind address translation.
     #[error("address translation and {0} don't go together")]
     Translation(&'static str),
@@ -77,7 +81,7 @@ pub enum ConfigError {
 /// A virtual end that can be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndConfig {
-    /// Guest or host process.
+    /// What runs the program.
     pub engine: Engine,
     /// The adapter model.
     pub adapter: Adapter,
@@ -179,14 +183,18 @@ impl TryFrom<VmmConfig> for EndConfig {
         if let Some(conflict) = adapter.conflicts().into_iter().next() {
             return Err(ConfigError::Switches(conflict));
         }
+        if let Some(useless) = engine.useless_switch(&adapter) {
+            return Err(ConfigError::Engine(useless));
+        }
+        let Traits { mode, multi_queue, offloads, .. } = port.port().traits();
         if let Adapter::VirtioNet(switches) = &adapter
             && switches.queue_pairs > QueuePairs::ONE
         {
-            let lacking = match &port {
-                VmmPort::Hub { .. } | VmmPort::Nat { .. } => Some("a port of one queue"),
-                _ if impairments.is_some() => Some("impairments"),
-                _ if capture.is_some() => Some("a capture"),
-                _ => None,
+            let lacking = match () {
+                () if !multi_queue => Some("a port of one queue"),
+                () if impairments.is_some() => Some("impairments"),
+                () if capture.is_some() => Some("a capture"),
+                () => None,
             };
             if let Some(lacking) = lacking {
                 return Err(ConfigError::QueuePairs(lacking));
@@ -195,17 +203,14 @@ impl TryFrom<VmmConfig> for EndConfig {
         if let Some(name) = port.interface().filter(|name| !is_interface_name(name)) {
             return Err(ConfigError::PortName(name.to_owned()));
         }
-        match (&port, &adapter) {
-            (VmmPort::Nat { .. }, Adapter::VirtioNet(switches)) if switches.offloads() => {
-                return Err(ConfigError::Translation("offloads"));
-            }
-            (VmmPort::Nat { .. }, _) if gateway.is_none() => {
-                return Err(ConfigError::Translation("no gateway"));
-            }
-            (VmmPort::Nat { .. }, _) if job.open == Open::Listen => {
-                return Err(ConfigError::Translation("a listening end"));
-            }
-            _ => {}
+        if adapter.offloads() && !offloads {
+            return Err(ConfigError::Translation("offloads"));
+        }
+        if mode == NetworkMode::Nat && gateway.is_none() {
+            return Err(ConfigError::Translation("no gateway"));
+        }
+        if mode == NetworkMode::Nat && job.open == Open::Listen {
+            return Err(ConfigError::Translation("a listening end"));
         }
         // IEEE 802: the lowest bit of the first byte marks a group address.
         if mac.0[0] & 1 != 0 || mac.0 == [0; 6] {
@@ -256,7 +261,7 @@ mod tests {
     use toll_protocol::child::Outside;
     use toll_protocol::traffic::Timing;
     use toll_protocol::traffic::stream::Stream;
-    use toll_protocol::trial::{Direction, TrialId, VirtioNetSwitches};
+    use toll_protocol::trial::{Direction, PcnetSwitches, TrialId, VirtioNetSwitches};
     use toll_protocol::units::Span;
 
     use super::*;
@@ -264,7 +269,7 @@ mod tests {
     fn good() -> VmmConfig {
         VmmConfig {
             trial: TrialId::new(1),
-            engine: Engine::Kvm,
+            engine: Engine::Payload,
             adapter: Adapter::Pcnet(Default::default()),
             port: VmmPort::Tap { name: "toll0".into() },
             impairments: None,
@@ -370,6 +375,16 @@ mod tests {
         };
         assert!(several(|c| c.port = VmmPort::Hub { descriptor: 3 }).contains("one queue"));
         assert!(several(|c| c.impairments = Some(Impairments::default())).contains("impairments"));
+    }
+
+    #[test]
+    fn a_switch_that_means_nothing_to_the_engine_is_refused() {
+        let in_kernel = PcnetSwitches { io_in_kernel: true, ..PcnetSwitches::OFF };
+        let engine =
+            |engine| EndConfig::try_from(VmmConfig { engine, adapter: Adapter::Pcnet(in_kernel), ..good() });
+        assert!(engine(Engine::Payload).is_ok());
+        let refused = engine(Engine::SameStack).expect_err("refused").to_string();
+        assert!(refused.contains("ioInKernel") && refused.contains("no exits"), "{refused}");
     }
 
     #[test]

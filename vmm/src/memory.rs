@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use toll_guest_abi::{BootInfo, Command, MESSAGE_LENGTH, Status};
 use toll_vnic::GuestMemory;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::layout::{ARENA, BOOT_INFO, COMMAND, STACK, STACK_END, STATUS};
 
@@ -126,6 +126,11 @@ impl SharedPages {
         // An arena that isn't there is none that could be larger.
         let end = self.memory.last_addr().0.saturating_add(1);
         let _ = advise(&self.memory, ARENA, end, libc::MADV_HUGEPAGE);
+    }
+
+    /// Bytes of memory.
+    pub fn length(&self) -> u64 {
+        self.memory.iter().map(GuestMemoryRegion::len).sum()
     }
 
     /// The memory that holds the pages.

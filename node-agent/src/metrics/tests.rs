@@ -13,7 +13,7 @@ use toll_protocol::units::Span;
 
 use super::*;
 
-const GUEST: EndKind = EndKind::Guest { adapter: Adapter::Pcnet(PcnetSwitches::OFF), port: Port::Tap };
+const GUEST: EndKind = EndKind::behind(Engine::Payload, Adapter::Pcnet(PcnetSwitches::OFF), Port::Tap);
 const NATIVE: EndKind = EndKind::Native { program: NativeProgram::Endpoint };
 
 fn text(metrics: &Metrics) -> String {

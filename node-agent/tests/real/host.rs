@@ -188,7 +188,6 @@ impl Fleet {
 /// A native end that moves traffic for so long.
 pub fn native(direction: Direction, open: Open, duration: Span) -> EndSpec {
     EndSpec {
-        decorators: Default::default(),
         kind: EndKind::Native { program: NativeProgram::Endpoint },
         job: Job {
             open,
@@ -212,7 +211,7 @@ pub fn native(direction: Direction, open: Open, duration: Span) -> EndSpec {
 fn place(end: &EndSpec, last: u8) -> Ipv4Addr {
     match end.kind {
         EndKind::Native { .. } => Ipv4Addr::new(10, 77, 0, last),
-        EndKind::Guest { .. } | EndKind::SameStack { .. } => end.address.address,
+        EndKind::Virtual { .. } => end.address.address,
     }
 }
 

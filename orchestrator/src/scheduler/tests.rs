@@ -11,7 +11,7 @@ use toll_protocol::facts::{KvmFact, KvmKind, NicFacts, Wire};
 use toll_protocol::message::Instance;
 use toll_protocol::report::{CpuSplit, EndReport, Failure};
 use toll_protocol::result::RunCounts;
-use toll_protocol::trial::{EndReady, Port};
+use toll_protocol::trial::{EndReady, NetworkMode};
 use toll_protocol::units::{InterfaceAddress, Span};
 
 use super::*;
@@ -435,8 +435,8 @@ impl Simulation {
                 let known = agent.held.get(&trial).cloned();
                 assert!(known.is_some() || !agent.held.iter().any(other), "{host} is in two trials");
                 let nic = self.facts[host].nic.as_ref().and_then(|nic| nic.address).expect("it has a NIC");
-                let address = match end.kind.port() {
-                    None | Some(Port::Nat) => nic.address,
+                let address = match end.kind.network_mode() {
+                    None | Some(NetworkMode::Nat) => nic.address,
                     Some(_) => end.address.address,
                 };
                 let address = SocketAddrV4::new(self.stray.unwrap_or(address), 5201);

@@ -4,7 +4,6 @@ use toll_protocol::figure::{Ends, Figure};
 use toll_protocol::result::{
     ArmSummary, CellKey, CellResult, Compared, Gate, GateCondition, GateResult, Peer, Subject, Verdict,
 };
-use toll_protocol::trial::EndKind;
 
 use super::{blocks, cell_of_arm, generator};
 use crate::statistics::paired_ratio;
@@ -23,9 +22,7 @@ type Estimate = (Option<f64>, Option<[f64; 2]>);
 /// alone have: a gate passes over the cells that it can't be of, unless its selector names their arm.
 pub(super) fn apply(gate: &Gate, of: &Whole<'_>) -> Vec<GateResult> {
     let GateCondition { figure, subject, .. } = &gate.condition;
-    let is_native = |key: &CellKey| {
-        of.arms.iter().any(|arm| arm.name == key.arm && matches!(arm.kind, EndKind::Native { .. }))
-    };
+    let is_native = |key: &CellKey| of.arms.iter().any(|arm| arm.name == key.arm && arm.kind.is_native());
     let passes_over = |key: &CellKey| match subject {
         Subject::RatioTo(arm) => key.arm == *arm,
         Subject::Toll => is_native(key),

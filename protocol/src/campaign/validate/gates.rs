@@ -1,7 +1,7 @@
 //! Gates: which cells, and what must hold of them.
 
-use super::Step::{self, Field, Index};
 use super::{Findings, below, peer, schema};
+use crate::findings::Step::{self, Field, Index};
 use crate::relation::Relation;
 use crate::result::{Gate, GateCondition, GateSelector, Limit, Subject};
 use crate::units::Percent;
@@ -41,7 +41,7 @@ fn tolls(spec: &schema::Spec, out: &mut Findings) {
     let baseline = spec.arms.iter().position(|arm| arm.native.is_some());
     // An arm before it that can't be read may be the baseline.
     let known = unclear.is_none_or(|unclear| baseline.is_some_and(|baseline| baseline < unclear));
-    if !known || out.told.covers(&arms) {
+    if !known || out.is_told(&arms) {
         return;
     }
     let baseline = baseline.and_then(|baseline| spec.arms.get(baseline));

@@ -11,8 +11,8 @@ use smoltcp::wire::IpEndpoint;
 use toll_guest_abi::{BootInfo, MAX_FLOWS, direction, open};
 
 use super::{Application, Counters, Progress, Stack, buffer, pattern};
+use crate::error::{Budget, ProgramError};
 use crate::platform::Platform;
-use crate::program::{Budget, ProgramError};
 
 /// TCP buffers of all flows together on a side that carries the payload. At an MTU of 1500 the receive window is about
 /// 360 frames: the TAP's queue holds 1000, so it never drops. Twice as much made no figure better over TAP, bridge and

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
-use toll_guest::driver::pcnet::handle_interrupt;
+use toll_guest::driver::{InterruptHandler, interrupt_handler};
 use toll_guest::pattern;
 use toll_guest::platform::{DmaRegion, Platform, Registers};
 use toll_guest::program::{self, ProgramError};
@@ -238,6 +238,7 @@ pub struct HostPlatform {
     epoch: Instant,
     free: u64,
     end: u64,
+    handler: Option<InterruptHandler<Self>>,
     in_interrupt: bool,
     pub causes: u32,
     write_size: usize,
@@ -279,6 +280,7 @@ impl HostPlatform {
             epoch: Instant::now(),
             free: boot.arena_base,
             end: arena_end,
+            handler: interrupt_handler(end.adapter),
             in_interrupt: false,
             causes: 0,
             write_size: end.write_size as usize,
@@ -299,10 +301,11 @@ impl HostPlatform {
     }
 
     fn deliver_interrupts(&mut self) {
-        // virtio-net's driver suppresses interrupts.
+        // A driver that polls suppresses interrupts.
+        let Some(handler) = self.handler else { return };
         while self.adapter.interrupt() && !self.in_interrupt {
             self.in_interrupt = true;
-            self.causes |= handle_interrupt(self);
+            self.causes |= handler(self);
             self.in_interrupt = false;
         }
     }
