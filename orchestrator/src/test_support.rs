@@ -15,7 +15,7 @@ use toll_protocol::result::{
     ArmSummary, CellKey, Gate, GateCondition, GateSelector, HostProvenance, Outcome, Pair, Peer, Provenance,
     TrialRecord,
 };
-use toll_protocol::traffic::TrafficReport;
+use toll_protocol::traffic::{TrafficReport, stream};
 use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram, Port, TrialId};
 use toll_protocol::units::{BitRate, Bytes, Percent, Span};
 
@@ -259,6 +259,10 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
     let [guest, vmm, host] = behaviour.cpu.map(share);
     let ways = |bytes: u64| if direction.sends() { (bytes, 0) } else { (0, bytes) };
     let (sent_bytes, received_bytes) = ways(bytes);
+    let flow = |bytes| {
+        let (sent_bytes, received_bytes) = ways(bytes);
+        stream::Flow { sent_bytes, received_bytes }
+    };
     let sample = |step: u64| {
         let (sent_bytes, received_bytes) = ways(bytes * step / 20);
         Sample { at: Span::from_millis(step * 100), sent_bytes, received_bytes }
@@ -266,7 +270,7 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
     EndReport {
         sent_bytes,
         received_bytes,
-        traffic: TrafficReport::Stream(Default::default()),
+        traffic: TrafficReport::Stream(stream::Report { flows: vec![flow(bytes / 2); 2], zero_copy: None }),
         interval,
         samples: (1..=20).map(sample).collect(),
         threads: vec![ThreadCpu {

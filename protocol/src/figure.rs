@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::report::EndReport;
 use crate::result::Run;
+use crate::traffic::{TrafficReport, stream};
 use crate::trial::Direction;
 use crate::units::{Quantity, Span};
 
@@ -158,6 +159,57 @@ pub static GOODPUT: Figure = Figure {
     of_run: |_, run| run.goodput_bytes_per_second,
 };
 
+/// What the arm's peer received of an arm that sends and receives at the same time.
+pub static GOODPUT_SENT: Figure = Figure {
+    id: "goodput-sent",
+    title: "goodput sent",
+    metric: None,
+    of_run: |direction, run| of_both(direction, run.b.as_ref()?),
+    ..GOODPUT
+};
+
+/// What such an arm received.
+pub static GOODPUT_RECEIVED: Figure = Figure {
+    id: "goodput-received",
+    title: "goodput received",
+    metric: None,
+    of_run: |direction, run| of_both(direction, run.a.as_ref()?),
+    ..GOODPUT
+};
+
+/// What the receiving `end` got each second, if both ends receive.
+fn of_both(direction: Direction, end: &EndReport) -> Option<f64> {
+    (direction == Direction::Both && end.interval.0 > 0)
+        .then(|| end.received_bytes as f64 / end.interval.seconds())
+}
+
+/// How evenly the flows of a stream shared what was received: Jain's index, 1 where all had the same.
+pub static FAIRNESS: Figure = Figure {
+    id: "fairness",
+    title: "fairness of flows",
+    unit: Unit::Fraction,
+    better: Better::Higher,
+    compare: Compare::None,
+    ends: Ends::All,
+    metric: Some(Metric {
+        name: "toll_cell_fairness_ratio",
+        limit: None,
+        part: None,
+        help: "Jain's index of what the flows of a cell received, 1 where all had the same, median over the runs.",
+    }),
+    of_run: |_, run| {
+        let received = |end: &Option<EndReport>| -> Vec<u64> {
+            match end.as_ref().map(|end| &end.traffic) {
+                Some(TrafficReport::Stream(report)) => report.received().collect(),
+                None => Vec::new(),
+            }
+        };
+        // Of each way by itself: the two may have different paths.
+        let ways = [received(&run.a), received(&run.b)];
+        ways.into_iter().filter_map(|shares| stream::fairness(shares.into_iter())).reduce(f64::min)
+    },
+};
+
 /// CPU time of all threads of the arm's end.
 pub static CPU: Figure = Figure {
     id: "cpu",
@@ -294,8 +346,11 @@ pub static MEMORY: Figure = Figure {
 };
 
 /// All of them, in the order in which they are shown.
-pub static FIGURES: [&Figure; 10] = [
+pub static FIGURES: [&Figure; 13] = [
     &GOODPUT,
+    &GOODPUT_SENT,
+    &GOODPUT_RECEIVED,
+    &FAIRNESS,
     &CPU,
     &IDLE,
     &CPU_GUEST,

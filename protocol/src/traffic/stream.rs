@@ -43,6 +43,7 @@ pub struct Manifest {
     #[schemars(extend("x-range" = WRITE_SIZE))]
     pub write_size: Option<Bytes>,
     /// Name of a TCP congestion control that every host of the campaign has. Default: cubic, or reno where there is none.
+    #[schemars(regex(pattern = r"^[a-z0-9_-]{1,15}$"))]
     pub congestion_control: Option<String>,
     /// Differentiated services code point of its packets (RFC 2474): a name such as af11, ef, cs1, le, or 0 to 63. Default 0.
     pub dscp: Option<Dscp>,
