@@ -234,7 +234,7 @@ fn hello(n: usize) -> FromAgent {
         name: "eth0".into(),
         driver: None,
         mtu: 1500,
-        speed_megabits: None,
+        speed: None,
         address: Some(address(n)),
         offloads: Vec::new(),
     };

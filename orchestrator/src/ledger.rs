@@ -36,7 +36,7 @@ mod tests;
 use tables::{APPLICATION_ID, SCHEMA, connect, failed, from_json, read_header, status_name, to_json};
 
 /// Version of the tables: SQLite's `user_version`.
-pub const SCHEMA_VERSION: i32 = 2;
+pub const SCHEMA_VERSION: i32 = 3;
 
 /// Permissions of the file: whoever can read a database can lock it, and keep its writer waiting for ever.
 const PRIVATE: u32 = 0o600;

@@ -423,7 +423,7 @@ impl<O: Observer> Service<O> {
         Provenance {
             toll_version: env!("CARGO_PKG_VERSION").into(),
             build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.into(),
-            engine: self.options.engine.into(),
+            environment: self.options.engine.into(),
             link_rate: lab.and_then(|lab| lab.rate),
             mtu: lab.map(|lab| lab.mtu).or(mtu),
             started_unix_ms: unix_ms(),

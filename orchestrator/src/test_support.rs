@@ -299,7 +299,7 @@ pub fn provenance() -> Provenance {
                 name: "toll0".to_owned(),
                 driver: Some("veth".to_owned()),
                 mtu: 1500,
-                speed_megabits: Some(10_000),
+                speed: Some(BitRate(10_000_000_000)),
                 address: address.parse().ok(),
                 offloads: vec!["tx-checksum-ip-generic".to_owned(), "tx-tcp-segmentation".to_owned()],
             }),
@@ -316,7 +316,7 @@ pub fn provenance() -> Provenance {
     Provenance {
         toll_version: "0.1.0".to_owned(),
         build_profile: "release".to_owned(),
-        engine: "lab".to_owned(),
+        environment: "lab".to_owned(),
         link_rate: Some(BitRate(10_000_000_000)),
         mtu: Some(1500),
         started_unix_ms: 1_769_879_109_000,

@@ -73,7 +73,7 @@ fn header() -> LedgerHeader {
         provenance: Provenance {
             toll_version: "0.1.0".to_owned(),
             build_profile: "debug".to_owned(),
-            engine: "fleet".to_owned(),
+            environment: "fleet".to_owned(),
             link_rate: None,
             mtu: None,
             started_unix_ms: 0,
@@ -108,7 +108,7 @@ fn steps(directory: &Path) -> Result<()> {
         fault: None,
         cells: Vec::new(),
     };
-    store.write_status(&Over { status, manifest: String::new() })?;
+    store.write_status(&Over::new(status, String::new()))?;
     println!("the end of a campaign {DONE}");
     write_files(&directory.join("results/of/c"), &result)?;
     println!("a result elsewhere {DONE}");

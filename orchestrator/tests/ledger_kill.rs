@@ -132,7 +132,7 @@ fn header() -> LedgerHeader {
         provenance: Provenance {
             toll_version: "0.1.0".to_owned(),
             build_profile: "debug".to_owned(),
-            engine: "lab".to_owned(),
+            environment: "lab".to_owned(),
             link_rate: None,
             mtu: None,
             started_unix_ms: 0,

@@ -52,7 +52,7 @@ fn over(store: &Store, number: u64) -> std::io::Result<()> {
         fault: None,
         cells: Vec::new(),
     };
-    let over = Over { status, manifest: "#".repeat(DOCUMENT) };
+    let over = Over::new(status, "#".repeat(DOCUMENT));
     fs::create_dir(store.directory(&id))?;
     fs::write(store.directory(&id).join("status.json"), serde_json::to_string(&over)?)
 }

@@ -19,7 +19,8 @@ use crate::trial::Direction;
 use crate::units::Span;
 
 /// The unit that a figure is kept in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Unit {
     /// Bytes of payload a second; people read bits.
     BytesPerSecond,

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::cpu::HostCpu;
 use crate::facts::NicFacts;
 use crate::trial::Direction;
+use crate::units::numbers::{self, Seconds};
 use crate::units::{Bytes, Span};
 
 /// A reason to read a sample with care (shown beside the figure, stored with it).
@@ -44,6 +45,8 @@ pub enum Flag {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sample {
     /// Time since the measured interval began.
+    #[serde(rename = "at_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub at: Span,
     /// Payload bytes since the measured interval began.
     pub bytes: u64,
@@ -56,12 +59,16 @@ pub struct ThreadCpu {
     #[serde(deserialize_with = "crate::bounded::name")]
     pub name: String,
     /// Its CPU time, user and system together (CLOCK_THREAD_CPUTIME_ID).
+    #[serde(rename = "total_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub total: Span,
     /// Of that user time, guest code of a vCPU included, in steps of 10 ms.
-    #[serde(default)]
+    #[serde(rename = "user_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub user: Option<Span>,
     /// And system time: KVM, and system calls.
-    #[serde(default)]
+    #[serde(rename = "system_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub system: Option<Span>,
 }
 
@@ -108,8 +115,12 @@ pub struct ThreadTime {
     #[serde(deserialize_with = "crate::bounded::name")]
     pub name: String,
     /// The interval, by another clock than its parts.
+    #[serde(rename = "interval_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub interval: Span,
     /// Its parts.
+    #[serde(rename = "parts_seconds", with = "numbers")]
+    #[schemars(with = "BTreeMap<Part, Seconds>")]
     pub parts: BTreeMap<Part, Span>,
 }
 
@@ -158,6 +169,8 @@ pub struct FrameWay {
     /// Its bytes; of frames that crossed the port as one, those of all.
     pub bytes: u64,
     /// Time in each stage.
+    #[serde(rename = "stages_seconds", with = "numbers")]
+    #[schemars(with = "BTreeMap<Stage, Seconds>")]
     pub stages: BTreeMap<Stage, Span>,
 }
 
@@ -174,6 +187,8 @@ pub struct FrameStages {
     /// Frames that were noted, at least one.
     pub noted: u64,
     /// Time of all of them in each stage.
+    #[serde(rename = "stages_seconds", with = "numbers")]
+    #[schemars(with = "BTreeMap<Stage, Seconds>")]
     pub stages: BTreeMap<Stage, Span>,
     /// One of usual length: the median of some.
     pub usual: FrameWay,
@@ -186,11 +201,17 @@ pub struct FrameStages {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CpuSplit {
     /// vCPU thread inside `KVM_RUN`: guest code and KVM's own work. A same-stack end: the payload program.
+    #[serde(rename = "guest_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub guest: Option<Span>,
     /// VMM outside `KVM_RUN` and outside its port's system calls: device models, dispatch.
+    #[serde(rename = "vmm_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub vmm: Option<Span>,
     /// Host kernel for this end: system calls of the port (TAP, bridge, wire), or, for a native end, the whole
     /// of its traffic thread.
+    #[serde(rename = "host_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub host: Option<Span>,
 }
 
@@ -200,6 +221,8 @@ pub struct ExitStat {
     /// How many.
     pub count: u64,
     /// Time from the return of `KVM_RUN` to the next entry, without time asleep.
+    #[serde(rename = "handling_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub handling: Span,
 }
 
@@ -239,7 +262,6 @@ pub struct FrameCounters {
     pub receive_drops: u64,
     /// Frames that came and that the driver of a virtio-net does not want: its filter kept them away, or they are another
     /// station's and it may not get them.
-    #[serde(default)]
     pub receive_filtered: u64,
     /// Interrupts raised by the adapter.
     pub interrupts: u64,
@@ -294,6 +316,8 @@ pub struct EndReport {
     /// Payload bytes that the application received (or that the stack accepted, at the sender).
     pub bytes: u64,
     /// Length of the measured interval by this end's clock.
+    #[serde(rename = "interval_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub interval: Span,
     /// Bytes every 100 ms.
     #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_SAMPLES }>")]
@@ -302,17 +326,13 @@ pub struct EndReport {
     #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_THREADS }>")]
     pub threads: Vec<ThreadCpu>,
     /// What the threads of a virtual end did with the interval.
-    #[serde(default)]
     #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_THREADS }>")]
     pub times: Vec<ThreadTime>,
     /// The ways of frames that a virtual end sent; nothing if none was noted.
-    #[serde(default)]
     pub transmit_stages: Option<FrameStages>,
     /// The ways of frames that it received.
-    #[serde(default)]
     pub receive_stages: Option<FrameStages>,
     /// CPU time of the whole host.
-    #[serde(default)]
     pub host_cpu: Option<HostCpu>,
     /// CPU time by who used it.
     pub cpu: CpuSplit,
@@ -323,13 +343,15 @@ pub struct EndReport {
     /// What the adapter's optimisations spared; nothing for an end without any.
     pub spared: Option<Spared>,
     /// From the creation of the guest to the first frame that its driver sent.
+    #[serde(rename = "start_to_first_frame_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub start_to_first_frame: Option<Span>,
     /// Memory that a virtual end took beside its guest's own while it was idle, before its start: pages of its
     /// process that are no file's.
-    #[serde(default)]
+    #[serde(rename = "overhead_bytes", with = "numbers")]
+    #[schemars(with = "Option<u64>")]
     pub overhead: Option<Bytes>,
     /// The host's test NIC when the end was prepared, as its agent found it; nothing for an end that is not on its wire.
-    #[serde(default)]
     pub nic: Option<NicFacts>,
     /// Reasons for care.
     #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_FLAGS }>")]

@@ -1,5 +1,9 @@
-//! The result of a campaign: `result.json`, the same document wherever the campaign ran. Its field names are
-//! stable. Absent is `null`, never 0.
+//! The result of a campaign: `result.json`, the same document wherever the campaign ran (docs/adr/0030). Absent is `null`,
+//! never 0. `manifests/schema/result.schema.json` describes it.
+//!
+//! One style of names: fields are in snake case, and end in the base unit of a number that has one (`_seconds`, `_bytes`,
+//! `_bytes_per_second`, `_bits_per_second`; moments are `_unix_seconds`). What names a thing of Toll, as a value or as a
+//! key, is in kebab case (`cpu-bound`, `exits-per-frame`). `apiVersion` is Kubernetes' own.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,11 +11,13 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::document::{self, ApiVersion, ResultKind};
 use crate::facts::HostFacts;
-use crate::figure::{Figure, FigureId};
+use crate::figure::{Figure, FigureId, Unit};
 use crate::printable;
 use crate::report::{EndReport, Failure, Flag};
 use crate::trial::{Direction, EndKind, TrialId};
+use crate::units::numbers::{self, Seconds, moments};
 use crate::units::{BitRate, Percent};
 
 /// What stands at the far end of a cell.
@@ -99,6 +105,8 @@ pub struct TrialRecord {
     /// Its place in the plan's order, from 0.
     pub position: u32,
     /// When it began, milliseconds since the Unix epoch; `None` if it never did.
+    #[serde(rename = "started_unix_seconds", with = "moments")]
+    #[schemars(with = "Option<Seconds>")]
     pub started_unix_ms: Option<u64>,
     /// How it ended.
     pub outcome: Outcome,
@@ -110,6 +118,8 @@ pub struct MedianEstimate {
     /// The median of the runs.
     pub median: f64,
     /// Lower and upper limit; `None` from fewer than 3 runs.
+    #[serde(flatten, with = "limits")]
+    #[schemars(with = "limits::Limits")]
     pub ci95: Option<[f64; 2]>,
 }
 
@@ -119,6 +129,8 @@ pub struct RatioEstimate {
     /// Exponential of the mean log-ratio, paired within blocks.
     pub estimate: f64,
     /// Lower and upper limit; `None` from fewer than 3 blocks.
+    #[serde(flatten, with = "limits")]
+    #[schemars(with = "limits::Limits")]
     pub ci95: Option<[f64; 2]>,
     /// Blocks in which both arms were measured.
     pub blocks: u32,
@@ -127,11 +139,41 @@ pub struct RatioEstimate {
 /// A figure of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FigureEstimate {
+    /// Unit of the median and its interval.
+    pub unit: Unit,
     /// Median over the measured runs that have it.
     #[serde(flatten)]
     pub median: MedianEstimate,
     /// The same relative to that of the native arm with the same pair, workload and direction, paired within blocks.
     pub to_native: Option<RatioEstimate>,
+}
+
+/// What is written of an interval: its two limits, each a number of its own.
+mod limits {
+    use schemars::JsonSchema;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+    /// A 95 % interval.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    pub struct Limits {
+        /// Lower limit; `null` from fewer than 3 runs or blocks.
+        ci95_low: Option<f64>,
+        /// Upper limit.
+        ci95_high: Option<f64>,
+    }
+
+    pub fn serialize<S: Serializer>(limits: &Option<[f64; 2]>, serializer: S) -> Result<S::Ok, S::Error> {
+        let (ci95_low, ci95_high) = (limits.map(|[low, _]| low), limits.map(|[_, high]| high));
+        Limits { ci95_low, ci95_high }.serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<[f64; 2]>, D::Error> {
+        match Limits::deserialize(deserializer)? {
+            Limits { ci95_low: Some(low), ci95_high: Some(high) } => Ok(Some([low, high])),
+            Limits { ci95_low: None, ci95_high: None } => Ok(None),
+            Limits { .. } => Err(de::Error::custom("an interval has two limits, or none")),
+        }
+    }
 }
 
 /// Exits of one cause, over the measured runs of a cell.
@@ -141,8 +183,8 @@ pub struct CauseSummary {
     pub count: u64,
     /// Exits per frame in the direction of the payload.
     pub per_frame: Option<f64>,
-    /// Mean handling time in nanoseconds, time asleep left out.
-    pub mean_handling_nanoseconds: Option<f64>,
+    /// Mean handling time, time asleep left out.
+    pub mean_handling_seconds: Option<f64>,
 }
 
 /// Status of one run in `result.json`.
@@ -169,6 +211,8 @@ pub struct Run {
     /// Its place in the order of the campaign.
     pub position: u32,
     /// When it began, milliseconds since the Unix epoch.
+    #[serde(rename = "started_unix_seconds", with = "moments")]
+    #[schemars(with = "Option<Seconds>")]
     pub started_unix_ms: Option<u64>,
     /// How it ended.
     pub status: RunStatus,
@@ -295,7 +339,11 @@ pub struct GateResult {
     pub compared: Compared,
     /// That.
     pub value: Option<f64>,
+    /// Unit of the value and its interval.
+    pub unit: Unit,
     /// Its interval.
+    #[serde(flatten, with = "limits")]
+    #[schemars(with = "limits::Limits")]
     pub ci95: Option<[f64; 2]>,
     /// Pass, fail or inconclusive.
     pub verdict: Verdict,
@@ -317,15 +365,21 @@ pub struct Provenance {
     pub toll_version: String,
     /// `release` or `debug`.
     pub build_profile: String,
-    /// `lab`, `fleet` or `kubernetes`.
-    pub engine: String,
+    /// Where it ran: `lab`, `fleet` or `kubernetes`.
+    pub environment: String,
     /// A lab's link rate.
+    #[serde(rename = "link_rate_bits_per_second", with = "numbers")]
+    #[schemars(with = "Option<u64>")]
     pub link_rate: Option<BitRate>,
-    /// MTU of the path.
+    /// MTU of the path in bytes of IP packet.
     pub mtu: Option<u16>,
     /// Start, milliseconds since the Unix epoch.
+    #[serde(rename = "started_unix_seconds", with = "moments")]
+    #[schemars(with = "Seconds")]
     pub started_unix_ms: u64,
     /// End, milliseconds since the Unix epoch; `None` while it runs.
+    #[serde(rename = "ended_unix_seconds", with = "moments")]
+    #[schemars(with = "Option<Seconds>")]
     pub ended_unix_ms: Option<u64>,
     /// The hosts.
     pub hosts: Vec<HostProvenance>,
@@ -339,11 +393,11 @@ pub struct ArmSummary {
     /// Its name, as cells carry it.
     pub name: String,
     /// What stands at the arm's end.
+    #[serde(rename = "end")]
     pub kind: EndKind,
     /// Whether it is the native arm that ratios are taken against. At most one arm is.
     pub baseline: bool,
     /// Which arm of the paper of 2001 it stands for.
-    #[serde(default)]
     pub paper: Option<PaperArm>,
 }
 
@@ -366,6 +420,11 @@ pub enum PaperArm {
 /// `result.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CampaignResult {
+    /// [`API_VERSION`](crate::document::API_VERSION).
+    #[serde(rename = "apiVersion")]
+    pub api_version: ApiVersion,
+    /// `Result`.
+    pub kind: ResultKind,
     /// The campaign's name.
     pub campaign: String,
     /// The seed that its order was drawn from.
@@ -389,11 +448,7 @@ impl CampaignResult {
     /// # Errors
     /// Why it is none.
     pub fn read(json: &[u8]) -> serde_json::Result<Self> {
-        #[derive(Deserialize)]
-        struct Written {
-            manifest: String,
-        }
-        let Written { manifest } = serde_json::from_slice(json)?;
+        let manifest = document::manifest(json, ResultKind::NAME)?;
         Ok(Self { manifest, ..serde_json::from_slice(&printable::json(json))? })
     }
 }

@@ -3,6 +3,7 @@
 //! a value parses back to the same value.
 
 mod networks;
+pub mod numbers;
 mod schema;
 
 use std::fmt;

@@ -122,7 +122,7 @@ fn same_as_a_lab(document: &Value) -> Result<()> {
     };
     ensure!(cells(&result) == cells(&lab), "the cells differ");
     ensure!(result.cells.iter().all(|cell| cell.median(&GOODPUT).is_some()));
-    ensure!(result.provenance.engine == "kubernetes" && lab.provenance.engine == "lab");
+    ensure!(result.provenance.environment == "kubernetes" && lab.provenance.environment == "lab");
     Ok(())
 }
 

@@ -105,7 +105,7 @@ fn nic(name: &str) -> NicFacts {
         name: "eth0".into(),
         driver: None,
         mtu: 1500,
-        speed_megabits: None,
+        speed: None,
         address: Some(InterfaceAddress { address: [10, 77, 0, 1 + number].into(), prefix: 24 }),
         offloads: Vec::new(),
     }

@@ -451,7 +451,7 @@ async fn a_campaign_that_has_just_ended_is_not_removed() {
     let over = store.over("c").expect("reads").expect("is over");
     let status = CampaignStatus { id: "old".into(), ended_unix_ms: Some(0), ..over.status };
     fs::create_dir(store.directory("old")).expect("makes");
-    store.write_status(&store::Over { status, manifest: over.manifest }).expect("writes");
+    store.write_status(&store::Over::new(status, over.manifest)).expect("writes");
     drop(store);
     let began = Instant::now();
     let service = run(new_with(directory.path(), keep).await);

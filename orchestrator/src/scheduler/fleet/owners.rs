@@ -76,7 +76,7 @@ spec:
                 name: "eth0".into(),
                 driver: None,
                 mtu: 1500,
-                speed_megabits: None,
+                speed: None,
                 address,
                 offloads: Vec::new(),
             };

@@ -133,7 +133,7 @@ pub(super) fn with_nic(last: u8, guests: &str) -> Box<HostFacts> {
         name: "eth0".into(),
         driver: None,
         mtu: 1500,
-        speed_megabits: None,
+        speed: None,
         address: Some(InterfaceAddress { address: [10, 1, 0, last].into(), prefix: 24 }),
         offloads: Vec::new(),
     };

@@ -238,7 +238,7 @@ fn thousands_of_hosts_get_addresses_in_no_time() {
             name: "eth0".into(),
             driver: None,
             mtu: 1500,
-            speed_megabits: None,
+            speed: None,
             address: Some(address),
             offloads: Vec::new(),
         });
