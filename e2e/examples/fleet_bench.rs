@@ -263,7 +263,9 @@ fn hello(n: usize) -> FromAgent {
 
 fn report() -> Box<EndReport> {
     Box::new(EndReport {
-        bytes: 1_000_000,
+        sent_bytes: 1_000_000,
+        received_bytes: 1_000_000,
+        traffic: toll_protocol::traffic::TrafficReport::Stream(Default::default()),
         interval: Span::from(RUN),
         samples: Vec::new(),
         threads: Vec::new(),

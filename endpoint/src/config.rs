@@ -7,7 +7,8 @@ use std::time::Duration;
 use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
 use toll_protocol::child::EndpointConfig;
-use toll_protocol::trial::{Direction, NativeProgram, Open};
+use toll_protocol::traffic::{Job, Timing, Traffic};
+use toll_protocol::trial::NativeProgram;
 use toll_protocol::units::{Bytes, Span};
 
 /// The longest send or receive call.
@@ -98,16 +99,8 @@ pub struct Plan {
     pub interface: OsString,
     /// Largest TCP segment in bytes, if it is to be smaller than what the interface carries.
     pub segment: Option<u32>,
-    /// Whether this end sends or receives.
-    pub direction: Direction,
-    /// Whether this end listens or connects.
-    pub open: Open,
-    /// Bytes of each send or receive call.
-    pub write_size: usize,
-    /// Left out of the figure.
-    pub warm_up: Duration,
-    /// The interval measured.
-    pub duration: Duration,
+    /// Its part in the traffic.
+    pub job: Job,
     /// CPU to pin the traffic to.
     pub cpu: Option<usize>,
     /// From `Start` to the end of the job at most.
@@ -123,10 +116,15 @@ impl TryFrom<EndpointConfig> for Plan {
             NativeProgram::Endpoint => (MAX_WRITE_SIZE, "toll-endpoint"),
             NativeProgram::Iperf3 => (MAX_IPERF3_WRITE_SIZE, "iperf3"),
         };
-        let size = job.write_size;
-        let write_size = usize::try_from(size.0).ok().filter(|_| size.0 > 0 && size <= limit);
-        let write_size = write_size.ok_or(ConfigError::WriteSize { size, limit, program: name })?;
-        let (warm_up, duration) = (job.warm_up, job.duration);
+        match &job.traffic {
+            Traffic::Stream(stream) => {
+                let size = stream.write_size;
+                if size.0 == 0 || size > limit {
+                    return Err(ConfigError::WriteSize { size, limit, program: name });
+                }
+            }
+        }
+        let Timing { warm_up, duration } = job.timing;
         if duration.0 == 0 || duration > MAX_DURATION {
             return Err(ConfigError::Duration { duration });
         }
@@ -151,11 +149,7 @@ impl TryFrom<EndpointConfig> for Plan {
             bind: SocketAddrV4::new(address, 0),
             interface: interface.into(),
             segment: segment.map(u32::from),
-            direction: job.direction,
-            open: job.open,
-            write_size,
-            warm_up: warm_up.duration(),
-            duration: duration.duration(),
+            job,
             cpu,
             deadline: deadline.duration(),
         })
@@ -173,7 +167,8 @@ fn allowed(cpu: u32) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use toll_protocol::trial::{StreamJob, TrialId};
+    use toll_protocol::traffic::stream::Stream;
+    use toll_protocol::trial::{Direction, Open, TrialId};
     use toll_protocol::units::InterfaceAddress;
 
     use super::*;
@@ -185,16 +180,19 @@ mod tests {
             address: InterfaceAddress { address: Ipv4Addr::LOCALHOST, prefix: 8 },
             interface: "lo".to_owned(),
             segment: None,
-            job: StreamJob {
-                direction: Direction::Send,
+            job: Job {
                 open: Open::Connect,
-                write_size: Bytes(65_536),
-                warm_up: Span::from_millis(500),
-                duration: Span::from_millis(2_000),
+                direction: Direction::Send,
+                timing: Timing { warm_up: Span::from_millis(500), duration: Span::from_millis(2_000) },
+                traffic: Traffic::Stream(Stream { write_size: Bytes(65_536), ..Stream::default() }),
             },
             cpu: None,
             deadline: Span::from_millis(10_000),
         }
+    }
+
+    fn writes(size: u64) -> Traffic {
+        Traffic::Stream(Stream { write_size: Bytes(size), ..Stream::default() })
     }
 
     fn refused(change: impl FnOnce(&mut EndpointConfig)) -> ConfigError {
@@ -206,29 +204,29 @@ mod tests {
     #[test]
     fn a_valid_configuration_is_taken_as_it_is() {
         let plan = Plan::try_from(config()).expect("valid");
-        assert_eq!(plan.write_size, 65_536);
+        assert_eq!(plan.job, config().job);
         assert_eq!(plan.bind, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
     }
 
     #[test]
     fn each_limit_is_held_and_named() {
-        assert!(matches!(refused(|c| c.job.write_size = Bytes(0)), ConfigError::WriteSize { .. }));
-        let large = refused(|c| c.job.write_size = Bytes((16 << 20) + 1));
+        assert!(matches!(refused(|c| c.job.traffic = writes(0)), ConfigError::WriteSize { .. }));
+        let large = refused(|c| c.job.traffic = writes((16 << 20) + 1));
         assert!(large.to_string().contains("1B to 16MiB"), "{large}");
         let iperf3 = |c: &mut EndpointConfig| c.program = NativeProgram::Iperf3;
         let large = refused(|c| {
             iperf3(c);
-            c.job.write_size = Bytes(2 << 20);
+            c.job.traffic = writes(2 << 20);
         });
         assert!(large.to_string().contains("1B to 1MiB are possible with iperf3"), "{large}");
-        assert!(matches!(refused(|c| c.job.duration = Span(0)), ConfigError::Duration { .. }));
-        assert!(matches!(refused(|c| c.job.duration = Span(u64::MAX)), ConfigError::Duration { .. }));
-        assert!(matches!(refused(|c| c.job.warm_up = Span(u64::MAX)), ConfigError::Deadline { .. }));
+        assert!(matches!(refused(|c| c.job.timing.duration = Span(0)), ConfigError::Duration { .. }));
+        assert!(matches!(refused(|c| c.job.timing.duration = Span(u64::MAX)), ConfigError::Duration { .. }));
+        assert!(matches!(refused(|c| c.job.timing.warm_up = Span(u64::MAX)), ConfigError::Deadline { .. }));
         assert!(matches!(refused(|c| c.deadline = Span::from_millis(2_500)), ConfigError::Deadline { .. }));
         assert!(matches!(refused(|c| c.deadline = Span(u64::MAX)), ConfigError::Deadline { .. }));
         let step = refused(|c| {
             iperf3(c);
-            c.job.warm_up = Span::from_millis(150);
+            c.job.timing.warm_up = Span::from_millis(150);
         });
         assert!(matches!(step, ConfigError::Iperf3Step { .. }));
         assert!(matches!(refused(|c| c.cpu = Some(u32::MAX)), ConfigError::Cpu { .. }));
@@ -241,9 +239,8 @@ mod tests {
         #[test]
         fn no_configuration_panics(size: u64, warm_up: u64, duration: u64, deadline: u64, cpu: Option<u32>) {
             let mut config = config();
-            config.job.write_size = Bytes(size);
-            config.job.warm_up = Span(warm_up);
-            config.job.duration = Span(duration);
+            config.job.traffic = writes(size);
+            config.job.timing = Timing { warm_up: Span(warm_up), duration: Span(duration) };
             config.deadline = Span(deadline);
             config.cpu = cpu;
             let _ = Plan::try_from(config);

@@ -23,6 +23,7 @@ use nix::sys::socket::{
 };
 use toll_child::confinement::{Confinement, ConfinementError};
 use toll_protocol::report::EndReport;
+use toll_protocol::traffic::Traffic;
 use toll_protocol::trial::{CONGESTION_CONTROLS, Direction, Open};
 use toll_protocol::units::Span;
 
@@ -123,7 +124,7 @@ impl Iperf3Error {
 /// [`Iperf3Error`].
 pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Result<EndReport, Iperf3Error> {
     confinement.enter(0)?;
-    let (running, peer, deadline, _reserved) = match plan.open {
+    let (running, peer, deadline, _reserved) = match plan.job.open {
         Open::Listen => {
             let (reserved, address) = reserve(plan)?;
             let mut running = Running::start(&server(plan, address))?;
@@ -163,7 +164,13 @@ fn finish(output: &Output, plan: &Plan, peer: Ipv4Addr) -> Result<EndReport, Ipe
     if let Some(stranger) = report::stranger(&output.stdout, peer) {
         return Err(Iperf3Error::Stranger { stranger, peer });
     }
-    Ok(report::parse(&output.stdout, plan.direction, plan.warm_up, plan.duration)?)
+    let timing = plan.job.timing;
+    Ok(report::parse(
+        &output.stdout,
+        plan.job.direction,
+        timing.warm_up.duration(),
+        timing.duration.duration(),
+    )?)
 }
 
 fn last_words(output: &Output) -> Vec<String> {
@@ -207,18 +214,22 @@ fn server(plan: &Plan, address: SocketAddrV4) -> Vec<String> {
 }
 
 fn client(plan: &Plan, peer: SocketAddrV4) -> Result<Vec<String>, Iperf3Error> {
-    let seconds = (plan.warm_up + plan.duration + SLACK).as_millis().div_ceil(1_000);
+    let seconds = (plan.job.timing.total().duration() + SLACK).as_millis().div_ceil(1_000);
     let mut arguments = common(plan, peer);
     arguments.extend(["--client".to_owned(), peer.ip().to_string()]);
     arguments.extend(["--time".to_owned(), seconds.to_string()]);
-    arguments.extend(["--length".to_owned(), plan.write_size.to_string()]);
+    match &plan.job.traffic {
+        Traffic::Stream(stream) => {
+            arguments.extend(["--length".to_owned(), stream.write_size.0.to_string()]);
+        }
+    }
     arguments.extend(["--congestion".to_owned(), congestion()?.to_owned()]);
     arguments.extend(["--connect-timeout".to_owned(), CONNECT_LIMIT.as_millis().to_string()]);
     if let Some(segment) = plan.segment {
         // Of the client alone: what it says in its SYN binds the server too.
         arguments.extend(["--set-mss".to_owned(), segment.to_string()]);
     }
-    if plan.direction == Direction::Receive {
+    if plan.job.direction == Direction::Receive {
         arguments.push("--reverse".to_owned());
     }
     Ok(arguments)

@@ -29,7 +29,7 @@ const fn enough(direction: Direction) -> u32 {
         // It ends when the receiver says so.
         Direction::Send => 50,
         // A sender has no reason to end first; its clock may run faster than ours by some parts in a million.
-        Direction::Receive => 99,
+        Direction::Receive | Direction::Both => 99,
     }
 }
 
@@ -38,8 +38,10 @@ const fn enough(direction: Direction) -> u32 {
 pub struct Reading {
     /// The moment.
     pub at: Duration,
-    /// Payload bytes since the connection opened.
-    pub bytes: u64,
+    /// Payload bytes sent since the connection opened.
+    pub sent_bytes: u64,
+    /// Payload bytes received since then.
+    pub received_bytes: u64,
     /// CPU time of the traffic thread, where it could be read.
     pub traffic_cpu: Option<Duration>,
     /// CPU time of the control thread, where it could be read.
@@ -199,7 +201,11 @@ impl Meter {
 }
 
 fn sample(begin: Reading, now: Reading) -> Sample {
-    Sample { at: (now.at - begin.at).into(), bytes: now.bytes.saturating_sub(begin.bytes) }
+    Sample {
+        at: (now.at - begin.at).into(),
+        sent_bytes: now.sent_bytes.saturating_sub(begin.sent_bytes),
+        received_bytes: now.received_bytes.saturating_sub(begin.received_bytes),
+    }
 }
 
 #[cfg(test)]
@@ -212,8 +218,12 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    fn reading(at: Duration, bytes: u64) -> Reading {
-        Reading { at, bytes, ..Reading::default() }
+    fn reading(at: Duration, received_bytes: u64) -> Reading {
+        Reading { at, received_bytes, ..Reading::default() }
+    }
+
+    fn sample_of(at: Span, received_bytes: u64) -> Sample {
+        Sample { at, sent_bytes: 0, received_bytes }
     }
 
     /// A source of 1 byte a microsecond, read `late` after each due moment.
@@ -232,8 +242,8 @@ mod tests {
         let measured = run(ms(500), ms(2_000), || Duration::ZERO);
         assert_eq!((measured.begin.at, measured.end.at), (ms(507), ms(2_507)));
         assert_eq!(measured.samples.len(), 20);
-        assert_eq!(measured.samples[0], Sample { at: Span::from_millis(100), bytes: 100_000 });
-        assert_eq!(measured.samples[19], Sample { at: Span::from_millis(2_000), bytes: 2_000_000 });
+        assert_eq!(measured.samples[0], sample_of(Span::from_millis(100), 100_000));
+        assert_eq!(measured.samples[19], sample_of(Span::from_millis(2_000), 2_000_000));
     }
 
     #[test]
@@ -245,7 +255,7 @@ mod tests {
         meter.first_byte(ms(500));
         assert_eq!(meter.due(), Some(ms(101)));
         assert_eq!(meter.read(reading(ms(101), 5)), Step::Began);
-        assert!(matches!(meter.read(reading(ms(102), 9)), Step::Ended(Sample { bytes: 4, .. })));
+        assert!(matches!(meter.read(reading(ms(102), 9)), Step::Ended(Sample { received_bytes: 4, .. })));
         assert_eq!(meter.due(), None);
         assert_eq!(meter.read(reading(ms(900), 5)), Step::Nothing);
     }
@@ -301,7 +311,7 @@ mod tests {
         assert!(matches!(meter.ended_by_peer(reading(ms(1_095), 42)), Ok(Step::Ended(_))));
         assert_eq!(meter.ended_by_peer(reading(ms(1_200), 50)), Ok(Step::Nothing));
         let measured = meter.into_measured().expect("over");
-        assert_eq!(measured.samples, [Sample { at: Span::from_millis(995), bytes: 42 }]);
+        assert_eq!(measured.samples, [sample_of(Span::from_millis(995), 42)]);
     }
 
     proptest! {
@@ -310,12 +320,12 @@ mod tests {
         fn lateness_does_not_change_the_rate(warm_up in 0_u64..800, duration in 100_u64..3_000, late in 0_u64..50) {
             let measured = run(ms(warm_up), ms(duration), || ms(late));
             let interval = measured.end.at - measured.begin.at;
-            let bytes = measured.end.bytes - measured.begin.bytes;
+            let bytes = measured.end.received_bytes - measured.begin.received_bytes;
             prop_assert_eq!(u128::from(bytes), interval.as_micros());
             prop_assert!(interval >= ms(duration - 50) && interval <= ms(duration + 50));
             let last = measured.samples.last().expect("at least the end");
-            prop_assert_eq!((last.at, last.bytes), (interval.into(), bytes));
-            prop_assert!(measured.samples.windows(2).all(|w| w[0].at < w[1].at && w[0].bytes <= w[1].bytes));
+            prop_assert_eq!((last.at, last.received_bytes), (interval.into(), bytes));
+            prop_assert!(measured.samples.windows(2).all(|w| w[0].at < w[1].at && w[0].received_bytes <= w[1].received_bytes));
         }
     }
 }

@@ -19,6 +19,7 @@ use toll_child::confinement::{Confinement, ConfinementError};
 use toll_child::contention::{Contention, host_cpu};
 use toll_protocol::child::ChildEvent;
 use toll_protocol::report::{CpuSplit, EndReport, Flag, Sample, ThreadCpu};
+use toll_protocol::traffic::{self, Timing, TrafficReport};
 use toll_protocol::trial::{Direction, EndReady, Open};
 use toll_protocol::units::Span;
 use toll_protocol::validity;
@@ -87,7 +88,7 @@ impl From<SocketError> for StreamError {
 /// # Errors
 /// [`StreamError`].
 pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Result<EndReport, StreamError> {
-    let stream = match plan.open {
+    let stream = match plan.job.open {
         Open::Listen => {
             let (listener, address) = socket::listen(plan)?;
             confinement.enter(0)?;
@@ -142,9 +143,12 @@ impl<'a> Run<'a> {
         let stream = Arc::new(stream);
         let clock = control.clock();
         let connected = clock.now();
-        let traffic = Traffic::start(Arc::clone(&stream), plan.direction, plan.write_size, plan.cpu, clock)?;
-        let meter = Meter::new(plan.direction, plan.warm_up, plan.duration);
-        let watch = plan.direction == Direction::Send;
+        let traffic::Traffic::Stream(parameters) = &plan.job.traffic;
+        let write_size = usize::try_from(parameters.write_size.0).unwrap_or(usize::MAX);
+        let traffic = Traffic::start(Arc::clone(&stream), plan.job.direction, write_size, plan.cpu, clock)?;
+        let Timing { warm_up, duration } = plan.job.timing;
+        let meter = Meter::new(plan.job.direction, warm_up.duration(), duration.duration());
+        let watch = plan.job.direction == Direction::Send;
         let contention = [Contention::default(); 2];
         Ok(Self { plan, traffic, stream, meter, contention, connected, deadline, watch, closing: None })
     }
@@ -182,14 +186,14 @@ impl<'a> Run<'a> {
                     return Err(self.timed_out(now));
                 }
                 socket::reset_on_close(&self.stream);
-                return figures(self.meter, self.plan.direction, self.contention);
+                return figures(self.meter, self.plan.job.direction, self.contention);
             }
         }
     }
 
     /// Whether this is a sender that has stopped and whose peer has not acknowledged all, FIN included.
     fn is_unacknowledged(&self) -> bool {
-        self.plan.direction == Direction::Send
+        self.plan.job.direction == Direction::Send
             && self.closing.is_some()
             && self.traffic.is_finished()
             && !socket::is_closed(&self.stream)
@@ -221,11 +225,11 @@ impl<'a> Run<'a> {
         let mut best: Option<(Duration, Reading)> = None;
         for _ in 0..READING_TRIES {
             let at = clock.now();
-            let bytes = self.traffic.bytes();
+            let (sent_bytes, received_bytes) = ways(self.plan.job.direction, self.traffic.bytes());
             let traffic_cpu = self.traffic.cpu();
             let control_cpu = CpuClock::own().now();
             let spread = clock.now().saturating_sub(at);
-            let reading = Reading { at, bytes, traffic_cpu, control_cpu, retransmits };
+            let reading = Reading { at, sent_bytes, received_bytes, traffic_cpu, control_cpu, retransmits };
             if best.is_none_or(|(least, _)| spread < least) {
                 best = Some((spread, reading));
             }
@@ -248,7 +252,7 @@ impl<'a> Run<'a> {
             Step::Sampled(sample) => control.send(&ChildEvent::Sample(sample))?,
             Step::Ended(sample) => {
                 self.contention[1] = self.contend();
-                if self.plan.direction == Direction::Receive {
+                if self.plan.job.direction == Direction::Receive {
                     self.half_close(control);
                 }
                 control.send(&ChildEvent::Sample(sample))?;
@@ -293,7 +297,7 @@ impl<'a> Run<'a> {
             joined => joined?,
         }
         meter.ended_by_peer(reading)?;
-        figures(meter, plan.direction, contention)
+        figures(meter, plan.job.direction, contention)
     }
 }
 
@@ -313,6 +317,11 @@ fn is_fin(stream: &TcpStream) -> Result<bool, StreamError> {
         Ok(_) => Err(StreamError::UnexpectedPayload),
         Err(_) => Ok(false),
     }
+}
+
+/// Bytes that were sent, and received, by an end whose payload goes one way.
+const fn ways(direction: Direction, bytes: u64) -> (u64, u64) {
+    if direction.sends() { (bytes, 0) } else { (0, bytes) }
 }
 
 /// The report of a kernel socket's end: its whole cost is the traffic thread, in the host.
@@ -349,12 +358,16 @@ fn end_report(measured: Measured, direction: Direction, contention: [Contention;
     if host_cpu.is_some_and(|host| host.is_stolen()) {
         flags.push(Flag::Steal);
     }
-    let bytes = samples.last().map_or(0, |sample: &Sample| sample.bytes);
-    if direction == Direction::Receive && validity::stands_still(&samples, interval.into(), bytes) {
+    let last = samples.last();
+    let (sent_bytes, received_bytes) =
+        last.map_or((0, 0), |sample: &Sample| (sample.sent_bytes, sample.received_bytes));
+    if direction.receives() && validity::stands_still(&samples, interval.into(), received_bytes) {
         flags.push(Flag::Stalled);
     }
     EndReport {
-        bytes,
+        sent_bytes,
+        received_bytes,
+        traffic: TrafficReport::Stream(traffic::stream::Report::default()),
         interval: interval.into(),
         samples,
         threads,
@@ -383,14 +396,16 @@ mod tests {
         let ms = Duration::from_millis;
         let begin = Reading {
             at: ms(10),
-            bytes: 100,
+            sent_bytes: 0,
+            received_bytes: 100,
             traffic_cpu: Some(ms(5)),
             control_cpu: None,
             retransmits: Some(3),
         };
         let end = Reading {
             at: ms(1_010),
-            bytes: 1_100,
+            sent_bytes: 0,
+            received_bytes: 1_100,
             traffic_cpu: Some(ms(5 + cpu)),
             control_cpu: Some(ms(1)),
             retransmits: Some(retransmits),
@@ -401,7 +416,8 @@ mod tests {
 
     /// A byte a millisecond, sampled every 100 ms, until the path stands still.
     fn steady(until: u64) -> Vec<Sample> {
-        let sample = |at: u64| Sample { at: Span::from_millis(at), bytes: at.min(until) };
+        let sample =
+            |at: u64| Sample { at: Span::from_millis(at), sent_bytes: 0, received_bytes: at.min(until) };
         (1..=10).map(|step| sample(step * 100)).collect()
     }
 
@@ -416,7 +432,7 @@ mod tests {
     #[test]
     fn figures_cover_the_interval_only_and_what_is_unknown_is_absent() {
         let report = report(400, 3);
-        assert_eq!(report.bytes, 1_000);
+        assert_eq!(report.received_bytes, 1_000);
         assert_eq!(report.interval.duration(), Duration::from_secs(1));
         assert_eq!(report.cpu.host.map(|cpu| cpu.duration()), Some(Duration::from_millis(400)));
         assert_eq!(report.threads.len(), 1, "the control thread's time at the begin is unknown");

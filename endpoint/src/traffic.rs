@@ -186,6 +186,7 @@ impl Worker {
         match direction {
             Direction::Send => self.send(&pattern(write_size)),
             Direction::Receive => self.receive(&mut vec![0; write_size]),
+            Direction::Both => Err(self.failed("send and recv")(ErrorKind::Unsupported.into())),
         }
     }
 

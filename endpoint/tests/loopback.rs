@@ -13,19 +13,22 @@ use support::{End, config, fail, pair};
 use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig};
 use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::trial::{Direction, NativeProgram, Open};
-use toll_protocol::units::{Bytes, Span};
+use toll_protocol::units::Span;
 use toll_protocol::validity;
 
 fn check(report: &EndReport) {
-    assert!(report.bytes > 0, "{report:?}");
+    assert!(report.bytes() > 0, "{report:?}");
     assert!(
         report.interval >= Span::from_millis(400) && report.interval <= Span::from_millis(700),
         "{report:?}"
     );
     let last = report.samples.last().expect("the end is a sample");
-    assert_eq!((last.at, last.bytes), (report.interval, report.bytes));
+    assert_eq!((last.at, last.bytes()), (report.interval, report.bytes()));
     assert!(report.samples.len() >= 3 && report.samples.len() <= 6, "{report:?}");
-    assert!(report.samples.windows(2).all(|w| w[0].at < w[1].at && w[0].bytes <= w[1].bytes), "{report:?}");
+    assert!(
+        report.samples.windows(2).all(|w| w[0].at < w[1].at && w[0].bytes() <= w[1].bytes()),
+        "{report:?}"
+    );
 }
 
 fn both_ways(write_size: u64, sender_listens: bool, pinned: bool) {
@@ -81,7 +84,7 @@ fn sender_keeps_to_the_stream_until_the_fin(write_size: usize) {
     assert!(closed, "the sender stopped by itself");
     let report = end.report();
     check(&report);
-    assert!(report.bytes <= position);
+    assert!(report.bytes() <= position);
 }
 
 /// A receiver under test against a plain socket that sends until it sees the FIN.
@@ -109,7 +112,7 @@ fn receiver_half_closes_and_drains() {
     drop(peer);
     let report = end.report();
     check(&report);
-    assert!(report.bytes < sent, "the interval is a part of the stream");
+    assert!(report.bytes() < sent, "the interval is a part of the stream");
 }
 
 fn failure_of(mut end: End, peer: SocketAddrV4) -> String {
@@ -300,7 +303,7 @@ fn invalid_configurations_are_answered() {
     let mut zero = config(Direction::Send, Open::Connect, 0);
     let reason = End::configured(zero.clone()).failure().reason;
     assert!(reason.contains("1B to 16MiB are possible"), "{reason}");
-    zero.job.write_size = Bytes(1);
+    zero.job = config(Direction::Send, Open::Connect, 1).job;
     zero.cpu = Some(60_000);
     let reason = End::configured(zero).failure().reason;
     assert!(reason.contains("CPU 60000"), "{reason}");

@@ -47,7 +47,8 @@ fn a_busy_loop_on_the_same_cpu_is_flagged() {
 fn a_sender_that_is_stopped_for_a_while_is_flagged_at_the_receiver() {
     let mut receiver = config(Direction::Receive, Open::Listen, 65_536);
     let mut sender = config(Direction::Send, Open::Connect, 65_536);
-    (receiver.job.duration, sender.job.duration) = (Span::from_millis(1_200), Span::from_millis(1_200));
+    (receiver.job.timing.duration, sender.job.timing.duration) =
+        (Span::from_millis(1_200), Span::from_millis(1_200));
     let (mut receiver, mut sender) = (End::configured(receiver), End::configured(sender));
     let (address, nowhere) = (receiver.ready(), sender.ready());
     receiver.start(nowhere);
@@ -59,7 +60,7 @@ fn a_sender_that_is_stopped_for_a_while_is_flagged_at_the_receiver() {
     kill(process, Signal::SIGCONT).expect("continued");
     let report = receiver.report();
     assert!(report.flags.contains(&Flag::Stalled), "{report:?}");
-    assert!(report.bytes > 0 && !sender.report().flags.contains(&Flag::Stalled));
+    assert!(report.bytes() > 0 && !sender.report().flags.contains(&Flag::Stalled));
 }
 
 fn samples_until(end: &mut End, count: usize) {

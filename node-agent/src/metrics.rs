@@ -198,9 +198,11 @@ impl Metrics {
     /// Adds what an end measured.
     fn add(&self, labels: &Labels, report: &EndReport) {
         let Labels { end, adapter, direction } = labels;
-        let of_payload = [*end, adapter.as_str(), *direction];
-        self.measured.with_label_values(&of_payload).inc_by(report.interval.seconds());
-        self.payload.with_label_values(&of_payload).inc_by(report.bytes);
+        for (way, bytes) in ways(*direction, report.sent_bytes, report.received_bytes) {
+            let of_payload = [*end, adapter.as_str(), way];
+            self.measured.with_label_values(&of_payload).inc_by(report.interval.seconds());
+            self.payload.with_label_values(&of_payload).inc_by(bytes);
+        }
         if let Some(frames) = report.frames {
             self.filtered.with_label_values(&[*end, adapter.as_str()]).inc_by(frames.receive_filtered);
             let counts = [
@@ -263,7 +265,13 @@ impl Metrics {
 struct Labels {
     end: &'static str,
     adapter: String,
-    direction: &'static str,
+    direction: Direction,
+}
+
+/// The ways that payload takes, as metrics name them, each with its number.
+fn ways<T>(direction: Direction, sent: T, received: T) -> impl Iterator<Item = (&'static str, T)> {
+    let transmit = direction.sends().then_some(("transmit", sent));
+    transmit.into_iter().chain(direction.receives().then_some(("receive", received)))
 }
 
 impl Labels {
@@ -272,10 +280,6 @@ impl Labels {
             EndKind::Native { .. } => ("native", families::HOST_NIC.to_owned()),
             EndKind::SameStack { adapter, .. } => ("same-stack", adapter.to_string()),
             EndKind::Guest { adapter, .. } => ("guest", adapter.to_string()),
-        };
-        let direction = match direction {
-            Direction::Send => "transmit",
-            Direction::Receive => "receive",
         };
         Self { end, adapter, direction }
     }
@@ -329,15 +333,20 @@ impl Watch {
     fn sample(&mut self, sample: Sample) {
         let first = self.samples.front().copied();
         // The interval's own beginning counts as a sample; one that goes backwards says nothing.
-        let (at, bytes) = first.map_or((0, 0), |first| (first.at.0, first.bytes));
-        let (Some(nanoseconds @ 1..), Some(bytes)) =
-            (sample.at.0.checked_sub(at), sample.bytes.checked_sub(bytes))
-        else {
+        let (at, sent, received) =
+            first.map_or((0, 0, 0), |first| (first.at.0, first.sent_bytes, first.received_bytes));
+        let (Some(nanoseconds @ 1..), Some(sent), Some(received)) = (
+            sample.at.0.checked_sub(at),
+            sample.sent_bytes.checked_sub(sent),
+            sample.received_bytes.checked_sub(received),
+        ) else {
             return;
         };
-        let rate = bytes as f64 / (nanoseconds as f64 / 1e9);
         let Labels { end, adapter, direction } = &self.labels;
-        self.metrics.goodput.with_label_values(&[*end, adapter.as_str(), *direction]).set(rate);
+        for (way, bytes) in ways(*direction, sent, received) {
+            let rate = bytes as f64 / (nanoseconds as f64 / 1e9);
+            self.metrics.goodput.with_label_values(&[*end, adapter.as_str(), way]).set(rate);
+        }
         self.samples.push_back(sample);
         if self.samples.len() > WINDOW {
             self.samples.pop_front();
@@ -354,7 +363,9 @@ impl Watch {
             self.samples.clear();
             let Labels { end, adapter, direction } = &self.labels;
             // There is one: it was set with the first sample.
-            let _ = self.metrics.goodput.remove_label_values(&[*end, adapter.as_str(), *direction]);
+            for (way, ()) in ways(*direction, (), ()) {
+                let _ = self.metrics.goodput.remove_label_values(&[*end, adapter.as_str(), way]);
+            }
         }
     }
 }

@@ -181,7 +181,10 @@ mod tests {
         outbox.connected();
         let trial = TrialId::new(7);
         for _ in 0..2 * MOST_WAITING {
-            outbox.push(FromAgent::Sample { trial, sample: Sample { at: Span(0), bytes: 0 } });
+            outbox.push(FromAgent::Sample {
+                trial,
+                sample: Sample { at: Span(0), sent_bytes: 0, received_bytes: 0 },
+            });
         }
         assert_eq!(outbox.waiting.len(), MOST_WAITING);
         outbox.lost();

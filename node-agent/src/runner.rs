@@ -276,7 +276,7 @@ impl Runner {
             Command::SendReady(ready) => self.send(FromAgent::Ready { trial, ready }).await,
             Command::SendSample(sample) => self.send(FromAgent::Sample { trial, sample }).await,
             Command::Conclude(Ok(report)) => {
-                tracing::info!(%trial, bytes = report.bytes, interval = %report.interval, "measured");
+                tracing::info!(%trial, bytes = report.bytes(), interval = %report.interval, "measured");
                 self.send(FromAgent::Result { trial, report }).await;
             }
             Command::Conclude(Err(failure)) => {

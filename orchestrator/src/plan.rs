@@ -16,7 +16,8 @@ use toll_protocol::campaign::schema::Pairs;
 use toll_protocol::campaign::{Arm, Campaign, Workload};
 use toll_protocol::decorators::Decorators;
 use toll_protocol::result::{CellKey, Pair, Peer};
-use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, Port, StreamJob, TrialId};
+use toll_protocol::traffic::{Checked, Job};
+use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, Port, TrialId};
 use toll_protocol::units::{BitRate, Bytes, InterfaceAddress, MacAddress, Span};
 
 /// Preparing, starting and tearing down one trial, as far as an estimate needs to know.
@@ -112,10 +113,7 @@ impl Plan {
 
     /// Time that the trials take one after the other.
     pub fn estimate(&self) -> Span {
-        let trial = |trial: &Trial| {
-            let job = &self.cells[trial.cell].a.job;
-            job.warm_up.0 + job.duration.0 + OVERHEAD.0
-        };
+        let trial = |trial: &Trial| self.cells[trial.cell].a.job.timing.total().0 + OVERHEAD.0;
         Span(self.trials.iter().map(trial).sum())
     }
 }
@@ -176,7 +174,7 @@ fn matrix(campaign: &Campaign, a: &Host, b: &Host, workload: &Workload) -> Vec<C
         for peer in &arm.peers {
             let arm = (arm, campaign.mtu);
             cells.extend(
-                workload.directions.iter().map(|direction| cell(arm, *peer, *direction, a, b, workload)),
+                workload.asks.directions.iter().map(|direction| cell(arm, *peer, *direction, a, b, workload)),
             );
         }
     }
@@ -196,6 +194,8 @@ fn cell(
         (Peer::SameArm, kind) | (Peer::Native, kind @ EndKind::Native { .. }) => kind.clone(),
         (Peer::Native, _) => EndKind::Native { program: NativeProgram::Endpoint },
     };
+    let Checked { timing, traffic, .. } = &workload.asks;
+    let timing = *timing;
     let mtu = mtu.unwrap_or(a.mtu.min(b.mtu));
     let rate = a.rate.into_iter().chain(b.rate).min();
     let drain = rate.map_or(Duration::ZERO, |rate| {
@@ -210,13 +210,7 @@ fn cell(
                 arm.decorators
             },
             kind,
-            job: StreamJob {
-                direction,
-                open,
-                write_size: workload.write_size,
-                warm_up: workload.warm_up,
-                duration: workload.duration,
-            },
+            job: Job { open, direction, timing, traffic: traffic.clone() },
             address,
             gateway,
             peer: None,
@@ -224,9 +218,7 @@ fn cell(
             mtu,
             cpu,
             io_cpu,
-            deadline: Span::from(
-                workload.warm_up.duration() + workload.duration.duration() + GRACE.duration() + drain,
-            ),
+            deadline: Span::from(timing.total().duration() + GRACE.duration() + drain),
         }
     };
     // The pin counts the CPUs of a host; the far end of a guest-to-guest cell is pinned alike, unless that would be to the

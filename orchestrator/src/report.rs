@@ -72,11 +72,21 @@ pub fn is_baseline(result: &CampaignResult, cell: &CellResult) -> bool {
     arm_of(result, cell).is_some_and(|arm| arm.baseline)
 }
 
+/// What an end does whose payload goes this way.
+pub const fn does(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Send => "sends",
+        Direction::Receive => "receives",
+        Direction::Both => "sends and receives",
+    }
+}
+
 /// Where a cell's payload goes, seen from the arm: `→ native`, `← same-arm`.
 pub fn path(cell: &CellResult) -> String {
     let arrow = match cell.key.direction {
         Direction::Send => '→',
         Direction::Receive => '←',
+        Direction::Both => '↔',
     };
     let peer = match cell.key.peer {
         Peer::Native => "native",

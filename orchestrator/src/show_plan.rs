@@ -21,7 +21,7 @@ pub fn show(campaign: &Campaign, lab: &Lab) -> String {
     }
     for cell in &plan.cells {
         let key = &cell.key;
-        let each = toll_protocol::units::Span(cell.a.job.warm_up.0 + cell.a.job.duration.0);
+        let each = cell.a.job.timing.total();
         table.add_row([
             format!("{} {}", key.pair.a, key.pair.b),
             key.workload.clone(),

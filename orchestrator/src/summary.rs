@@ -19,7 +19,6 @@ use toll_protocol::result::{
     Provenance, Run, RunCounts, RunStatus, TrialRecord,
 };
 use toll_protocol::trial::{Direction, TrialId};
-use toll_protocol::units::Span;
 
 use crate::ledger::{LedgerHeader, PlannedTrial, status};
 use crate::statistics::{PairedBlock, median_estimate, paired_ratio};
@@ -230,11 +229,7 @@ fn run_of(planned: &PlannedTrial, record: Option<&TrialRecord>, provenance: &Pro
             run.last_words.clone_from(&failure.last_words);
         }
         Some(Outcome::Measured { a, b }) => {
-            let receiver = match planned.cell.direction {
-                Direction::Send => b,
-                Direction::Receive => a,
-            };
-            run.goodput_bytes_per_second = rate(receiver.bytes, receiver.interval);
+            run.goodput_bytes_per_second = goodput(planned.cell.direction, a, b);
             run.flags = flags(planned, a, b, run.goodput_bytes_per_second, provenance);
             run.a = Some(EndReport::clone(a));
             run.b = Some(EndReport::clone(b));
@@ -243,9 +238,12 @@ fn run_of(planned: &PlannedTrial, record: Option<&TrialRecord>, provenance: &Pro
     run
 }
 
-/// `None` for an interval without length.
-fn rate(bytes: u64, interval: Span) -> Option<f64> {
-    (interval.0 > 0).then(|| bytes as f64 / interval.seconds())
+/// What the receiving ends got, each by its own clock; `None` if one of their intervals has no length.
+fn goodput(direction: Direction, a: &EndReport, b: &EndReport) -> Option<f64> {
+    let rate =
+        |end: &EndReport| (end.interval.0 > 0).then(|| end.received_bytes as f64 / end.interval.seconds());
+    let receivers = [(direction.receives(), a), (direction.sends(), b)];
+    receivers.into_iter().filter(|(receives, _)| *receives).map(|(_, end)| rate(end)).sum()
 }
 
 /// Flags of both ends, and those that no end can see for itself: what the link allows, and what its agent's build

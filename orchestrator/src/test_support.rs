@@ -14,6 +14,7 @@ use toll_protocol::result::{
     ArmSummary, CellKey, Gate, GateCondition, GateSelector, HostProvenance, Outcome, Pair, Peer, Provenance,
     Relation, TrialRecord,
 };
+use toll_protocol::traffic::TrafficReport;
 use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram, Port, TrialId};
 use toll_protocol::units::{BitRate, Bytes, Percent, Span};
 
@@ -221,10 +222,7 @@ fn outcome(behaviour: &Behaviour, trial: &PlannedTrial, source: &mut Xoshiro256P
         );
     }
     let [send, receive] = behaviour.goodput;
-    let middle = match trial.cell.direction {
-        Direction::Send => send,
-        Direction::Receive => receive,
-    };
+    let middle = if trial.cell.direction.sends() { send } else { receive };
     let middle = if trial.cell.peer == Peer::SameArm { middle * 0.78 } else { middle };
     // A block's drift is common to its arms; the rest is the run's own.
     let drift = f64::from((trial.block * 7919) % 11) / 11.0 * 0.03;
@@ -258,10 +256,18 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
         ..FrameCounters::default()
     };
     let [guest, vmm, host] = behaviour.cpu.map(share);
+    let ways = |bytes: u64| if direction.sends() { (bytes, 0) } else { (0, bytes) };
+    let (sent_bytes, received_bytes) = ways(bytes);
+    let sample = |step: u64| {
+        let (sent_bytes, received_bytes) = ways(bytes * step / 20);
+        Sample { at: Span::from_millis(step * 100), sent_bytes, received_bytes }
+    };
     EndReport {
-        bytes,
+        sent_bytes,
+        received_bytes,
+        traffic: TrafficReport::Stream(Default::default()),
         interval,
-        samples: (1..=20).map(|i| Sample { at: Span::from_millis(i * 100), bytes: bytes * i / 20 }).collect(),
+        samples: (1..=20).map(sample).collect(),
         threads: vec![ThreadCpu {
             name: "traffic".to_owned(),
             total: Span::from_millis(1_900),

@@ -147,9 +147,13 @@ fn header() -> LedgerHeader {
 fn measured(planned: &PlannedTrial) -> TrialRecord {
     let bytes = u64::from(planned.position) * 1_000_003;
     let end = EndReport {
-        bytes,
+        sent_bytes: bytes,
+        received_bytes: bytes,
+        traffic: toll_protocol::traffic::TrafficReport::Stream(Default::default()),
         interval: Span::from_millis(2_000),
-        samples: (1..=20).map(|i| Sample { at: Span::from_millis(i * 100), bytes: bytes / 20 * i }).collect(),
+        samples: (1..=20)
+            .map(|i| Sample { at: Span::from_millis(i * 100), sent_bytes: 0, received_bytes: bytes / 20 * i })
+            .collect(),
         threads: Vec::new(),
         times: Vec::new(),
         transmit_stages: None,

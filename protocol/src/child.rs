@@ -22,7 +22,8 @@ use serde::{Deserialize, Serialize};
 use crate::decorators::{Capture, Impairments};
 use crate::frame::Message;
 use crate::report::{EndReport, Failure, Sample};
-use crate::trial::{Adapter, EndReady, NativeProgram, StreamJob, TrialId};
+use crate::traffic::Job;
+use crate::trial::{Adapter, EndReady, NativeProgram, TrialId};
 use crate::units::{Bytes, InterfaceAddress, MacAddress, Span};
 
 /// What runs the payload program.
@@ -116,8 +117,8 @@ pub struct VmmConfig {
     pub mtu: u16,
     /// Guest memory.
     pub memory: Bytes,
-    /// The traffic.
-    pub job: StreamJob,
+    /// Its part in the traffic.
+    pub job: Job,
     /// CPU to pin the vCPU thread to.
     pub cpu: Option<u32>,
     /// CPU to pin the adapter's own thread to.
@@ -140,8 +141,8 @@ pub struct EndpointConfig {
     pub interface: String,
     /// Largest TCP segment in bytes, where the trial's MTU is smaller than the NIC's.
     pub segment: Option<u16>,
-    /// The traffic.
-    pub job: StreamJob,
+    /// Its part in the traffic.
+    pub job: Job,
     /// CPU to pin the traffic thread to.
     pub cpu: Option<u32>,
     /// From `Start` to the end of the job at most.

@@ -247,7 +247,7 @@ pub static EXITS_PER_MEGABYTE: Figure = Figure {
     of_run: |_, run| {
         let end = run.a.as_ref()?;
         let exits = end.exits.as_ref()?.total();
-        (end.bytes > 0).then(|| exits as f64 * 1e6 / end.bytes as f64)
+        (end.bytes() > 0).then(|| exits as f64 * 1e6 / end.bytes() as f64)
     },
     ..EXITS_PER_FRAME
 };

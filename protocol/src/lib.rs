@@ -19,9 +19,10 @@ pub mod process;
 pub mod report;
 pub mod result;
 pub mod service;
+pub mod traffic;
 pub mod trial;
 pub mod units;
 pub mod validity;
 
 /// Version of every message that crosses a process boundary. Both sides of a connection must agree on it.
-pub const PROTOCOL_VERSION: u32 = 8;
+pub const PROTOCOL_VERSION: u32 = 9;

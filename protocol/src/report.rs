@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu::HostCpu;
 use crate::facts::NicFacts;
+use crate::traffic::TrafficReport;
 use crate::trial::Direction;
 use crate::units::numbers::{self, Seconds};
 use crate::units::{Bytes, Span};
@@ -48,8 +49,17 @@ pub struct Sample {
     #[serde(rename = "at_seconds", with = "numbers")]
     #[schemars(with = "Seconds")]
     pub at: Span,
-    /// Payload bytes since the measured interval began.
-    pub bytes: u64,
+    /// Payload bytes that this end has sent since then, as in [`EndReport`].
+    pub sent_bytes: u64,
+    /// Those that it has received.
+    pub received_bytes: u64,
+}
+
+impl Sample {
+    /// Payload bytes of both ways.
+    pub const fn bytes(&self) -> u64 {
+        self.sent_bytes.saturating_add(self.received_bytes)
+    }
 }
 
 /// CPU time of one thread over the measured interval.
@@ -270,6 +280,15 @@ pub struct FrameCounters {
 }
 
 impl FrameCounters {
+    /// Frames in the direction of the payload.
+    pub const fn of_payload(&self, direction: Direction) -> u64 {
+        match direction {
+            Direction::Send => self.transmit_frames,
+            Direction::Receive => self.receive_frames,
+            Direction::Both => self.transmit_frames.saturating_add(self.receive_frames),
+        }
+    }
+
     /// What was counted since `earlier`, a former reading of the same counters.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
@@ -313,8 +332,12 @@ impl Spared {
 /// What one end measured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EndReport {
-    /// Payload bytes that the application received (or that the stack accepted, at the sender).
-    pub bytes: u64,
+    /// Payload bytes that this end's stack accepted from its application.
+    pub sent_bytes: u64,
+    /// Payload bytes that this end's application received.
+    pub received_bytes: u64,
+    /// What only this kind of traffic has.
+    pub traffic: TrafficReport,
     /// Length of the measured interval by this end's clock.
     #[serde(rename = "interval_seconds", with = "numbers")]
     #[schemars(with = "Seconds")]
@@ -361,10 +384,12 @@ pub struct EndReport {
 impl EndReport {
     /// Frames of its adapter in the direction of the payload.
     pub fn payload_frames(&self, direction: Direction) -> Option<u64> {
-        self.frames.map(|frames| match direction {
-            Direction::Send => frames.transmit_frames,
-            Direction::Receive => frames.receive_frames,
-        })
+        self.frames.map(|frames| frames.of_payload(direction))
+    }
+
+    /// Payload bytes of both ways.
+    pub const fn bytes(&self) -> u64 {
+        self.sent_bytes.saturating_add(self.received_bytes)
     }
 }
 

@@ -9,8 +9,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::decorators::Decorators;
+use crate::traffic::Job;
 use crate::units::numbers::{self, Seconds};
-use crate::units::{Bytes, InterfaceAddress, MacAddress, Span};
+use crate::units::{InterfaceAddress, MacAddress, Span};
 
 /// Names a trial everywhere: in messages, in the ledger and on everything an agent creates for it.
 /// 48 random-looking bits, written as 12 hexadecimal digits, so that it fits an interface name.
@@ -89,15 +90,31 @@ pub enum Direction {
     Send,
     /// This end receives.
     Receive,
+    /// This end sends and receives at the same time.
+    Both,
 }
 
 impl Direction {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Send, Self::Receive, Self::Both];
+
     /// The other end's direction.
     pub const fn opposite(self) -> Self {
         match self {
             Self::Send => Self::Receive,
             Self::Receive => Self::Send,
+            Self::Both => Self::Both,
         }
+    }
+
+    /// Whether the end sends payload.
+    pub const fn sends(self) -> bool {
+        matches!(self, Self::Send | Self::Both)
+    }
+
+    /// Whether the end receives payload.
+    pub const fn receives(self) -> bool {
+        matches!(self, Self::Receive | Self::Both)
     }
 }
 
@@ -106,6 +123,7 @@ impl fmt::Display for Direction {
         f.write_str(match self {
             Self::Send => "send",
             Self::Receive => "receive",
+            Self::Both => "both",
         })
     }
 }
@@ -120,27 +138,19 @@ pub enum Open {
     Connect,
 }
 
+impl Open {
+    /// What the other end does.
+    pub const fn opposite(self) -> Self {
+        match self {
+            Self::Listen => Self::Connect,
+            Self::Connect => Self::Listen,
+        }
+    }
+}
+
 /// TCP congestion controls that native ends ask for, the first that the host has: cubic (RFC 9438), else reno
 /// (RFC 5681). The host's own default may be another and would make two hosts differ.
 pub const CONGESTION_CONTROLS: [&str; 2] = ["cubic", "reno"];
-
-/// One end's part in a bulk TCP stream: the same for a kernel socket, a guest and a same-stack process.
-///
-/// The sender writes until the receiver half-closes. Each end measures from the first payload byte plus
-/// `warm_up`, for `duration`, by its own monotonic clock.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct StreamJob {
-    /// Whether this end sends or receives.
-    pub direction: Direction,
-    /// Whether this end listens or connects.
-    pub open: Open,
-    /// Bytes of each send or receive call.
-    pub write_size: Bytes,
-    /// Left out of the figure: TCP slow start.
-    pub warm_up: Span,
-    /// The interval measured.
-    pub duration: Span,
-}
 
 /// A virtual Ethernet adapter and the switches of its optimisations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -436,8 +446,8 @@ pub struct EndSpec {
     pub kind: EndKind,
     /// What stands between a virtual end's adapter and its port.
     pub decorators: Decorators,
-    /// The traffic.
-    pub job: StreamJob,
+    /// Its part in the traffic.
+    pub job: Job,
     /// Address of a virtual end. A native end uses the address of the host's test NIC.
     pub address: InterfaceAddress,
     /// Who takes what a virtual end sends to other networks.

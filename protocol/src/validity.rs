@@ -25,12 +25,13 @@ const LONGEST_STEP: Span = Span::from_millis(250);
 /// sends is the receiver's to count. The one rule for every program and kind of end: agents hold to it, and so does the
 /// orchestrator, who does not take their word.
 pub fn no_figure(direction: Direction, report: &EndReport) -> Option<Failure> {
-    (direction == Direction::Receive && report.bytes == 0).then(|| {
-        Failure::new(format!(
+    if direction.receives() && report.received_bytes == 0 {
+        return Some(Failure::new(format!(
             "no payload arrived in the measured interval of {}: the path or the peer stood still",
             report.interval
-        ))
-    })
+        )));
+    }
+    report.traffic.no_figure(direction)
 }
 
 /// How long a thread has been runnable and waited for a CPU: the second field of `/proc/PID/task/TID/schedstat`,
@@ -44,19 +45,19 @@ pub fn waits_for_cpu(begin: Duration, end: Duration, interval: Duration) -> bool
     end.saturating_sub(begin).as_secs_f64() > CPU_WAIT * interval.as_secs_f64()
 }
 
-/// Whether a receiver's payload stood still: two whole steps of its `samples` in a row without a byte, or a hole of
-/// over 250 ms between two samples, which only an end has that itself stood still. `bytes` arrived in `interval`. A
+/// Whether what an end receives stood still: two whole steps of its `samples` in a row without a byte, or a hole of
+/// over 250 ms between two samples, which only an end has that itself stood still. `received_bytes` arrived in `interval`. A
 /// standstill of 300 ms is found wherever it lies, one of less than 190 ms is none.
-pub fn stands_still(samples: &[Sample], interval: Span, bytes: u64) -> bool {
+pub fn stands_still(samples: &[Sample], interval: Span, received_bytes: u64) -> bool {
     let mut looked = Span(0);
-    let mut moved = Sample { at: Span(0), bytes: 0 };
-    let end = Sample { at: interval, bytes };
+    let mut moved = Sample { at: Span(0), sent_bytes: 0, received_bytes: 0 };
+    let end = Sample { at: interval, sent_bytes: 0, received_bytes };
     for sample in samples.iter().filter(|sample| sample.at < interval).chain([&end]) {
         if sample.at.0.saturating_sub(looked.0) > LONGEST_STEP.0 {
             return true;
         }
         looked = sample.at;
-        if sample.bytes > moved.bytes {
+        if sample.received_bytes > moved.received_bytes {
             moved = *sample;
         } else if sample.at.0.saturating_sub(moved.at.0) >= STANDSTILL.0 {
             return true;
@@ -90,15 +91,19 @@ mod tests {
         assert!(!waits_for_cpu(ms(108), ms(7), ms(2_000)), "a counter that runs backwards says nothing");
     }
 
+    fn received(at: u64, received_bytes: u64) -> Sample {
+        Sample { at: Span::from_millis(at), sent_bytes: 0, received_bytes }
+    }
+
     /// Samples every 100 ms, a byte a step but for `silent` ones.
     fn steps(count: u64, silent: std::ops::Range<u64>) -> Vec<Sample> {
         let bytes = |step| (1..=step).filter(|step| !silent.contains(step)).count() as u64;
-        (1..=count).map(|step| Sample { at: Span::from_millis(step * 100), bytes: bytes(step) }).collect()
+        (1..=count).map(|step| received(step * 100, bytes(step))).collect()
     }
 
     fn still(samples: &[Sample]) -> bool {
         let last = samples.last().expect("some");
-        stands_still(samples, last.at, last.bytes)
+        stands_still(samples, last.at, last.received_bytes)
     }
 
     #[test]
@@ -121,7 +126,7 @@ mod tests {
 
     #[test]
     fn samples_made_up_for_at_once_hide_no_standstill() {
-        let at = |at, bytes| Sample { at: Span::from_millis(at), bytes };
+        let at = received;
         assert!(still(&[at(100, 1), at(500, 2), at(500, 2), at(501, 2), at(502, 2), at(600, 3)]));
         assert!(!still(&[at(100, 1), at(300, 2), at(301, 2), at(400, 3)]), "late and moving");
     }
@@ -134,7 +139,7 @@ mod tests {
             let bytes = |at: u64| at.min(begin) + at.saturating_sub(begin + length);
             let samples: Vec<_> = (1..=20).map(|step| {
                 let at = step * 100 + if step % 2 == 0 { jitter } else { 0 };
-                Sample { at: Span::from_millis(at), bytes: bytes(at) }
+                received(at, bytes(at))
             }).collect();
             let found = still(&samples);
             prop_assert!(found || length < 310 || begin + length > 2_000);

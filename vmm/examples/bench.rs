@@ -77,7 +77,7 @@ fn main() -> Result<(), String> {
                 };
                 let report = transfer(&program.to_string_lossy(), &case)?.report;
                 let interval = report.interval.seconds();
-                let gigabytes = report.bytes as f64 / 1e9;
+                let gigabytes = report.bytes() as f64 / 1e9;
                 let frames = report.frames.unwrap_or_default();
                 let carried = frames.transmit_frames.max(frames.receive_frames).max(1) as f64;
                 let exits = report.exits.as_ref();

@@ -4,7 +4,9 @@
 use std::time::{Duration, Instant};
 
 use toll_protocol::child::{Engine, VmmConfig, VmmPort};
-use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
+use toll_protocol::traffic::stream::Stream;
+use toll_protocol::traffic::{Job, Timing, Traffic};
+use toll_protocol::trial::{Adapter, Direction, Open, TrialId};
 use toll_protocol::units::{Bytes, MacAddress, Span};
 use toll_vmm::boot::Program;
 use toll_vmm::config::EndConfig;
@@ -19,12 +21,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ("virtio-mmio MagicValue reads (MMIO)", Adapter::VirtioNet(Default::default()), 11),
         ("INIT and its interrupt through the gate", Adapter::Pcnet(Default::default()), 2),
     ] {
-        let job = StreamJob {
-            direction: Direction::Send,
+        let job = Job {
             open: Open::Connect,
-            write_size: Bytes(1),
-            warm_up: Span(0),
-            duration: Span(1),
+            direction: Direction::Send,
+            timing: Timing { warm_up: Span(0), duration: Span(1) },
+            traffic: Traffic::Stream(Stream { write_size: Bytes(1), ..Stream::default() }),
         };
         let config = EndConfig::try_from(VmmConfig {
             trial: TrialId::new(1),
@@ -52,7 +53,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 other => return Err(format!("{other:?}").into()),
             }
         };
-        let report = recording.report(Vec::new())?;
+        let report = recording.report(Direction::Receive, Vec::new())?;
         let exits = report.exits.ok_or("a guest has exits")?;
         let each = report.interval.seconds() * 1e6 / exits.total() as f64;
         let kvm = (exits.kvm_userspace, exits.kvm_all);

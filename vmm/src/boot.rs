@@ -4,6 +4,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
 use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, direction, open, virtio_net};
+use toll_protocol::traffic::Traffic;
 use toll_protocol::trial::{Adapter, Direction, Open, VirtioNetSwitches};
 
 use crate::config::{EndConfig, LISTEN_PORT};
@@ -48,15 +49,18 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
         tsc_hz,
         arena_base: ARENA,
         arena_length: config.memory - ARENA,
-        warm_up_ns: nanoseconds(config.warm_up),
-        duration_ns: nanoseconds(config.duration),
+        warm_up_ns: config.job.timing.warm_up.0,
+        duration_ns: config.job.timing.duration.0,
         patience_ns: nanoseconds(PATIENCE),
-        write_size: config.write_size,
-        direction: match config.direction {
+        write_size: match &config.job.traffic {
+            Traffic::Stream(stream) => u32::try_from(stream.write_size.0).unwrap_or(u32::MAX),
+        },
+        direction: match config.job.direction {
             Direction::Send => direction::SEND,
             Direction::Receive => direction::RECEIVE,
+            Direction::Both => 0,
         },
-        open: match config.open {
+        open: match config.job.open {
             Open::Listen => open::LISTEN,
             Open::Connect => open::CONNECT,
         },

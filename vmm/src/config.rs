@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use toll_protocol::child::{Engine, VmmConfig, VmmPort};
 use toll_protocol::decorators::{Capture, Impairments};
-use toll_protocol::trial::{Adapter, Direction, Open, QueuePairs, StreamJob};
+use toll_protocol::traffic::stream::WRITE_SIZE;
+use toll_protocol::traffic::{Job, Traffic};
+use toll_protocol::trial::{Adapter, Direction, Open, QueuePairs};
 use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress};
 
 use crate::layout::{LARGE_PAGE, MEMORY_MAX, MEMORY_MIN};
@@ -16,8 +18,6 @@ pub const LISTEN_PORT: u16 = 5201;
 
 /// Longest name of an interface: IFNAMSIZ less the terminating zero.
 const INTERFACE_NAME_MAX: usize = 15;
-/// Largest buffer of one send or receive call.
-const WRITE_SIZE_MAX: u64 = 1 << 20;
 /// RFC 791: the datagram that every host must take.
 const MTU_MIN: u16 = 576;
 /// Jumbo frames.
@@ -64,6 +64,9 @@ pub enum ConfigError {
     /// Behind address translation.
     #[error("address translation and {0} don't go together")]
     Translation(&'static str),
+    /// The payload program does not do it.
+    #[error("the payload program does not send and receive at the same time")]
+    BothWays,
     /// The job measures nothing or never ends.
     #[error("{0} must not be 0")]
     Zero(&'static str),
@@ -102,16 +105,8 @@ pub struct EndConfig {
     pub mtu: u16,
     /// Guest memory in bytes, a multiple of [`LARGE_PAGE`].
     pub memory: u64,
-    /// Who sends.
-    pub direction: Direction,
-    /// Who opens.
-    pub open: Open,
-    /// Bytes of each send or receive call.
-    pub write_size: u32,
-    /// Left out of the figure.
-    pub warm_up: Duration,
-    /// The measured interval.
-    pub duration: Duration,
+    /// Its part in the traffic.
+    pub job: Job,
     /// CPU to pin to.
     pub cpu: Option<usize>,
     /// CPU to pin the adapter's own thread to.
@@ -175,8 +170,15 @@ impl TryFrom<VmmConfig> for EndConfig {
             io_cpu,
             deadline,
         } = config;
-        let StreamJob { direction, open, write_size, warm_up, duration } = job;
-        range("the write size", write_size, Bytes(1), Bytes(WRITE_SIZE_MAX))?;
+        match &job.traffic {
+            Traffic::Stream(stream) => {
+                range("the number of flows", stream.flows, 1, 1)?;
+                range("the write size", stream.write_size, *WRITE_SIZE.start(), *WRITE_SIZE.end())?;
+            }
+        }
+        if job.direction == Direction::Both {
+            return Err(ConfigError::BothWays);
+        }
         range("guest memory", memory, Bytes(MEMORY_MIN), Bytes(MEMORY_MAX))?;
         if !memory.0.is_multiple_of(LARGE_PAGE) {
             return Err(ConfigError::MemoryMultiple(memory));
@@ -212,7 +214,7 @@ impl TryFrom<VmmConfig> for EndConfig {
             (VmmPort::Nat { .. }, _) if gateway.is_none() => {
                 return Err(ConfigError::Translation("no gateway"));
             }
-            (VmmPort::Nat { .. }, _) if open == Open::Listen => {
+            (VmmPort::Nat { .. }, _) if job.open == Open::Listen => {
                 return Err(ConfigError::Translation("a listening end"));
             }
             _ => {}
@@ -233,13 +235,12 @@ impl TryFrom<VmmConfig> for EndConfig {
                 return Err(ConfigError::Gateway(gateway));
             }
         }
-        if duration.0 == 0 {
+        if job.timing.duration.0 == 0 {
             return Err(ConfigError::Zero("the measured interval"));
         }
-        let (warm_up, duration, deadline) = (warm_up.duration(), duration.duration(), deadline.duration());
-        let job = warm_up.saturating_add(duration);
-        if deadline <= job {
-            return Err(ConfigError::Deadline { deadline, job });
+        let (total, deadline) = (job.timing.total().duration(), deadline.duration());
+        if deadline <= total {
+            return Err(ConfigError::Deadline { deadline, job: total });
         }
         Ok(Self {
             engine,
@@ -254,12 +255,7 @@ impl TryFrom<VmmConfig> for EndConfig {
             gateway,
             mtu,
             memory: memory.0,
-            direction,
-            open,
-            // At most WRITE_SIZE_MAX.
-            write_size: write_size.0 as u32,
-            warm_up,
-            duration,
+            job,
             cpu: cpu.map(|cpu| cpu as usize),
             io_cpu: io_cpu.map(|cpu| cpu as usize),
             deadline,
@@ -270,6 +266,8 @@ impl TryFrom<VmmConfig> for EndConfig {
 #[cfg(test)]
 mod tests {
     use toll_protocol::child::Outside;
+    use toll_protocol::traffic::Timing;
+    use toll_protocol::traffic::stream::Stream;
     use toll_protocol::trial::{TrialId, VirtioNetSwitches};
     use toll_protocol::units::Span;
 
@@ -288,12 +286,11 @@ mod tests {
             gateway: None,
             mtu: 1500,
             memory: Bytes(16 << 20),
-            job: StreamJob {
+            job: Job {
                 direction: Direction::Send,
                 open: Open::Connect,
-                write_size: Bytes(65_536),
-                warm_up: Span::from_millis(500),
-                duration: Span::from_millis(2000),
+                timing: Timing { warm_up: Span::from_millis(500), duration: Span::from_millis(2000) },
+                traffic: Traffic::Stream(Stream { write_size: Bytes(65_536), ..Stream::default() }),
             },
             cpu: None,
             io_cpu: None,
@@ -321,16 +318,18 @@ mod tests {
     #[test]
     fn a_good_configuration_is_taken_as_it_is() {
         let config = EndConfig::try_from(good()).expect("good");
-        assert_eq!((config.write_size, config.memory, config.mtu), (65_536, 16 << 20, 1500));
+        assert_eq!((config.memory, config.mtu), (16 << 20, 1500));
+        assert_eq!(config.job, good().job);
     }
 
     #[test]
     fn what_is_out_of_range_is_refused_and_the_range_named() {
         assert_eq!(
-            refused(|c| c.job.write_size = Bytes(0)),
+            refused(|c| c.job.traffic = Traffic::Stream(Stream { write_size: Bytes(0), ..Stream::default() })),
             "the write size is 0B: from 1B to 1MiB is possible"
         );
-        assert!(refused(|c| c.job.write_size = Bytes((1 << 20) + 1)).contains("1MiB"));
+        let large = Traffic::Stream(Stream { write_size: Bytes((1 << 20) + 1), ..Stream::default() });
+        assert!(refused(|c| c.job.traffic = large.clone()).contains("1MiB"));
         assert!(refused(|c| c.memory = Bytes(2 << 20)).contains("from 4MiB to 1GiB"));
         assert!(refused(|c| c.memory = Bytes(u64::MAX)).contains("1GiB"));
         assert!(refused(|c| c.memory = Bytes(5 << 20)).contains("multiple of 2MiB"));
@@ -339,7 +338,7 @@ mod tests {
         assert!(
             refused(|c| (c.adapter, c.mtu) = (Adapter::VirtioNet(Default::default()), 9001)).contains("9000")
         );
-        assert!(refused(|c| c.job.duration = Span(0)).contains("must not be 0"));
+        assert!(refused(|c| c.job.timing.duration = Span(0)).contains("must not be 0"));
         assert!(refused(|c| c.deadline = Span::from_millis(2500)).contains("deadline"));
     }
 

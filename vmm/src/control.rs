@@ -200,16 +200,17 @@ impl Control {
         let overhead = footprint::beside(runner.pages().memory());
         let peer = self.await_start(&runner)?;
         runner.start_traffic(peer);
-        let (recording, observed) = self.measure(&runner, config.deadline)?;
+        let direction = config.job.direction;
+        let (recording, observed) = self.measure(&runner, direction, config.deadline)?;
         let host_cpu = observed.host_cpu();
-        let mut report = recording.report(observed.samples)?;
+        let mut report = recording.report(direction, observed.samples)?;
         report.overhead = overhead;
         report.host_cpu = host_cpu;
         report.flags.extend(host_cpu.filter(HostCpu::is_stolen).map(|_| Flag::Steal));
         report.flags.extend(config.capture.as_ref().map(|_| Flag::Captured));
         report.flags.extend(config.impairments.map(|_| Flag::Impaired));
-        if config.direction == Direction::Receive
-            && validity::stands_still(&report.samples, report.interval, report.bytes)
+        if config.job.direction.receives()
+            && validity::stands_still(&report.samples, report.interval, report.received_bytes)
         {
             report.flags.push(Flag::Stalled);
         }
@@ -243,6 +244,7 @@ impl Control {
     fn measure(
         &mut self,
         runner: &Runner,
+        direction: Direction,
         limit: Duration,
     ) -> Result<(Box<Recording>, Observed), ControlError> {
         let deadline = Instant::now() + limit;
@@ -271,7 +273,10 @@ impl Control {
                     }
                     if let Some(start) = measuring.filter(|_| due.is_some_and(|due| now >= due)) {
                         let at = Span::from(now.saturating_duration_since(start));
-                        let sample = Sample { at, bytes: runner.measured_bytes() };
+                        let bytes = runner.measured_bytes();
+                        let (sent_bytes, received_bytes) =
+                            if direction.sends() { (bytes, 0) } else { (0, bytes) };
+                        let sample = Sample { at, sent_bytes, received_bytes };
                         observed.samples.push(sample);
                         self.send(&ChildEvent::Sample(sample))?;
                     }

@@ -13,8 +13,10 @@ use toll_child::confinement::{Confinement, ConfinementError};
 use toll_guest_abi::phase;
 use toll_protocol::child::{Engine, VmmConfig, VmmPort};
 use toll_protocol::report::Failure;
+use toll_protocol::traffic::stream::Stream;
+use toll_protocol::traffic::{Job, Timing, Traffic};
 use toll_protocol::trial::{
-    Adapter, Direction, Open, PcnetSwitches, SendCombining, StreamJob, TrialId, VirtioNetSwitches,
+    Adapter, Direction, Open, PcnetSwitches, SendCombining, TrialId, VirtioNetSwitches,
 };
 use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress, Span};
 use toll_vnic::port::{PortError, memory};
@@ -207,12 +209,11 @@ fn config(adapter: Adapter, direction: Direction, open: Open, number: u8) -> Res
         gateway: None,
         mtu: 1500,
         memory: Bytes(8 << 20),
-        job: StreamJob {
+        job: Job {
             direction,
             open,
-            write_size: Bytes(4096),
-            warm_up: Span(0),
-            duration: MOMENT.into(),
+            timing: Timing { warm_up: Span(0), duration: MOMENT.into() },
+            traffic: Traffic::Stream(Stream { write_size: Bytes(4096), ..Stream::default() }),
         },
         cpu: None,
         io_cpu: None,

@@ -8,6 +8,8 @@ use toll_protocol::report::{
     CpuSplit, EndReport, ExitReport, Flag, FrameCounters, FrameStages, FrameWay, Part, Sample, Spared, Stage,
     ThreadCpu, ThreadTime,
 };
+use toll_protocol::traffic::{TrafficReport, stream};
+use toll_protocol::trial::Direction;
 use toll_protocol::units::Span;
 use toll_protocol::validity;
 use toll_vnic::stages::{Noted, Way};
@@ -116,11 +118,11 @@ pub enum ClaimError {
 }
 
 impl Recording {
-    /// The report of the measured interval.
+    /// The report of the measured interval, of a program whose payload goes this way.
     ///
     /// # Errors
     /// [`ClaimError`] if the program's own figures are impossible.
-    pub fn report(&self, samples: Vec<Sample>) -> Result<EndReport, ClaimError> {
+    pub fn report(&self, direction: Direction, samples: Vec<Sample>) -> Result<EndReport, ClaimError> {
         let Self { start, end, claim, .. } = self;
         let backwards = ClaimError::Backwards(*claim);
         let bytes = claim.end_bytes.checked_sub(claim.start_bytes).ok_or(backwards)?;
@@ -170,8 +172,11 @@ impl Recording {
         if exits.as_ref().is_some_and(|exits| exits.kvm_userspace.is_some_and(|kvm| kvm != exits.total())) {
             flags.push(Flag::ExitCountMismatch);
         }
+        let (sent_bytes, received_bytes) = if direction.sends() { (bytes, 0) } else { (0, bytes) };
         Ok(EndReport {
-            bytes,
+            sent_bytes,
+            received_bytes,
+            traffic: TrafficReport::Stream(stream::Report::default()),
             interval: Span(interval),
             samples,
             threads: threads
@@ -339,8 +344,8 @@ mod tests {
         let mut recording = recording();
         recording.start.frames.receive_frames = 7;
         recording.end.frames.receive_frames = 9;
-        let report = recording.report(Vec::new()).expect("good");
-        assert_eq!((report.bytes, report.interval.0), (1000, recording.claim.end_ns - 5));
+        let report = recording.report(Direction::Receive, Vec::new()).expect("good");
+        assert_eq!((report.received_bytes, report.interval.0), (1000, recording.claim.end_ns - 5));
         assert_eq!(report.frames.expect("virtual").receive_frames, 2);
         assert_eq!(
             report.threads,
@@ -355,7 +360,7 @@ mod tests {
         (recording.end.program_ticks, recording.end.model_ticks) = (3_000_000, 1_000_000);
         recording.end.port_ticks = 500_000;
         let CpuSplit { guest: Some(guest), vmm: Some(vmm), host: Some(host) } =
-            recording.report(Vec::new()).expect("good").cpu
+            recording.report(Direction::Receive, Vec::new()).expect("good").cpu
         else {
             panic!("all parts are known");
         };
@@ -367,7 +372,7 @@ mod tests {
     fn a_thread_that_waited_for_a_cpu_is_flagged() {
         let mut recording = recording();
         let waited = |recording: &Recording| {
-            recording.report(Vec::new()).expect("good").flags.contains(&Flag::CpuWait)
+            recording.report(Direction::Receive, Vec::new()).expect("good").flags.contains(&Flag::CpuWait)
         };
         recording.end.run_delay = Some(Duration::from_secs(1));
         assert!(!waited(&recording), "unknown at the begin");
@@ -381,7 +386,7 @@ mod tests {
     fn either_thread_of_the_data_path_may_have_been_the_limit() {
         let mut recording = recording();
         let bound = |recording: &Recording| {
-            recording.report(Vec::new()).expect("good").flags.contains(&Flag::CpuBound)
+            recording.report(Direction::Receive, Vec::new()).expect("good").flags.contains(&Flag::CpuBound)
         };
         assert!(!bound(&recording), "2 ms of 3");
         let io = |millis| {
@@ -398,7 +403,7 @@ mod tests {
     fn retransmissions_count_inside_the_interval_only() {
         let mut recording = recording();
         let flagged = |recording: &Recording| {
-            recording.report(Vec::new()).expect("good").flags.contains(&Flag::Retransmits)
+            recording.report(Direction::Receive, Vec::new()).expect("good").flags.contains(&Flag::Retransmits)
         };
         (recording.start.retransmits, recording.end.retransmits) = (3, 3);
         assert!(!flagged(&recording));
@@ -411,7 +416,7 @@ mod tests {
         let refused = |change: fn(&mut Recording)| {
             let mut recording = recording();
             change(&mut recording);
-            recording.report(Vec::new()).expect_err("refused")
+            recording.report(Direction::Receive, Vec::new()).expect_err("refused")
         };
         assert!(matches!(refused(|r| r.claim.end_bytes = 99), ClaimError::Backwards(_)));
         assert!(matches!(refused(|r| r.claim.end_ns = 4), ClaimError::Backwards(_)));
@@ -428,8 +433,20 @@ mod tests {
         recording.start.exits = Some((exits.clone(), kvm(10)));
         exits.enter(Cause::Wait, 0, 0, 0, 0);
         recording.end.exits = Some((exits.clone(), kvm(11)));
-        assert!(!recording.report(Vec::new()).expect("good").flags.contains(&Flag::ExitCountMismatch));
+        assert!(
+            !recording
+                .report(Direction::Receive, Vec::new())
+                .expect("good")
+                .flags
+                .contains(&Flag::ExitCountMismatch)
+        );
         recording.end.exits = Some((exits, kvm(12)));
-        assert!(recording.report(Vec::new()).expect("good").flags.contains(&Flag::ExitCountMismatch));
+        assert!(
+            recording
+                .report(Direction::Receive, Vec::new())
+                .expect("good")
+                .flags
+                .contains(&Flag::ExitCountMismatch)
+        );
     }
 }

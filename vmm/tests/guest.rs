@@ -8,7 +8,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use toll_guest_abi::phase;
 use toll_protocol::child::{Engine, VmmConfig, VmmPort};
 use toll_protocol::report::{EndReport, Failure, Flag};
-use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
+use toll_protocol::traffic::stream::Stream;
+use toll_protocol::traffic::{Job, Timing, Traffic};
+use toll_protocol::trial::{Adapter, Direction, Open, TrialId};
 use toll_protocol::units::{Bytes, MacAddress, Span};
 use toll_vmm::boot::Program;
 use toll_vmm::config::EndConfig;
@@ -38,12 +40,11 @@ fn config(adapter: Adapter) -> EndConfig {
         gateway: None,
         mtu: 1500,
         memory: Bytes(4 << 20),
-        job: StreamJob {
-            direction: Direction::Send,
+        job: Job {
             open: Open::Connect,
-            write_size: Bytes(4096),
-            warm_up: Span(0),
-            duration: Span::from_millis(1),
+            direction: Direction::Send,
+            timing: Timing { warm_up: Span(0), duration: Span::from_millis(1) },
+            traffic: Traffic::Stream(Stream { write_size: Bytes(4096), ..Stream::default() }),
         },
         cpu: None,
         io_cpu: None,
@@ -74,7 +75,7 @@ fn report(adapter: Adapter, case: u64) -> Result<(EndReport, u64), Failed> {
     let runner = boot(adapter, case);
     let recording = ended(&runner).map_err(|failure| format!("{failure:#?}"))?;
     let bytes = runner.pages().status().bytes.load(std::sync::atomic::Ordering::Acquire);
-    Ok((recording.report(Vec::new())?, bytes))
+    Ok((recording.report(Direction::Receive, Vec::new())?, bytes))
 }
 
 fn failure(case: u64) -> Failure {
@@ -253,7 +254,7 @@ fn a_panic_leaves_its_words() -> Result<(), Failed> {
 fn hostile_counters_are_not_believed() -> Result<(), Failed> {
     let recording =
         ended(&boot(Adapter::Pcnet(Default::default()), 8)).map_err(|failure| format!("{failure:#?}"))?;
-    let error = recording.report(Vec::new()).expect_err("refused");
+    let error = recording.report(Direction::Receive, Vec::new()).expect_err("refused");
     check(error.to_string().contains("bytes of payload"), &error)
 }
 

@@ -49,7 +49,10 @@ fn translated() -> Result<(), Failed> {
                 let done = transfer(PROGRAM, &case)
                     .map_err(|why| format!("{engine:?} {adapter} {direction}: {why}"))?;
                 let report = &done.report;
-                check(report.bytes > 0 && report.bytes <= done.kernel_bytes, &(report, done.kernel_bytes))?;
+                check(
+                    report.bytes() > 0 && report.bytes() <= done.kernel_bytes,
+                    &(report, done.kernel_bytes),
+                )?;
                 let frames = report.frames.ok_or("a virtual adapter counts frames")?;
                 check(frames.guest_errors == 0 && frames.receive_frames > 0, &frames)?;
             }
@@ -78,7 +81,7 @@ fn worse() -> Result<(), Failed> {
         };
         let done = transfer(PROGRAM, &case).map_err(|why| format!("{direction}: {why}"))?;
         let report = &done.report;
-        check(report.bytes > 0 && report.bytes <= done.kernel_bytes, &(report, done.kernel_bytes))?;
+        check(report.bytes() > 0 && report.bytes() <= done.kernel_bytes, &(report, done.kernel_bytes))?;
         check(report.flags.contains(&Flag::Impaired), &report.flags)?;
         // As many as there are, some were lost.
         let resent = direction == Direction::Receive || report.flags.contains(&Flag::Retransmits);
@@ -116,7 +119,7 @@ fn joined() -> Result<(), Failed> {
             // Below 100 adapters.
             let [near, far] = on_a_hub(&case(number as u8, Engine::Kvm, adapter.clone(), direction))?;
             let (sender, receiver) = if direction == Direction::Send { (near, far) } else { (far, near) };
-            check(receiver.bytes > 0 && sender.bytes > 0, &(&sender, &receiver))?;
+            check(receiver.bytes() > 0 && sender.bytes() > 0, &(&sender, &receiver))?;
             for report in [sender, receiver] {
                 let frames = report.frames.ok_or("a virtual adapter counts frames")?;
                 check(frames.guest_errors == 0, &frames)?;

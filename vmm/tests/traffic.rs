@@ -16,6 +16,8 @@ use support::{
 };
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
 use toll_protocol::report::{EndReport, Flag, Stage};
+use toll_protocol::traffic::Traffic;
+use toll_protocol::traffic::stream::Stream;
 use toll_protocol::trial::{
     Adapter, Direction, Open, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches,
 };
@@ -32,7 +34,7 @@ fn case(number: u8) -> Transfer {
 fn transfers(case: &Transfer) -> Result<(), Failed> {
     let done = transfer(PROGRAM, case)?;
     let report = &done.report;
-    check(report.bytes > 0 && report.bytes <= done.kernel_bytes, &(report.bytes, done.kernel_bytes))?;
+    check(report.bytes() > 0 && report.bytes() <= done.kernel_bytes, &(report.bytes(), done.kernel_bytes))?;
     // A program looks at its clock between turns, and a turn of pcnet sends a whole window, exit by exit.
     check(
         report.interval.duration().saturating_sub(case.duration) < Duration::from_millis(200),
@@ -40,12 +42,12 @@ fn transfers(case: &Transfer) -> Result<(), Failed> {
     )?;
     check(report.interval.duration() + Duration::from_millis(5) >= case.duration, &report.interval)?;
     check(done.samples.len() >= 3 && report.samples == done.samples, &done.samples)?;
-    check(done.samples.is_sorted_by_key(|sample| (sample.at, sample.bytes)), &done.samples)?;
+    check(done.samples.is_sorted_by_key(|sample| (sample.at, sample.bytes())), &done.samples)?;
     let frames = report.frames.ok_or("a virtual adapter counts frames")?;
     check(frames.guest_errors == 0, &frames)?;
     let carried =
         if case.direction == Direction::Send { frames.transmit_bytes } else { frames.receive_bytes };
-    check(carried.saturating_add(case.memory) > report.bytes, &frames)?;
+    check(carried.saturating_add(case.memory) > report.bytes(), &frames)?;
     check(report.start_to_first_frame.is_some(), report)?;
     // The guest has written more than that of its own by then: a megabyte of its arena is there from the start.
     check(report.overhead.is_some_and(|beside| (1..1 << 20).contains(&beside.0)), &report.overhead)?;
@@ -83,10 +85,8 @@ fn parts_add_up(report: &EndReport, engine: Engine, io_thread: bool) -> Result<(
 /// The ways of some frames were noted, in the direction of the payload, and their stages are parts of the interval.
 fn frames_were_noted(report: &EndReport, direction: Direction) -> Result<(), Failed> {
     let frames = report.frames.ok_or("a virtual adapter counts frames")?;
-    let (noted, frames) = match direction {
-        Direction::Send => (&report.transmit_stages, frames.transmit_frames),
-        Direction::Receive => (&report.receive_stages, frames.receive_frames),
-    };
+    let stages = if direction.sends() { &report.transmit_stages } else { &report.receive_stages };
+    let (noted, frames) = (stages, frames.of_payload(direction));
     // One of 128 is noted for sure, if the calls of the port are as many as the frames.
     let Some(noted) = noted else { return check(frames < 10_000, &(frames, "none was noted")) };
     check(noted.noted > 0 && noted.noted <= frames, &(noted, frames))?;
@@ -137,7 +137,7 @@ fn optimisations(engine: Engine, direction: Direction, number: u8) -> Result<(),
         }
         let done = transfer(PROGRAM, &case)?;
         let report = &done.report;
-        check(report.bytes > 0 && report.bytes <= done.kernel_bytes, report)?;
+        check(report.bytes() > 0 && report.bytes() <= done.kernel_bytes, report)?;
         parts_add_up(report, engine, false)?;
         let spared = report.spared.ok_or("what was spared is reported")?;
         let frames = report.frames.ok_or("a virtual adapter counts frames")?;
@@ -213,20 +213,20 @@ fn offloads(case: &Transfer, switches: VirtioNetSwitches) -> Result<(), Failed> 
     frames_were_noted(&report, case.direction)?;
     let frames = report.frames.ok_or("a virtual adapter counts frames")?;
     check(
-        frames.guest_errors == 0 && (frames.interrupts == 0 || switches.io_thread) && report.bytes > 100_000,
+        frames.guest_errors == 0
+            && (frames.interrupts == 0 || switches.io_thread)
+            && report.bytes() > 100_000,
         &report,
     )?;
-    let (bytes, count) = match case.direction {
-        Direction::Send => (frames.transmit_bytes, frames.transmit_frames),
-        Direction::Receive => (frames.receive_bytes, frames.receive_frames),
-    };
+    let bytes = if case.direction.sends() { frames.transmit_bytes } else { frames.receive_bytes };
+    let count = frames.of_payload(case.direction);
     // With segmentation frames are longer than the path's, without it they are not.
     check((bytes / count.max(1) > 1514) == switches.tso, &frames)
 }
 
 fn a_bad_configuration_is_refused() -> Result<(), Failed> {
     let mut config = case(101).config();
-    config.job.write_size = Bytes(0);
+    config.job.traffic = Traffic::Stream(Stream { write_size: Bytes(0), ..Stream::default() });
     let mut vmm = Vmm::spawn(PROGRAM)?;
     vmm.send(&ChildCommand::Configure(config))?;
     let failure = failure(&mut vmm)?;

@@ -117,7 +117,7 @@ fn count(counts: &mut Counts, host: &str, kind: &EndKind, direction: Direction, 
         *counts.entry(key).or_default() += by;
     };
     let payload = if direction == Direction::Send { "transmit" } else { "receive" };
-    add("toll_agent_payload_bytes_total", payload, report.bytes);
+    add("toll_agent_payload_bytes_total", payload, report.bytes());
     if let Some(frames) = report.frames {
         add("toll_agent_frames_total", "transmit", frames.transmit_frames);
         add("toll_agent_frames_total", "receive", frames.receive_frames);
@@ -182,10 +182,10 @@ fn a_senders_bytes_are_transmit(prometheus: &Prometheus, result: &CampaignResult
             let Some(frames) = a.frames else { continue };
             let (transmitted, received) = (frames.transmit_bytes, frames.receive_bytes);
             ensure!(
-                transmitted as f64 > 0.9 * a.bytes as f64 && received < transmitted / 4,
+                transmitted as f64 > 0.9 * a.bytes() as f64 && received < transmitted / 4,
                 "{:?}: {} bytes sent, {transmitted} transmitted, {received} received",
                 cell.key,
-                a.bytes
+                a.bytes()
             );
             senders += 1;
         }

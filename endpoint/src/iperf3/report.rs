@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 use toll_protocol::report::{CpuSplit, EndReport, Flag, Sample};
+use toll_protocol::traffic::{TrafficReport, stream};
 use toll_protocol::trial::Direction;
 use toll_protocol::units::Span;
 use toll_protocol::validity;
@@ -113,6 +114,11 @@ pub fn error(json: &[u8]) -> Option<String> {
     serde_json::from_slice::<ErrorReport>(json).ok()?.error.map(|said| shortened(&said))
 }
 
+/// Bytes that were sent, and received, by an end whose payload goes one way.
+const fn ways(direction: Direction, bytes: u64) -> (u64, u64) {
+    if direction.sends() { (bytes, 0) } else { (0, bytes) }
+}
+
 /// The figures of the interval that begins `warm_up` after the start of the run.
 ///
 /// # Errors
@@ -145,7 +151,8 @@ pub fn parse(
         bytes = bytes.saturating_add(sum.bytes);
         retransmits = retransmits.zip(sum.retransmits).map(|(sum, more)| sum.saturating_add(more));
         covered = end.saturating_sub(*begin.get_or_insert(start));
-        let sample = Sample { at: covered.into(), bytes };
+        let (sent_bytes, received_bytes) = ways(direction, bytes);
+        let sample = Sample { at: covered.into(), sent_bytes, received_bytes };
         match samples.last_mut() {
             // A report of no length is more of the moment before it.
             Some(last) if last.at >= sample.at => *last = sample,
@@ -162,8 +169,11 @@ pub fn parse(
     if direction == Direction::Receive && validity::stands_still(&samples, covered.into(), bytes) {
         flags.push(Flag::Stalled);
     }
+    let (sent_bytes, received_bytes) = ways(direction, bytes);
     Ok(EndReport {
-        bytes,
+        sent_bytes,
+        received_bytes,
+        traffic: TrafficReport::Stream(stream::Report::default()),
         interval: covered.into(),
         samples,
         threads: Vec::new(),
@@ -216,7 +226,7 @@ mod tests {
         let report =
             parse(json(30, false, None).as_bytes(), Direction::Receive, WARM_UP, DURATION).expect("parses");
         assert_eq!(report.samples.len(), 20);
-        assert_eq!(report.bytes, (5..25).map(|step| 1_000 + step).sum::<u64>());
+        assert_eq!(report.bytes(), (5..25).map(|step| 1_000 + step).sum::<u64>());
         assert_eq!(report.interval, Span::from_millis(2_000));
         assert_eq!(report.cpu.host, None);
         assert_eq!(report.flags, []);
@@ -233,8 +243,8 @@ mod tests {
         assert!(parse(json.as_bytes(), Direction::Receive, Duration::ZERO, whole).is_err(), "covers 300 ms");
         let whole = Duration::from_millis(301);
         let report = parse(json.as_bytes(), Direction::Receive, Duration::ZERO, whole).expect("parses");
-        assert_eq!((report.bytes, report.interval), (305, Span::from_millis(300)));
-        let at: Vec<_> = report.samples.iter().map(|sample| (sample.at, sample.bytes)).collect();
+        assert_eq!((report.bytes(), report.interval), (305, Span::from_millis(300)));
+        let at: Vec<_> = report.samples.iter().map(|sample| (sample.at, sample.bytes())).collect();
         let ms = Span::from_millis;
         assert_eq!(at, [(ms(100), 100), (ms(270), 270), (ms(300), 305)]);
     }

@@ -14,7 +14,9 @@ use serde::Serialize;
 use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig};
 use toll_protocol::frame::{Decoder, encode};
 use toll_protocol::report::{EndReport, Failure, Sample};
-use toll_protocol::trial::{Direction, NativeProgram, Open, StreamJob, TrialId};
+use toll_protocol::traffic::stream::Stream;
+use toll_protocol::traffic::{Job, Timing, Traffic};
+use toll_protocol::trial::{Direction, NativeProgram, Open, TrialId};
 use toll_protocol::units::{Bytes, InterfaceAddress, Span};
 
 pub const WARM_UP: Span = Span::from_millis(100);
@@ -137,12 +139,11 @@ pub fn config(direction: Direction, open: Open, write_size: u64) -> EndpointConf
         address: InterfaceAddress { address: Ipv4Addr::LOCALHOST, prefix: 8 },
         interface: "lo".to_owned(),
         segment: None,
-        job: StreamJob {
-            direction,
+        job: Job {
             open,
-            write_size: Bytes(write_size),
-            warm_up: WARM_UP,
-            duration: DURATION,
+            direction,
+            timing: Timing { warm_up: WARM_UP, duration: DURATION },
+            traffic: Traffic::Stream(Stream { write_size: Bytes(write_size), ..Stream::default() }),
         },
         cpu: None,
         deadline: Span::from_millis(8_000),

@@ -1,5 +1,7 @@
 use toll_protocol::decorators::Decorators;
-use toll_protocol::trial::{Direction, EndKind, NativeProgram, StreamJob};
+use toll_protocol::traffic::stream::Stream;
+use toll_protocol::traffic::{Job, Timing, Traffic};
+use toll_protocol::trial::{Direction, EndKind, NativeProgram};
 use toll_protocol::units::{MacAddress, Span};
 
 use super::*;
@@ -9,12 +11,11 @@ fn end(open: Open, limit: u64) -> EndSpec {
     EndSpec {
         decorators: Decorators { capture, ..Decorators::default() },
         kind: EndKind::Native { program: NativeProgram::Endpoint },
-        job: StreamJob {
-            direction: Direction::Send,
+        job: Job {
             open,
-            write_size: Bytes(1),
-            warm_up: Span(0),
-            duration: Span(1),
+            direction: Direction::Send,
+            timing: Timing { warm_up: Span(0), duration: Span(1) },
+            traffic: Traffic::Stream(Stream { write_size: Bytes(1), ..Stream::default() }),
         },
         address: "10.77.0.101/24".parse().expect("an address"),
         gateway: None,

@@ -7,6 +7,7 @@ use prometheus::TextEncoder;
 use toll_protocol::report::{
     CpuSplit, ExitReport, ExitStat, Failure, FrameCounters, Part, Spared, ThreadTime,
 };
+use toll_protocol::traffic::TrafficReport;
 use toll_protocol::trial::{NativeProgram, PcnetSwitches, Port};
 use toll_protocol::units::Span;
 
@@ -39,7 +40,9 @@ fn report(bytes: u64, frames: Option<FrameCounters>, exits: &[(&str, u64, u64)])
         .collect();
     let exits = (!exits.is_empty()).then_some(ExitReport { by_cause, ..ExitReport::default() });
     EndReport {
-        bytes,
+        sent_bytes: bytes,
+        received_bytes: bytes,
+        traffic: TrafficReport::Stream(Default::default()),
         interval: Span::from_millis(2_000),
         samples: Vec::new(),
         threads: Vec::new(),
@@ -189,7 +192,11 @@ fn running() -> State {
 }
 
 fn sample(milliseconds: u64, bytes: u64) -> Command {
-    Command::SendSample(Sample { at: Span::from_millis(milliseconds), bytes })
+    Command::SendSample(Sample {
+        at: Span::from_millis(milliseconds),
+        sent_bytes: bytes,
+        received_bytes: bytes,
+    })
 }
 
 const GOODPUT: &str =

@@ -1,7 +1,9 @@
 //! What an end is refused for.
 
 use toll_protocol::facts::{KvmKind, Wire};
-use toll_protocol::trial::{Direction, Open, StreamJob};
+use toll_protocol::traffic::stream::Stream;
+use toll_protocol::traffic::{Job, Timing, Traffic};
+use toll_protocol::trial::{Direction, Open};
 use toll_protocol::units::{MacAddress, Span};
 
 use super::*;
@@ -28,12 +30,11 @@ fn facts(kvm: KvmFact, tun: Result<(), String>) -> HostFacts {
 }
 
 fn end(kind: EndKind) -> EndSpec {
-    let job = StreamJob {
-        direction: Direction::Send,
+    let job = Job {
         open: Open::Connect,
-        write_size: Bytes(1),
-        warm_up: Span(0),
-        duration: Span(1),
+        direction: Direction::Send,
+        timing: Timing { warm_up: Span(0), duration: Span(1) },
+        traffic: Traffic::Stream(Stream { write_size: Bytes(1), ..Stream::default() }),
     };
     EndSpec {
         decorators: Default::default(),

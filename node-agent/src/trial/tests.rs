@@ -2,13 +2,16 @@
 
 use proptest::prelude::*;
 use toll_protocol::report::CpuSplit;
+use toll_protocol::traffic::TrafficReport;
 use toll_protocol::units::Span;
 
 use super::*;
 
 fn report() -> Box<EndReport> {
     Box::new(EndReport {
-        bytes: 1,
+        sent_bytes: 0,
+        received_bytes: 1,
+        traffic: TrafficReport::Stream(Default::default()),
         interval: Span(1),
         samples: Vec::new(),
         threads: Vec::new(),
@@ -45,7 +48,7 @@ fn any_event() -> impl Strategy<Value = Event> {
         Just(Event::PortAttached),
         Just(Event::PortFailed(failure())),
         Just(Event::ChildReady(EndReady { address: address() })),
-        Just(Event::Sample(Sample { at: Span(1), bytes: 1 })),
+        Just(Event::Sample(Sample { at: Span(1), sent_bytes: 0, received_bytes: 1 })),
         Just(Event::Done(report())),
         Just(Event::ChildFailed(failure())),
         Just(Event::ChildEnded(failure())),

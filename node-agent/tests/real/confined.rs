@@ -51,8 +51,11 @@ fn iperf3_has_no_right() -> Result<(), Failed> {
     Fleet::new().with_both(async |pair| {
         let iperf3 = |direction, open| EndSpec {
             kind: EndKind::Native { program: NativeProgram::Iperf3 },
-            job: toll_protocol::trial::StreamJob {
-                warm_up: Span::from_millis(100),
+            job: toll_protocol::traffic::Job {
+                timing: toll_protocol::traffic::Timing {
+                    warm_up: Span::from_millis(100),
+                    duration: DURATION,
+                },
                 ..native(direction, open, DURATION).job
             },
             ..native(direction, open, DURATION)
@@ -187,7 +190,7 @@ async fn sampled(peer: &mut Peer, wanted: TrialId) {
 async fn finish(pair: &mut Pair, trial: TrialId) {
     for peer in [&mut pair.a.1, &mut pair.b.1] {
         let report = peer.outcome(trial).await.expect("measured");
-        assert!(report.bytes > 0);
+        assert!(report.bytes() > 0);
     }
     for peer in [&mut pair.a.1, &mut pair.b.1] {
         assert_eq!(peer.tear_down(trial).await, Vec::<String>::new());

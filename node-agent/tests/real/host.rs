@@ -18,7 +18,9 @@ use std::path::Path;
 use toll_protocol::facts::Wire;
 use toll_protocol::message::{FromAgent, ToAgent};
 use toll_protocol::report::{EndReport, Failure};
-use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, StreamJob, TrialId};
+use toll_protocol::traffic::stream::Stream;
+use toll_protocol::traffic::{Job, Timing, Traffic};
+use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, TrialId};
 use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress, Span};
 
 use crate::agents::{Agent, at, build_endpoint};
@@ -188,12 +190,11 @@ pub fn native(direction: Direction, open: Open, duration: Span) -> EndSpec {
     EndSpec {
         decorators: Default::default(),
         kind: EndKind::Native { program: NativeProgram::Endpoint },
-        job: StreamJob {
-            direction,
+        job: Job {
             open,
-            write_size: Bytes(64 << 10),
-            warm_up: Span::from_millis(50),
-            duration,
+            direction,
+            timing: Timing { warm_up: Span::from_millis(50), duration },
+            traffic: Traffic::Stream(Stream { write_size: Bytes(64 << 10), ..Stream::default() }),
         },
         address: InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, 101), prefix: 24 },
         gateway: None,

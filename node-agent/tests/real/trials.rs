@@ -59,7 +59,7 @@ fn a_native_trial_between_two_hosts() -> Result<(), Failed> {
             let trial = TrialId::new(0x0a00 + n as u64);
             let (a, b) = pair.run(trial, a, b).await;
             for report in [a.expect("a has measured"), b.expect("b has measured")] {
-                assert!(report.bytes > 0 && !report.samples.is_empty(), "{report:?}");
+                assert!(report.bytes() > 0 && !report.samples.is_empty(), "{report:?}");
             }
         }
         // Samples came while it ran.
@@ -134,7 +134,7 @@ fn a_running_trial_survives_a_lost_connection() -> Result<(), Failed> {
         pair.a.1.prepare(TRIAL, native(Direction::Send, Open::Connect, duration)).await;
         let nobody = "10.77.0.2:1".parse().expect("an address");
         pair.a.1.say(&ToAgent::Start { trial: TRIAL, peer: nobody }).await;
-        assert!(pair.a.1.outcome(TRIAL).await.expect("measured all the same").bytes > 0);
+        assert!(pair.a.1.outcome(TRIAL).await.expect("measured all the same").bytes() > 0);
         assert!(pair.b.1.outcome(TRIAL).await.is_ok());
         assert_eq!(pair.a.1.tear_down(TRIAL).await, Vec::<String>::new());
         assert_eq!(pair.b.1.tear_down(TRIAL).await, Vec::<String>::new());

@@ -62,7 +62,7 @@ async fn measure(pair: &mut Pair, trial: TrialId, kind: EndKind) {
     let sender = native(Direction::Send, Open::Connect, DURATION);
     let (a, b) = pair.run(trial, virtual_end(kind), sender).await;
     let (a, b) = (a.expect("the virtual end has measured"), b.expect("the native end has measured"));
-    assert!(a.bytes > 0 && b.bytes > 0, "{a:?} {b:?}");
+    assert!(a.bytes() > 0 && b.bytes() > 0, "{a:?} {b:?}");
     assert!(a.frames.is_some_and(|frames| frames.receive_frames > 0), "{a:?}");
 }
 

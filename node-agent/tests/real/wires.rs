@@ -144,7 +144,7 @@ fn own(host: &Namespace) -> Vec<String> {
 
 fn measured(outcomes: (Outcome, Outcome)) {
     let (a, b) = (outcomes.0.expect("a has measured"), outcomes.1.expect("b has measured"));
-    assert!(a.bytes > 0 && b.bytes > 0, "{a:?} {b:?}");
+    assert!(a.bytes() > 0 && b.bytes() > 0, "{a:?} {b:?}");
 }
 
 /// Guest to native and guest to guest, both ways, while the host of one end talks to an office.

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 
 use toll_protocol::report::{EndReport, Spared};
 use toll_protocol::result::{CampaignResult, CellResult};
-use toll_protocol::trial::Direction;
 
 /// The kernel's account of a cell.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,10 +77,7 @@ pub fn spared(result: &CampaignResult) -> Vec<SparedInCell<'_>> {
             sum.exits += spared.exits;
             sum.looks += spared.looks;
             sum.combined.iter_mut().zip(spared.combined).for_each(|(sum, count)| *sum += count);
-            frames += match cell.key.direction {
-                Direction::Send => counted.transmit_frames,
-                Direction::Receive => counted.receive_frames,
-            };
+            frames += counted.of_payload(cell.key.direction);
         }
         let transmissions: u64 = sum.combined.iter().sum();
         (frames > 0).then(|| SparedInCell {
@@ -113,7 +109,9 @@ mod tests {
         let cell = result
             .cells
             .iter_mut()
-            .find(|cell| cell.key.arm == "pcnet" && cell.key.direction == Direction::Send)
+            .find(|cell| {
+                cell.key.arm == "pcnet" && cell.key.direction == toll_protocol::trial::Direction::Send
+            })
             .expect("a cell");
         let mut intervals = 0.0;
         let mut frames = 0;

@@ -47,10 +47,7 @@ pub const fn describe(part: Part) -> &'static str {
 }
 
 fn frames(end: &EndReport, direction: Direction) -> u64 {
-    end.frames.map_or(0, |frames| match direction {
-        Direction::Send => frames.transmit_frames,
-        Direction::Receive => frames.receive_frames,
-    })
+    end.frames.map_or(0, |frames| frames.of_payload(direction))
 }
 
 /// The cells of virtual arms that have measured runs.

@@ -31,12 +31,33 @@ pub struct Row {
 pub struct CellStages<'a> {
     /// The cell.
     pub cell: &'a CellResult,
-    /// The frames' way, seen from the guest.
-    pub way: Direction,
+    /// Which frames.
+    pub way: Way,
     /// Frames that were noted in all runs.
     pub noted: u64,
     /// Their stages in the order of time.
     pub rows: Vec<Row>,
+}
+
+/// The way of frames through an adapter, seen from the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Those that it sent.
+    Sent,
+    /// Those that it received.
+    Received,
+}
+
+impl Way {
+    const ALL: [Self; 2] = [Self::Sent, Self::Received];
+
+    /// What became of them.
+    pub const fn verb(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Received => "received",
+        }
+    }
 }
 
 /// A stage in words.
@@ -64,34 +85,33 @@ const fn name(stage: Stage) -> &'static str {
 }
 
 /// The paper's text on its optimised virtual machine, which sends (USENIX 2001, section 4).
-const fn paper(way: Direction, stage: Stage) -> Option<&'static str> {
+const fn paper(way: Way, stage: Stage) -> Option<&'static str> {
     match (way, stage) {
-        (Direction::Send, Stage::Port) => Some("VMNet transmit: 17.9 %, 22.7 µs each"),
-        (Direction::Send, Stage::Adapter) => Some("Lance transmit emulation: 1.8 %, 3.0 µs each"),
-        (Direction::Receive, Stage::Port) => Some("VMNet receive: 2.5 %"),
+        (Way::Sent, Stage::Port) => Some("VMNet transmit: 17.9 %, 22.7 µs each"),
+        (Way::Sent, Stage::Adapter) => Some("Lance transmit emulation: 1.8 %, 3.0 µs each"),
+        (Way::Received, Stage::Port) => Some("VMNet receive: 2.5 %"),
         _ => None,
     }
 }
 
-fn of_end(end: &EndReport, way: Direction) -> Option<(&FrameStages, u64)> {
+fn of_end(end: &EndReport, way: Way) -> Option<(&FrameStages, u64)> {
     let frames = end.frames?;
     match way {
-        Direction::Send => Some((end.transmit_stages.as_ref()?, frames.transmit_frames)),
-        Direction::Receive => Some((end.receive_stages.as_ref()?, frames.receive_frames)),
+        Way::Sent => Some((end.transmit_stages.as_ref()?, frames.transmit_frames)),
+        Way::Received => Some((end.receive_stages.as_ref()?, frames.receive_frames)),
     }
 }
 
 /// The stages of all cells in which frames were noted, those that were sent first.
 pub fn of_campaign(result: &CampaignResult) -> Vec<CellStages<'_>> {
-    let ways = [Direction::Send, Direction::Receive];
     result
         .cells
         .iter()
-        .flat_map(|cell| ways.into_iter().filter_map(|way| of_cell(result, cell, way)))
+        .flat_map(|cell| Way::ALL.into_iter().filter_map(|way| of_cell(result, cell, way)))
         .collect()
 }
 
-fn of_cell<'a>(result: &CampaignResult, cell: &'a CellResult, way: Direction) -> Option<CellStages<'a>> {
+fn of_cell<'a>(result: &CampaignResult, cell: &'a CellResult, way: Way) -> Option<CellStages<'a>> {
     let optimised = arm_of(result, cell).is_some_and(|arm| arm.paper == Some(PaperArm::Optimised))
         && cell.key.direction == Direction::Send;
     let (mut noted, mut interval) = (0, 0.0);
@@ -138,7 +158,8 @@ pub fn trace(cell: &CellResult, run: &Run) -> String {
     );
     let mut any = false;
     for (host, end) in [(&key.pair.a, &run.a), (&key.pair.b, &run.b)] {
-        for (way, verb) in [(Direction::Send, "sent"), (Direction::Receive, "received")] {
+        for way in Way::ALL {
+            let verb = way.verb();
             let Some((stages, _)) = end.as_ref().and_then(|end| of_end(end, way)) else { continue };
             any = true;
             for (which, frame) in [("a usual frame", &stages.usual), ("the slowest", &stages.slowest)] {
@@ -224,7 +245,7 @@ mod tests {
             runs += 1.0;
         }
         let [found] = &of_campaign(&result)[..] else { panic!("one cell has stages") };
-        assert_eq!((found.way, found.noted), (Direction::Send, 300 + 100 * (runs as u64 - 1)));
+        assert_eq!((found.way, found.noted), (Way::Sent, 300 + 100 * (runs as u64 - 1)));
         let [turn, port] = &found.rows[..] else { panic!("{:?}", found.rows) };
         assert!((turn.microseconds - 4.0).abs() < 1e-9 && turn.share.is_none());
         let mean = (300.0 * 10.0 + 100.0 * 20.0 * (runs - 1.0)) / found.noted as f64;

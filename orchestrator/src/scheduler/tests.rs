@@ -58,7 +58,9 @@ fn facts(kvm: KvmFact) -> Box<HostFacts> {
 
 fn report() -> Box<EndReport> {
     Box::new(EndReport {
-        bytes: 1,
+        sent_bytes: 1,
+        received_bytes: 1,
+        traffic: toll_protocol::traffic::TrafficReport::Stream(Default::default()),
         interval: Span(1),
         samples: Vec::new(),
         threads: Vec::new(),
@@ -459,7 +461,7 @@ impl Simulation {
                     agent.held.insert(*trial, running);
                     let result = FromAgent::Result {
                         trial: *trial,
-                        report: Box::new(EndReport { bytes: self.bytes, ..*report() }),
+                        report: Box::new(EndReport { received_bytes: self.bytes, ..*report() }),
                     };
                     self.happens(delay, Happening::Done(host.into(), *trial, result));
                 }

@@ -3,7 +3,7 @@ use toll_protocol::figure::{
     MEMORY,
 };
 use toll_protocol::result::{Compared, GateCondition, GateSelector, Pair, Relation, Verdict};
-use toll_protocol::units::{BitRate, Bytes, Percent};
+use toll_protocol::units::{BitRate, Bytes, Percent, Span};
 
 use super::*;
 use crate::test_support::{self, BLOCKS, key};
@@ -91,8 +91,8 @@ fn goodput_is_the_receivers() {
         for block in 0..BLOCKS {
             let (a, b) = measured(&mut records, &key, block);
             let (receiver, sender) = if direction == Direction::Send { (b, a) } else { (a, b) };
-            (receiver.bytes, receiver.interval) = (3_000_000, Span::from_millis(1_500));
-            (sender.bytes, sender.interval) = (77_000_000, Span::from_millis(2_000));
+            (receiver.received_bytes, receiver.interval) = (3_000_000, Span::from_millis(1_500));
+            (sender.sent_bytes, sender.interval) = (77_000_000, Span::from_millis(2_000));
         }
     }
     let result = summarise(&header, &records, &[]).expect("belongs together");
@@ -140,7 +140,7 @@ fn without_a_baseline_there_is_no_ratio() {
 fn a_run_that_moved_nothing_is_zero_and_leaves_no_ratio() {
     let (header, mut records) = test_support::campaign();
     let key = key("virtio", Direction::Receive, Peer::Native);
-    measured(&mut records, &key, 1).0.bytes = 0;
+    measured(&mut records, &key, 1).0.received_bytes = 0;
     let result = summarise(&header, &records, &[]).expect("belongs together");
     let cell = cell(&result, "virtio", Direction::Receive, Peer::Native);
     assert_eq!(cell.runs[1].goodput_bytes_per_second, Some(0.0));
@@ -193,7 +193,7 @@ fn cpu_is_seconds_per_gigabyte_at_the_arms_end() {
     let (header, mut records) = test_support::campaign();
     for block in 0..BLOCKS {
         let (a, b) = measured(&mut records, &key("virtio", Direction::Receive, Peer::Native), block);
-        (a.bytes, a.interval) = (500_000_000, Span::from_millis(2_000));
+        (a.received_bytes, a.interval) = (500_000_000, Span::from_millis(2_000));
         a.cpu.guest = Some(Span::from_millis(800));
         a.cpu.vmm = None;
         b.cpu.guest = Some(Span::from_millis(999_999));

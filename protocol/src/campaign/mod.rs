@@ -11,13 +11,14 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 pub use parse::{EncodingError, MAX_DEPTH, MAX_DOCUMENT, MAX_NODES, decode, lines, parse, to_yaml};
-pub use validate::MAX_TRIALS;
+pub use validate::{Findings, MAX_TRIALS};
 
 use crate::decorators::Decorators;
 use crate::printable::printable;
 use crate::result::{Gate, PaperArm, Peer};
-use crate::trial::{Direction, EndKind};
-use crate::units::{BitRate, Bytes, Span};
+use crate::traffic::Checked;
+use crate::trial::EndKind;
+use crate::units::BitRate;
 
 /// Characters of the two ends of a problem's message that are kept of a long one.
 const QUOTED: usize = 500;
@@ -141,17 +142,11 @@ pub struct Arm {
     pub paper: Option<PaperArm>,
 }
 
-/// A bulk TCP workload.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A workload.
+#[derive(Debug, Clone, PartialEq)]
 pub struct Workload {
     /// Its name.
     pub name: String,
-    /// Seen from the arm; at least one, each once.
-    pub directions: Vec<Direction>,
-    /// Bytes of each send or receive call.
-    pub write_size: Bytes,
-    /// Left out of the figure.
-    pub warm_up: Span,
-    /// The interval measured.
-    pub duration: Span,
+    /// What it asks for.
+    pub asks: Checked,
 }

@@ -9,6 +9,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::result::PaperArm;
+use crate::traffic::Workload;
 use crate::trial::Direction;
 use crate::units::{BitRate, Bytes, Percent, Span};
 
@@ -380,30 +381,6 @@ pub enum Peer {
     Native,
     /// The same arm on the other host: guest to guest.
     SameArm,
-}
-
-/// Traffic: exactly one kind.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Workload {
-    /// Name, unique in the campaign.
-    pub name: String,
-    /// Bulk TCP.
-    pub stream: Option<Stream>,
-}
-
-/// Bulk TCP.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Stream {
-    /// Seen from the arm. Default both.
-    pub directions: Option<Vec<Direction>>,
-    /// Bytes of each send or receive call. Default 64KiB.
-    pub write_size: Option<Bytes>,
-    /// Left out of the figure. Default 500ms.
-    pub warm_up: Option<Span>,
-    /// The interval measured. Default 2s.
-    pub duration: Option<Span>,
 }
 
 /// What must hold for exit code 0: exactly one condition.

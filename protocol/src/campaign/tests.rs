@@ -2,6 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::trial::{Adapter, PcnetSwitches, Port, SendCombining, VirtioNetSwitches};
+use crate::units::Span;
 
 const GOOD: &str = "\
 apiVersion: toll.dev/v1alpha1
@@ -33,7 +34,7 @@ fn a_good_campaign_is_taken_with_its_defaults() {
     assert_eq!(campaign.blocks, 5);
     assert_eq!(campaign.lab, Some(Lab { count: 2, rate: Some(BitRate(10_000_000_000)), mtu: 1500 }));
     assert_eq!(campaign.arms[1].peers, [Peer::Native]);
-    assert_eq!(campaign.workloads[0].duration, Span::from_millis(2000));
+    assert_eq!(campaign.workloads[0].asks.timing.duration, Span::from_millis(2000));
     assert_eq!(campaign.native_arm().map(|arm| arm.name.as_str()), Some("native"));
 }
 

@@ -16,8 +16,9 @@ use super::schema::{self, Document};
 use super::{Arm, Campaign, Lab, Select, Step, Workload};
 use crate::decorators::Decorators;
 use crate::result::Peer;
-use crate::trial::{Adapter, Direction, EndKind, NativeProgram, PcnetSwitches, VirtioNetSwitches};
-use crate::units::{BitRate, Bytes, Span};
+use crate::traffic::Arms;
+use crate::trial::{Adapter, EndKind, NativeProgram, PcnetSwitches, VirtioNetSwitches};
+use crate::units::BitRate;
 
 /// IPv4 requires 576 of every host (RFC 791); virtual adapters here take frames up to 9000.
 const MTU: std::ops::RangeInclusive<u32> = 576..=9000;
@@ -29,31 +30,38 @@ const MAX_ARMS: usize = 64;
 const MAX_WORKLOADS: usize = 64;
 /// Findings that are told of one document: whoever has so many begins with the first.
 const MAX_FINDINGS: usize = 50;
-const WRITE_SIZE: std::ops::RangeInclusive<u64> = 1..=1 << 20;
-const DURATION: std::ops::RangeInclusive<u64> = 100_000_000..=3_600_000_000_000;
-const MAX_WARM_UP: u64 = 600_000_000_000;
-/// iperf3 reports in steps of 100 ms, and an interval is cut from whole steps.
-const IPERF3_STEP: u64 = 100_000_000;
 const MIN_RATE: u64 = 1_000_000;
 /// Trials that a campaign may have: two days of the shortest. A plan is held in memory.
 pub const MAX_TRIALS: u64 = 100_000;
 
 /// Something wrong, and the path to it.
+#[derive(Debug)]
 pub(super) struct Finding {
     pub path: Vec<Step>,
     pub message: String,
 }
 
-/// Collects findings while it descends.
-struct Findings(Vec<Finding>);
+/// Collects what is wrong in a document while it is descended into.
+#[derive(Debug)]
+pub struct Findings(Vec<Finding>);
 
 impl Findings {
     /// Each costs a walk through the document, which finds its line: a hostile one could have a hundred thousand.
-    fn add(&mut self, path: &[Step], message: impl Into<String>) {
+    pub(crate) fn add(&mut self, path: &[Step], message: impl Into<String>) {
         match self.0.len() {
             ..MAX_FINDINGS => self.0.push(Finding { path: path.to_vec(), message: message.into() }),
             MAX_FINDINGS => self.0.push(Finding { path: Vec::new(), message: "and more is wrong".into() }),
             _ => {}
+        }
+    }
+
+    /// Finds values that stand in a list twice.
+    pub(crate) fn distinct<T: Ord>(&mut self, values: &[T], path: &[Step], show: impl Fn(&T) -> String) {
+        let mut seen = BTreeSet::new();
+        for (index, value) in values.iter().enumerate() {
+            if !seen.insert(value) {
+                self.add(&below(path, &[Index(index)]), format!("{} is listed twice", show(value)));
+            }
         }
     }
 }
@@ -118,7 +126,8 @@ impl Campaign {
             schema::Pairs::Ring => hosts,
         };
         let ends: u64 = self.arms.iter().map(|arm| arm.peers.len() as u64).sum();
-        let directions: u64 = self.workloads.iter().map(|workload| workload.directions.len() as u64).sum();
+        let directions: u64 =
+            self.workloads.iter().map(|workload| workload.asks.directions.len() as u64).sum();
         [ends, directions, u64::from(self.blocks)].into_iter().fold(pairs, u64::saturating_mul)
     }
 
@@ -207,18 +216,8 @@ fn peers(peers: Option<&[schema::Peer]>, path: &[Step], out: &mut Findings) -> V
     if peers.is_empty() {
         out.add(path, "is empty: write `[native]`, `[same-arm]` or both");
     }
-    distinct(peers, path, out, |written| format!("`{}`", peer(*written)));
+    out.distinct(peers, path, |written| format!("`{}`", peer(*written)));
     peers.iter().copied().map(peer).collect()
-}
-
-/// Finds values that stand in a list twice.
-fn distinct<T: Ord>(values: &[T], path: &[Step], out: &mut Findings, show: impl Fn(&T) -> String) {
-    let mut seen = BTreeSet::new();
-    for (index, value) in values.iter().enumerate() {
-        if !seen.insert(value) {
-            out.add(&below(path, &[Index(index)]), format!("{} is listed twice", show(value)));
-        }
-    }
 }
 
 fn arms(spec: &schema::Spec, peers: &[Peer], mtu: Option<u32>, out: &mut Findings) -> Vec<Arm> {
@@ -340,7 +339,7 @@ fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
     let runs_iperf3 = |arm: &schema::Arm| {
         arm.native.as_ref().is_some_and(|native| native.program == Some(schema::Program::Iperf3))
     };
-    let iperf3 = spec.arms.iter().any(runs_iperf3);
+    let arms = Arms { iperf3: spec.arms.iter().any(runs_iperf3) };
     let mut names = BTreeSet::new();
     let mut workloads = Vec::new();
     for (index, written) in spec.workloads.iter().enumerate() {
@@ -353,60 +352,8 @@ fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
                 format!("two workloads are named `{}`: give each a name of its own", written.name),
             );
         }
-        match &written.stream {
-            Some(stream) => workloads.push(workload(&written.name, stream, iperf3, &path, out)),
-            None => {
-                out.add(&path, format!("workload `{}` is nothing yet: write `stream: {{}}`", written.name));
-            }
-        }
+        let name = || written.name.clone();
+        workloads.extend(written.check(&path, arms, out).map(|asks| Workload { name: name(), asks }));
     }
     workloads
-}
-
-fn workload(
-    name: &str,
-    stream: &schema::Stream,
-    iperf3: bool,
-    path: &[Step],
-    out: &mut Findings,
-) -> Workload {
-    let path = below(path, &[Field("stream")]);
-    let directions = stream.directions.clone().unwrap_or_else(|| vec![Direction::Send, Direction::Receive]);
-    let directions_path = below(&path, &[Field("directions")]);
-    if directions.is_empty() {
-        out.add(&directions_path, "is empty: write `[send, receive]` or one of them");
-    }
-    distinct(&directions, &directions_path, out, |direction| format!("`{direction}`"));
-    let write_size = stream.write_size.unwrap_or(Bytes(65_536));
-    if !WRITE_SIZE.contains(&write_size.0) {
-        let message = format!(
-            "{write_size} is out of range: write {} to {}",
-            Bytes(*WRITE_SIZE.start()),
-            Bytes(*WRITE_SIZE.end())
-        );
-        out.add(&below(&path, &[Field("writeSize")]), message);
-    }
-    let warm_up = stream.warm_up.unwrap_or(Span::from_millis(500));
-    if warm_up.0 > MAX_WARM_UP {
-        out.add(&below(&path, &[Field("warmUp")]), format!("{warm_up} is over {}", Span(MAX_WARM_UP)));
-    }
-    let duration = stream.duration.unwrap_or(Span::from_millis(2000));
-    if !DURATION.contains(&duration.0) {
-        let message = format!(
-            "{duration} is out of range: write {} to {}",
-            Span(*DURATION.start()),
-            Span(*DURATION.end())
-        );
-        out.add(&below(&path, &[Field("duration")]), message);
-    }
-    if iperf3 {
-        for (field, span) in [("warmUp", warm_up), ("duration", duration)] {
-            if !span.0.is_multiple_of(IPERF3_STEP) {
-                let message =
-                    format!("{span} is no multiple of {}, as an arm with iperf3 needs", Span(IPERF3_STEP));
-                out.add(&below(&path, &[Field(field)]), message);
-            }
-        }
-    }
-    Workload { name: name.to_owned(), directions, write_size, warm_up, duration }
 }

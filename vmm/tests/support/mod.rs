@@ -18,7 +18,9 @@ use toll_protocol::child::{ChildCommand, ChildEvent, Engine, Outside, VmmConfig,
 use toll_protocol::decorators::Impairments;
 use toll_protocol::frame::{Decoder, encode};
 use toll_protocol::report::{EndReport, Failure, Sample};
-use toll_protocol::trial::{Adapter, Direction, Open, StreamJob, TrialId};
+use toll_protocol::traffic::stream::Stream;
+use toll_protocol::traffic::{Job, Timing, Traffic};
+use toll_protocol::trial::{Adapter, Direction, Open, TrialId};
 use toll_protocol::units::{Bytes, MacAddress, Span};
 
 /// What a test may take at most.
@@ -215,12 +217,11 @@ impl Transfer {
             gateway: None,
             mtu: self.mtu,
             memory: Bytes(self.memory),
-            job: StreamJob {
-                direction: self.direction,
+            job: Job {
                 open: self.open,
-                write_size: Bytes(self.write_size),
-                warm_up: self.warm_up.into(),
-                duration: self.duration.into(),
+                direction: self.direction,
+                timing: Timing { warm_up: self.warm_up.into(), duration: self.duration.into() },
+                traffic: Traffic::Stream(Stream { write_size: Bytes(self.write_size), ..Stream::default() }),
             },
             cpu: self.cpu,
             io_cpu: None,
@@ -298,6 +299,7 @@ pub fn disturbed_transfer(
         match direction {
             Direction::Send => receive(&mut stream, whole + Duration::from_millis(50), write_size),
             Direction::Receive => send(&mut stream),
+            Direction::Both => Err(io::ErrorKind::Unsupported.into()),
         }
     });
     let mut samples = Vec::new();

@@ -8,7 +8,7 @@ use toll_protocol::trial::Direction;
 use super::{class, group_label, heading, legend};
 use crate::format;
 use crate::report::plot::{self, Scale};
-use crate::report::{groups, is_baseline, path, without_figure};
+use crate::report::{does, groups, is_baseline, path, without_figure};
 use crate::statistics::median;
 use crate::summary::{baseline_cell, blocks};
 
@@ -51,14 +51,14 @@ pub fn share_of_native(result: &CampaignResult) -> Markup {
                 }
                 tbody {
                     @for (index, group) in groups.iter().enumerate() {
-                        @for (direction, title) in [(Direction::Send, "sends"), (Direction::Receive, "receives")] {
+                        @for direction in Direction::ALL {
                             @let cells: Vec<_> = group.cells.iter().filter(|cell| {
                                 cell.key.direction == direction && !is_baseline(result, cell)
                             }).collect();
                             @if !cells.is_empty() {
                                 tr.part {
                                     th colspan="6" {
-                                        "the arm " (title)
+                                        "the arm " (does(direction))
                                         @if let Some(label) = group_label(&groups, index) { " · " (label) }
                                     }
                                 }

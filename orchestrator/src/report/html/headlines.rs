@@ -7,7 +7,7 @@ use toll_protocol::result::{CampaignResult, CellResult, Peer};
 use toll_protocol::trial::{Direction, EndKind};
 
 use crate::format;
-use crate::report::{arm_of, describe, failures, is_baseline, without_figure};
+use crate::report::{arm_of, describe, does, failures, is_baseline, without_figure};
 use crate::statistics::median;
 use crate::summary::baseline_cell;
 
@@ -18,11 +18,11 @@ struct Line<'a> {
 
 /// The section; nothing if the campaign has no virtual arm.
 pub fn section(result: &CampaignResult) -> Markup {
-    let directions = [(Direction::Send, "When the arm sends"), (Direction::Receive, "When the arm receives")];
     let lines = |direction| lines(result, direction);
     html! {
         div.headlines {
-            @for (direction, title) in directions {
+            @for direction in Direction::ALL {
+                @let title = format!("When the arm {}", does(direction));
                 @let lines = lines(direction);
                 @if !lines.is_empty() {
                     section {
@@ -69,29 +69,28 @@ pub fn lede(result: &CampaignResult) -> Markup {
         let ratios = result.cells.iter().filter(of_arm).filter_map(|cell| cell.to_native(&GOODPUT));
         median(&ratios.map(|ratio| ratio.estimate).collect::<Vec<_>>())
     };
-    let mut guests: Vec<(&str, [Option<f64>; 2])> = result
+    let mut guests: Vec<(&str, [Option<f64>; 3])> = result
         .arms
         .iter()
         .filter(|arm| matches!(arm.kind, EndKind::Guest { .. }))
-        .map(|arm| (arm.name.as_str(), [Direction::Send, Direction::Receive].map(|d| share(&arm.name, d))))
+        .map(|arm| (arm.name.as_str(), Direction::ALL.map(|direction| share(&arm.name, direction))))
         .filter(|(_, shares)| shares.iter().any(Option::is_some))
         .collect();
-    let mean = |shares: &[Option<f64>; 2]| {
+    let mean = |shares: &[Option<f64>; 3]| {
         let known: Vec<f64> = shares.iter().flatten().copied().collect();
         known.iter().sum::<f64>() / known.len() as f64
     };
     guests.sort_by(|(_, a), (_, b)| mean(b).total_cmp(&mean(a)));
-    let words = |[send, receive]: [Option<f64>; 2], of: &str| match (send, receive) {
-        (Some(send), Some(receive)) => {
-            format!(
-                "{}{of} when it sends and {} when it receives",
-                format::percent(send),
-                format::percent(receive)
-            )
-        }
-        (Some(send), None) => format!("{}{of} when it sends", format::percent(send)),
-        (None, Some(receive)) => format!("{}{of} when it receives", format::percent(receive)),
-        (None, None) => String::new(),
+    let words = |shares: [Option<f64>; 3], of: &str| {
+        let known = Direction::ALL
+            .into_iter()
+            .zip(shares)
+            .filter_map(|(direction, share)| Some((does(direction), format::percent(share?))));
+        let words = known.enumerate().map(|(index, (does, percent))| {
+            let of = if index == 0 { of } else { "" };
+            format!("{percent}{of} when it {does}")
+        });
+        words.collect::<Vec<_>>().join(" and ")
     };
     html! {
         @if let Some((best, shares)) = guests.first() {
@@ -138,6 +137,8 @@ fn item(result: &CampaignResult, line: &Line<'_>) -> Markup {
         (Direction::Receive, Peer::Native) => "from a native host",
         (Direction::Send, Peer::SameArm) => "to its like on the other host",
         (Direction::Receive, Peer::SameArm) => "from its like on the other host",
+        (Direction::Both, Peer::Native) => "to and from a native host",
+        (Direction::Both, Peer::SameArm) => "to and from its like on the other host",
     };
     let Figure { big, against, interval } = figure(result, line);
     html! {

@@ -3,7 +3,6 @@
 
 use maud::{Markup, html};
 use toll_protocol::result::{CampaignResult, CellResult};
-use toll_protocol::trial::Direction;
 
 use crate::format;
 use crate::report::account::{TOGETHER, accounts, spared};
@@ -100,7 +99,7 @@ fn frames(result: &CampaignResult) -> Markup {
                                 td { (name(cell.cell, index)) }
                                 td {
                                     @if index == 0 {
-                                        @match cell.way { Direction::Send => "sent", Direction::Receive => "received" }
+                                        (cell.way.verb())
                                         ", " (format::count(cell.noted)) " noted"
                                     }
                                 }

@@ -1,0 +1,225 @@
+//! Traffic: what a workload asks of the two ends of a trial, and what only that kind of it measures. Each kind is one
+//! file of this directory and one line of the list below; `toll-endpoint` and the payload program have files of the
+//! same names.
+//!
+//! ```text
+//! manifest (as written) --check--> Workload {directions, timing, traffic} --plan--> Job of each end
+//!                                                                                    |
+//!                                           EndReport {.., traffic: TrafficReport} <-'
+//! ```
+
+pub mod stream;
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::campaign::{Findings, Step};
+use crate::report::Failure;
+use crate::trial::{Direction, Open};
+use crate::units::Span;
+
+/// The list of kinds: `Variant field module`. A kind's module has its shape in a manifest (`Manifest`), its parameters
+/// (a type of the variant's name) and what it alone measures (`Report`).
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $variant:ident $field:ident $module:ident;)+) => {
+        /// A workload as a manifest has it: exactly one kind of traffic.
+        #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "camelCase", deny_unknown_fields)]
+        pub struct Workload {
+            /// Name, unique in the campaign.
+            pub name: String,
+            $($(#[$doc])* pub $field: Option<$module::Manifest>,)+
+        }
+
+        impl Workload {
+            /// Names of the kinds that are written.
+            fn written(&self) -> Vec<&'static str> {
+                [$(self.$field.as_ref().map(|_| Traffic::$field()),)+].into_iter().flatten().collect()
+            }
+
+            /// The one kind that is written, checked.
+            fn check_kind(&self, path: &[Step], arms: Arms, out: &mut Findings) -> Option<Checked> {
+                $(if let Some(kind) = &self.$field {
+                    let path = [path, &[Step::Field(Traffic::$field())]].concat();
+                    return kind.check(&path, arms, out);
+                })+
+                None
+            }
+        }
+
+        /// What crosses between the ends of a trial: the parameters of its kind, the same for both.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "kebab-case", tag = "kind")]
+        pub enum Traffic {
+            $($(#[$doc])* $variant($module::$variant),)+
+        }
+
+        impl Traffic {
+            $(#[doc = concat!("The field of a workload that has a [`", stringify!($variant), "`](Self::", stringify!($variant), ").")]
+            pub const fn $field() -> &'static str {
+                $module::FIELD
+            })+
+
+            /// The field of a workload that it is written in.
+            pub const fn field(&self) -> &'static str {
+                match self {
+                    $(Self::$variant(_) => $module::FIELD,)+
+                }
+            }
+        }
+
+        /// What one end measured that only this kind of traffic has.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+        #[serde(rename_all = "kebab-case", tag = "kind")]
+        pub enum TrafficReport {
+            $($(#[$doc])* $variant($module::Report),)+
+        }
+
+        impl TrafficReport {
+            /// Why it is no figure, if it is none.
+            pub fn no_figure(&self, direction: Direction) -> Option<Failure> {
+                match self {
+                    $(Self::$variant(report) => report.no_figure(direction),)+
+                }
+            }
+        }
+
+        /// An example of each kind, for who wrote none.
+        const EXAMPLES: &[&str] = &[$($module::EXAMPLE,)+];
+    };
+}
+
+kinds! {
+    /// Bulk TCP.
+    Stream stream stream;
+}
+
+impl fmt::Display for Traffic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.field())
+    }
+}
+
+/// When it is measured. Each end measures from the first payload byte plus `warm_up` for `duration`, by its own monotonic
+/// clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Timing {
+    /// Left out of the figures: TCP's slow start, caches that are cold.
+    pub warm_up: Span,
+    /// The interval measured.
+    pub duration: Span,
+}
+
+impl Timing {
+    /// From the first payload byte to the end of the interval.
+    pub const fn total(&self) -> Span {
+        Span(self.warm_up.0.saturating_add(self.duration.0))
+    }
+}
+
+/// One end's part in the traffic of a trial: the same for a kernel socket, a guest and a same-stack process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Job {
+    /// Whether this end listens or connects.
+    pub open: Open,
+    /// Which way the payload goes, seen from this end.
+    pub direction: Direction,
+    /// When it is measured.
+    pub timing: Timing,
+    /// What it is.
+    pub traffic: Traffic,
+}
+
+impl Job {
+    /// The part of the end at the other side.
+    pub fn of_peer(&self) -> Self {
+        Self { open: self.open.opposite(), direction: self.direction.opposite(), ..self.clone() }
+    }
+}
+
+/// What a workload was found to ask for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// Seen from the arm; at least one, each once.
+    pub directions: Vec<Direction>,
+    /// When it is measured.
+    pub timing: Timing,
+    /// What it is.
+    pub traffic: Traffic,
+}
+
+/// What a workload has to know of the arms of its campaign.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Arms {
+    /// Whether one of them runs iperf3.
+    pub iperf3: bool,
+}
+
+impl Workload {
+    /// What it asks for; what is wrong with it is told.
+    pub(crate) fn check(&self, path: &[Step], arms: Arms, out: &mut Findings) -> Option<Checked> {
+        let written = self.written();
+        match written[..] {
+            [] => {
+                let examples = EXAMPLES.join("`, `");
+                out.add(path, format!("workload `{}` is nothing yet: write `{examples}`", self.name));
+                None
+            }
+            [_] => self.check_kind(path, arms, out),
+            _ => {
+                let kinds = written.join(", ");
+                out.add(path, format!("workload `{}` is several things: keep one of {kinds}", self.name));
+                None
+            }
+        }
+    }
+}
+
+/// iperf3 reports in steps of so much, and an interval is cut from whole steps (MIN_INTERVAL in its iperf.h).
+pub const IPERF3_STEP: Span = Span::from_millis(100);
+/// The intervals that can be measured.
+pub const DURATION: std::ops::RangeInclusive<Span> = Span::from_millis(100)..=Span::from_millis(3_600_000);
+/// The longest warm-up.
+pub const MAX_WARM_UP: Span = Span::from_millis(600_000);
+
+/// `warmUp` and `duration` as every kind has them; what is wrong with them is told.
+pub(crate) fn timing(
+    warm_up: Option<Span>,
+    duration: Option<Span>,
+    path: &[Step],
+    arms: Arms,
+    out: &mut Findings,
+) -> Timing {
+    let below = |field| [path, &[Step::Field(field)]].concat();
+    let warm_up = warm_up.unwrap_or(Span::from_millis(500));
+    if warm_up > MAX_WARM_UP {
+        out.add(&below("warmUp"), format!("{warm_up} is over {MAX_WARM_UP}"));
+    }
+    let duration = duration.unwrap_or(Span::from_millis(2000));
+    if !DURATION.contains(&duration) {
+        let message = format!("{duration} is out of range: write {} to {}", DURATION.start(), DURATION.end());
+        out.add(&below("duration"), message);
+    }
+    if arms.iperf3 {
+        for (field, span) in [("warmUp", warm_up), ("duration", duration)] {
+            if !span.0.is_multiple_of(IPERF3_STEP.0) {
+                let message = format!("{span} is no multiple of {IPERF3_STEP}, as an arm with iperf3 needs");
+                out.add(&below(field), message);
+            }
+        }
+    }
+    Timing { warm_up, duration }
+}
+
+/// `directions` as most kinds have them; what is wrong with them is told.
+pub(crate) fn directions(written: Option<&[Direction]>, path: &[Step], out: &mut Findings) -> Vec<Direction> {
+    let Some(written) = written else { return vec![Direction::Send, Direction::Receive] };
+    let path = [path, &[Step::Field("directions")]].concat();
+    if written.is_empty() {
+        out.add(&path, "is empty: write `[send, receive]` or one of them");
+    }
+    out.distinct(written, &path, |direction| format!("`{direction}`"));
+    written.to_vec()
+}
