@@ -311,9 +311,45 @@ pub struct Spared {
     /// Accesses of the guest that did not leave the kernel.
     pub exits: u64,
     /// Transmissions that sent 1, 2, 3, 4 to 7, 8 to 15, 16 and more frames together.
+    #[serde(with = "together")]
+    #[schemars(with = "together::Transmissions")]
     pub combined: [u64; 6],
     /// Looks at the port that needed no system call.
     pub looks: u64,
+}
+
+/// Transmissions by how many frames they sent, each number with its name.
+mod together {
+    use schemars::JsonSchema;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// How many transmissions sent so many frames together.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    pub struct Transmissions {
+        #[serde(rename = "1")]
+        one: u64,
+        #[serde(rename = "2")]
+        two: u64,
+        #[serde(rename = "3")]
+        three: u64,
+        #[serde(rename = "4-7")]
+        from_4: u64,
+        #[serde(rename = "8-15")]
+        from_8: u64,
+        #[serde(rename = "16+")]
+        from_16: u64,
+    }
+
+    pub fn serialize<S: Serializer>(counts: &[u64; 6], serializer: S) -> Result<S::Ok, S::Error> {
+        let [one, two, three, from_4, from_8, from_16] = *counts;
+        Transmissions { one, two, three, from_4, from_8, from_16 }.serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u64; 6], D::Error> {
+        let Transmissions { one, two, three, from_4, from_8, from_16 } =
+            Transmissions::deserialize(deserializer)?;
+        Ok([one, two, three, from_4, from_8, from_16])
+    }
 }
 
 impl Spared {

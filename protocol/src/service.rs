@@ -82,7 +82,7 @@ pub struct CampaignStatus {
     pub left: Option<Span>,
     /// Hosts of the plan.
     pub hosts: Vec<String>,
-    /// When it was submitted, milliseconds since the Unix epoch.
+    /// When it was submitted, since the Unix epoch: kept as milliseconds, written as seconds.
     #[serde(rename = "submitted_unix_seconds", with = "moments")]
     #[schemars(with = "Seconds")]
     pub submitted_unix_ms: u64,

@@ -7,6 +7,7 @@
 
 #[macro_use]
 mod quantities;
+mod describe;
 mod gates;
 mod table;
 mod wires;
@@ -14,6 +15,7 @@ mod wires;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 use serde_json::{Map, Value, json};
 
+pub use describe::describe;
 pub(super) use table::{BOUNDS, RULES};
 
 /// A limit on the values at a path.

@@ -15,6 +15,7 @@ fn quantity(scale: &Scale) -> Schema {
         "description": format!("A {} such as {}.", scale.what, scale.example),
         "type": "string",
         "pattern": format!(r"^ *[0-9]+(\.[0-9]+)? *({units}) *$"),
+        "examples": scale.example.split('`').filter(|text| text.contains(|c: char| c.is_ascii_digit())).collect::<Vec<_>>(),
     })
 }
 
@@ -44,6 +45,7 @@ schema!(
         "description": "A percentage such as `10%`.",
         "type": "string",
         "pattern": r"^ *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *% *$",
+        "examples": ["10%"],
     })
 );
 // What they parse; a number out of its range is found by the parser.
