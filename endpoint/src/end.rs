@@ -20,7 +20,7 @@ use crate::clock::Clock;
 use crate::config::{ConfigError, Plan};
 use crate::control::{Control, ControlError};
 use crate::iperf3::{self, Iperf3Error};
-use crate::stream::{self, StreamError};
+use crate::traffic::{self, TrafficError};
 
 /// Why an end failed.
 #[derive(Debug, thiserror::Error)]
@@ -31,9 +31,9 @@ pub enum EndError {
     /// The configuration can't be run.
     #[error("the configuration is invalid")]
     Config(#[from] ConfigError),
-    /// The kernel-socket stream failed.
+    /// The traffic over kernel sockets failed.
     #[error(transparent)]
-    Stream(#[from] StreamError),
+    Traffic(#[from] TrafficError),
     /// iperf3 failed.
     #[error(transparent)]
     Iperf3(#[from] Iperf3Error),
@@ -45,7 +45,7 @@ impl EndError {
         matches!(
             self,
             Self::Control(ControlError::Closed)
-                | Self::Stream(StreamError::Control(ControlError::Closed))
+                | Self::Traffic(TrafficError::Control(ControlError::Closed))
                 | Self::Iperf3(Iperf3Error::Control(ControlError::Closed))
         )
     }
@@ -119,7 +119,7 @@ pub fn run(descriptor: RawFd, confinement: Confinement) -> Exit {
 fn job(control: &mut Control, confinement: Confinement) -> Result<EndReport, EndError> {
     let plan = Plan::try_from(control.configuration()?)?;
     Ok(match plan.program {
-        NativeProgram::Endpoint => stream::run(control, &plan, confinement)?,
+        NativeProgram::Endpoint => traffic::run(control, &plan, confinement)?,
         NativeProgram::Iperf3 => iperf3::run(control, &plan, confinement)?,
     })
 }

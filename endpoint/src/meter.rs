@@ -42,12 +42,6 @@ pub struct Reading {
     pub sent_bytes: u64,
     /// Payload bytes received since then.
     pub received_bytes: u64,
-    /// CPU time of the traffic thread, where it could be read.
-    pub traffic_cpu: Option<Duration>,
-    /// CPU time of the control thread, where it could be read.
-    pub control_cpu: Option<Duration>,
-    /// Segments retransmitted since the connection opened, where it could be read.
-    pub retransmits: Option<u32>,
 }
 
 /// What a reading led to.

@@ -17,7 +17,9 @@ pub(crate) const MOST_CPUS: usize = 8192;
 /// Samples of an end: one each 100 ms of an interval, which lasts an hour at most.
 pub(crate) const MOST_SAMPLES: usize = 40_000;
 /// Threads of an end.
-pub(crate) const MOST_THREADS: usize = 256;
+pub(crate) const MOST_THREADS: usize = 320;
+/// Connections of a stream: 128 each way.
+pub(crate) const MOST_FLOWS: usize = 256;
 /// Causes of exits: of a kind and a register, or a port of the machine.
 pub(crate) const MOST_CAUSES: usize = 256;
 /// Flags of an end.

@@ -8,6 +8,7 @@
 //!                                           EndReport {.., traffic: TrafficReport} <-'
 //! ```
 
+pub mod dscp;
 pub mod stream;
 
 use std::fmt;
@@ -155,6 +156,10 @@ pub struct Checked {
 pub struct Arms {
     /// Whether one of them runs iperf3.
     pub iperf3: bool,
+    /// Whether one of them runs the payload program.
+    pub payload: bool,
+    /// Whether one of them has a `nat` port.
+    pub nat: bool,
 }
 
 impl Workload {
@@ -218,7 +223,7 @@ pub(crate) fn directions(written: Option<&[Direction]>, path: &[Step], out: &mut
     let Some(written) = written else { return vec![Direction::Send, Direction::Receive] };
     let path = [path, &[Step::Field("directions")]].concat();
     if written.is_empty() {
-        out.add(&path, "is empty: write `[send, receive]` or one of them");
+        out.add(&path, "is empty: write `[send, receive]`, one of them or `both`");
     }
     out.distinct(written, &path, |direction| format!("`{direction}`"));
     written.to_vec()
