@@ -84,13 +84,17 @@ fn is_of_a_quantity(words: &str) -> bool {
 
 #[test]
 fn what_a_schema_can_tell_is_refused() {
+    let mut refused = 0;
     assert_eq!(problems_of_campaign(&yaml(GOOD)).expect("a schema"), [""; 0]);
     for case in CASES.iter().chain(BY_SHAPE) {
         let document = case.document();
         let problems = problems_of_campaign(&yaml(&document)).expect("a schema");
         let beyond = BEYOND.iter().any(|words| case.words.contains(words)) || is_of_a_quantity(case.words);
         assert!(beyond || !problems.is_empty(), "{}\n{document}", case.words);
+        refused += usize::from(!problems.is_empty());
     }
+    println!("{refused} of {} are refused by the schema", CASES.len() + BY_SHAPE.len());
+    assert!(refused > 40, "{refused}");
 }
 
 #[test]
@@ -99,4 +103,43 @@ fn a_result_of_another_shape_is_refused() {
         let document = serde_json::from_str(document).expect("JSON");
         assert!(!problems_of_result(&document).expect("a schema").is_empty(), "{document}");
     }
+}
+
+/// Every schema within `schema`, with its place.
+fn each<'v>(schema: &'v Value, place: &str, visit: &mut impl FnMut(&'v Value, &str)) {
+    visit(schema, place);
+    match schema {
+        Value::Object(map) => {
+            map.iter().for_each(|(name, value)| each(value, &format!("{place}/{name}"), visit))
+        }
+        Value::Array(list) => list.iter().for_each(|value| each(value, place, visit)),
+        _ => {}
+    }
+}
+
+/// A new field of any kind of traffic or end keeps to the one style.
+#[test]
+fn a_result_has_numbers_for_quantities_plain_kinds_and_one_style_of_names() {
+    let schema = Document::Result.schema().expect("a schema");
+    let mut names = 0;
+    each(&schema, "", &mut |schema, place| {
+        let pattern = schema["pattern"].as_str().unwrap_or_default();
+        let is_text = ["(ns|", "(B|", "(bit|", "%"].iter().any(|unit| pattern.contains(unit));
+        assert!(!is_text, "{place}: a quantity is a number, with its unit in the name (units::numbers)");
+        for variant in schema["oneOf"].as_array().into_iter().flatten() {
+            let required = variant["required"].as_array().into_iter().flatten();
+            let plain =
+                variant.get("properties").is_none() || required.into_iter().any(|name| name == "kind");
+            assert!(plain, "{place}: a choice is told by its `kind` (serde(tag)): {variant}");
+        }
+        let is_field =
+            |name: &str| name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        let fields = schema["properties"].as_object().into_iter().flat_map(|fields| fields.keys());
+        // Keys that name things: figures, counts of frames.
+        for name in fields.filter(|_| !place.ends_with("/figures") && !place.ends_with("/Transmissions")) {
+            names += 1;
+            assert!(is_field(name) || name == "apiVersion", "{place}: {name}");
+        }
+    });
+    assert!(names > 100, "{names}");
 }
