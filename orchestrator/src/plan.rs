@@ -203,22 +203,15 @@ fn cell(
     });
     let end = |kind: EndKind, host: &Host, direction, open, (cpu, io_cpu)| {
         let (address, gateway) = address(&kind, host, open);
+        let is_native = matches!(kind, EndKind::Native { .. });
+        let job = Job { open, direction, timing, traffic: traffic.clone() };
+        let deadline = Span::from(timing.total().duration() + GRACE.duration() + drain);
         EndSpec {
-            decorators: if matches!(kind, EndKind::Native { .. }) {
-                Decorators::default()
-            } else {
-                arm.decorators
-            },
-            kind,
-            job: Job { open, direction, timing, traffic: traffic.clone() },
-            address,
+            decorators: if is_native { Decorators::default() } else { arm.decorators },
             gateway,
-            peer: None,
-            mac: mac(address),
-            mtu,
             cpu,
             io_cpu,
-            deadline: Span::from(timing.total().duration() + GRACE.duration() + drain),
+            ..EndSpec::new(kind, job, address, mac(address), mtu, deadline)
         }
     };
     // The pin counts the CPUs of a host; the far end of a guest-to-guest cell is pinned alike, unless that would be to the

@@ -61,6 +61,12 @@ const LONGEST_WORD: usize = 64;
 const MOST_OFFLOADS: usize = 128;
 
 impl NicFacts {
+    /// An interface of which no more is known.
+    pub fn new(name: &str, mtu: u32) -> Self {
+        let name = name.to_owned();
+        Self { name, driver: None, mtu, speed: None, address: None, offloads: Vec::new() }
+    }
+
     /// Whether it is no longer than what a kernel says of an interface. What an agent says is kept for as long as its host
     /// is known.
     pub fn is_bounded(&self) -> bool {
@@ -147,4 +153,29 @@ pub struct HostFacts {
     #[serde(with = "found::iperf3")]
     #[schemars(with = "found::Iperf3")]
     pub iperf3: Result<String, String>,
+}
+
+impl Default for HostFacts {
+    /// A host with this Toll of which nothing is known: it can run neither guests nor iperf3.
+    fn default() -> Self {
+        let unknown = || "it was not looked for".to_owned();
+        Self {
+            kernel: String::new(),
+            cpu: None,
+            microcode: None,
+            cpus: Vec::new(),
+            memory: None,
+            kvm: KvmFact::Unusable { reason: unknown(), last_words: Vec::new() },
+            tun: Err(unknown()),
+            nic: None,
+            wire: None,
+            guest_addresses: None,
+            clock_source: None,
+            governor: None,
+            congestion_control: None,
+            toll_version: env!("CARGO_PKG_VERSION").to_owned(),
+            build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
+            iperf3: Err(unknown()),
+        }
+    }
 }

@@ -418,6 +418,30 @@ pub struct EndReport {
 }
 
 impl EndReport {
+    /// A report of `interval`, in which no payload moved and nothing else was measured: whoever makes one says what was.
+    pub fn new(traffic: TrafficReport, interval: Span) -> Self {
+        Self {
+            sent_bytes: 0,
+            received_bytes: 0,
+            traffic,
+            interval,
+            samples: Vec::new(),
+            threads: Vec::new(),
+            times: Vec::new(),
+            transmit_stages: None,
+            receive_stages: None,
+            host_cpu: None,
+            cpu: CpuSplit::default(),
+            exits: None,
+            frames: None,
+            spared: None,
+            start_to_first_frame: None,
+            overhead: None,
+            nic: None,
+            flags: Vec::new(),
+        }
+    }
+
     /// Frames of its adapter in the direction of the payload.
     pub fn payload_frames(&self, direction: Direction) -> Option<u64> {
         self.frames.map(|frames| frames.of_payload(direction))

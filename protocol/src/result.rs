@@ -318,6 +318,23 @@ pub struct Provenance {
     pub interrupted: bool,
 }
 
+impl Provenance {
+    /// Of this Toll, for a campaign that begins now and whose hosts are not known yet.
+    pub fn new(environment: &str, started_unix_ms: u64) -> Self {
+        Self {
+            toll_version: env!("CARGO_PKG_VERSION").to_owned(),
+            build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
+            environment: environment.to_owned(),
+            link_rate: None,
+            mtu: None,
+            started_unix_ms,
+            ended_unix_ms: None,
+            hosts: Vec::new(),
+            interrupted: false,
+        }
+    }
+}
+
 /// An arm of the campaign.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ArmSummary {

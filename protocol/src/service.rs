@@ -104,6 +104,28 @@ pub struct CampaignStatus {
     pub cells: Vec<CellStatus>,
 }
 
+impl CampaignStatus {
+    /// A campaign of which no more is known.
+    pub fn new(id: &str, name: &str, state: CampaignState, submitted_unix_ms: u64) -> Self {
+        Self {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            state,
+            reason: None,
+            counts: None,
+            running: Vec::new(),
+            left: None,
+            hosts: Vec::new(),
+            submitted_unix_ms,
+            started_unix_ms: None,
+            ended_unix_ms: None,
+            verdict: None,
+            fault: None,
+            cells: Vec::new(),
+        }
+    }
+}
+
 /// Some of the campaigns of a service, the latest first.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CampaignPage {

@@ -471,6 +471,33 @@ pub struct EndSpec {
     pub deadline: Span,
 }
 
+impl EndSpec {
+    /// An end that is not pinned, without a gateway, whose peer is not known yet, and with nothing between its adapter and its
+    /// port.
+    pub fn new(
+        kind: EndKind,
+        job: Job,
+        address: InterfaceAddress,
+        mac: MacAddress,
+        mtu: u16,
+        deadline: Span,
+    ) -> Self {
+        Self {
+            kind,
+            decorators: Decorators::default(),
+            job,
+            address,
+            gateway: None,
+            peer: None,
+            mac,
+            mtu,
+            cpu: None,
+            io_cpu: None,
+            deadline,
+        }
+    }
+}
+
 impl EndKind {
     /// The host side of a virtual end's adapter.
     pub const fn port(&self) -> Option<Port> {

@@ -176,8 +176,6 @@ impl Recording {
         Ok(EndReport {
             sent_bytes,
             received_bytes,
-            traffic: TrafficReport::Stream(stream::Report::default()),
-            interval: Span(interval),
             samples,
             threads: threads
                 .into_iter()
@@ -189,7 +187,6 @@ impl Recording {
             times: self.times(name, seen, ns_per_tick),
             transmit_stages: stages(&end.noted[0], ns_per_tick),
             receive_stages: stages(&end.noted[1], ns_per_tick),
-            host_cpu: None,
             cpu: cpu.map(|cpu| self.split(cpu, io, ns_per_tick)).unwrap_or_default(),
             exits,
             frames: Some(frames),
@@ -197,9 +194,8 @@ impl Recording {
             start_to_first_frame: self
                 .first_frame
                 .map(|first| first.saturating_duration_since(self.created).into()),
-            overhead: None,
-            nic: None,
             flags,
+            ..EndReport::new(TrafficReport::Stream(stream::Report::default()), Span(interval))
         })
     }
 

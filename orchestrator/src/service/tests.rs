@@ -83,15 +83,7 @@ async fn new_with(
         Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
     let policy = Policy { limit: 1, grace: LIMIT, arrival: LIMIT, settle: Duration::ZERO, cluster: false };
-    let options = Options {
-        store: store(data).await,
-        policy,
-        engine: "fleet",
-        lab: None,
-        interim: true,
-        keep: None,
-        keep_for: Duration::ZERO,
-    };
+    let options = Options::new(store(data).await, "fleet", policy);
     let summaries = Summaries::default();
     let service = Service::new(change(options), link, events, questions, summaries.clone()).expect("starts");
     (service, handle, summaries)
