@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
-use toll_protocol::campaign::schema::Spec;
+use toll_protocol::campaign::schema::Document as Manifest;
 use toll_protocol::result::CampaignResult;
 
 use crate::kube::{crd, rules};
@@ -65,31 +65,14 @@ fn campaign() -> Result<Value, String> {
     let mut settings = SchemaSettings::draft2020_12().for_deserialize();
     settings.inline_subschemas = true;
     let mut generator = settings.into_generator();
-    let mut spec = Value::from(Spec::json_schema(&mut generator));
-    without_null(&mut spec);
-    let mut name = json!({"type": "string"});
-    name["description"] = "Name of the campaign: 1 to 63 of a-z, 0-9 and -, not - at an end.".into();
-    let text = json!({"type": "object", "additionalProperties": {"type": "string"}});
-    let mut root = json!({
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A campaign of Toll",
-        "description": "What to measure, between which hosts: virtual against native, with a confidence interval.",
-        "type": "object",
-        "properties": {
-            "apiVersion": {"description": "Version of this kind of document.", "const": crd::API_VERSION},
-            "kind": {"description": "What this document is.", "const": crd::KIND},
-            "metadata": {
-                "description": "Metadata of the object; to Toll the name alone has a meaning.",
-                "type": "object",
-                "properties": {"name": name, "namespace": {"type": "string"}, "labels": text, "annotations": text},
-                "required": ["name"],
-            },
-            "spec": spec,
-            "status": {"description": "What a cluster said of the object; without meaning in a file."},
-        },
-        "required": ["apiVersion", "kind", "metadata", "spec"],
-        "additionalProperties": false,
-    });
+    let mut root = Value::from(Manifest::json_schema(&mut generator));
+    without_null(&mut root);
+    root["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();
+    root["title"] = "A campaign of Toll".into();
+    let fields = &mut root["properties"];
+    fields["apiVersion"] =
+        json!({"description": "Version of this kind of document.", "const": crd::API_VERSION});
+    fields["kind"] = json!({"description": "What this document is.", "const": crd::KIND});
     rules::describe(&mut root)?;
     for_validators(&mut root);
     Ok(root)

@@ -1,111 +1,105 @@
-//! Rules in the words of JSON Schema, for editors: those that look at one value alone. What CEL compares, a schema can't.
+//! What is refused in the words of JSON Schema, for editors: the limits that the schema of a campaign carries
+//! (`protocol/src/campaign/limits.rs`) as keywords that every validator knows, and those rules that count fields. What CEL compares
+//! beyond that, a schema can't.
 
 use serde_json::{Map, Value, json};
+use toll_protocol::campaign::limits;
+use toll_protocol::units::{QUANTITY, Quantity};
 
-use super::{BOUNDS, Rule, gates, object, table, wires};
+use super::{BOUNDS, RULES, gates, made, object, wires, workloads};
 
-/// Adds to the schema of a campaign what rules say of single values.
+/// What a name is. JSON Schema's regular expressions are ECMA's, which know this as CEL's do.
+const NAME: &str = "^[a-z0-9]([a-z0-9-]*[a-z0-9])?$";
+
+/// Says in the schema of a campaign's document, whose parts stand in it, what is refused.
 ///
 /// # Errors
 /// Which path is not in the schema.
 pub fn describe(root: &mut Value) -> Result<(), String> {
-    let in_manifest = |path: &&&str| !path.starts_with("status");
     for bound in BOUNDS {
-        for path in bound.at.iter().filter(in_manifest) {
+        for path in bound.at.iter().filter(|path| path.starts_with("spec")) {
             object(root, path)?.insert(bound.keyword.to_owned(), bound.limit.into());
         }
     }
-    for rule in table::RULES.iter().chain(gates::RULES).chain(wires::RULES) {
-        let Some(keywords) = keywords(rule) else { continue };
-        for path in rule.at.iter().filter(in_manifest) {
-            let schema = object(root, path)?;
-            for (keyword, value) in &keywords {
-                // Each of several rules of a kind holds.
-                match schema.get(keyword) {
-                    Some(known) if known != value => {
-                        let all = schema.entry("allOf").or_insert_with(|| json!([]));
-                        let all = all.as_array_mut().ok_or_else(|| format!("`{path}` has no list allOf"))?;
-                        all.push(json!({(keyword.as_str()): value}));
-                    }
-                    _ => drop(schema.insert(keyword.clone(), value.clone())),
-                }
-            }
+    let by_hand = RULES.iter().chain(wires::RULES);
+    let by_hand = by_hand.flat_map(|rule| rule.at.iter().map(|at| (*at, rule.rule)));
+    let mut made = workloads::rules(&root["properties"]["spec"]);
+    made.extend(gates::rules());
+    for (at, rule) in by_hand.chain(made.iter().map(|rule| (&*rule.at, &*rule.rule))) {
+        // A cluster's object selects hosts; in a file it may be a lab alone.
+        let rule = if (at, rule) == HOSTS { "has(self.select) || has(self.lab)" } else { rule };
+        let said = if rule == "self >= 0.0" { Some(json!({"minimum": 0})) } else { fields(rule) };
+        if let Some(keywords) = said.as_ref().and_then(Value::as_object) {
+            object(root, at)?.extend(keywords.clone());
         }
     }
-    // A cluster's object selects hosts; in a file it may be a lab alone.
-    let hosts = json!([{"required": ["select"]}, {"required": ["lab"]}]);
-    object(root, "spec.hosts")?.insert("anyOf".into(), hosts);
-    let name = object(root, "metadata.name")?;
-    name.insert("pattern".into(), "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$".into());
+    walk(root);
     Ok(())
 }
 
-/// Keywords that say what a rule says, if there are any.
-fn keywords(rule: &Rule) -> Option<Map<String, Value>> {
-    let text: String = rule.rule.split_whitespace().collect::<Vec<_>>().join(" ");
-    let words = match &*text {
-        "size(self) > 0" => json!({"minItems": 1}),
-        "self.all(a, self.exists_one(b, b == a))" => json!({"uniqueItems": true}),
-        text => {
-            pattern(text).or_else(|| limits(text, "self")).or_else(|| field(text)).or_else(|| fields(text))?
+/// The rule on the hosts that are selected.
+const HOSTS: (&str, &str) = ("spec.hosts", "has(self.select)");
+
+fn walk(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            limit(map);
+            map.retain(|keyword, _| !keyword.starts_with("x-"));
+            map.values_mut().for_each(walk);
         }
-    };
-    words.as_object().cloned()
-}
-
-/// `self.matches('PATTERN')`.
-fn pattern(rule: &str) -> Option<Value> {
-    let quoted = rule.strip_prefix("self.matches(")?.strip_suffix(')')?;
-    let pattern = quoted.strip_prefix('r').unwrap_or(quoted).strip_prefix('\'')?.strip_suffix('\'')?;
-    (!pattern.contains('\'')).then(|| json!({"pattern": pattern}))
-}
-
-/// `self >= 2 && self <= 16`, or one of the two.
-fn limits(rule: &str, of: &str) -> Option<Value> {
-    let mut found = Map::new();
-    for part in rule.split(" && ") {
-        let (relation, number) = part.strip_prefix(of)?.strip_prefix(' ')?.split_once(' ')?;
-        let keyword = match relation {
-            ">=" => "minimum",
-            "<=" => "maximum",
-            _ => return None,
-        };
-        let number: Value = serde_json::from_str(number).ok()?;
-        found.insert(keyword.to_owned(), number.is_number().then_some(number)?);
+        Value::Array(list) => list.iter_mut().for_each(walk),
+        _ => {}
     }
-    Some(found.into())
 }
 
-/// Limits of a field that may be left out: `!has(self.a) || (self.a >= 1 && self.a <= 8)`.
-fn field(rule: &str) -> Option<Value> {
-    let (name, limited) = rule.strip_prefix("!has(self.")?.split_once(") || (")?;
-    let limits = limits(limited.strip_suffix(')')?, &format!("self.{name}"))?;
-    Some(json!({"properties": {(name): limits}}))
+/// Says what the keywords of Toll's own say.
+fn limit(schema: &mut Map<String, Value>) {
+    if schema.get(limits::NAME) == Some(&Value::Bool(true)) {
+        schema.insert("pattern".into(), NAME.into());
+        schema.insert("maxLength".into(), limits::LONGEST_NAME.into());
+    }
+    if let Some(quantity) = schema.get(QUANTITY).and_then(Value::as_str).and_then(Quantity::named) {
+        let examples = quantity.example().split('`').skip(1).step_by(2);
+        schema.insert("examples".into(), examples.collect());
+        if quantity == Quantity::Percent {
+            // A number whose exponent is beyond what a figure can be is none.
+            schema.insert("pattern".into(), made::PERCENT.into());
+        }
+    } else if let Some(range) = schema.get(limits::RANGE).cloned() {
+        schema.insert("minimum".into(), range["start"].clone());
+        schema.insert("maximum".into(), range["end"].clone());
+    }
+    if schema.contains_key(limits::NOT_EMPTY) {
+        schema.insert("minItems".into(), 1.into());
+    }
+    if schema.contains_key(limits::DISTINCT) {
+        schema.insert("uniqueItems".into(), true.into());
+    }
+    if let Some(of) = schema.get(limits::EXACTLY_ONE) {
+        let some = of["of"].as_array().filter(|names| !names.is_empty()).cloned();
+        let all = || schema.get("properties").and_then(Value::as_object).into_iter().flat_map(Map::keys);
+        let names = some.unwrap_or_else(|| all().map(|name| name.as_str().into()).collect());
+        let one_of: Vec<Value> = names.iter().map(|name| json!({"required": [name]})).collect();
+        schema.insert("oneOf".into(), one_of.into());
+    }
 }
 
-/// How many of some fields are there: `has(self.a) || has(self.b)`, `has(self.a) != has(self.b)`,
-/// `[has(self.a), has(self.b)].filter(is, is).size() == 1` or `<= 1`.
+/// What a rule says that counts fields: `has(self.a) || has(self.b)`, or `[has(self.a), has(self.b)].filter(is, is).size() <= 1`.
 fn fields(rule: &str) -> Option<Value> {
     let required = |text: &str, between: &str| -> Option<Vec<Value>> {
         let names = text.split(between).map(|part| part.trim().strip_prefix("has(self.")?.strip_suffix(')'));
         let names = names.map(|name| name.filter(|name| !name.contains(['.', '('])));
         names.map(|name| Some(json!({"required": [name?]}))).collect()
     };
-    if let Some((list, count)) =
-        rule.strip_prefix('[').and_then(|rest| rest.split_once("].filter(is, is).size() "))
-    {
-        let one_of = required(list, ",")?;
-        return match count {
-            "== 1" => Some(json!({"oneOf": one_of})),
-            // None, or exactly one.
-            "<= 1" => Some(json!({"if": {"anyOf": one_of}, "then": {"oneOf": one_of}})),
-            _ => None,
-        };
+    match rule.strip_prefix('[').and_then(|rest| rest.split_once("].filter(is, is).size() ")) {
+        // None, or exactly one.
+        Some((list, "<= 1")) => {
+            let fields = required(list, ",")?;
+            Some(json!({"if": {"anyOf": fields}, "then": {"oneOf": fields}}))
+        }
+        Some(_) => None,
+        None => Some(json!({"anyOf": required(rule, " || ")?})),
     }
-    if let Some(one_of) = required(rule, " != ").filter(|fields| fields.len() == 2) {
-        return Some(json!({"oneOf": one_of}));
-    }
-    Some(json!({"anyOf": required(rule, " || ")?}))
 }
 
 #[cfg(test)]
@@ -113,34 +107,49 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rules_of_one_value_have_words_in_a_schema() {
-        let said = |rule: &'static str| {
-            let rule = Rule { at: &[], rule, message: "", expression: None, field: None };
-            keywords(&rule).map(Value::from)
-        };
-        assert_eq!(said("self >= 2 && self <= 16"), Some(json!({"minimum": 2, "maximum": 16})));
-        assert_eq!(said("self >= 0.0"), Some(json!({"minimum": 0.0})));
-        let limits = json!({"properties": {"a": {"minimum": 1, "maximum": 8}}});
-        assert_eq!(said("!has(self.a) || (self.a >= 1 && self.a <= 8)"), Some(limits));
-        assert_eq!(said("size(self) > 0"), Some(json!({"minItems": 1})));
-        assert_eq!(said(r"self.matches(r'^a\.b$')"), Some(json!({"pattern": r"^a\.b$"})));
-        assert_eq!(said("has(self.a)"), Some(json!({"anyOf": [{"required": ["a"]}]})));
+    fn rules_that_count_fields_have_words_in_a_schema() {
         let either = json!([{"required": ["a"]}, {"required": ["b"]}]);
-        assert_eq!(said("has(self.a) || has(self.b)"), Some(json!({"anyOf": either})));
-        assert_eq!(said("has(self.a) != has(self.b)"), Some(json!({"oneOf": either})));
+        assert_eq!(fields("has(self.a)"), Some(json!({"anyOf": [{"required": ["a"]}]})));
+        assert_eq!(fields("has(self.a) || has(self.b)"), Some(json!({"anyOf": either})));
         assert_eq!(
-            said("[has(self.a), \n has(self.b)].filter(is, is).size() == 1"),
-            Some(json!({"oneOf": either}))
+            fields("[has(self.a), \n has(self.b)].filter(is, is).size() <= 1"),
+            Some(json!({"if": {"anyOf": either}, "then": {"oneOf": either}}))
         );
         for other in [
             "self == oldSelf",
-            "self >= 2 && self < size(x)",
-            "self.matches('a') || true",
             "has(self.a) || self.b > 1",
             "!has(self.a) || has(self.b)",
             "has(self.a.b)",
+            "size([has(self.a)]) == 1",
         ] {
-            assert_eq!(said(other), None, "{other}");
+            assert_eq!(fields(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn limits_become_keywords_that_every_validator_knows() {
+        let mut schema = json!({"properties": {
+            "name": {"type": "string", (limits::NAME): true},
+            "blocks": {"type": "integer", (limits::RANGE): {"start": 1, "end": 1000}},
+            "rate": {"type": "string", (QUANTITY): Quantity::BitRate.name(), (limits::RANGE): {"start": "1bit", "end": "1Gbit"}},
+            "list": {"type": "array", (limits::NOT_EMPTY): "is empty", (limits::DISTINCT): "peer"},
+            "port": {"properties": {"tap": {}, "nat": {}}, (limits::EXACTLY_ONE): {"of": [], "say": "one"}},
+        }});
+        walk(&mut schema);
+        let examples = Quantity::BitRate.example().split('`').skip(1).step_by(2).collect::<Vec<_>>();
+        assert_eq!(
+            schema["properties"],
+            json!({
+                "name": {"type": "string", "pattern": NAME, "maxLength": 63},
+                "blocks": {"type": "integer", "minimum": 1, "maximum": 1000},
+                "rate": {"type": "string", "examples": examples},
+                "list": {"type": "array", "minItems": 1, "uniqueItems": true},
+                "port": {
+                    "properties": {"tap": {}, "nat": {}},
+                    "oneOf": [{"required": ["nat"]}, {"required": ["tap"]}],
+                },
+            })
+        );
+        assert!(!examples.is_empty());
     }
 }
