@@ -110,7 +110,7 @@ fn each<'v>(schema: &'v Value, place: &str, visit: &mut impl FnMut(&'v Value, &s
     visit(schema, place);
     match schema {
         Value::Object(map) => {
-            map.iter().for_each(|(name, value)| each(value, &format!("{place}/{name}"), visit))
+            map.iter().for_each(|(name, value)| each(value, &format!("{place}/{name}"), visit));
         }
         Value::Array(list) => list.iter().for_each(|value| each(value, place, visit)),
         _ => {}
