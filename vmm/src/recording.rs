@@ -96,8 +96,6 @@ impl Recording {
         Ok(EndReport {
             sent_bytes: carried.sent,
             received_bytes: carried.received,
-            traffic: TrafficReport::Stream(stream::Report { flows, zero_copy: None }),
-            interval: Span(interval),
             samples,
             threads: threads
                 .into_iter()
@@ -109,7 +107,6 @@ impl Recording {
             times: self.times(name, seen, ns_per_tick),
             transmit_stages: stages(&end.noted[0], ns_per_tick),
             receive_stages: stages(&end.noted[1], ns_per_tick),
-            host_cpu: None,
             cpu: cpu.map(|cpu| self.split(cpu, io, ns_per_tick)).unwrap_or_default(),
             exits,
             frames: Some(frames),
@@ -117,9 +114,8 @@ impl Recording {
             start_to_first_frame: self
                 .first_frame
                 .map(|first| first.saturating_duration_since(self.created).into()),
-            overhead: None,
-            nic: None,
             flags,
+            ..EndReport::new(TrafficReport::Stream(stream::Report { flows, zero_copy: None }), Span(interval))
         })
     }
 
