@@ -44,7 +44,7 @@ const FILES: [(&str, &[&str]); 9] = [
     ("k8s_openapi::", &["orchestrator/src/kube/", "orchestrator/src/kube.rs"]),
     ("kvm_ioctls::", &["vmm/src/kvm/"]),
     ("kvm_bindings::", &["vmm/src/kvm/"]),
-    ("serde_yaml::", &["protocol/src/campaign/parse.rs"]),
+    ("serde_yaml::", &["protocol/src/campaign/parse.rs", "e2e/tests/schemas.rs"]),
     ("unsafe_libyaml", &["protocol/src/campaign/parse/events.rs"]),
     ("quinn::", &["node-agent/src/link.rs", "orchestrator/src/link.rs", "orchestrator/src/link/"]),
     // A guest writes to its memory whenever it likes: no reference to its bytes is made (vnic/src/piece.rs). The one there is is

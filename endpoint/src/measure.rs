@@ -334,22 +334,12 @@ fn report(
     Ok(EndReport {
         sent_bytes: end.sent_bytes.saturating_sub(begin.sent_bytes),
         received_bytes,
-        traffic,
-        interval: interval.into(),
         samples: measured.samples,
         threads,
-        times: Vec::new(),
-        transmit_stages: None,
-        receive_stages: None,
         host_cpu,
         cpu: CpuSplit { guest: None, vmm: None, host: host.map(Into::into) },
-        exits: None,
-        frames: None,
-        spared: None,
-        start_to_first_frame: None,
-        overhead: None,
-        nic: None,
         flags,
+        ..EndReport::new(traffic, interval.into())
     })
 }
 

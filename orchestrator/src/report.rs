@@ -51,8 +51,9 @@ pub fn describe(kind: &EndKind) -> String {
     match kind {
         EndKind::Native { program: NativeProgram::Endpoint } => "kernel TCP, no virtualisation".to_owned(),
         EndKind::Native { program: NativeProgram::Iperf3 } => "iperf3, no virtualisation".to_owned(),
-        EndKind::SameStack { adapter, .. } => format!("same stack as a host process, {}", described(adapter)),
-        EndKind::Guest { adapter, .. } => format!("KVM guest, {}", described(adapter)),
+        EndKind::Virtual { engine, nic } => {
+            format!("{}, {}", engine.traits().description, described(&nic.adapter))
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
-use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, direction, kind, open, virtio_net};
+use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, congestion, direction, kind, open, virtio_net};
 use toll_protocol::traffic::Traffic;
 use toll_protocol::trial::{Adapter, Direction, Open, VirtioNetSwitches};
 
@@ -85,6 +85,11 @@ fn traffic(config: &EndConfig) -> toll_guest_abi::Traffic {
             direction,
             flows: stream.flows,
             write_size: u32::try_from(stream.write_size.0).unwrap_or(u32::MAX),
+            congestion_control: match stream.congestion_control.as_deref() {
+                Some("reno") => congestion::RENO,
+                _ => congestion::CUBIC,
+            },
+            reserved: 0,
         },
     }
 }

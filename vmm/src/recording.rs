@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use toll_protocol::cpu::ThreadTimes;
 use toll_protocol::report::{
-    CpuSplit, EndReport, ExitReport, Flag, FrameCounters, FrameStages, FrameWay, Part, Sample, Spared, Stage,
-    ThreadCpu, ThreadTime,
+    CpuSplit, EndReport, ExitReport, Flag, FrameStages, FrameWay, Part, Sample, Stage, ThreadCpu, ThreadTime,
 };
 use toll_protocol::traffic::{Job, TrafficReport, stream};
 use toll_protocol::units::Span;
@@ -14,56 +13,13 @@ use toll_protocol::validity;
 use toll_vnic::stages::{Noted, Way};
 
 use crate::claim::{Claim, ClaimError};
-use crate::clock::Timebase;
-use crate::exits::Exits;
-use crate::io_thread::{self, IoTicks};
-use crate::kvm::KvmCounts;
+use crate::io_thread;
+use crate::snapshot::Snapshot;
 
 /// A thread is said to have been the limit from this share of the interval on.
 const CPU_BOUND: f64 = 0.95;
 /// How far the program's interval may differ from the one the VMM saw: scheduling delays lie in between.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(250);
-
-/// Counters at a moment, read by the thread that runs the program.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// The moment.
-    pub at: Timebase,
-    /// CPU time of the program's thread.
-    pub cpu: Option<Duration>,
-    /// CPU time of the control thread.
-    pub control_cpu: Option<Duration>,
-    /// CPU time of the adapter's own thread, and what it did with its time.
-    pub io: Option<(Option<Duration>, IoTicks)>,
-    /// Ticks that the program's thread was asleep.
-    pub asleep_ticks: u64,
-    /// Ticks between the end of an exit and the next entry.
-    pub loop_ticks: u64,
-    /// How long the program's thread has been runnable without a CPU.
-    pub run_delay: Option<Duration>,
-    /// Its user and system time.
-    pub thread: Option<ThreadTimes>,
-    /// The same of the adapter's own thread.
-    pub io_thread: Option<ThreadTimes>,
-    /// Ticks in the program: inside `KVM_RUN`, or outside of the model for a host process.
-    pub program_ticks: u64,
-    /// Ticks in the VMM's model of the machine, time asleep left out, the port's system calls included.
-    pub model_ticks: u64,
-    /// Ticks in calls of the port.
-    pub port_ticks: u64,
-    /// What was noted of frames sent and received since the interval began.
-    pub noted: [Noted; 2],
-    /// Segments that the program's stack has sent more than once, as it says.
-    pub retransmits: u32,
-    /// Time that its flows waited for a window of TCP, all together, as it says, in nanoseconds.
-    pub window_bound_ns: u64,
-    /// Frames.
-    pub frames: FrameCounters,
-    /// What optimisations spared; `None` without any.
-    pub spared: Option<Spared>,
-    /// Exits of a guest, and KVM's own counts.
-    pub exits: Option<(Exits, KvmCounts)>,
-}
 
 /// All that is known of a program that ended well.
 #[derive(Debug, Clone)]
@@ -145,8 +101,6 @@ impl Recording {
         Ok(EndReport {
             sent_bytes: carried.sent,
             received_bytes: carried.received,
-            traffic: TrafficReport::Stream(stream::Report { flows, zero_copy: None }),
-            interval: Span(interval),
             samples,
             threads: threads
                 .into_iter()
@@ -158,7 +112,6 @@ impl Recording {
             times: self.times(name, seen, ns_per_tick),
             transmit_stages: stages(&end.noted[0], ns_per_tick),
             receive_stages: stages(&end.noted[1], ns_per_tick),
-            host_cpu: None,
             cpu: cpu.map(|cpu| self.split(cpu, io, ns_per_tick)).unwrap_or_default(),
             exits,
             frames: Some(frames),
@@ -166,9 +119,8 @@ impl Recording {
             start_to_first_frame: self
                 .first_frame
                 .map(|first| first.saturating_duration_since(self.created).into()),
-            overhead: None,
-            nic: None,
             flags,
+            ..EndReport::new(TrafficReport::Stream(stream::Report { flows, zero_copy: None }), Span(interval))
         })
     }
 
@@ -266,13 +218,17 @@ fn difference(before: Option<Duration>, after: Option<Duration>) -> Option<Durat
 
 #[cfg(test)]
 mod tests {
+    use toll_protocol::report::FrameCounters;
     use toll_protocol::traffic::stream::{Flow, Stream};
     use toll_protocol::traffic::{Timing, Traffic};
     use toll_protocol::trial::{Direction, Open};
 
     use super::*;
     use crate::claim::Carried;
-    use crate::exits::Cause;
+    use crate::clock::Timebase;
+    use crate::exits::{Cause, Exits};
+    use crate::io_thread::IoTicks;
+    use crate::kvm::KvmCounts;
 
     fn snapshot(at: Timebase, millis: u64) -> Snapshot {
         Snapshot {

@@ -54,21 +54,17 @@ async fn serve_with(token: Option<&str>) -> Served {
     let (link, events) =
         Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
-    let options = Options {
-        store: Store::fleet(directory.path()).expect("a store"),
-        policy: Policy {
+    let options = Options::new(
+        Store::fleet(directory.path()).expect("a store"),
+        "fleet",
+        Policy {
             limit: 1,
             grace: Duration::from_secs(1),
             arrival: Duration::from_secs(1),
             settle: Duration::ZERO,
             cluster: false,
         },
-        engine: "fleet",
-        lab: None,
-        interim: true,
-        keep: None,
-        keep_for: Duration::ZERO,
-    };
+    );
     let service = Service::new(options, link, events, questions, Nobody).expect("a service");
     let results = Arc::new(Semaphore::new(RESULTS));
     let bodies = Bodies::new(bodies::BUDGET, PATIENCE);

@@ -28,8 +28,9 @@ use events::Place;
 use outline::Outline;
 
 use super::schema::Document;
-use super::told::dotted;
-use super::{Campaign, Problem, Step, validate};
+use super::{Campaign, Problem, validate};
+use crate::findings::Step;
+use crate::findings::told::dotted;
 use problems::Found;
 use scalars::Scalars;
 use shape::Shaped;

@@ -64,7 +64,7 @@ pub mod virtio_net {
 
 /// `Traffic::kind`: what traffic the program carries.
 pub mod kind {
-    /// Bulk TCP: `direction`, `flows` and `write_size`.
+    /// Bulk TCP.
     pub const STREAM: u32 = 1;
 }
 
@@ -77,6 +77,14 @@ pub mod direction {
     /// The program does both at the same time, by flows of their own. Those whose payload the listening end receives come
     /// to its `listen_port`, the others to the next one.
     pub const BOTH: u32 = 3;
+}
+
+/// `Traffic::congestion_control`.
+pub mod congestion {
+    /// RFC 9438.
+    pub const CUBIC: u32 = 1;
+    /// RFC 5681.
+    pub const RENO: u32 = 2;
 }
 
 /// Flows that a program carries each way at most.
@@ -102,6 +110,10 @@ pub struct Traffic {
     pub flows: u32,
     /// Bytes of each send or receive call.
     pub write_size: u32,
+    /// One of [`congestion`].
+    pub congestion_control: u32,
+    /// 0: what follows stays aligned.
+    pub reserved: u32,
 }
 
 /// Written by the VMM before the guest starts, read-only for the guest.

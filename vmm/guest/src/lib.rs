@@ -6,6 +6,7 @@
 mod device;
 mod dma;
 pub mod driver;
+mod error;
 pub mod platform;
 pub mod program;
 mod traffic;

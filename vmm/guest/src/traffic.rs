@@ -14,8 +14,8 @@ use toll_guest_abi::{BootInfo, kind};
 use stream::Stream;
 
 use crate::dma::Dma;
+use crate::error::{Budget, ProgramError};
 use crate::platform::Platform;
-use crate::program::{Budget, ProgramError};
 
 /// The stack as an application sees it.
 pub(crate) struct Stack<'a, 's> {

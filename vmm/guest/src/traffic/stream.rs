@@ -8,11 +8,11 @@ use smoltcp::iface::{SocketHandle, SocketStorage};
 use smoltcp::socket::tcp;
 use smoltcp::time::Duration;
 use smoltcp::wire::IpEndpoint;
-use toll_guest_abi::{BootInfo, MAX_FLOWS, direction, open};
+use toll_guest_abi::{BootInfo, MAX_FLOWS, congestion, direction, open};
 
 use super::{Application, Counters, Progress, Stack, Statistics, buffer, pattern};
+use crate::error::{Budget, ProgramError};
 use crate::platform::Platform;
-use crate::program::{Budget, ProgramError};
 
 /// TCP buffers of all flows together on a side that carries the payload, to begin with. At an MTU of 1500 the receive window
 /// is about 360 frames: the TAP's queue holds 1000, so it never drops. Twice as much made no figure better over TAP, bridge
@@ -82,6 +82,7 @@ pub(crate) struct Stream<'s> {
     /// Time that flows waited for a window, all together, in nanoseconds.
     window_bound_ns: u64,
     write_size: usize,
+    congestion: tcp::CongestionControl,
     /// What is sent, or where what is received goes.
     outgoing: &'s [u8],
     incoming: &'s mut [u8],
@@ -97,7 +98,7 @@ impl Stream<'_> {
     /// # Errors
     /// [`ProgramError::BootInfo`], or [`ProgramError::Arena`] if a flow would get too little.
     pub(crate) fn new(boot: &BootInfo, segments: bool, budget: Budget) -> Result<Self, ProgramError> {
-        let toll_guest_abi::Traffic { direction, flows, write_size, .. } = boot.traffic;
+        let toll_guest_abi::Traffic { direction, flows, write_size, congestion_control, .. } = boot.traffic;
         let check = |holds, field| if holds { Ok(()) } else { Err(ProgramError::BootInfo { field }) };
         let (count, write_size) = (flows as usize, write_size as usize);
         check((1..=MAX_WRITE_SIZE).contains(&write_size), "write_size")?;
@@ -107,6 +108,11 @@ impl Stream<'_> {
             direction::RECEIVE => (false, true),
             direction::BOTH => (true, true),
             _ => return Err(ProgramError::BootInfo { field: "direction" }),
+        };
+        let congestion = match congestion_control {
+            congestion::CUBIC => tcp::CongestionControl::Cubic,
+            congestion::RENO => tcp::CongestionControl::Reno,
+            _ => return Err(ProgramError::BootInfo { field: "congestion_control" }),
         };
         let (most_sent, most_received) =
             if segments { (LARGE_SEND_BUFFER, LARGE_RECEIVE_BUFFER) } else { (BULK_BUFFER, BULK_BUFFER) };
@@ -132,6 +138,7 @@ impl Stream<'_> {
             most_buffer: share.min(MAX_BULK_BUFFER),
             window_bound_ns: 0,
             write_size,
+            congestion,
             outgoing: &[],
             incoming: &mut [],
             patience: None,
@@ -255,7 +262,7 @@ impl<'s> Application<'s> for Stream<'s> {
             } else {
                 tcp::Socket::new(bulk.limited_to(self.receive_buffer), quiet)
             };
-            socket.set_congestion_control(tcp::CongestionControl::Cubic);
+            socket.set_congestion_control(self.congestion);
             socket.set_tsval_generator(Some(timestamp));
             if boot.open == open::LISTEN {
                 let port = boot.listen_port.wrapping_add((index >= self.to_first_port).into());
