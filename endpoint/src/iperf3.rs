@@ -68,6 +68,9 @@ pub enum Iperf3Error {
     /// The kernel allows no congestion control that trials use to who has no right.
     #[error("iperf3 may use neither cubic nor reno: see net.ipv4.tcp_allowed_congestion_control")]
     Congestion,
+    /// It is run for streams alone.
+    #[error("iperf3 can't be run for `{0}`")]
+    Traffic(&'static str),
     /// It ended with an error.
     #[error("iperf3 failed ({status}){}", said.as_deref().map(|said| format!(": {said}")).unwrap_or_default())]
     Failed {
@@ -222,6 +225,8 @@ fn client(plan: &Plan, peer: SocketAddrV4) -> Result<Vec<String>, Iperf3Error> {
         Traffic::Stream(stream) => {
             arguments.extend(["--length".to_owned(), stream.write_size.0.to_string()]);
         }
+        // No plan has it: see `config`.
+        traffic @ Traffic::Datagram(_) => return Err(Iperf3Error::Traffic(traffic.field())),
     }
     arguments.extend(["--congestion".to_owned(), congestion()?.to_owned()]);
     arguments.extend(["--connect-timeout".to_owned(), CONNECT_LIMIT.as_millis().to_string()]);

@@ -113,7 +113,7 @@ impl Plan {
 
     /// Time that the trials take one after the other.
     pub fn estimate(&self) -> Span {
-        let trial = |trial: &Trial| self.cells[trial.cell].a.job.timing.total().0 + OVERHEAD.0;
+        let trial = |trial: &Trial| self.cells[trial.cell].a.job.longest().0 + OVERHEAD.0;
         Span(self.trials.iter().map(trial).sum())
     }
 }
@@ -203,14 +203,16 @@ fn cell(
     });
     let end = |kind: EndKind, host: &Host, direction, open, (cpu, io_cpu)| {
         let (address, gateway) = address(&kind, host, open);
+        let job = Job { open, direction, timing, traffic: traffic.clone() };
         EndSpec {
+            deadline: Span::from(job.longest().duration() + GRACE.duration() + drain),
             decorators: if matches!(kind, EndKind::Native { .. }) {
                 Decorators::default()
             } else {
                 arm.decorators
             },
             kind,
-            job: Job { open, direction, timing, traffic: traffic.clone() },
+            job,
             address,
             gateway,
             peer: None,
@@ -218,7 +220,6 @@ fn cell(
             mtu,
             cpu,
             io_cpu,
-            deadline: Span::from(timing.total().duration() + GRACE.duration() + drain),
         }
     };
     // The pin counts the CPUs of a host; the far end of a guest-to-guest cell is pinned alike, unless that would be to the

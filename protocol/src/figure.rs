@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::report::EndReport;
 use crate::result::Run;
+use crate::traffic::datagram;
 use crate::trial::Direction;
 use crate::units::Span;
 
@@ -25,6 +26,8 @@ pub enum Unit {
     BytesPerSecond,
     /// A part of 1; people read per cent.
     Fraction,
+    /// A number each second.
+    PerSecond,
     /// A number for each frame in the direction of the payload.
     PerFrame,
     /// A number for each 10^6 bytes of payload.
@@ -41,7 +44,12 @@ impl Unit {
     /// What a number in it is multiplied by to be in units without a prefix, as Prometheus has them.
     pub const fn base(self) -> f64 {
         match self {
-            Self::BytesPerSecond | Self::Fraction | Self::PerFrame | Self::Seconds | Self::Bytes => 1.0,
+            Self::BytesPerSecond
+            | Self::Fraction
+            | Self::PerSecond
+            | Self::PerFrame
+            | Self::Seconds
+            | Self::Bytes => 1.0,
             Self::PerMegabyte => 1e-6,
             Self::SecondsPerGigabyte => 1e-9,
         }
@@ -282,7 +290,7 @@ pub static MEMORY: Figure = Figure {
 };
 
 /// All of them, in the order in which they are shown.
-pub static FIGURES: [&Figure; 10] = [
+pub static FIGURES: [&Figure; 16] = [
     &GOODPUT,
     &CPU,
     &IDLE,
@@ -293,6 +301,12 @@ pub static FIGURES: [&Figure; 10] = [
     &EXITS_PER_MEGABYTE,
     &FIRST_FRAME,
     &MEMORY,
+    &datagram::PACKET_RATE,
+    &datagram::LOSS,
+    &datagram::REORDERED,
+    &datagram::DUPLICATED,
+    &datagram::JITTER,
+    &datagram::LOSS_SEARCH_RATE,
 ];
 
 /// CPU time of all threads of an end that carry traffic; nothing if none was read.

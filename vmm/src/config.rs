@@ -78,6 +78,9 @@ pub enum ConfigError {
         /// Warm-up and measured interval together.
         job: Duration,
     },
+    /// The program has no such traffic.
+    #[error("the payload program can't run `{0}`")]
+    Traffic(&'static str),
 }
 
 /// A virtual end that can be built.
@@ -175,6 +178,7 @@ impl TryFrom<VmmConfig> for EndConfig {
                 range("the number of flows", stream.flows, 1, 1)?;
                 range("the write size", stream.write_size, *WRITE_SIZE.start(), *WRITE_SIZE.end())?;
             }
+            traffic @ Traffic::Datagram(_) => return Err(ConfigError::Traffic(traffic.field())),
         }
         if job.direction == Direction::Both {
             return Err(ConfigError::BothWays);

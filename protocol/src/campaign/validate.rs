@@ -84,7 +84,7 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
     let asked = mtu(&spec.hosts, lab, out);
     let mtu = asked.or(lab.map(|lab| lab.mtu)).map(u32::from);
     let arms = arms(spec, &peers, mtu, out);
-    let workloads = workloads(spec, out);
+    let workloads = workloads(spec, lab, asked, out);
     let blocks = spec.blocks.unwrap_or(5);
     if !BLOCKS.contains(&blocks) {
         let message = format!("{blocks} is out of range: write {} to {}", BLOCKS.start(), BLOCKS.end());
@@ -331,7 +331,7 @@ fn io_pin(
     Some(io)
 }
 
-fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
+fn workloads(spec: &schema::Spec, lab: Option<Lab>, mtu: Option<u16>, out: &mut Findings) -> Vec<Workload> {
     let path = [Field("spec"), Field("workloads")];
     if !count(spec.workloads.len(), MAX_WORKLOADS, "workload", &path, out) {
         return Vec::new();
@@ -339,7 +339,12 @@ fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
     let runs_iperf3 = |arm: &schema::Arm| {
         arm.native.as_ref().is_some_and(|native| native.program == Some(schema::Program::Iperf3))
     };
-    let arms = Arms { iperf3: spec.arms.iter().any(runs_iperf3) };
+    let arms = Arms {
+        iperf3: spec.arms.iter().any(runs_iperf3),
+        virtual_ends: spec.arms.iter().any(|arm| arm.same_stack.is_some() || arm.guest.is_some()),
+        mtu: mtu.or(lab.map(|lab| lab.mtu)),
+        link_rate: lab.and_then(|lab| lab.rate),
+    };
     let mut names = BTreeSet::new();
     let mut workloads = Vec::new();
     for (index, written) in spec.workloads.iter().enumerate() {
