@@ -220,9 +220,35 @@ pub const CASES: &[Refused] = &[
     naming(
         "{name: bulk, ",
         "{name: none}\n    - {name: bulk, ",
-        "workload `none` is nothing yet: write `stream: {}`",
-        "a workload is nothing yet: write `stream: {}`",
+        "workload `none` is nothing yet: write `stream: {}`, `datagram: {size: 512B}`",
+        "a workload is nothing yet: write `stream: {}`, `datagram: {size: 512B}`",
     ),
+    naming(
+        STREAM,
+        "stream: {}, datagram: {size: 64B}",
+        "is several things: keep one of stream, datagram",
+        "a workload is several things",
+    ),
+    one(STREAM, "datagram: {size: 64B}", "datagrams are sent by native ends only: leave the other arms out"),
+    one(
+        "native: {}}\n    - {name: virtio, guest: {os: payload, adapter: {virtioNet: {}}}}\n  workloads:\n    - {name: bulk, stream: \
+         {warmUp: 100ms, duration: 1.1s}}",
+        "native: {program: iperf3}}\n  workloads:\n    - {name: bulk, datagram: {size: 64B}}",
+        "iperf3 tells no loss of an interval within its run",
+    ),
+    one(STREAM, "datagram: {}", "has no size: write `size: 512B` (UDP payload) or `frameSize: 64B`"),
+    one(STREAM, "datagram: {size: 64B, imix: a}", "has several sizes: keep one of"),
+    one(STREAM, "datagram: {size: 64B, batch: 0}", "is out of range: write 1 to 1024"),
+    one(
+        STREAM,
+        "datagram: {size: 64B, lossSearch: {}, directions: [both]}",
+        "searches of both ways at once would find each other's load: write `[send, receive]`",
+    ),
+    one(STREAM, "datagram: {size: 64B, directions: []}", "is empty: write `[send, receive]` or one of them"),
+    one(STREAM, "datagram: {size: small}", NO_SIZE),
+    one(STREAM, "datagram: {size: 64B, duration: soon}", NO_SPAN),
+    one(STREAM, "datagram: {size: 64B, lossSearch: {atMost: x%}}", NO_SHARE),
+    one(STREAM, "datagram: {size: 64B, rate: fast}", NO_RATE),
     one(STREAM, "stream: {directions: []}", "is empty: write `[send, receive]` or one of them"),
     naming(
         STREAM,

@@ -36,7 +36,9 @@ pub enum TrafficError {
     #[error("the receiver sent payload: it is to send none")]
     UnexpectedPayload,
     /// The path carries no such datagrams.
-    #[error("datagrams of {size} bytes with 28 of headers don't fit the path's MTU of {mtu}: ask for less, or set the MTU")]
+    #[error(
+        "datagrams of {size} bytes with 28 of headers don't fit the path's MTU of {mtu}: ask for less, or set the MTU"
+    )]
     Mtu {
         /// UDP payload.
         size: u16,

@@ -1,9 +1,9 @@
 //! Datagrams between two `toll-endpoint` processes: over 127.0.0.1, through a relay that makes the path worse and notes what it did,
 //! and over a veth pair whose counters know what crossed it.
 
-mod support;
 #[path = "support/relay.rs"]
 mod relay;
+mod support;
 
 use std::time::Duration;
 
@@ -85,7 +85,8 @@ fn a_rate_is_kept_both_ways_and_nothing_is_lost() {
 /// A path that loses, doubles, reorders and delays: the receiver's counters are the relay's, to a datagram.
 #[test]
 fn the_counters_are_those_of_the_path() {
-    let fate = Fate { lose: 10, double: 15, hold: 20, delay: Duration::from_millis(5), greetings: 3, cut: false };
+    let fate =
+        Fate { lose: 10, double: 15, hold: 20, delay: Duration::from_millis(5), greetings: 3, cut: false };
     let datagram = Datagram { segmentation_offload: false, ..datagrams(200, Some(RATE)) };
     let (listener, connector, done) = run(Direction::Send, &datagram, Some(fate));
     let delivery = delivery(&listener);

@@ -114,9 +114,7 @@ pub fn figure_interval(unit: Unit, number: f64, ci95: [f64; 2]) -> String {
         | Unit::PerMegabyte
         | Unit::SecondsPerGigabyte
         | Unit::Seconds
-        | Unit::Bytes => {
-            ci95.map(|limit| figure(unit, limit)).join("–")
-        }
+        | Unit::Bytes => ci95.map(|limit| figure(unit, limit)).join("–"),
     }
 }
 

@@ -91,7 +91,12 @@ struct Ends {
 }
 
 impl Ends {
-    fn start(socket: UdpSocket, plan: &Plan, datagram: &Datagram, clock: Clock) -> Result<Self, TrafficError> {
+    fn start(
+        socket: UdpSocket,
+        plan: &Plan,
+        datagram: &Datagram,
+        clock: Clock,
+    ) -> Result<Self, TrafficError> {
         let (sends, receives) = (plan.job.direction.sends(), plan.job.direction.receives());
         let phase = if sends && datagram.search.is_some() { Phase::Search } else { Phase::Before };
         let exchange = Arc::new(Exchange::new(socket, plan.trial, phase));

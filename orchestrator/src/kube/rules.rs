@@ -7,6 +7,7 @@
 
 #[macro_use]
 mod quantities;
+mod datagram;
 mod gates;
 mod table;
 mod wires;
@@ -47,12 +48,12 @@ pub(super) struct Rule {
 pub(super) fn apply(schema: &mut JSONSchemaProps) -> Result<(), String> {
     let mut root = serde_json::to_value(&*schema).map_err(|error| error.to_string())?;
     clean(&mut root);
-    for bound in BOUNDS {
+    for bound in BOUNDS.iter().chain(datagram::BOUNDS) {
         for path in bound.at {
             object(&mut root, path)?.insert(bound.keyword.to_owned(), bound.limit.into());
         }
     }
-    for rule in RULES.iter().chain(gates::RULES).chain(wires::RULES) {
+    for rule in RULES.iter().chain(gates::RULES).chain(datagram::RULES).chain(wires::RULES) {
         for path in rule.at {
             let mut entry = Map::from_iter([
                 ("rule".to_owned(), rule.rule.into()),

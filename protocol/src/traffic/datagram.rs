@@ -96,7 +96,9 @@ impl Datagram {
 
     /// The time that it takes before its first payload byte at most: that of the search.
     pub fn preparation(&self) -> Span {
-        let trial = |search: Search| (search.trial.0.saturating_add(SEARCH_PAUSE.0)).saturating_mul(SEARCH_TRIALS.into());
+        let trial = |search: Search| {
+            (search.trial.0.saturating_add(SEARCH_PAUSE.0)).saturating_mul(SEARCH_TRIALS.into())
+        };
         Span(self.search.map_or(0, trial))
     }
 
@@ -184,7 +186,9 @@ impl Report {
 /// What the receiving ends of a run tell, each with its report.
 fn receivers(direction: Direction, run: &Run) -> impl Iterator<Item = (&EndReport, &Report)> {
     let ends = [(direction.receives(), run.a.as_ref()), (direction.sends(), run.b.as_ref())];
-    ends.into_iter().filter(|(receives, _)| *receives).filter_map(|(_, end)| Some((end?, end?.traffic.datagram()?)))
+    ends.into_iter()
+        .filter(|(receives, _)| *receives)
+        .filter_map(|(_, end)| Some((end?, end?.traffic.datagram()?)))
 }
 
 /// A part of what was sent.

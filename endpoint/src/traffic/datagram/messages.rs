@@ -194,9 +194,8 @@ impl Incoming {
         let length = libc::c_uint::try_from(count).unwrap_or(libc::c_uint::MAX);
         let (headers, wait) = (self.messages.headers.as_mut_ptr(), libc::MSG_WAITFORONE);
         // SAFETY: all headers lead to pieces, buffers and control messages of `self`, as `set` made them just now.
-        let result = unsafe {
-            libc::recvmmsg(socket.as_raw_fd(), headers, length, wait, std::ptr::null_mut())
-        };
+        let result =
+            unsafe { libc::recvmmsg(socket.as_raw_fd(), headers, length, wait, std::ptr::null_mut()) };
         self.came = usize::try_from(result).map_err(|_| io::Error::last_os_error())?;
         Ok(())
     }

@@ -168,14 +168,16 @@ mod tests {
 
     #[test]
     fn a_path_that_carries_nothing_has_no_rate() {
-        let (next, trials) = run(Search::new(parameters(1_000, 10_000), None, 1_000), 0, 1_000_000, |_| false);
+        let (next, trials) =
+            run(Search::new(parameters(1_000, 10_000), None, 1_000), 0, 1_000_000, |_| false);
         assert!(matches!(next, Next::Nothing(rate) if rate.0 < 2_000), "{next:?}");
         assert!(trials <= SEARCH_TRIALS);
     }
 
     #[test]
     fn a_sender_that_is_slower_than_asked_finds_its_own_rate() {
-        let (next, _) = run(Search::new(parameters(0, 10_000), Some(10_000), 10), 1_000_000, 7_000, |_| false);
+        let (next, _) =
+            run(Search::new(parameters(0, 10_000), Some(10_000), 10), 1_000_000, 7_000, |_| false);
         assert_eq!(next, Next::Found(Found { rate: BitRate(7_000), trials: 1 }));
     }
 }

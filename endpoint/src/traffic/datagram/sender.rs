@@ -166,7 +166,12 @@ impl Sender<'_> {
     }
 
     /// Sends at `rate` for `length`, and asks how many came.
-    fn trial(&mut self, rate: Option<u64>, length: Duration, step: u8) -> Result<Option<Outcome>, WorkerError> {
+    fn trial(
+        &mut self,
+        rate: Option<u64>,
+        length: Duration,
+        step: u8,
+    ) -> Result<Option<Outcome>, WorkerError> {
         let clock = self.traffic.clock();
         let begin = clock.now();
         let (end, mut woke) = (begin + length, Duration::ZERO);
@@ -191,7 +196,8 @@ impl Sender<'_> {
                 number += 1;
                 Header { kind: Kind::Probe, step, number: number - 1, value: 0 }
             };
-            let (count, length, all) = self.burst(&mut mix, due, header).map_err(|error| self.failed(error))?;
+            let (count, length, all) =
+                self.burst(&mut mix, due, header).map_err(|error| self.failed(error))?;
             if !all {
                 return Ok(None);
             }
@@ -223,7 +229,9 @@ impl Sender<'_> {
                 asked = clock.now() + 2 * LOOK_EVERY;
             }
             match socket::read(self.exchange.socket()) {
-                Ok((Some(Header { kind: Kind::Answer, step: answered, number, .. }), _)) if answered == step => {
+                Ok((Some(Header { kind: Kind::Answer, step: answered, number, .. }), _))
+                    if answered == step =>
+                {
                     return Ok(Some(number));
                 }
                 Ok((header, _)) => {

@@ -50,8 +50,9 @@ fn set(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c
 pub fn open(plan: &Plan, datagram: &Datagram) -> Result<UdpSocket, SocketError> {
     let address = plan.bind;
     let failed = |call: &'static str| move |errno: Errno| io_error(call, address)(errno.into());
-    let fd: OwnedFd = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp)
-        .map_err(failed("socket"))?;
+    let fd: OwnedFd =
+        socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp)
+            .map_err(failed("socket"))?;
     setsockopt(&fd, sockopt::BindToDevice, &plan.interface).map_err(|errno| SocketError::Interface {
         interface: plan.interface.clone(),
         source: errno.into(),

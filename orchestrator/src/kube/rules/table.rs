@@ -47,19 +47,12 @@ const VIRTIO_NETS: &[&str] =
 const COMBININGS: &[&str] =
     &["spec.arms[].guest.adapter.pcnet.sendCombining", "spec.arms[].sameStack.adapter.pcnet.sendCombining"];
 const PORTS: &[&str] = &["spec.arms[].guest.port", "spec.arms[].sameStack.port"];
-const DIRECTIONS: &[&str] = &["spec.workloads[].stream.directions", "spec.workloads[].datagram.directions"];
 const PEERS: &[&str] = &["spec.peers", "spec.arms[].peers"];
 
 pub(in super::super) const BOUNDS: &[Bound] = &[
     Bound { at: &["spec.arms", "spec.workloads", "spec.gates"], keyword: "maxItems", limit: 64 },
     Bound { at: PEERS, keyword: "maxItems", limit: 2 },
-    Bound {
-        at: DIRECTIONS,
-        keyword: "maxItems",
-        limit: 3,
-    },
-    Bound { at: &["spec.workloads[].datagram.sizes"], keyword: "maxItems", limit: 100 },
-    Bound { at: &["spec.workloads[].datagram.imix"], keyword: "maxLength", limit: 100 },
+    Bound { at: &["spec.workloads[].stream.directions"], keyword: "maxItems", limit: 3 },
     Bound {
         at: &[
             "spec.arms[].name",
@@ -77,16 +70,6 @@ pub(in super::super) const BOUNDS: &[Bound] = &[
             "spec.workloads[].stream.writeSize",
             "spec.workloads[].stream.warmUp",
             "spec.workloads[].stream.duration",
-            "spec.workloads[].datagram.size",
-            "spec.workloads[].datagram.frameSize",
-            "spec.workloads[].datagram.rate",
-            "spec.workloads[].datagram.warmUp",
-            "spec.workloads[].datagram.duration",
-            "spec.workloads[].datagram.lossSearch.atMost",
-            "spec.workloads[].datagram.lossSearch.precision",
-            "spec.workloads[].datagram.lossSearch.trial",
-            "spec.workloads[].datagram.sizes[].size",
-            "spec.workloads[].datagram.sizes[].share",
             "spec.gates[].toll.atMost",
             "spec.arms[].guest.adapter.pcnet.sendCombining.tick",
             "spec.arms[].sameStack.adapter.pcnet.sendCombining.tick",
@@ -175,7 +158,6 @@ pub(in super::super) const RULES: &[Rule] = &[
     Rule {
         at: &[
             "spec.hosts.lab.link.rate",
-            "spec.workloads[].datagram.rate",
             "spec.gates[].goodput.atLeast",
             "spec.arms[].guest.impairments.rate",
             "spec.arms[].sameStack.impairments.rate",
@@ -351,7 +333,9 @@ pub(in super::super) const RULES: &[Rule] = &[
         at: &["spec.workloads[]"],
         rule: "has(self.stream) || has(self.datagram)",
         message: "a workload is nothing yet: write `stream: {}`, `datagram: {size: 512B}`",
-        expression: Some("'workload `' + self.name + '` is nothing yet: write `stream: {}`, `datagram: {size: 512B}`'"),
+        expression: Some(
+            "'workload `' + self.name + '` is nothing yet: write `stream: {}`, `datagram: {size: 512B}`'",
+        ),
         field: None,
     },
     Rule {
@@ -362,14 +346,14 @@ pub(in super::super) const RULES: &[Rule] = &[
         field: None,
     },
     Rule {
-        at: DIRECTIONS,
+        at: &["spec.workloads[].stream.directions"],
         rule: "size(self) > 0",
         message: "is empty: write `[send, receive]` or one of them",
         expression: None,
         field: None,
     },
     Rule {
-        at: DIRECTIONS,
+        at: &["spec.workloads[].stream.directions"],
         rule: "self.all(a, self.exists_one(b, b == a))",
         message: "a direction is listed twice",
         expression: Some("'`' + self[0] + '` is listed twice'"),
@@ -378,9 +362,6 @@ pub(in super::super) const RULES: &[Rule] = &[
     Rule {
         at: &[
             "spec.workloads[].stream.writeSize",
-            "spec.workloads[].datagram.size",
-            "spec.workloads[].datagram.frameSize",
-            "spec.workloads[].datagram.sizes[].size",
             "spec.gates[].memory.atMost",
             "spec.arms[].guest.capture.limit",
             "spec.arms[].sameStack.capture.limit",
@@ -409,9 +390,6 @@ pub(in super::super) const RULES: &[Rule] = &[
         at: &[
             "spec.workloads[].stream.warmUp",
             "spec.workloads[].stream.duration",
-            "spec.workloads[].datagram.warmUp",
-            "spec.workloads[].datagram.duration",
-            "spec.workloads[].datagram.lossSearch.trial",
             "spec.gates[].firstFrame.atMost",
             "spec.arms[].guest.impairments.delay",
             "spec.arms[].sameStack.impairments.delay",
@@ -424,14 +402,14 @@ pub(in super::super) const RULES: &[Rule] = &[
         field: None,
     },
     Rule {
-        at: &["spec.workloads[].stream.warmUp", "spec.workloads[].datagram.warmUp"],
+        at: &["spec.workloads[].stream.warmUp"],
         rule: concat!("!self.matches(", span!(), ") || duration(self.replace(' ', '')) <= duration('10m')"),
         message: "is over 10m",
         expression: Some("self + ' is over 10m'"),
         field: None,
     },
     Rule {
-        at: &["spec.workloads[].stream.duration", "spec.workloads[].datagram.duration"],
+        at: &["spec.workloads[].stream.duration"],
         rule: concat!(
             "!self.matches(",
             span!(),
@@ -454,9 +432,6 @@ pub(in super::super) const RULES: &[Rule] = &[
             "spec.gates[].toll.atMost",
             "spec.gates[].ratio.atLeast",
             "spec.gates[].ratio.within",
-            "spec.workloads[].datagram.lossSearch.atMost",
-            "spec.workloads[].datagram.lossSearch.precision",
-            "spec.workloads[].datagram.sizes[].share",
             "spec.arms[].guest.impairments.loss",
             "spec.arms[].guest.impairments.duplicate",
             "spec.arms[].guest.impairments.reorder",
@@ -522,50 +497,6 @@ pub(in super::super) const RULES: &[Rule] = &[
         message: "warmUp and duration must be multiples of 100ms, as an arm with iperf3 needs",
         expression: None,
         field: Some(".workloads"),
-    },
-    Rule {
-        at: &["spec"],
-        rule: "!self.workloads.exists(w, has(w.datagram)) || !self.arms.exists(a, has(a.guest) || has(a.sameStack))",
-        message: "datagrams are sent by native ends only: leave the other arms out, or write this workload in a campaign of \
-                  its own",
-        expression: None,
-        field: Some(".workloads"),
-    },
-    Rule {
-        at: &["spec"],
-        rule: "!self.workloads.exists(w, has(w.datagram)) || \
-               !self.arms.exists(a, has(a.native) && has(a.native.program) && a.native.program == 'iperf3')",
-        message: "iperf3 tells no loss of an interval within its run: leave the arm with iperf3 out",
-        expression: None,
-        field: Some(".workloads"),
-    },
-    Rule {
-        at: &["spec.workloads[].datagram"],
-        rule: "has(self.size) || has(self.frameSize) || has(self.imix) || has(self.sizes)",
-        message: "has no size: write `size: 512B` (UDP payload) or `frameSize: 64B` (Ethernet frame)",
-        expression: None,
-        field: None,
-    },
-    Rule {
-        at: &["spec.workloads[].datagram"],
-        rule: "[has(self.size), has(self.frameSize), has(self.imix), has(self.sizes)].filter(is, is).size() <= 1",
-        message: "has several sizes: keep one of size, frameSize, imix, sizes",
-        expression: None,
-        field: None,
-    },
-    Rule {
-        at: &["spec.workloads[].datagram"],
-        rule: "!has(self.batch) || (self.batch >= 1 && self.batch <= 1024)",
-        message: "is out of range: write 1 to 1024",
-        expression: None,
-        field: Some(".batch"),
-    },
-    Rule {
-        at: &["spec.workloads[].datagram"],
-        rule: "!has(self.lossSearch) || !has(self.directions) || !self.directions.exists(d, d == 'both')",
-        message: "searches of both ways at once would find each other's load: write `[send, receive]`",
-        expression: None,
-        field: Some(".directions"),
     },
     Rule {
         at: &["spec"],

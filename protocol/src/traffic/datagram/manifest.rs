@@ -108,7 +108,8 @@ impl Manifest {
         });
         let search = self.loss_search.as_ref().map(|search| search.check(&below("lossSearch"), out));
         if search.is_some() && directions.contains(&Direction::Both) {
-            let message = "searches of both ways at once would find each other's load: write `[send, receive]`";
+            let message =
+                "searches of both ways at once would find each other's load: write `[send, receive]`";
             out.add(&below("directions"), message);
         }
         let datagram = Datagram {
@@ -138,7 +139,10 @@ impl Manifest {
         match written[..] {
             [_] => {}
             [] => {
-                out.add(path, "has no size: write `size: 512B` (UDP payload) or `frameSize: 64B` (Ethernet frame)");
+                out.add(
+                    path,
+                    "has no size: write `size: 512B` (UDP payload) or `frameSize: 64B` (Ethernet frame)",
+                );
                 return None;
             }
             _ => {
@@ -162,18 +166,21 @@ impl Manifest {
 impl LossSearch {
     fn check(&self, path: &[Step], out: &mut Findings) -> Search {
         let below = |field| [path, &[Step::Field(field)]].concat();
-        let mut ppm = |field, written: Option<Percent>, default: u32, range: std::ops::RangeInclusive<f64>| {
-            let Some(written) = written else { return default };
-            match whole(written.fraction() * 1e6).filter(|_| range.contains(&written.fraction())) {
-                Some(ppm) => ppm,
-                None => {
-                    let [least, most] = [range.start(), range.end()].map(|limit| Percent::from_fraction(*limit));
-                    let message = format!("{written} is out of range: write {least} to {most} in steps of 0.0001%");
-                    out.add(&below(field), message);
-                    default
+        let mut ppm =
+            |field, written: Option<Percent>, default: u32, range: std::ops::RangeInclusive<f64>| {
+                let Some(written) = written else { return default };
+                match whole(written.fraction() * 1e6).filter(|_| range.contains(&written.fraction())) {
+                    Some(ppm) => ppm,
+                    None => {
+                        let [least, most] =
+                            [range.start(), range.end()].map(|limit| Percent::from_fraction(*limit));
+                        let message =
+                            format!("{written} is out of range: write {least} to {most} in steps of 0.0001%");
+                        out.add(&below(field), message);
+                        default
+                    }
                 }
-            }
-        };
+            };
         let at_most_ppm = ppm("atMost", self.at_most, 0, 0.0..=0.5);
         let precision_ppm = ppm("precision", self.precision, 10_000, 0.001..=0.5);
         let trial = self.trial.unwrap_or(Span::from_millis(500));
@@ -192,7 +199,9 @@ fn fitting(size: Bytes, arms: Arms, path: &[Step], out: &mut Findings) -> Option
     if fitting.is_none() {
         let why = match arms.mtu {
             Some(mtu) if size.0 > most.into() => {
-                format!(": an MTU of {mtu} less {IP_UDP_HEADERS} bytes of IPv4 and UDP headers carries no more")
+                format!(
+                    ": an MTU of {mtu} less {IP_UDP_HEADERS} bytes of IPv4 and UDP headers carries no more"
+                )
             }
             _ if size.0 < HEADER.into() => ": each datagram begins with a number and a time".to_owned(),
             _ => String::new(),
@@ -210,7 +219,9 @@ fn payload(frame: Bytes, arms: Arms, path: &[Step], out: &mut Findings) -> Optio
     let fitting = u16::try_from(frame.0).ok().filter(|frame| (least..=most).contains(frame));
     if fitting.is_none() {
         let why = arms.mtu.filter(|_| frame.0 > most.into());
-        let why = why.map(|mtu| format!(": an MTU of {mtu} with {ETHERNET} bytes of Ethernet header and FCS is no more"));
+        let why = why.map(|mtu| {
+            format!(": an MTU of {mtu} with {ETHERNET} bytes of Ethernet header and FCS is no more")
+        });
         let why = why.unwrap_or_default();
         out.add(path, format!("a frame of {frame} is out of range: write {least}B to {most}B{why}"));
     }
@@ -285,7 +296,8 @@ fn check_rate(rate: BitRate, datagram: &Datagram, arms: Arms, path: &[Step], out
     if let Some(link) = arms.link_rate.filter(|link| frames > link.0) {
         // Rounded up to whole kilobits: for people.
         let frames = BitRate(frames.div_ceil(1000) * 1000);
-        let message = format!("{rate} of payload are {frames} of frames: over {link}, the rate of the lab's links");
+        let message =
+            format!("{rate} of payload are {frames} of frames: over {link}, the rate of the lab's links");
         out.add(path, message);
     }
 }

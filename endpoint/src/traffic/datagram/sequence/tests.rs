@@ -34,7 +34,8 @@ fn compare(numbers: impl IntoIterator<Item = u64>) -> Result<Sequence, TestCaseE
         prop_assert_eq!(
             (sequence.received, sequence.late, sequence.reordered, sequence.duplicated),
             (naive.came.len() as u64, naive.late, naive.reordered, naive.duplicated),
-            "after {}", number
+            "after {}",
+            number
         );
     }
     Ok(sequence)
