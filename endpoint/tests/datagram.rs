@@ -72,7 +72,8 @@ fn a_rate_is_kept_both_ways_and_nothing_is_lost() {
                 assert_eq!(delivery.buffer_drops, Some(0), "{what}");
                 assert_eq!(report.received_bytes, traffic(report).received * 1_000, "{what}");
                 let rate = report.received_bytes as f64 * 8.0 / seconds;
-                assert!((rate / RATE.0 as f64 - 1.0).abs() < 0.05, "{rate} bit/s: {what}");
+                // What a busy machine keeps the sender from for over 10 ms is not made up for.
+                assert!((0.9..1.02).contains(&(rate / RATE.0 as f64)), "{rate} bit/s: {what}");
             } else {
                 assert_eq!((report.received_bytes, traffic(report).delivery), (0, None), "{what}");
             }
@@ -117,7 +118,7 @@ fn as_fast_as_it_goes_what_is_lost_is_the_buffers() {
     }
 }
 
-/// The relay carries so much and drops what is over: a token bucket in its place would be the kernel's.
+/// A path that carries all that is asked for: the highest rate that may be tried is found, whichever end sends.
 #[test]
 fn a_search_finds_a_rate_and_measures_at_it() {
     let search = Search { at_most_ppm: 1_000, precision_ppm: 50_000, trial: Span::from_millis(100) };
@@ -127,10 +128,10 @@ fn a_search_finds_a_rate_and_measures_at_it() {
         let (sender, receiver) =
             if direction.sends() { (&connector, &listener) } else { (&listener, &connector) };
         let found = traffic(sender).found.unwrap_or_else(|| fail(&format!("{sender:?}")));
-        assert!((found.rate.0 as f64 / RATE.0 as f64 - 1.0).abs() < 0.06, "{found:?}");
+        assert!((0.9..1.02).contains(&(found.rate.0 as f64 / RATE.0 as f64)), "{found:?}");
         assert_eq!(delivery(receiver).lost, 0);
         let rate = receiver.received_bytes as f64 * 8.0 / receiver.interval.seconds();
-        assert!((rate / found.rate.0 as f64 - 1.0).abs() < 0.05, "{rate} and {found:?}");
+        assert!((0.9..1.02).contains(&(rate / found.rate.0 as f64)), "{rate} and {found:?}");
     }
 }
 
@@ -162,7 +163,6 @@ fn a_sender_ends_when_nobody_listens_any_more() {
     let mut listener = End::configured(job(Direction::Receive, Open::Listen, &datagram));
     let mut connector = End::configured(job(Direction::Send, Open::Connect, &datagram));
     let (address, nowhere) = (listener.ready(), connector.ready());
-    // The path swallows all that the receiver says after its welcome.
     let relay = Relay::start(address, Fate::default());
     listener.start(nowhere);
     connector.start(relay.address);
