@@ -66,7 +66,8 @@ fn iperf3(namespaces: &[Namespace; 2]) -> Rates {
     }
     let output = namespaces[0].run(move || {
         let (length, time) = (SIZE.to_string(), SECONDS.to_string());
-        let arguments = ["--client", &address, "--udp", "--bitrate", "0", "--length", &length, "--time", &time, "--json"];
+        let arguments =
+            ["--client", &address, "--udp", "--bitrate", "0", "--length", &length, "--time", &time, "--json"];
         Command::new("iperf3").args(arguments).output().expect("iperf3")
     });
     std::io::copy(&mut stdout, &mut std::io::sink()).expect("its words");
@@ -98,7 +99,8 @@ fn main() {
     }
     println!("datagrams of {SIZE} bytes over veth, median of {ROUNDS} rounds of {SECONDS} s");
     println!("{:<26} {:>14} {:>14}", "", "sent/s", "received/s");
-    let medians = rounds.map(|rates| [0, 1].map(|way| median(rates.iter().map(|rates| rates[way]).collect())));
+    let medians =
+        rounds.map(|rates| [0, 1].map(|way| median(rates.iter().map(|rates| rates[way]).collect())));
     for (name, [sent, received]) in names.iter().zip(medians) {
         println!("{name:<26} {sent:>14.0} {received:>14.0}");
     }

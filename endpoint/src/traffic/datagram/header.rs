@@ -33,7 +33,7 @@ pub enum Kind {
     Probe = 8,
     /// How many of that step have come?
     Question = 9,
-    /// So many, as `number`.
+    /// So many, as `number`, within `value` nanoseconds.
     Answer = 10,
 }
 

@@ -99,6 +99,14 @@ enum Said {
     Other(Header),
 }
 
+/// Datagrams of a search's trial.
+struct Probes {
+    came: Sequence,
+    /// When the first and the last came, nanoseconds.
+    first: u64,
+    last: u64,
+}
+
 /// What came.
 #[derive(Default)]
 struct Receiver {
@@ -111,7 +119,7 @@ struct Receiver {
     told: Option<(u64, Duration)>,
     /// The trial of a search that is under way.
     step: u8,
-    probes: Option<Sequence>,
+    probes: Option<Probes>,
     bye: bool,
 }
 
@@ -132,18 +140,23 @@ impl Receiver {
             }
             Kind::Probe => {
                 if header.step > self.step {
-                    (self.step, self.probes) = (header.step, Some(Sequence::default()));
+                    (self.step, self.probes) = (
+                        header.step,
+                        Some(Probes { came: Sequence::default(), first: moment, last: moment }),
+                    );
                 }
                 // One of a trial that is over comes too late to count.
                 if let (Some(probes), true) = (&mut self.probes, header.step == self.step) {
-                    probes.take(header.number);
+                    probes.came.take(header.number);
+                    probes.last = moment;
                 }
                 None
             }
             Kind::Question => {
                 let of_step = self.probes.as_ref().filter(|_| header.step == self.step);
-                let number = of_step.map_or(0, Sequence::received);
-                Some(Said::Answer(Header { kind: Kind::Answer, step: header.step, number, value: 0 }))
+                let (number, value) =
+                    of_step.map_or((0, 0), |probes| (probes.came.received(), probes.last - probes.first));
+                Some(Said::Answer(Header { kind: Kind::Answer, step: header.step, number, value }))
             }
             Kind::Bye => {
                 self.bye = true;

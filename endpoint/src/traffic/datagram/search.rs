@@ -16,6 +16,8 @@ use toll_protocol::units::BitRate;
 
 /// Trials at a rate whose loss was too high before it is given up.
 const VERIFICATIONS: u32 = 1;
+/// A rate came slower than it was sent from so many hundredths on: less is what threads wait for a CPU.
+const BUFFERED: u64 = 5;
 
 /// What a trial gave.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +28,8 @@ pub struct Outcome {
     pub received: u64,
     /// Rate at which they really were sent, in bits of payload a second.
     pub offered: u64,
+    /// The same by the time from the first to the last that came: less where buffers on the path filled meanwhile.
+    pub carried: u64,
 }
 
 /// What is to do.
@@ -49,6 +53,8 @@ pub struct Search {
     /// Rates with loss as allowed, and with more.
     lower: u64,
     upper: Option<u64>,
+    /// At what rate the datagrams of `lower` came.
+    carried: u64,
     failures: u32,
     trials: u32,
 }
@@ -56,7 +62,7 @@ pub struct Search {
 impl Search {
     /// A search below `highest` and not below `least`, bits of payload a second.
     pub const fn new(parameters: Parameters, highest: Option<u64>, least: u64) -> Self {
-        Self { parameters, least, trying: highest, lower: 0, upper: None, failures: 0, trials: 0 }
+        Self { parameters, least, trying: highest, lower: 0, upper: None, carried: 0, failures: 0, trials: 0 }
     }
 
     /// The first trial.
@@ -67,7 +73,7 @@ impl Search {
     /// What to do after a trial.
     pub fn take(&mut self, outcome: Outcome) -> Next {
         self.trials += 1;
-        let Outcome { sent, received, offered } = outcome;
+        let Outcome { sent, received, offered, carried } = outcome;
         let lost = u128::from(sent.saturating_sub(received)) * 1_000_000;
         let passes = sent > 0 && lost <= u128::from(self.parameters.at_most_ppm) * u128::from(sent);
         // Nobody can find more than the sender offers.
@@ -75,8 +81,14 @@ impl Search {
         let rate = asked.min(offered);
         if passes {
             self.failures = 0;
-            self.lower = self.lower.max(rate);
-            if self.upper.is_none() || rate < asked - self.part(asked) {
+            if rate >= self.lower {
+                (self.lower, self.carried) = (rate, rate.min(carried));
+            }
+            // What is over the path's rate lies in its buffers at the end of a short trial, and is not lost: what came says
+            // what the path carries.
+            if self.upper.is_none()
+                || rate.min(carried) < asked - self.part(asked).max(asked / 100 * BUFFERED)
+            {
                 return self.found();
             }
         } else {
@@ -98,10 +110,10 @@ impl Search {
     }
 
     fn found(&self) -> Next {
-        if self.lower == 0 {
+        if self.carried == 0 {
             return Next::Nothing(BitRate(self.upper.unwrap_or(0)));
         }
-        Next::Found(Found { rate: BitRate(self.lower), trials: self.trials })
+        Next::Found(Found { rate: BitRate(self.carried), trials: self.trials })
     }
 
     /// What the precision leaves open of a rate.
@@ -131,7 +143,7 @@ mod tests {
             let offered = rate.unwrap_or(most).min(most);
             let sent = 1_000_000;
             let received = sent * capacity.min(offered) / offered.max(1) - u64::from(disturbed(trials));
-            next = search.take(Outcome { sent, received, offered });
+            next = search.take(Outcome { sent, received, offered, carried: offered });
             trials += 1;
         }
         (next, trials)
@@ -172,6 +184,14 @@ mod tests {
             run(Search::new(parameters(1_000, 10_000), None, 1_000), 0, 1_000_000, |_| false);
         assert!(matches!(next, Next::Nothing(rate) if rate.0 < 2_000), "{next:?}");
         assert!(trials <= SEARCH_TRIALS);
+    }
+
+    /// A trial whose excess fits the buffers of the path loses nothing.
+    #[test]
+    fn what_lies_in_buffers_is_not_carried() {
+        let mut search = Search::new(parameters(0, 10_000), None, 100);
+        let next = search.take(Outcome { sent: 1_000, received: 1_000, offered: 120_000, carried: 97_000 });
+        assert_eq!(next, Next::Found(Found { rate: BitRate(97_000), trials: 1 }));
     }
 
     #[test]

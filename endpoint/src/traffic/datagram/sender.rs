@@ -209,11 +209,17 @@ impl Sender<'_> {
         };
         let nanoseconds = (over - begin).as_nanos().max(1);
         let offered = u64::try_from(u128::from(bytes) * 8_000_000_000 / nanoseconds).unwrap_or(u64::MAX);
-        Ok(self.received(step)?.map(|received| Outcome { sent, received, offered }))
+        Ok(self.received(step)?.map(|(received, span)| {
+            let carried = (u128::from(bytes) * 8_000_000_000).checked_div(span.into());
+            // One datagram alone has no rate.
+            let carried = carried.map_or(offered, |carried| u64::try_from(carried).unwrap_or(u64::MAX));
+            Outcome { sent, received, offered, carried }
+        }))
     }
 
-    /// How many of the trial `step` came, by the receiver's answer; none if it did not answer: the path carries nothing then.
-    fn received(&self, step: u8) -> Result<Option<u64>, WorkerError> {
+    /// How many of the trial `step` came, and within how many nanoseconds, by the receiver's answer; none if it did not answer: the
+    /// path carries nothing then. Nothing if the thread shall stop.
+    fn received(&self, step: u8) -> Result<Option<(u64, u64)>, WorkerError> {
         let clock = self.traffic.clock();
         std::thread::sleep(SETTLE);
         let until = clock.now() + ANSWER;
@@ -229,10 +235,10 @@ impl Sender<'_> {
                 asked = clock.now() + 2 * LOOK_EVERY;
             }
             match socket::read(self.exchange.socket()) {
-                Ok((Some(Header { kind: Kind::Answer, step: answered, number, .. }), _))
+                Ok((Some(Header { kind: Kind::Answer, step: answered, number, value }), _))
                     if answered == step =>
                 {
-                    return Ok(Some(number));
+                    return Ok(Some((number, value)));
                 }
                 Ok((header, _)) => {
                     let taken = header.map_or(Ok(()), |header| self.exchange.take(header));
@@ -242,6 +248,6 @@ impl Sender<'_> {
                 Err(source) => return Err(self.traffic.failed("recv", source)),
             }
         }
-        Ok(Some(0))
+        Ok(Some((0, 0)))
     }
 }
