@@ -32,7 +32,10 @@ fn measured() -> Result<()> {
     let over = programs::start(&text, directory.path(), |_| {})?.end(Duration::from_secs(60))?.0;
     expect(&over, 3)?;
     let told = String::from_utf8(over.stderr)?;
-    ensure!(told.contains("over 100Mbit, the rate of the lab's links") && told.contains(":11:49: "), "{told}");
+    ensure!(
+        told.contains("over 100Mbit, the rate of the lab's links") && told.contains(":11:49: "),
+        "{told}"
+    );
     let text = text.replace("rate: 120Mbit, ", "");
     let (output, out) = programs::start(&text, directory.path(), |_| {})?.end(Duration::from_secs(120))?;
     expect(&output, 0)?;

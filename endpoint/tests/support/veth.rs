@@ -1,5 +1,7 @@
 //! Two network namespaces of the caller's own, joined by a veth pair. They end with the threads that hold them.
 
+#![allow(dead_code, reason = "each user of this module needs a part of it")]
+
 use std::fs;
 use std::net::Ipv4Addr;
 use std::process::Command;

@@ -60,6 +60,15 @@ pub fn run(traffic: &Traffic, exchange: &Exchange, parameters: &Datagram) -> Res
     Ok(())
 }
 
+/// Waits until what is to come is due.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a datagram at a rate waits for its moment and for nothing else"
+)]
+fn pause(length: Duration) {
+    std::thread::sleep(length);
+}
+
 struct Sender<'t> {
     traffic: &'t Traffic,
     exchange: &'t Exchange,
@@ -113,7 +122,7 @@ impl Sender<'_> {
             }
             if let (0, Some(pace)) = (due, &pace) {
                 woke = pace.next().max(woke + BURST);
-                std::thread::sleep(woke.saturating_sub(now));
+                pause(woke.saturating_sub(now));
                 continue;
             }
             // The low 48 bits count: three days.
@@ -189,7 +198,7 @@ impl Sender<'_> {
             let due = pace.as_mut().map_or(u64::MAX, |pace| pace.due(now));
             if let (0, Some(pace)) = (due, &pace) {
                 woke = pace.next().max(woke + BURST).min(end);
-                std::thread::sleep(woke.saturating_sub(now));
+                pause(woke.saturating_sub(now));
                 continue;
             }
             let header = || {
@@ -221,7 +230,7 @@ impl Sender<'_> {
     /// path carries nothing then. Nothing if the thread shall stop.
     fn received(&self, step: u8) -> Result<Option<(u64, u64)>, WorkerError> {
         let clock = self.traffic.clock();
-        std::thread::sleep(SETTLE);
+        pause(SETTLE);
         let until = clock.now() + ANSWER;
         let question = Header { step, ..Header::new(Kind::Question) };
         let mut asked = Duration::ZERO;

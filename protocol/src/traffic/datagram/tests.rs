@@ -67,30 +67,32 @@ fn switches_and_a_search_are_taken() {
 #[test]
 fn what_is_wrong_is_told_where_it_stands() {
     for (workload, place, words) in [
-        ("{}", "datagram: ", "has no size: write `size: 512B` (UDP payload)"),
-        ("{size: 64B, imix: a}", "datagram: ", "has several sizes: keep one of size, imix"),
-        ("{size: 15B}", "datagram.size: ", "write 16B to 1472B: each datagram begins with"),
+        ("{}", "datagram: ", "must have exactly one size: `size: 512B` (UDP payload)"),
+        ("{size: 64B, imix: a}", "datagram: ", "must have exactly one size"),
+        ("{size: 15B}", "datagram.size: ", "write 16B to 8972B"),
         (
             "{size: 1473B}",
             "datagram.size: ",
-            "an MTU of 1500 less 28 bytes of IPv4 and UDP headers carries no more",
+            "28 bytes of IPv4 and UDP headers are over the MTU of 1500: write 1472B at most",
         ),
-        ("{frameSize: 61B}", "datagram.frameSize: ", "write 62B to 1518B"),
+        ("{frameSize: 61B}", "datagram.frameSize: ", "write 62B to 9018B"),
         (
             "{frameSize: 1519B}",
             "datagram.frameSize: ",
-            "an MTU of 1500 with 18 bytes of Ethernet header and FCS",
+            "a frame of 1519B is over the MTU of 1500 with 18 bytes of Ethernet header and FCS: write 1518B",
         ),
         ("{imix: aax}", "datagram.imix: ", "`x` is no frame of RFC 6985"),
-        ("{imix: aah}", "datagram.imix: ", "a frame of 2112B is out of range"),
+        ("{imix: aah}", "datagram.imix: ", "a frame of 2112B is over the MTU"),
         ("{imix: ''}", "datagram.imix: ", "1 to 100 letters"),
         (
             "{sizes: [{size: 64B, share: 58%}, {size: 570B, share: 33%}]}",
             "datagram.sizes: ",
             "adds up to 91%: the shares of a mix are 100% together",
         ),
-        ("{sizes: [{size: 64B, share: 0.5%}]}", "sizes[0].share: ", "write 1% to 100%, a whole number"),
-        ("{sizes: []}", "datagram.sizes: ", "has 0 entries"),
+        ("{sizes: [{size: 64B, share: 0.5%}]}", "sizes[0].share: ", "write 1% to 100%"),
+        ("{sizes: [{size: 64B, share: 50.5%}]}", "sizes[0].share: ", "no whole number of a hundred"),
+        ("{size: 64B, lossSearch: {atMost: 0.00001%}}", "lossSearch.atMost: ", "no multiple of 0.0001%"),
+        ("{sizes: []}", "datagram.sizes: ", "is empty"),
         (
             "{size: 512B, rate: 1Gbit}",
             "datagram.rate: ",
