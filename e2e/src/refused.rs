@@ -71,7 +71,7 @@ const ONE_ORDER: &str = "impairments and a capture are of one queue, in whose or
                          them out";
 const CONDITION: &str =
     "must be exactly one condition: `toll: {atMost: 10%}`, `ratio: {to: ARM, atLeast: 10%}`";
-const RELATIONS: &str = "must say exactly one of `atMost: 10%`, `atLeast: 10%` and `within: 10%`";
+const RELATIONS: &str = "must say exactly one of `atMost: 10%`, `atLeast: 10%`";
 const WITHIN: &str = "is out of range: write more than 0% and at most 50%";
 const PORT: &str = "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; leave it out for what the host's \
      agent offers";
@@ -222,9 +222,41 @@ pub const CASES: &[Refused] = &[
     naming(
         "{name: bulk, ",
         "{name: none}\n    - {name: bulk, ",
-        "workload `none` is nothing yet: write `stream: {}`",
-        "a workload is nothing yet: write `stream: {}`",
+        "workload `none` is nothing yet: write `stream: {}`, `datagram: {size: 512B}`",
+        "a workload is nothing yet: write `stream: {}`, `datagram: {size: 512B}`",
     ),
+    naming(
+        STREAM,
+        "stream: {}, datagram: {size: 64B}",
+        "is several things: keep one",
+        "a workload is several things",
+    ),
+    one(STREAM, "datagram: {size: 64B}", "datagrams are sent by native ends only: leave the other arms out"),
+    one(
+        "native: {}}\n    - {name: virtio, guest: {os: payload, adapter: {virtioNet: {}}}}\n  workloads:\n    - {name: bulk, stream: \
+         {warmUp: 100ms, duration: 1.1s}}",
+        "native: {program: iperf3}}\n  workloads:\n    - {name: bulk, datagram: {size: 64B}}",
+        "iperf3 tells no loss of an interval within its run",
+    ),
+    one(STREAM, "datagram: {}", "must have exactly one size: `size: 512B` (UDP payload)"),
+    one(STREAM, "datagram: {size: 15B}", "is out of range: write 16B to 8972B"),
+    one(STREAM, "datagram: {frameSize: 61B}", "is out of range: write 62B to 9018B"),
+    one(STREAM, "datagram: {sizes: []}", "is empty: write `[{size: 64B, share: 60%}"),
+    one(STREAM, "datagram: {sizes: [{size: 64B, share: 101%}]}", "is out of range: write 1% to 100%"),
+    one(STREAM, "datagram: {size: 64B, rate: 1bit}", "is out of range: write 1kbit to 1000Gbit"),
+    one(STREAM, "datagram: {size: 64B, lossSearch: {atMost: 51%}}", "is out of range: write 0% to 50%"),
+    one(STREAM, "datagram: {size: 64B, lossSearch: {precision: 0%}}", "is out of range: write 0.1% to 50%"),
+    one(STREAM, "datagram: {size: 64B, lossSearch: {trial: 2m}}", "is out of range: write 100ms to 1m"),
+    one(STREAM, "datagram: {size: 64B, batch: 0}", "is out of range: write 1 to 1024"),
+    one(
+        STREAM,
+        "datagram: {size: 64B, lossSearch: {}, directions: [both]}",
+        "searches of both ways at once would find each other's load: write `[send, receive]`",
+    ),
+    one(STREAM, "datagram: {size: small}", NO_SIZE),
+    one(STREAM, "datagram: {size: 64B, duration: soon}", NO_SPAN),
+    one(STREAM, "datagram: {size: 64B, lossSearch: {atMost: x%}}", NO_SHARE),
+    one(STREAM, "datagram: {size: 64B, rate: fast}", NO_RATE),
     one(STREAM, "stream: {directions: []}", "is empty: write `[send, receive]`, one of them or `both`"),
     one(STREAM, "stream: {flows: 129}", "is out of range: write 1 to 128"),
     one(STREAM, "stream: {maxSegmentSize: 87}", "is out of range: write 88 to 32767"),

@@ -6,6 +6,8 @@ use libtest_mimic::Arguments;
 
 #[path = "lab/bad_input.rs"]
 mod bad_input;
+#[path = "lab/datagrams.rs"]
+mod datagrams;
 #[path = "lab/faults.rs"]
 mod faults;
 #[path = "lab/full_disk.rs"]
@@ -14,14 +16,18 @@ mod full_disk;
 mod lacking;
 #[path = "lab/measuring.rs"]
 mod measuring;
+#[path = "lab/pandas.rs"]
+mod pandas;
 
 fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let mut tests = bad_input::tests();
     tests.extend(measuring::tests());
+    tests.extend(datagrams::tests());
     tests.extend(faults::tests());
     tests.extend(lacking::tests());
     tests.extend(full_disk::tests());
+    tests.extend(pandas::tests());
     libtest_mimic::run(&arguments, tests).exit();
 }

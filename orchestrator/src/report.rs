@@ -125,6 +125,10 @@ pub const fn explain(flag: Flag) -> (&'static str, &'static str) {
             ("exit count", "The VMM's count of exits and KVM's own differ: exits per frame are not certain.")
         }
         Flag::Retransmits => ("retransmits", "TCP retransmitted during the interval."),
+        Flag::WindowBound => (
+            "window-bound",
+            "TCP waited for its window, the receiver's or the send buffer, and not for the path: the figure is the window's.",
+        ),
         Flag::Captured => {
             ("captured", "What crossed the end's port was written to a file: it is no measurement.")
         }

@@ -191,13 +191,9 @@ async fn in_lab(
         agents.push(AgentProcess::start(agent, host, link.address(), &identity, captures, log)?);
     }
     let options = Options {
-        store: Store::One(out.to_owned()),
-        policy: POLICY,
-        engine: "lab",
         lab: Some(hosts_of(&lab, spec)),
         interim: false,
-        keep: None,
-        keep_for: Duration::ZERO,
+        ..Options::new(Store::One(out.to_owned()), "lab", POLICY)
     };
     let (handle, questions) = handle::channel();
     let agents = Arc::new(Mutex::new(agents));

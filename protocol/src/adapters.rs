@@ -8,6 +8,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::units::Span;
+use crate::units::numbers::{self, Seconds};
 
 /// MTU of Ethernet in bytes of IP packet (IEEE 802.3), and of a path that says nothing else.
 pub const ETHERNET_MTU: u16 = 1500;
@@ -16,7 +17,7 @@ pub const MTUS: RangeInclusive<u16> = 576..=9000;
 
 /// A virtual Ethernet adapter and the switches of its optimisations.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
+#[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Adapter {
     /// AMD Am79C970A: registers and rings of 2001.
     Pcnet(PcnetSwitches),
@@ -73,7 +74,7 @@ impl Adapter {
 /// The three optimisations of the 2001 paper (Sugerman, Venkitachalam, Lim, USENIX 2001). All off: every register access of
 /// the driver exits, and does at once what it asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct PcnetSwitches {
     /// Accesses that need nothing of the host don't leave the kernel: writes of the address register are collected there
     /// (KVM_CAP_COALESCED_PIO), and done in their order before anything that can observe them.
@@ -86,13 +87,15 @@ pub struct PcnetSwitches {
 
 /// How sends are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct SendCombining {
     /// Frames that may wait: with the last of so many all are sent.
     pub threshold: u32,
     /// Exits a second from which on frames wait.
     pub rate: u32,
     /// Period of the counter of exits, and the longest time that a frame waits.
+    #[serde(rename = "tick_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub tick: Span,
 }
 
@@ -120,7 +123,7 @@ impl PcnetSwitches {
 
 /// Optimisations of `virtio-net`; clauses are those of virtio 1.2. All off: frames whole, checksums in software.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct VirtioNetSwitches {
     /// TCP checksums are left to the host, both ways: VIRTIO_NET_F_CSUM and VIRTIO_NET_F_GUEST_CSUM (5.1.3).
     pub checksum_offload: bool,
@@ -138,10 +141,8 @@ pub struct VirtioNetSwitches {
     /// guest goes on meanwhile.
     pub io_thread: bool,
     /// The driver says what it wants to receive: VIRTIO_NET_F_CTRL_VQ and what is commanded by it (5.1.6.5).
-    #[serde(default)]
     pub control_queue: bool,
     /// Pairs of a receive and a transmit queue: VIRTIO_NET_F_MQ (5.1.2). More than one need `control_queue` (5.1.3.1).
-    #[serde(default)]
     pub queue_pairs: QueuePairs,
 }
 

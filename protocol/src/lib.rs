@@ -8,6 +8,7 @@ pub mod child;
 pub mod cpu;
 pub mod decorators;
 pub mod direction;
+pub mod document;
 pub mod engine;
 pub mod facts;
 pub mod failure;

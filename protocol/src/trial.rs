@@ -101,7 +101,7 @@ pub enum NativeProgram {
 
 /// What stands at one end of a trial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
+#[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum EndKind {
     /// The host's kernel TCP, no virtualisation.
     Native {
@@ -157,6 +157,20 @@ pub struct EndSpec {
     pub io_cpu: Option<u32>,
     /// How long after `Start` the end may take before it is stopped and counted as failed.
     pub deadline: Span,
+}
+
+impl EndSpec {
+    /// An end that is not pinned, without a gateway, whose peer is not known yet.
+    pub fn new(
+        kind: EndKind,
+        job: Job,
+        address: InterfaceAddress,
+        mac: MacAddress,
+        mtu: u16,
+        deadline: Span,
+    ) -> Self {
+        Self { kind, job, address, gateway: None, peer: None, mac, mtu, cpu: None, io_cpu: None, deadline }
+    }
 }
 
 impl EndKind {

@@ -10,7 +10,7 @@ use toll_protocol::child::{VmmConfig, VmmPort};
 use toll_protocol::decorators::{Capture, Impairments};
 use toll_protocol::engine::{Engine, UselessSwitch};
 use toll_protocol::port::{NetworkMode, Traits};
-use toll_protocol::traffic::stream::WRITE_SIZE;
+use toll_protocol::traffic::stream::{PAYLOAD_CONGESTION_CONTROLS, WRITE_SIZE};
 use toll_protocol::traffic::{Job, Traffic};
 use toll_protocol::trial::{Adapter, Open, QueuePairs};
 use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress};
@@ -65,6 +65,9 @@ pub enum ConfigError {
     /// Behind address translation.
     #[error("address translation and {0} don't go together")]
     Translation(&'static str),
+    /// The payload program's TCP has none of that name.
+    #[error("the payload program has no congestion control `{0}`: cubic and reno are possible")]
+    CongestionControl(String),
     /// The job measures nothing or never ends.
     #[error("{0} must not be 0")]
     Zero(&'static str),
@@ -76,6 +79,9 @@ pub enum ConfigError {
         /// Warm-up and measured interval together.
         job: Duration,
     },
+    /// The program has no such traffic.
+    #[error("the payload program can't run `{0}`")]
+    Traffic(&'static str),
 }
 
 /// A virtual end that can be built.
@@ -172,7 +178,12 @@ impl TryFrom<VmmConfig> for EndConfig {
             Traffic::Stream(stream) => {
                 range("the number of flows", stream.flows, 1, MAX_FLOWS as u32)?;
                 range("the write size", stream.write_size, *WRITE_SIZE.start(), *WRITE_SIZE.end())?;
+                let asked = stream.congestion_control.as_deref();
+                if let Some(name) = asked.filter(|name| !PAYLOAD_CONGESTION_CONTROLS.contains(name)) {
+                    return Err(ConfigError::CongestionControl(name.to_owned()));
+                }
             }
+            traffic @ Traffic::Datagram(_) => return Err(ConfigError::Traffic(traffic.field())),
         }
         range("guest memory", memory, Bytes(MEMORY_MIN), Bytes(MEMORY_MAX))?;
         if !memory.0.is_multiple_of(LARGE_PAGE) {
@@ -323,6 +334,10 @@ mod tests {
         );
         let large = Traffic::Stream(Stream { write_size: Bytes((1 << 20) + 1), ..Stream::default() });
         assert!(refused(|c| c.job.traffic = large.clone()).contains("1MiB"));
+        let vegas = Stream { congestion_control: Some("vegas".into()), ..Stream::default() };
+        assert!(
+            refused(|c| c.job.traffic = Traffic::Stream(vegas.clone())).contains("`vegas`: cubic and reno")
+        );
         assert!(refused(|c| c.memory = Bytes(2 << 20)).contains("from 4MiB to 1GiB"));
         assert!(refused(|c| c.memory = Bytes(u64::MAX)).contains("1GiB"));
         assert!(refused(|c| c.memory = Bytes(5 << 20)).contains("multiple of 2MiB"));

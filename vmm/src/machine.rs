@@ -377,6 +377,7 @@ impl Machine {
             port_ticks,
             noted,
             retransmits: self.pages.status().retransmits.load(Ordering::Relaxed),
+            window_bound_ns: self.pages.status().window_bound_ns.load(Ordering::Relaxed),
             frames,
             spared: self.adapter.spared(),
             exits: view.exits.as_ref().map(|(exits, counts)| ((*exits).clone(), *counts)),

@@ -164,7 +164,7 @@ const _: () = {
     // The sum of the fields' sizes: no padding hides in it.
     assert!(
         size_of::<BootInfo>()
-            == 8 + 4 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 * 4 + 4 + 4 + 4 + 4 + 4 + 4 + 2 + 6 + 8 + 8
+            == 8 + 4 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 6 * 4 + 4 + 4 + 4 + 4 + 4 + 4 + 2 + 6 + 8 + 8
     );
     assert!(size_of::<Status>() <= crate::layout::PAGE as usize);
     assert!(size_of::<Command>() <= crate::layout::PAGE as usize);

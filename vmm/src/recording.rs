@@ -87,6 +87,11 @@ impl Recording {
         if end.retransmits > start.retransmits {
             flags.push(Flag::Retransmits);
         }
+        let sending = flows.iter().filter(|flow| flow.sent_bytes > 0).count() as u64;
+        let bound = end.window_bound_ns.saturating_sub(start.window_bound_ns);
+        if validity::window_bound(Span(bound), Span(interval.saturating_mul(sending))) {
+            flags.push(Flag::WindowBound);
+        }
         if frames.transmit_drops > 0 || frames.receive_drops > 0 {
             flags.push(Flag::Drops);
         }
@@ -96,8 +101,6 @@ impl Recording {
         Ok(EndReport {
             sent_bytes: carried.sent,
             received_bytes: carried.received,
-            traffic: TrafficReport::Stream(stream::Report { flows, zero_copy: None }),
-            interval: Span(interval),
             samples,
             threads: threads
                 .into_iter()
@@ -109,7 +112,6 @@ impl Recording {
             times: self.times(name, seen, ns_per_tick),
             transmit_stages: stages(&end.noted[0], ns_per_tick),
             receive_stages: stages(&end.noted[1], ns_per_tick),
-            host_cpu: None,
             cpu: cpu.map(|cpu| self.split(cpu, io, ns_per_tick)).unwrap_or_default(),
             exits,
             frames: Some(frames),
@@ -117,9 +119,8 @@ impl Recording {
             start_to_first_frame: self
                 .first_frame
                 .map(|first| first.saturating_duration_since(self.created).into()),
-            overhead: None,
-            nic: None,
             flags,
+            ..EndReport::new(TrafficReport::Stream(stream::Report { flows, zero_copy: None }), Span(interval))
         })
     }
 
@@ -245,6 +246,7 @@ mod tests {
             port_ticks: 0,
             noted: Default::default(),
             retransmits: 0,
+            window_bound_ns: 0,
             frames: FrameCounters::default(),
             spared: None,
             exits: None,
@@ -304,7 +306,8 @@ mod tests {
     fn each_flow_is_told_with_the_way_it_went() {
         let flow = |sent_bytes, received_bytes| Flow { sent_bytes, received_bytes };
         let flows = |recording: &Recording, job: &Job| {
-            let TrafficReport::Stream(report) = recording.report(job, Vec::new()).expect("good").traffic;
+            let report = recording.report(job, Vec::new()).expect("good").traffic;
+            let report = report.stream().expect("a stream").clone();
             report.flows
         };
         let mut recording = recording();
@@ -371,6 +374,23 @@ mod tests {
         (recording.start.retransmits, recording.end.retransmits) = (3, 3);
         assert!(!flagged(&recording));
         recording.end.retransmits = 4;
+        assert!(flagged(&recording));
+    }
+
+    #[test]
+    fn waiting_for_a_window_is_flagged_from_half_of_the_time_that_flows_sent() {
+        let mut recording = recording();
+        let sent = |sent| Carried { sent, received: 0 };
+        (recording.claim.start, recording.claim.end) = (sent(0), sent(1000));
+        let sending = Job { direction: Direction::Send, ..job() };
+        let flagged = |recording: &Recording| {
+            recording.report(&sending, Vec::new()).expect("good").flags.contains(&Flag::WindowBound)
+        };
+        // Of two flows.
+        let half = recording.claim.end_ns - recording.claim.start_ns;
+        (recording.start.window_bound_ns, recording.end.window_bound_ns) = (7, 7 + half - 1);
+        assert!(!flagged(&recording));
+        recording.end.window_bound_ns += 1;
         assert!(flagged(&recording));
     }
 

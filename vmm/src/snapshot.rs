@@ -42,6 +42,8 @@ pub struct Snapshot {
     pub noted: [Noted; 2],
     /// Segments that the program's stack has sent more than once, as it says.
     pub retransmits: u32,
+    /// Time that its flows waited for a window of TCP, all together, as it says, in nanoseconds.
+    pub window_bound_ns: u64,
     /// Frames.
     pub frames: FrameCounters,
     /// What optimisations spared; `None` without any.

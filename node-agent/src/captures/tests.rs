@@ -12,23 +12,19 @@ fn end(open: Open, limit: u64) -> EndSpec {
     let capture = Some(Capture { limit: Bytes(limit) });
     let decorators = Decorators { capture, ..Decorators::default() };
     let nic = Nic { adapter: Adapter::VirtioNet(VirtioNetSwitches::OFF), port: Port::Hub, decorators };
-    EndSpec {
-        kind: EndKind::Virtual { engine: Engine::SameStack, nic },
-        job: Job {
+    EndSpec::new(
+        EndKind::Virtual { engine: Engine::SameStack, nic },
+        Job {
             open,
             direction: Direction::Send,
             timing: Timing { warm_up: Span(0), duration: Span(1) },
             traffic: Traffic::Stream(Stream { write_size: Bytes(1), ..Stream::default() }),
         },
-        address: "10.77.0.101/24".parse().expect("an address"),
-        gateway: None,
-        mac: MacAddress([2; 6]),
-        mtu: 1500,
-        cpu: None,
-        io_cpu: None,
-        peer: None,
-        deadline: Span(1),
-    }
+        "10.77.0.101/24".parse().expect("an address"),
+        MacAddress([2; 6]),
+        1500,
+        Span(1),
+    )
 }
 
 #[tokio::test]

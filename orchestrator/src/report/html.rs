@@ -80,7 +80,7 @@ fn title(result: &CampaignResult) -> Markup {
             p.eyebrow { "Toll · what virtualisation takes on a network" }
             h1 { (result.campaign) }
             p.meta {
-                (provenance.engine) " of " (provenance.hosts.len()) " hosts"
+                (provenance.environment) " of " (provenance.hosts.len()) " hosts"
                 @if let Some(rate) = provenance.link_rate { " · link " (format::bit_rate(rate.0 as f64)) }
                 @if let Some(mtu) = provenance.mtu { " · MTU " (mtu) }
                 " · " span.n { (format::moment(provenance.started_unix_ms)) }

@@ -1,6 +1,6 @@
 //! Gates: each cell that one selects, judged by the interval of its figure.
 
-use toll_protocol::figure::{Ends, Figure};
+use toll_protocol::figure::{Ends, Figure, Unit};
 use toll_protocol::result::{
     ArmSummary, CellKey, CellResult, Compared, Gate, GateCondition, GateResult, Peer, Subject, Verdict,
 };
@@ -71,8 +71,12 @@ fn result(
         Subject::Toll => Compared::Toll,
         Subject::RatioTo(_) => Compared::Ratio,
     };
+    let unit = match compared {
+        Compared::Median => condition.figure.unit,
+        Compared::Toll | Compared::Ratio => Unit::Fraction,
+    };
     let figure = condition.figure.into();
-    GateResult { cell, condition: condition.to_string(), figure, compared, value, ci95, verdict }
+    GateResult { cell, condition: condition.to_string(), figure, compared, value, unit, ci95, verdict }
 }
 
 /// A figure of `cell` relative to that of the arm `to`: with the same peer, or a native one, as only native arms have no other.

@@ -9,22 +9,12 @@ use crate::units::{Bytes, MacAddress, Span};
 
 fn facts(kvm: KvmFact, tun: Result<(), String>) -> HostFacts {
     HostFacts {
-        kernel: String::new(),
-        cpu: None,
-        microcode: None,
         cpus: vec![0],
-        memory: None,
         kvm,
         tun,
-        nic: None,
         wire: Some(Wire::Exclusive),
-        guest_addresses: None,
-        clock_source: None,
-        governor: None,
-        congestion_control: None,
-        toll_version: String::new(),
-        build_profile: String::new(),
         iperf3: Err("net.ipv4 forbids it".into()),
+        ..HostFacts::default()
     }
 }
 
@@ -36,16 +26,15 @@ fn end(kind: EndKind) -> EndSpec {
         traffic: Traffic::Stream(Stream { write_size: Bytes(1), ..Stream::default() }),
     };
     EndSpec {
-        kind,
-        job,
-        address: "10.77.0.101/24".parse().expect("an address"),
-        gateway: None,
         peer: Some(Ipv4Addr::new(10, 77, 0, 1)),
-        mac: MacAddress([2; 6]),
-        mtu: 1500,
-        cpu: None,
-        io_cpu: None,
-        deadline: Span(1),
+        ..EndSpec::new(
+            kind,
+            job,
+            "10.77.0.101/24".parse().expect("an address"),
+            MacAddress([2; 6]),
+            1500,
+            Span(1),
+        )
     }
 }
 

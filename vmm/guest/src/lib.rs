@@ -9,7 +9,6 @@ pub mod driver;
 mod error;
 pub mod platform;
 pub mod program;
-mod retransmits;
 mod traffic;
 
 pub use traffic::pattern;

@@ -32,8 +32,7 @@ use crate::driver::{Driver, ETHERNET_HEADER};
 use crate::error::Budget;
 pub use crate::error::ProgramError;
 use crate::platform::Platform;
-use crate::retransmits::Retransmits;
-use crate::traffic::{Application, Counters, Progress, Stack, Traffic, places};
+use crate::traffic::{Application, Counters, Progress, Stack, Statistics, Traffic, places};
 
 /// Limits of the MTU: RFC 791's minimum host, and jumbo frames.
 const MTUS: core::ops::RangeInclusive<u32> = 576..=9000;
@@ -65,14 +64,13 @@ pub fn run<P: Platform>(
     check(boot.patience_ns >= 1_000_000, "patience_ns")?;
     let mtu = boot.mtu as usize;
     let longest = mtu + ETHERNET_HEADER;
-    let retransmits = Retransmits::default();
     match boot.adapter {
         adapter::PCNET => {
             check(longest <= pcnet::LONGEST, "mtu")?;
             check(boot.switches == 0, "switches")?;
             let traffic = Traffic::of(boot, false, Budget::beside(PcnetDriver::memory(), boot))?;
             let driver = PcnetDriver::open(platform, boot.mac)?;
-            carry(Device { platform, driver, mtu, retransmits }, boot, command, status, traffic)
+            carry(Device { platform, driver, mtu }, boot, command, status, traffic)
         }
         adapter::VIRTIO_NET => {
             let tso = boot.switches & virtio_net::TSO != 0;
@@ -84,7 +82,7 @@ pub fn run<P: Platform>(
             let setup = Setup { mtu, mac: boot.mac, switches: boot.switches, sends, pairs };
             let traffic = Traffic::of(boot, tso, Budget::beside(setup.memory(), boot))?;
             let driver = VirtioNetDriver::open(platform, setup)?;
-            carry(Device { platform, driver, mtu, retransmits }, boot, command, status, traffic)
+            carry(Device { platform, driver, mtu }, boot, command, status, traffic)
         }
         _ => check(false, "adapter"),
     }
@@ -239,6 +237,7 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
                 self.device.platform.phase(phase::CLOSED);
                 return Ok(());
             }
+            self.application.rests(&stack, now_ns);
             let timeout = self.timeout(now_ns, left);
             self.device.platform.wait(timeout);
         }
@@ -290,7 +289,7 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
                 }
                 publish(&self.status.start, self.application.counters());
                 self.status.start_ns.store(now, Ordering::Relaxed);
-                self.status.retransmits.store(self.device.retransmits.count(), Ordering::Relaxed);
+                self.publish_statistics();
                 self.device.platform.phase(phase::MEASURE);
             }
         }
@@ -317,6 +316,13 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
         }
     }
 
+    fn publish_statistics(&mut self) {
+        let stack = Stack { interface: &mut self.interface, sockets: &mut self.sockets };
+        let Statistics { retransmits, window_bound_ns } = self.application.statistics(&stack);
+        self.status.retransmits.store(retransmits, Ordering::Relaxed);
+        self.status.window_bound_ns.store(window_bound_ns, Ordering::Relaxed);
+    }
+
     /// What the interval has brought.
     fn end(&mut self, now: u64) {
         for ((to, before), flow) in self.status.flows.iter().zip(self.before).zip(self.application.flows()) {
@@ -324,7 +330,7 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
         }
         publish(&self.status.end, self.application.counters());
         self.status.end_ns.store(now, Ordering::Relaxed);
-        self.status.retransmits.store(self.device.retransmits.count(), Ordering::Relaxed);
+        self.publish_statistics();
         self.device.platform.phase(phase::MEASURED);
     }
 }

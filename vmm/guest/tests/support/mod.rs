@@ -18,8 +18,8 @@ use toll_guest::pattern;
 use toll_guest::platform::{DmaRegion, Platform, Registers};
 use toll_guest::program::{self, ProgramError};
 use toll_guest_abi::{
-    BootInfo, Command, Counters, MAGIC, MAX_FLOWS, Status, Traffic, VERSION, adapter, direction, kind, open,
-    virtio_net,
+    BootInfo, Command, Counters, MAGIC, MAX_FLOWS, Status, Traffic, VERSION, adapter, congestion, direction,
+    kind, open, virtio_net,
 };
 use toll_protocol::report::FrameCounters;
 use toll_protocol::trial::VirtioNetSwitches;
@@ -45,6 +45,8 @@ pub struct End {
     /// One of [`direction`].
     pub direction: u32,
     pub flows: u32,
+    /// One of [`congestion`].
+    pub congestion_control: u32,
     pub listens: bool,
     /// Last byte of 10.9.0.x and of the MAC address.
     pub host: u8,
@@ -66,6 +68,7 @@ impl End {
             adapter,
             direction: direction::SEND,
             flows: 1,
+            congestion_control: congestion::CUBIC,
             listens: false,
             host: 1,
             peer: 2,
@@ -105,6 +108,8 @@ impl End {
                 direction: self.direction,
                 flows: self.flows,
                 write_size: self.write_size,
+                congestion_control: self.congestion_control,
+                reserved: 0,
             },
             open: if self.listens { open::LISTEN } else { open::CONNECT },
             mtu: self.mtu,
@@ -179,6 +184,7 @@ impl End {
             counters: platform.adapter.counters(),
             waits: platform.waits,
             retransmits: status.retransmits.load(Ordering::Relaxed),
+            window_bound: time(&status.window_bound_ns),
             accesses: platform.accesses.clone(),
         };
         (result, outcome)
@@ -216,6 +222,8 @@ pub struct Outcome {
     pub waits: u64,
     /// When the measured interval ended.
     pub retransmits: u32,
+    /// The same: how long flows had waited for a window.
+    pub window_bound: Duration,
     /// Register accesses by direction and offset.
     pub accesses: BTreeMap<(Access, u64), u64>,
 }
