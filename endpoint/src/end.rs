@@ -12,6 +12,7 @@ use std::process::ExitCode;
 
 use toll_child::confinement::Confinement;
 use toll_protocol::child::ChildEvent;
+use toll_protocol::error::chain;
 use toll_protocol::printable::printable;
 use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::trial::NativeProgram;
@@ -76,18 +77,6 @@ impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
     }
-}
-
-/// An error and its sources, outermost first.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 /// Runs one end to its last message, in `confinement` once what needs a right is open. On return the process shall exit at once: a traffic thread that still

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
 use toll_protocol::PROTOCOL_VERSION;
+use toll_protocol::error::chain;
 use toll_protocol::facts::NicFacts;
 use toll_protocol::lack::lack;
 use toll_protocol::message::{FromAgent, Instance, ToAgent};
@@ -296,7 +297,7 @@ impl Agent {
             Ok((found, left)) if !found.is_empty() => tracing::warn!(?found, ?left, "removed at the end"),
             Ok(_) => {}
             // Returned below: the orchestrator is owed its farewell all the same.
-            Err(error) => tracing::error!("the host could not be looked over: {}", crate::chain(error)),
+            Err(error) => tracing::error!("the host could not be looked over: {}", chain(error)),
         }
         while let Ok(message) = from_trials.try_recv() {
             self.outbox.push(message);
@@ -359,7 +360,7 @@ impl Agent {
     /// Tells what the test NIC is now, if it is not what was told: campaigns are planned by it.
     fn seen(&mut self, read: nic::Read) {
         let nic = read.unwrap_or_else(|error| {
-            tracing::error!("what the test NIC is now can't be read: {}", crate::chain(&error));
+            tracing::error!("what the test NIC is now can't be read: {}", chain(&error));
             self.told.clone()
         });
         if let Some(answer) = self.hello_wanted.take() {

@@ -37,15 +37,3 @@ impl From<Exit> for std::process::ExitCode {
         Self::from(exit as u8)
     }
 }
-
-/// An error and all its sources on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

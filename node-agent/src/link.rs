@@ -24,6 +24,7 @@ use quinn::{
 };
 use tokio::sync::{mpsc, oneshot};
 use toll_protocol::PROTOCOL_VERSION;
+use toll_protocol::error::chain;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::message::{FromAgent, ToAgent};
 
@@ -186,7 +187,7 @@ impl Link {
                 },
                 _ = &mut stop => return,
             };
-            let reason = crate::chain(&error);
+            let reason = chain(&error);
             let wait = back_off.mul_f64(rand::random_range(0.5..1.0));
             tracing::warn!(orchestrator = %self.orchestrator, retry_in = ?wait, "{reason}");
             if events.send(event(reason)).await.is_err() {
@@ -298,7 +299,7 @@ impl Session {
         };
         match tokio::time::timeout(FLUSH_TIMEOUT, flush).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("the last messages are lost: {}", crate::chain(&error)),
+            Ok(Err(error)) => tracing::warn!("the last messages are lost: {}", chain(&error)),
             Err(_) => tracing::warn!("the orchestrator did not take the last messages in time"),
         }
         endpoint.close(VarInt::from_u32(0), b"the agent stops");

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Engine, Outside, VmmConfig, VmmPort};
+use toll_protocol::error::chain;
 use toll_protocol::facts::{HostFacts, NicFacts};
 use toll_protocol::message::FromAgent;
 use toll_protocol::report::{EndReport, Failure};
@@ -150,7 +151,7 @@ impl Runner {
                 held.capture = reservation;
                 first
             }
-            Err(error) => Event::Refuse(Failure::new(crate::chain(&error))),
+            Err(error) => Event::Refuse(Failure::new(chain(&error))),
         }
     }
 
@@ -332,10 +333,10 @@ impl Runner {
         let (reports, receiver) = mpsc::channel(64);
         let program: &Path = &self.host.programs.join(program);
         let user = self.host.users.take(self.trial).await;
-        let user = user.map_err(|error| Failure::new(crate::chain(&error)))?;
+        let user = user.map_err(|error| Failure::new(chain(&error)))?;
         let start = Start { program, environment, user, socket: held.socket.take() };
         let child = Child::spawn(&self.host.spawner, start, reports).await;
-        let child = held.child.insert(child.map_err(|error| Failure::new(crate::chain(&error)))?);
+        let child = held.child.insert(child.map_err(|error| Failure::new(chain(&error)))?);
         held.reports = Some(receiver);
         tracing::info!(trial = %self.trial, program = %program.display(), process = child.id(), "started");
         let told = match configure {
@@ -343,7 +344,7 @@ impl Runner {
             Configure::Vmm(config) => child.tell(&ChildCommand::Configure(config)),
         };
         if let Err(error) = told {
-            tracing::error!(trial = %self.trial, "{}", crate::chain(&error));
+            tracing::error!(trial = %self.trial, "{}", chain(&error));
             child.kill();
         }
         Ok(())
@@ -380,7 +381,7 @@ impl Runner {
     /// A child that can't be told is about to end, or hangs: its end or the deadline says so.
     fn tell(&self, held: &Held, command: &ChildCommand<()>) {
         if let Some(Err(error)) = held.child.as_ref().map(|child| child.tell(command)) {
-            tracing::warn!(trial = %self.trial, "{}", crate::chain(&error));
+            tracing::warn!(trial = %self.trial, "{}", chain(&error));
         }
     }
 
@@ -429,5 +430,5 @@ enum Configure {
 
 /// Makes the event of a step that failed.
 fn failed(event: impl FnOnce(Failure) -> Event) -> impl FnOnce(NetworkError) -> Event {
-    |error| event(Failure::new(crate::chain(&error)))
+    |error| event(Failure::new(chain(&error)))
 }

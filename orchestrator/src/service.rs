@@ -36,6 +36,7 @@ use store::{Store, StoreError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use toll_protocol::campaign::Campaign;
+use toll_protocol::error::chain;
 use toll_protocol::result::{CampaignResult, HostProvenance, Provenance, TrialRecord};
 use toll_protocol::service::{AgentStatus, CampaignState, Submitted};
 use toll_protocol::units::BitRate;
@@ -446,7 +447,7 @@ impl<O: Observer> Service<O> {
         if let Some(kept) = self.kept.get_mut(id) {
             kept.trouble = match &wrote {
                 Wrote::Failed { error, again: true } => {
-                    Some(format!("its ledger takes nothing for now: {}", kept::chain(error)))
+                    Some(format!("its ledger takes nothing for now: {}", chain(error)))
                 }
                 _ => None,
             };
@@ -464,7 +465,7 @@ impl<O: Observer> Service<O> {
                 Ok(())
             }
             Wrote::Failed { error, again: true } => {
-                tracing::error!(campaign = id, "tried again in a second: {}", kept::chain(&error));
+                tracing::error!(campaign = id, "tried again in a second: {}", chain(&error));
                 Ok(())
             }
             Wrote::Failed { error, again: false } => self.abandon(id, &error),

@@ -6,6 +6,7 @@ pub mod campaign;
 pub mod child;
 pub mod cpu;
 pub mod decorators;
+pub mod error;
 pub mod facts;
 pub mod figure;
 pub mod file;

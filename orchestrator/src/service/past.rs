@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ring::digest::{SHA256, digest};
+use toll_protocol::error::chain;
 use toll_protocol::service::{CampaignState, CampaignStatus};
 
 use super::store::{Over, Store};
@@ -53,7 +54,7 @@ impl Past {
                 started_unix_ms: None,
                 ended_unix_ms: self.ended_unix_ms,
                 verdict: None,
-                fault: Some(super::kept::chain(&error)),
+                fault: Some(chain(&error)),
                 cells: Vec::new(),
             }),
         }

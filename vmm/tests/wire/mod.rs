@@ -85,6 +85,7 @@ impl Wire {
         let report = &done.report;
         let goodput = match self.direction {
             Direction::Send => done.kernel_goodput.ok_or("the kernel's end received nothing to measure")?,
+            Direction::Both => return Err("one way at a time".to_owned()),
             Direction::Receive => report.bytes() as f64 * 8.0 / report.interval.seconds(),
         };
         let bits_per_second = goodput * FRAME[0] / FRAME[1];
