@@ -3,7 +3,7 @@
 //! ```text
 //! runs of a cell ------------------> median, 95 % interval            [`median_estimate`]
 //! runs of arm and native by block -> paired ratio, 95 % interval      [`paired_ratio`]
-//! interval and limit --------------> pass | fail | inconclusive       [`at_most`], [`at_least`]
+//! interval and limit --------------> pass | fail | inconclusive       `protocol/src/relation.rs`
 //! ```
 //! **Interval.** Throughput on shared hardware is not normal (Maricq et al., "Taming Performance Variability",
 //! OSDI 2018, 4), so every interval is a percentile bootstrap (Efron & Tibshirani, "An Introduction to the
@@ -20,7 +20,7 @@
 //! of guest/native.
 
 use rand::{Rng, RngExt};
-use toll_protocol::result::{MedianEstimate, RatioEstimate, Verdict};
+use toll_protocol::result::{MedianEstimate, RatioEstimate};
 
 #[cfg(test)]
 mod tests;
@@ -132,34 +132,6 @@ pub fn paired_ratio<R: Rng>(blocks: &[PairedBlock], rng: &mut R) -> Option<Ratio
         ci95,
         blocks: u32::try_from(paired.len()).unwrap_or(u32::MAX),
     })
-}
-
-/// Whether a figure with this interval is at most `limit`.
-pub fn at_most(ci95: Option<[f64; 2]>, limit: f64) -> Verdict {
-    match ci95 {
-        Some([_, upper]) if upper <= limit => Verdict::Pass,
-        Some([lower, _]) if lower > limit => Verdict::Fail,
-        _ => Verdict::Inconclusive,
-    }
-}
-
-/// Whether a figure with this interval is at least `limit`.
-pub fn at_least(ci95: Option<[f64; 2]>, limit: f64) -> Verdict {
-    match ci95 {
-        Some([lower, _]) if lower >= limit => Verdict::Pass,
-        Some([_, upper]) if upper < limit => Verdict::Fail,
-        _ => Verdict::Inconclusive,
-    }
-}
-
-/// Whether a ratio with this interval is 1 within `margin`, either way: two one-sided tests by the interval's ends.
-pub fn equivalent(ci95: Option<[f64; 2]>, margin: f64) -> Verdict {
-    let (least, most) = (1.0 - margin, 1.0 + margin);
-    match ci95 {
-        Some([lower, upper]) if lower >= least && upper <= most => Verdict::Pass,
-        Some([lower, upper]) if upper < least || lower > most => Verdict::Fail,
-        _ => Verdict::Inconclusive,
-    }
 }
 
 fn mean(values: &[f64]) -> f64 {

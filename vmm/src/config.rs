@@ -4,12 +4,14 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use toll_guest_abi::MAX_FLOWS;
+use toll_protocol::adapters::Conflict;
+
 use toll_protocol::child::{Engine, VmmConfig, VmmPort};
 use toll_protocol::decorators::{Capture, Impairments};
-use toll_protocol::limits::Conflict;
 use toll_protocol::traffic::stream::WRITE_SIZE;
 use toll_protocol::traffic::{Job, Traffic};
-use toll_protocol::trial::{Adapter, Direction, Open, QueuePairs};
+use toll_protocol::trial::{Adapter, Open, QueuePairs};
 use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress};
 
 use crate::layout::{LARGE_PAGE, MEMORY_MAX, MEMORY_MIN};
@@ -59,9 +61,6 @@ pub enum ConfigError {
     /// Behind address translation.
     #[error("address translation and {0} don't go together")]
     Translation(&'static str),
-    /// The payload program does not do it.
-    #[error("the payload program does not send and receive at the same time")]
-    BothWays,
     /// The job measures nothing or never ends.
     #[error("{0} must not be 0")]
     Zero(&'static str),
@@ -167,12 +166,9 @@ impl TryFrom<VmmConfig> for EndConfig {
         } = config;
         match &job.traffic {
             Traffic::Stream(stream) => {
-                range("the number of flows", stream.flows, 1, 1)?;
+                range("the number of flows", stream.flows, 1, MAX_FLOWS as u32)?;
                 range("the write size", stream.write_size, *WRITE_SIZE.start(), *WRITE_SIZE.end())?;
             }
-        }
-        if job.direction == Direction::Both {
-            return Err(ConfigError::BothWays);
         }
         range("guest memory", memory, Bytes(MEMORY_MIN), Bytes(MEMORY_MAX))?;
         if !memory.0.is_multiple_of(LARGE_PAGE) {
@@ -260,7 +256,7 @@ mod tests {
     use toll_protocol::child::Outside;
     use toll_protocol::traffic::Timing;
     use toll_protocol::traffic::stream::Stream;
-    use toll_protocol::trial::{TrialId, VirtioNetSwitches};
+    use toll_protocol::trial::{Direction, TrialId, VirtioNetSwitches};
     use toll_protocol::units::Span;
 
     use super::*;

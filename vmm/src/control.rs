@@ -25,7 +25,7 @@ use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
 use toll_protocol::cpu::HostCpu;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
-use toll_protocol::trial::{Adapter, Direction, EndReady};
+use toll_protocol::trial::{Adapter, EndReady};
 use toll_protocol::units::{InterfaceAddress, Span};
 use toll_protocol::validity;
 use toll_vnic::port::capture::{Capture, HEADER_BYTES};
@@ -37,11 +37,12 @@ use toll_vnic::port::tap::Tap;
 use toll_vnic::port::{Framing, Port, PortError};
 
 use crate::boot::Program;
+use crate::claim::ClaimError;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
 use crate::footprint;
 use crate::kvm::KvmError;
 use crate::link::Event;
-use crate::recording::{ClaimError, Recording};
+use crate::recording::Recording;
 use crate::runner::{self, Devices, Runner, StartError};
 
 /// Time between two samples.
@@ -136,7 +137,7 @@ impl Observed {
 
 /// What the control thread waits for.
 enum Happening {
-    Command(ChildCommand<VmmConfig>),
+    Command(Box<ChildCommand<VmmConfig>>),
     Event(Event),
     Time,
 }
@@ -200,10 +201,9 @@ impl Control {
         let overhead = footprint::beside(runner.pages().memory());
         let peer = self.await_start(&runner)?;
         runner.start_traffic(peer);
-        let direction = config.job.direction;
-        let (recording, observed) = self.measure(&runner, direction, config.deadline)?;
+        let (recording, observed) = self.measure(&runner, config.deadline)?;
         let host_cpu = observed.host_cpu();
-        let mut report = recording.report(direction, observed.samples)?;
+        let mut report = recording.report(&config.job, observed.samples)?;
         report.overhead = overhead;
         report.host_cpu = host_cpu;
         report.flags.extend(host_cpu.filter(HostCpu::is_stolen).map(|_| Flag::Steal));
@@ -232,8 +232,10 @@ impl Control {
     fn await_start(&mut self, runner: &Runner) -> Result<SocketAddrV4, ControlError> {
         loop {
             match self.next(Some(runner), None)? {
-                Happening::Command(ChildCommand::Start { peer }) => return Ok(peer),
-                Happening::Command(command) => return Err(out_of_turn(&command, "Start")),
+                Happening::Command(command) => match *command {
+                    ChildCommand::Start { peer } => return Ok(peer),
+                    command => return Err(out_of_turn(&command, "Start")),
+                },
                 // A listening program's peer may be quicker than our agent.
                 Happening::Event(event) => ended_early(event)?,
                 Happening::Time => {}
@@ -244,7 +246,6 @@ impl Control {
     fn measure(
         &mut self,
         runner: &Runner,
-        direction: Direction,
         limit: Duration,
     ) -> Result<(Box<Recording>, Observed), ControlError> {
         let deadline = Instant::now() + limit;
@@ -273,9 +274,7 @@ impl Control {
                     }
                     if let Some(start) = measuring.filter(|_| due.is_some_and(|due| now >= due)) {
                         let at = Span::from(now.saturating_duration_since(start));
-                        let bytes = runner.measured_bytes();
-                        let (sent_bytes, received_bytes) =
-                            if direction.sends() { (bytes, 0) } else { (0, bytes) };
+                        let (sent_bytes, received_bytes) = runner.measured_bytes();
                         let sample = Sample { at, sent_bytes, received_bytes };
                         observed.samples.push(sample);
                         self.send(&ChildEvent::Sample(sample))?;
@@ -290,7 +289,7 @@ impl Control {
         loop {
             alarm::set(WATCHDOG_SECONDS);
             if let Some(command) = self.decoder.next_message()? {
-                return Ok(Happening::Command(command));
+                return Ok(Happening::Command(Box::new(command)));
             }
             if let Some(event) = runner.and_then(Runner::take_event) {
                 return Ok(Happening::Event(event));
@@ -320,7 +319,7 @@ impl Control {
     fn command(&mut self, expected: &'static str) -> Result<ChildCommand<VmmConfig>, ControlError> {
         loop {
             match self.next(None, None)? {
-                Happening::Command(command) => return Ok(command),
+                Happening::Command(command) => return Ok(*command),
                 Happening::Event(_) => return Err(ControlError::OutOfTurn { got: "an event", expected }),
                 Happening::Time => {}
             }

@@ -16,8 +16,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use toll_protocol::adapters::ETHERNET_MTU;
 use toll_protocol::facts::{HostFacts, NicFacts};
-use toll_protocol::limits::ETHERNET_MTU;
 use toll_protocol::service::{AgentState, AgentStatus};
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::{BitRate, InterfaceAddress};

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
 use nix::sched::{CloneFlags, setns, unshare};
-use toll_guest::program::pattern;
+use toll_guest::pattern;
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, Outside, VmmConfig, VmmPort};
 use toll_protocol::decorators::Impairments;
 use toll_protocol::frame::{Decoder, encode};
@@ -172,6 +172,8 @@ pub struct Transfer {
     /// Of the virtual end.
     pub open: Open,
     pub write_size: u64,
+    /// Each way.
+    pub flows: u32,
     pub warm_up: Duration,
     pub duration: Duration,
     pub mtu: u16,
@@ -204,6 +206,7 @@ impl Transfer {
             direction: Direction::Send,
             open: Open::Connect,
             write_size: 65_536,
+            flows: 1,
             warm_up: Duration::from_millis(100),
             duration: Duration::from_millis(400),
             mtu: 1500,
@@ -233,7 +236,7 @@ impl Transfer {
                 open: self.open,
                 direction: self.direction,
                 timing: Timing { warm_up: self.warm_up.into(), duration: self.duration.into() },
-                traffic: Traffic::Stream(Stream { write_size: Bytes(self.write_size), ..Stream::default() }),
+                traffic: Traffic::Stream(Stream { write_size: Bytes(self.write_size), flows: self.flows }),
             },
             cpu: self.cpu,
             io_cpu: None,

@@ -3,12 +3,6 @@
 use super::Step::{self, Field};
 use super::{Findings, below, schema};
 use crate::trial::{Adapter, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches};
-use crate::units::Span;
-
-/// Frames that send combining may hold back: a ring's.
-const COMBINED: std::ops::RangeInclusive<u32> = 1..=512;
-const MAX_EXIT_RATE: u32 = 1_000_000;
-const TICK: std::ops::RangeInclusive<u64> = 100_000..=1_000_000_000;
 
 pub(super) fn adapter(
     written: &schema::Adapter,
@@ -20,18 +14,14 @@ pub(super) fn adapter(
     let (path, adapter) = match (&written.pcnet, &written.virtio_net) {
         (Some(written), None) => {
             let path = below(&path, &[Field("pcnet")]);
-            let adapter = pcnet(written, &path, out);
-            (path, adapter)
+            (path, pcnet(written))
         }
         (None, Some(written)) => {
             let path = below(&path, &[Field("virtioNet")]);
-            let adapter = virtio_net(written, &path, out);
-            (path, adapter)
+            (path, virtio_net(written))
         }
-        _ => {
-            out.add(&path, "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`");
-            return None;
-        }
+        // That is told by the schema.
+        _ => return None,
     };
     for conflict in adapter.conflicts() {
         out.add(&below(&path, &[Field(conflict.switch())]), conflict.to_string());
@@ -44,32 +34,14 @@ pub(super) fn adapter(
     Some(adapter)
 }
 
-fn pcnet(written: &schema::Pcnet, path: &[Step], out: &mut Findings) -> Adapter {
+fn pcnet(written: &schema::Pcnet) -> Adapter {
     let send_combining = written.send_combining.as_ref().map(|written| {
-        let path = below(path, &[Field("sendCombining")]);
         let default = SendCombining::default();
-        let threshold = written.threshold.unwrap_or(default.threshold);
-        if !COMBINED.contains(&threshold) {
-            let message =
-                format!("{threshold} is out of range: write {} to {}", COMBINED.start(), COMBINED.end());
-            out.add(&below(&path, &[Field("threshold")]), message);
+        SendCombining {
+            threshold: written.threshold.unwrap_or(default.threshold),
+            rate: written.rate.unwrap_or(default.rate),
+            tick: written.tick.unwrap_or(default.tick),
         }
-        let rate = written.rate.unwrap_or(default.rate);
-        if rate > MAX_EXIT_RATE {
-            out.add(
-                &below(&path, &[Field("rate")]),
-                format!("{rate} is out of range: write 0 to {MAX_EXIT_RATE}"),
-            );
-        }
-        let tick = written.tick.unwrap_or(default.tick);
-        if !TICK.contains(&tick.0) {
-            let (least, most) = (Span(*TICK.start()), Span(*TICK.end()));
-            out.add(
-                &below(&path, &[Field("tick")]),
-                format!("{tick} is out of range: write {least} to {most}"),
-            );
-        }
-        SendCombining { threshold, rate, tick }
     });
     Adapter::Pcnet(PcnetSwitches {
         io_in_kernel: written.io_in_kernel.unwrap_or(false),
@@ -78,14 +50,9 @@ fn pcnet(written: &schema::Pcnet, path: &[Step], out: &mut Findings) -> Adapter 
     })
 }
 
-fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) -> Adapter {
+fn virtio_net(written: &schema::VirtioNet) -> Adapter {
     let on = |switch: Option<bool>| switch.unwrap_or(false);
-    let count = written.queue_pairs.unwrap_or(1);
-    let queue_pairs = QueuePairs::new(count).unwrap_or_else(|| {
-        let message = format!("{count} is out of range: write 1 to {}", QueuePairs::MAX);
-        out.add(&below(path, &[Field("queuePairs")]), message);
-        QueuePairs::ONE
-    });
+    let queue_pairs = written.queue_pairs.and_then(QueuePairs::new).unwrap_or(QueuePairs::ONE);
     let switches = VirtioNetSwitches {
         checksum_offload: on(written.checksum_offload),
         tso: on(written.tso),
