@@ -138,7 +138,7 @@ impl Recording {
         Ok(EndReport {
             sent_bytes: carried.sent,
             received_bytes: carried.received,
-            traffic: TrafficReport::Stream(stream::Report { flows }),
+            traffic: TrafficReport::Stream(stream::Report { flows, zero_copy: None }),
             interval: Span(interval),
             samples,
             threads: threads

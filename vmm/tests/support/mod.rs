@@ -236,7 +236,11 @@ impl Transfer {
                 open: self.open,
                 direction: self.direction,
                 timing: Timing { warm_up: self.warm_up.into(), duration: self.duration.into() },
-                traffic: Traffic::Stream(Stream { write_size: Bytes(self.write_size), flows: self.flows }),
+                traffic: Traffic::Stream(Stream {
+                    write_size: Bytes(self.write_size),
+                    flows: self.flows,
+                    ..Stream::default()
+                }),
             },
             cpu: self.cpu,
             io_cpu: None,
