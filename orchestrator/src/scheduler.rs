@@ -15,13 +15,13 @@
 mod connections;
 mod course;
 mod ends;
+mod events;
 mod fit;
 mod fleet;
 mod flight;
 mod process;
 #[cfg(test)]
 mod tests;
-mod words;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -39,7 +39,7 @@ use toll_protocol::result::{Outcome, TrialRecord};
 use toll_protocol::service::AgentStatus;
 use toll_protocol::trial::{EndReady, TrialId};
 
-pub use words::{Command, Ending, Event, Now, Phase, Policy, Progress};
+pub use events::{Command, Ending, Event, Now, Phase, Policy, Progress};
 
 use crate::link::Session;
 use crate::plan::{self, Plan};
