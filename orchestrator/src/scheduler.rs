@@ -16,7 +16,7 @@ mod connections;
 mod course;
 mod ends;
 mod events;
-mod fit;
+mod feasibility;
 mod fleet;
 mod flight;
 mod process;

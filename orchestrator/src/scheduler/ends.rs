@@ -11,7 +11,7 @@ use toll_protocol::report::Failure;
 use toll_protocol::trial::{EndReady, EndSpec, Port};
 
 use super::course::Course;
-use super::fit::own_cpu;
+use super::feasibility::own_cpu;
 use super::fleet::Fleet;
 use super::flight::Flight;
 use super::{Command, Now};

@@ -24,7 +24,7 @@ use toll_protocol::units::{BitRate, InterfaceAddress};
 
 use super::Policy;
 use super::ends::unreachable;
-use super::fit::obstacle;
+use super::feasibility::obstacle;
 use super::flight::TEARDOWN;
 use super::process::Process;
 use crate::link::Session;
