@@ -3,11 +3,11 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Fleet, Host, HostIndex};
+use super::{Fleet, FleetHost, HostIndex};
 use crate::plan::Cell;
 use crate::scheduler::ends::place;
 
-impl Host {
+impl FleetHost {
     /// The address that is its own beyond doubt.
     fn proved(&self) -> Option<Ipv4Addr> {
         let told = self.facts.as_ref()?.nic.as_ref()?.address?.address;
