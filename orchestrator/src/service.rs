@@ -90,7 +90,7 @@ pub struct Options {
 #[derive(Debug, Clone)]
 pub struct LabHosts {
     /// The hosts.
-    pub hosts: Vec<plan::Host>,
+    pub hosts: Vec<plan::PlannedHost>,
     /// Rate of their links.
     pub rate: Option<BitRate>,
     /// MTU of their links.
@@ -404,7 +404,7 @@ impl<O: Observer> Service<O> {
         &mut self,
         id: &str,
         plan: &plan::Plan,
-        hosts: Vec<plan::Host>,
+        hosts: Vec<plan::PlannedHost>,
     ) -> Result<(), ServiceError> {
         let mut provenance = self.provenance(&hosts);
         provenance.mtu = plan.cells.first().map(|cell| cell.a.mtu);
@@ -418,7 +418,7 @@ impl<O: Observer> Service<O> {
     }
 
     /// Provenance of a campaign on `hosts`, as far as it is known.
-    fn provenance(&self, hosts: &[plan::Host]) -> Provenance {
+    fn provenance(&self, hosts: &[plan::PlannedHost]) -> Provenance {
         let lab = self.options.lab.as_ref();
         let mtu = hosts.iter().map(|host| host.mtu).min();
         Provenance {

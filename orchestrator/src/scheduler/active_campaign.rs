@@ -26,7 +26,7 @@ pub enum Hosts {
     /// The fleet's, by label, once there are enough.
     Select(Select),
     /// These: a lab's.
-    Given(Vec<plan::Host>),
+    Given(Vec<plan::PlannedHost>),
 }
 
 /// A campaign to be planned.
@@ -50,7 +50,7 @@ pub struct ResumedCampaign {
     /// The plan, made again.
     pub plan: Arc<Plan>,
     /// The hosts that it was made for.
-    pub hosts: Vec<plan::Host>,
+    pub hosts: Vec<plan::PlannedHost>,
     /// Trials that were begun and are not recorded, by index in the plan, and when.
     pub begun: Vec<(usize, u64)>,
     /// Trials that are recorded, by index in the plan.
@@ -243,9 +243,13 @@ spec:
 
     fn active_on(hosts: usize) -> ActiveCampaign {
         let campaign = toll_protocol::campaign::parse(CAMPAIGN).expect("is valid");
-        let host =
-            |n: usize| plan::Host { name: format!("host-{n}"), virtual_address: None, mtu: 1500, rate: None };
-        let hosts: Vec<plan::Host> = (0..hosts).map(host).collect();
+        let host = |n: usize| plan::PlannedHost {
+            name: format!("host-{n}"),
+            virtual_address: None,
+            mtu: 1500,
+            rate: None,
+        };
+        let hosts: Vec<plan::PlannedHost> = (0..hosts).map(host).collect();
         let mut ids = rand::rng();
         let plan = Arc::new(Plan::new(&campaign, &hosts, 1, || plan::draw(&mut ids)));
         let mut active = ActiveCampaign::new("c".to_owned(), CampaignStage::Storing, Duration::ZERO);
@@ -280,9 +284,13 @@ spec:
     #[test]
     fn the_largest_campaign_is_queued_at_once() {
         let campaign = toll_protocol::campaign::parse(CAMPAIGN).expect("is valid");
-        let host =
-            |n: usize| plan::Host { name: format!("host-{n}"), virtual_address: None, mtu: 1500, rate: None };
-        let hosts: Vec<plan::Host> = (0..447).map(host).collect();
+        let host = |n: usize| plan::PlannedHost {
+            name: format!("host-{n}"),
+            virtual_address: None,
+            mtu: 1500,
+            rate: None,
+        };
+        let hosts: Vec<plan::PlannedHost> = (0..447).map(host).collect();
         let mut ids = rand::rng();
         let plan = Arc::new(Plan::new(&campaign, &hosts, 1, || plan::draw(&mut ids)));
         let (mut fleet, zero) = (Fleet::new(false), Duration::ZERO);

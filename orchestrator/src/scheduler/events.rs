@@ -129,7 +129,7 @@ pub enum Command {
         /// The plan.
         plan: Arc<Plan>,
         /// The hosts that it is made for.
-        hosts: Vec<plan::Host>,
+        hosts: Vec<plan::PlannedHost>,
     },
     /// A trial has begun.
     Begun {

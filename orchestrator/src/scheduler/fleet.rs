@@ -390,13 +390,13 @@ impl Fleet {
 
     /// Hosts as a plan needs them. Each gets an address for guests: only now, when all NICs of the fleet that are
     /// there have told theirs.
-    pub fn for_a_plan(&mut self, hosts: &[HostIndex]) -> Vec<plan::Host> {
+    pub fn for_a_plan(&mut self, hosts: &[HostIndex]) -> Vec<plan::PlannedHost> {
         self.give_addresses(hosts);
         let plan = |host: &FleetHost| {
             let nic = host.facts.as_ref()?.nic.as_ref()?;
             let speed = nic.speed_megabits.filter(|speed| *speed > 0);
             let rate = speed.map(|speed| BitRate(u64::from(speed) * 1_000_000));
-            Some(plan::Host {
+            Some(plan::PlannedHost {
                 name: host.name.clone(),
                 virtual_address: host.guest_address,
                 mtu: u16::try_from(nic.mtu).unwrap_or(ETHERNET_MTU),
@@ -415,7 +415,7 @@ impl Fleet {
     }
 
     /// Takes the addresses of a plan that a former process of the orchestrator made.
-    pub fn restore(&mut self, hosts: &[plan::Host], now: Duration) {
+    pub fn restore(&mut self, hosts: &[plan::PlannedHost], now: Duration) {
         for planned in hosts {
             let index = self.expect(&planned.name, now);
             self.hosts[index].guest_address = planned.virtual_address;

@@ -79,10 +79,15 @@ fn report() -> Box<EndReport> {
     })
 }
 
-fn host_plans(count: u8) -> Vec<plan::Host> {
+fn host_plans(count: u8) -> Vec<plan::PlannedHost> {
     let address = |n| Some(InterfaceAddress { address: [10, 77, 0, 100 + n].into(), prefix: 24 });
     (0..count)
-        .map(|n| plan::Host { name: format!("host-{n}"), virtual_address: address(n), mtu: 1500, rate: None })
+        .map(|n| plan::PlannedHost {
+            name: format!("host-{n}"),
+            virtual_address: address(n),
+            mtu: 1500,
+            rate: None,
+        })
         .collect()
 }
 
@@ -166,7 +171,7 @@ struct Simulation {
     /// Connections so far.
     sessions: u64,
     facts: BTreeMap<String, Box<HostFacts>>,
-    plans: BTreeMap<String, (Arc<Plan>, Vec<plan::Host>)>,
+    plans: BTreeMap<String, (Arc<Plan>, Vec<plan::PlannedHost>)>,
     begun: BTreeMap<TrialId, u64>,
     records: BTreeMap<TrialId, TrialRecord>,
     sent: Vec<(String, ToAgent)>,

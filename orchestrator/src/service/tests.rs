@@ -160,8 +160,9 @@ fn named(name: &str) -> String {
 fn begun(store: &Store, id: &str) {
     let document = named("begun");
     let campaign = campaign::parse(&document).expect("is valid");
-    let host = |n| plan::Host { name: format!("host-{n}"), virtual_address: None, mtu: 1500, rate: None };
-    let hosts: Vec<plan::Host> = (1..=2).map(host).collect();
+    let host =
+        |n| plan::PlannedHost { name: format!("host-{n}"), virtual_address: None, mtu: 1500, rate: None };
+    let hosts: Vec<plan::PlannedHost> = (1..=2).map(host).collect();
     let mut ids = rand::rng();
     let plan = plan::Plan::new(&campaign, &hosts, 1, || plan::draw(&mut ids));
     let mut header = kept::header(&campaign, &document, 1, test_support::provenance(), 1);
@@ -466,7 +467,8 @@ async fn a_campaign_that_has_just_ended_is_not_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_campaign_that_its_hosts_cannot_do_is_refused_and_stays_so() {
     let directory = tempfile::tempdir().expect("a directory");
-    let host = |name: &str, mtu| plan::Host { name: name.into(), virtual_address: None, mtu, rate: None };
+    let host =
+        |name: &str, mtu| plan::PlannedHost { name: name.into(), virtual_address: None, mtu, rate: None };
     let lab = LabHosts { hosts: vec![host("a", 1400), host("b", 1500)], rate: None, mtu: 1500 };
     let service = run(new_with(directory.path(), |options| Options { lab: Some(lab), ..options }).await);
     service.handle.submit(Some("one".into()), named("c")).await.expect("is valid");

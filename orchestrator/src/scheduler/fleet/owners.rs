@@ -93,7 +93,8 @@ spec:
     fn refused(fleet: &Fleet, guest: &str) -> Vec<String> {
         let campaign = toll_protocol::campaign::parse(CAMPAIGN).expect("is valid");
         let virtual_address = Some(format!("{guest}/24").parse().expect("an address"));
-        let host = |name: &str| plan::Host { name: name.into(), virtual_address, mtu: 1500, rate: None };
+        let host =
+            |name: &str| plan::PlannedHost { name: name.into(), virtual_address, mtu: 1500, rate: None };
         let plan =
             Plan::new(&campaign, &NAMES[..2].iter().map(|name| host(name)).collect::<Vec<_>>(), 1, || {
                 plan::draw(&mut rand::rng())
