@@ -247,7 +247,7 @@ async fn follow(handle: &Handle, manifest: &str, cancel: &mut mpsc::Receiver<()>
 
 /// The hosts of a lab, as a plan needs them.
 fn hosts_of(lab: &Lab, spec: &campaign::Lab) -> LabHosts {
-    let host = |host: &lab::Host| plan::PlannedHost {
+    let host = |host: &lab::LabHost| plan::PlannedHost {
         name: host.name.clone(),
         virtual_address: Some(host.virtual_end),
         mtu: spec.mtu,
