@@ -34,7 +34,7 @@ use crate::link::{Link, LinkError, LinkEvent};
 use crate::metrics::Metrics;
 use crate::network::{self, Changes, Network, NetworkConfig, NetworkError};
 use crate::outbox::Outbox;
-use crate::runner::{Host, Runner};
+use crate::runner::{HostResources, Runner};
 use crate::trial::Event;
 use crate::users::Users;
 
@@ -139,8 +139,16 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let link = Link::new(config.orchestrator, config.server_name, &config.identity)?;
     let (users, programs, captures, metrics) =
         (config.users, config.programs, config.captures, config.metrics);
-    let host =
-        Arc::new(Host { network, spawner, users, facts, programs, captures, metrics, hubs: Hubs::default() });
+    let host = Arc::new(HostResources {
+        network,
+        spawner,
+        users,
+        facts,
+        programs,
+        captures,
+        metrics,
+        hubs: Hubs::default(),
+    });
     let releasing = Arc::clone(&host);
     let (to_link, outgoing) = mpsc::channel(16);
     let (events, from_link) = mpsc::channel(16);
@@ -211,7 +219,7 @@ struct Agent {
     instance: Instance,
     labels: BTreeMap<String, String>,
     health: Arc<Health>,
-    host: Arc<Host>,
+    host: Arc<HostResources>,
     trials: HashMap<TrialId, Trial>,
     tasks: Tasks,
     outbox: Outbox,

@@ -32,7 +32,7 @@ use crate::users::Users;
 const GUEST_MEMORY: Bytes = Bytes(64 << 20);
 
 /// What all trials of a host share.
-pub(crate) struct Host {
+pub(crate) struct HostResources {
     pub(crate) network: Network,
     pub(crate) spawner: Spawner,
     /// Whom children become.
@@ -47,7 +47,7 @@ pub(crate) struct Host {
     pub(crate) hubs: Hubs,
 }
 
-impl Host {
+impl HostResources {
     /// Lets go of everything that `trial` holds of the host. Returns what is left of it, and why.
     pub(crate) async fn release(&self, trial: TrialId) -> Vec<String> {
         self.hubs.forget(trial);
@@ -66,7 +66,7 @@ impl Host {
 
 /// One trial on this host.
 pub(crate) struct Runner {
-    pub(crate) host: Arc<Host>,
+    pub(crate) host: Arc<HostResources>,
     pub(crate) trial: TrialId,
     pub(crate) end: EndSpec,
     /// From the orchestrator and the agent.
