@@ -12,12 +12,12 @@ pub mod http;
 mod hubs;
 pub mod identity;
 pub mod labels;
-pub mod link;
 pub mod metrics;
 pub mod network;
 mod outbox;
 mod runner;
 pub mod stop;
+pub mod transport;
 pub mod trial;
 pub mod users;
 

@@ -41,8 +41,8 @@ use toll_protocol::trial::{EndReady, TrialId};
 
 pub use events::{Command, Ending, Event, Now, Phase, Policy, Progress};
 
-use crate::link::Session;
 use crate::plan::{self, Plan};
+use crate::transport::Session;
 
 /// Campaigns under way on a fleet.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 //! those who ask to it, and its commands back. `toll serve` runs it on a fleet, `toll run` on a lab.
 //!
 //! ```text
-//!            Link <--- Send ----+              +--- StorePlan, Begun, Record ---> writer thread (durable)
+//!            Transport <--- Send ----+              +--- StorePlan, Begun, Record ---> writer thread (durable)
 //!              |                |              |                                     |
 //!              +--> Event --> Scheduler --> Command                     Wrote -------+
 //!   clock, Handle, dead hosts --^              +--- Finished --> summary, files, status
@@ -43,8 +43,8 @@ use toll_protocol::units::BitRate;
 use writer::{Done, Job, Writer, Wrote};
 
 use crate::ledger::Entry;
-use crate::link::{Link, LinkEvent};
 use crate::scheduler::{Command, Event, Hosts, NewCampaign, Now, Policy, Progress, Scheduler};
+use crate::transport::{Transport, TransportEvent};
 use crate::{plan, scheduler};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -62,7 +62,7 @@ pub enum ServiceError {
     Thread(#[source] Option<std::io::Error>),
     /// The listener for agents has ended.
     #[error("agents can no longer be heard")]
-    Link,
+    Transport,
 }
 
 /// What a service is started with.
@@ -154,8 +154,8 @@ enum Waiting {
 pub struct Service<O> {
     options: Options,
     scheduler: Scheduler,
-    link: Link,
-    events: mpsc::Receiver<LinkEvent>,
+    transport: Transport,
+    events: mpsc::Receiver<TransportEvent>,
     questions: Questions,
     writer: Writer,
     done: Done,
@@ -180,8 +180,8 @@ impl<O: Observer> Service<O> {
     /// [`ServiceError`].
     pub fn new(
         options: Options,
-        link: Link,
-        events: mpsc::Receiver<LinkEvent>,
+        transport: Transport,
+        events: mpsc::Receiver<TransportEvent>,
         questions: Questions,
         observer: O,
     ) -> Result<Self, ServiceError> {
@@ -190,7 +190,7 @@ impl<O: Observer> Service<O> {
             Writer::start(options.store.clone(), again).map_err(|error| ServiceError::Thread(Some(error)))?;
         let mut service = Self {
             scheduler: Scheduler::new(options.policy, rand::random()),
-            link,
+            transport,
             events,
             questions,
             writer,
@@ -230,7 +230,7 @@ impl<O: Observer> Service<O> {
                 () = &mut stop => break Ok(()),
                 event = self.events.recv() => match event {
                     Some(event) => self.heard(event),
-                    None => Err(ServiceError::Link),
+                    None => Err(ServiceError::Transport),
                 },
                 done = self.done.recv() => match done {
                     Some((id, wrote)) => self.wrote(&id, wrote),
@@ -244,20 +244,20 @@ impl<O: Observer> Service<O> {
                 break Err(error);
             }
         };
-        let Self { link, writer, observer, .. } = self;
-        link.close().await;
+        let Self { transport, writer, observer, .. } = self;
+        transport.close().await;
         // Blocks for as long as the last results take to be kept.
         tokio::task::block_in_place(|| writer.finish());
         ended.map(|()| observer)
     }
 
-    fn heard(&mut self, event: LinkEvent) -> Result<(), ServiceError> {
+    fn heard(&mut self, event: TransportEvent) -> Result<(), ServiceError> {
         let Some(event) = self.heard_now(event) else { return Ok(()) };
         let event = match event {
-            LinkEvent::Connected { host, session, facts, labels, held } => {
+            TransportEvent::Connected { host, session, facts, labels, held } => {
                 if !self.scheduler.has_room_for(&host, MOST_HOSTS) {
                     tracing::warn!(host, "refused: there are {MOST_HOSTS} hosts, the most that are taken");
-                    self.link.dismiss(
+                    self.transport.dismiss(
                         &host,
                         session.number,
                         "the orchestrator has as many hosts as it takes",
@@ -268,14 +268,14 @@ impl<O: Observer> Service<O> {
                 self.changed = true;
                 Event::AgentConnected { host, session, facts, labels, held }
             }
-            LinkEvent::Lost { host, session } => {
+            TransportEvent::Lost { host, session } => {
                 if self.scheduler.hears(&host, session) {
                     tracing::info!(host, "agent lost");
                 }
                 self.changed = true;
                 Event::AgentLost { host, session }
             }
-            LinkEvent::Refused { host, holder, newcomer } => {
+            TransportEvent::Refused { host, holder, newcomer } => {
                 let [at, other] = [holder, newcomer].map(|address| address.ip().to_canonical());
                 if self.scheduler.refused(&host, at, other, self.now()) {
                     tracing::warn!(
@@ -288,11 +288,11 @@ impl<O: Observer> Service<O> {
                 return Ok(());
             }
             // Of a connection that another one has replaced: another process may speak on that.
-            LinkEvent::Message { host, session, .. } if !self.scheduler.hears(&host, session) => {
+            TransportEvent::Message { host, session, .. } if !self.scheduler.hears(&host, session) => {
                 return Ok(());
             }
             // Its time is that at which it was heard: what it waited for this task is the service's own.
-            LinkEvent::Message { host, message, at, .. } => {
+            TransportEvent::Message { host, message, at, .. } => {
                 let elapsed = at.saturating_duration_since(self.began);
                 let now = Now { elapsed, unix_ms: unix_ms() };
                 return self.step_at(Event::Agent { host, message }, now);
@@ -371,7 +371,7 @@ impl<O: Observer> Service<O> {
     fn step_at(&mut self, event: Event, now: Now) -> Result<(), ServiceError> {
         for command in self.scheduler.step(event, now) {
             match command {
-                Command::Send { host, message } => self.link.send(&host, message),
+                Command::Send { host, message } => self.transport.send(&host, message),
                 Command::StorePlan { campaign, plan, hosts } => self.store_plan(&campaign, &plan, hosts)?,
                 Command::Begun { campaign, trial, unix_ms, since } => {
                     self.observer.begun(self.began.elapsed().saturating_sub(since));

@@ -27,9 +27,9 @@ use super::ends::unreachable;
 use super::feasibility::obstacle;
 use super::flight::TEARDOWN;
 use super::process::Process;
-use crate::link::Session;
 use crate::plan::{self, Cell};
 use crate::service::handle::Node;
+use crate::transport::Session;
 
 /// A host that has been away for so long, and that no campaign waits for, is no host of the fleet any more.
 const FORGOTTEN: Duration = Duration::from_secs(3600);

@@ -12,9 +12,9 @@ use toll_protocol::service::CampaignStatus;
 
 use super::*;
 use crate::ledger::Ledger;
-use crate::link::AGENT_TIMEOUT;
 use crate::pki::{Authority, DEFAULT_DAYS, SERVER_NAME};
 use crate::test_support;
+use crate::transport::AGENT_TIMEOUT;
 use store::LEDGER;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -79,8 +79,8 @@ async fn new_with(
 ) -> (Service<Summaries>, Handle, Summaries) {
     let identity = Authority::new(DEFAULT_DAYS).and_then(|ca| ca.issue(SERVER_NAME, DEFAULT_DAYS));
     let address = "127.0.0.1:0".parse().expect("an address");
-    let (link, events) =
-        Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
+    let (transport, events) =
+        Transport::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
     let policy = Policy { limit: 1, grace: LIMIT, arrival: LIMIT, settle: Duration::ZERO, cluster: false };
     let options = Options {
@@ -93,7 +93,8 @@ async fn new_with(
         keep_for: Duration::ZERO,
     };
     let summaries = Summaries::default();
-    let service = Service::new(change(options), link, events, questions, summaries.clone()).expect("starts");
+    let service =
+        Service::new(change(options), transport, events, questions, summaries.clone()).expect("starts");
     (service, handle, summaries)
 }
 

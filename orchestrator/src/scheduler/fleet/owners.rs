@@ -50,9 +50,9 @@ mod tests {
 
     use super::super::Told;
     use super::*;
-    use crate::link::Session;
     use crate::plan::{self, Plan};
     use crate::test_support;
+    use crate::transport::Session;
 
     const CAMPAIGN: &str = "\
 apiVersion: toll.dev/v1alpha1
