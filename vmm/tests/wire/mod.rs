@@ -83,10 +83,10 @@ impl Wire {
         };
         let done = transfer(program, &case)?;
         let report = &done.report;
-        let goodput = match self.direction {
-            Direction::Send => done.kernel_goodput.ok_or("the kernel's end received nothing to measure")?,
-            Direction::Both => return Err("one way at a time".to_owned()),
-            Direction::Receive => report.bytes() as f64 * 8.0 / report.interval.seconds(),
+        let goodput = if self.direction.receives() {
+            report.received_bytes as f64 * 8.0 / report.interval.seconds()
+        } else {
+            done.kernel_goodput.ok_or("the kernel's end received nothing to measure")?
         };
         let bits_per_second = goodput * FRAME[0] / FRAME[1];
         let gigabytes = goodput / 8e9 * report.interval.seconds();
