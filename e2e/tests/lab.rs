@@ -14,6 +14,8 @@ mod full_disk;
 mod lacking;
 #[path = "lab/measuring.rs"]
 mod measuring;
+#[path = "lab/pandas.rs"]
+mod pandas;
 
 fn main() {
     let mut arguments = Arguments::from_args();
@@ -23,5 +25,6 @@ fn main() {
     tests.extend(faults::tests());
     tests.extend(lacking::tests());
     tests.extend(full_disk::tests());
+    tests.extend(pandas::tests());
     libtest_mimic::run(&arguments, tests).exit();
 }
