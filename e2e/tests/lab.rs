@@ -6,6 +6,8 @@ use libtest_mimic::Arguments;
 
 #[path = "lab/bad_input.rs"]
 mod bad_input;
+#[path = "lab/datagrams.rs"]
+mod datagrams;
 #[path = "lab/faults.rs"]
 mod faults;
 #[path = "lab/full_disk.rs"]
@@ -22,6 +24,7 @@ fn main() {
     arguments.test_threads = Some(1);
     let mut tests = bad_input::tests();
     tests.extend(measuring::tests());
+    tests.extend(datagrams::tests());
     tests.extend(faults::tests());
     tests.extend(lacking::tests());
     tests.extend(full_disk::tests());

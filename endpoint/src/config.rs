@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use toll_protocol::child::EndpointConfig;
 use toll_protocol::traffic::dscp::Dscp;
 use toll_protocol::traffic::{Job, Timing, Traffic};
-use toll_protocol::trial::NativeProgram;
+use toll_protocol::trial::{NativeProgram, TrialId};
 use toll_protocol::units::{Bytes, Span};
 
 /// The longest send or receive call.
@@ -69,6 +69,18 @@ pub enum ConfigError {
         /// The job's interval.
         duration: Span,
     },
+    /// The datagrams are none that there can be.
+    #[error("datagrams can't be sent so: {why}")]
+    Datagram {
+        /// Why.
+        why: &'static str,
+    },
+    /// iperf3 was asked for, and is run for streams alone.
+    #[error("iperf3 can't be run for `{traffic}`")]
+    Iperf3Traffic {
+        /// The kind of traffic.
+        traffic: &'static str,
+    },
     /// The limit of TCP's segments is none that the kernel takes.
     #[error("segments of {segment} bytes were asked for: {} to {} are possible", SEGMENTS.start(), SEGMENTS.end())]
     Segment {
@@ -115,6 +127,7 @@ impl SocketOptions {
                 buffer: stream.socket_buffer.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX)),
                 zero_copy: stream.zero_copy,
             },
+            Traffic::Datagram(_) => Self::default(),
         }
     }
 }
@@ -122,6 +135,8 @@ impl SocketOptions {
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
+    /// The trial.
+    pub trial: TrialId,
     /// Who produces the traffic.
     pub program: NativeProgram,
     /// Where a listening end listens and from where a connecting end connects, with port 0: the kernel chooses.
@@ -142,7 +157,7 @@ impl TryFrom<EndpointConfig> for Plan {
     type Error = ConfigError;
 
     fn try_from(config: EndpointConfig) -> Result<Self, ConfigError> {
-        let EndpointConfig { trial: _, program, address, interface, segment, job, cpu, deadline } = config;
+        let EndpointConfig { trial, program, address, interface, segment, job, cpu, deadline } = config;
         let (limit, name) = match program {
             NativeProgram::Endpoint => (MAX_WRITE_SIZE, "toll-endpoint"),
             NativeProgram::Iperf3 => (MAX_IPERF3_WRITE_SIZE, "iperf3"),
@@ -152,6 +167,14 @@ impl TryFrom<EndpointConfig> for Plan {
                 let size = stream.write_size;
                 if size.0 == 0 || size > limit {
                     return Err(ConfigError::WriteSize { size, limit, program: name });
+                }
+            }
+            traffic @ Traffic::Datagram(datagram) => {
+                if let Some(why) = datagram.unfit() {
+                    return Err(ConfigError::Datagram { why });
+                }
+                if program == NativeProgram::Iperf3 {
+                    return Err(ConfigError::Iperf3Traffic { traffic: traffic.field() });
                 }
             }
         }
@@ -176,6 +199,7 @@ impl TryFrom<EndpointConfig> for Plan {
         }
         let cpu = cpu.map(|cpu| allowed(cpu).ok_or(ConfigError::Cpu { cpu })).transpose()?;
         Ok(Self {
+            trial,
             program,
             bind: SocketAddrV4::new(address, 0),
             interface: interface.into(),
@@ -199,7 +223,7 @@ fn allowed(cpu: u32) -> Option<usize> {
 mod tests {
     use proptest::prelude::*;
     use toll_protocol::traffic::stream::Stream;
-    use toll_protocol::trial::{Direction, Open, TrialId};
+    use toll_protocol::trial::{Direction, Open};
     use toll_protocol::units::InterfaceAddress;
 
     use super::*;

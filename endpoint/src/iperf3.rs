@@ -68,6 +68,9 @@ pub enum Iperf3Error {
     /// The kernel allows no congestion control that trials use to who has no right.
     #[error("iperf3 may use neither cubic nor reno: see net.ipv4.tcp_allowed_congestion_control")]
     Congestion,
+    /// It is run for streams alone.
+    #[error("iperf3 can't be run for `{0}`")]
+    Traffic(&'static str),
     /// It ended with an error.
     #[error("iperf3 failed ({status}){}", said.as_deref().map(|said| format!(": {said}")).unwrap_or_default())]
     Failed {
@@ -223,6 +226,8 @@ fn client(plan: &Plan, peer: SocketAddrV4) -> Result<Vec<String>, Iperf3Error> {
             arguments.extend(["--length".to_owned(), stream.write_size.0.to_string()]);
             arguments.extend(["--parallel".to_owned(), stream.flows.to_string()]);
         }
+        // No plan has it: see `config`.
+        traffic @ Traffic::Datagram(_) => return Err(Iperf3Error::Traffic(traffic.field())),
     }
     let congestion_control = match &plan.sockets.congestion_control {
         Some(name) => name.clone(),

@@ -30,7 +30,7 @@ use crate::traffic::TrafficError;
 use crate::worker::Worker;
 
 /// How long the first payload byte may take after the connection.
-const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(10);
+pub const FIRST_BYTE_LIMIT: Duration = Duration::from_secs(10);
 /// How long the closing may take after both ends have what they measure: a guest's patience too.
 const PATIENCE: Duration = Duration::from_secs(3);
 /// A reading whose parts lie further apart than this is taken again.
@@ -63,6 +63,11 @@ pub trait Application {
     fn began(&self) -> Option<Duration> {
         let moments = self.workers().into_iter().map(Worker::began);
         moments.reduce(|latest, moment| Some(latest?.max(moment?))).flatten()
+    }
+
+    /// How long the first payload byte may take after the connection.
+    fn first_byte_limit(&self) -> Duration {
+        FIRST_BYTE_LIMIT
     }
 
     /// Segments retransmitted so far, where the kernel says so.
@@ -243,10 +248,11 @@ impl<A: Application> Run<A> {
             }
             Step::Sampled(sample) => control.send(&ChildEvent::Sample(sample))?,
             Step::Ended(sample) => {
-                self.costs[1] = self.contention(costs);
+                // First, as close to the reading as can be: what costs took takes long to read.
                 if self.application.measured() {
                     self.closing.get_or_insert(control.clock().now());
                 }
+                self.costs[1] = self.contention(costs);
                 control.send(&ChildEvent::Sample(sample))?;
             }
         }
@@ -258,7 +264,7 @@ impl<A: Application> Run<A> {
         let limit = match self.closing {
             Some(at) => at + PATIENCE,
             None if self.meter.has_begun() => self.deadline,
-            None => self.connected + FIRST_BYTE_LIMIT,
+            None => self.connected + self.application.first_byte_limit(),
         };
         limit.min(self.deadline)
     }

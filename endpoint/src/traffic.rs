@@ -1,5 +1,6 @@
 //! Kinds of traffic over kernel sockets: one file each, named as in [`toll_protocol::traffic`], and one line in [`run`].
 
+pub mod datagram;
 pub mod stream;
 
 use toll_child::confinement::{Confinement, ConfinementError};
@@ -32,8 +33,18 @@ pub enum TrafficError {
     #[error("the stream gave no figure")]
     Meter(#[from] MeterError),
     /// A receiver sent payload.
-    #[error("the receiver sent payload: it is to send nothing but its FIN")]
+    #[error("the receiver sent payload: it is to send none")]
     UnexpectedPayload,
+    /// The path carries no such datagrams.
+    #[error(
+        "datagrams of {size} bytes with 28 of headers don't fit the path's MTU of {mtu}: ask for less, or set the MTU"
+    )]
+    Mtu {
+        /// UDP payload.
+        size: u16,
+        /// Bytes of IP packet.
+        mtu: u32,
+    },
     /// Something did not happen in time.
     #[error("waited {waited} for {what}")]
     TimedOut {
@@ -60,5 +71,6 @@ impl From<SocketError> for TrafficError {
 pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Result<EndReport, TrafficError> {
     match &plan.job.traffic {
         Traffic::Stream(stream) => stream::run(control, plan, stream, confinement),
+        Traffic::Datagram(datagram) => datagram::run(control, plan, datagram, confinement),
     }
 }

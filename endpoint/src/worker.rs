@@ -17,6 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::Pid;
 use toll_child::contention::ThreadFiles;
 use toll_protocol::cpu::ThreadTimes;
+use toll_protocol::units::BitRate;
 
 use crate::clock::{Clock, CpuClock};
 
@@ -43,6 +44,12 @@ pub enum WorkerError {
         bytes: u64,
         /// The system's word.
         source: std::io::Error,
+    },
+    /// A search found no rate.
+    #[error("no rate loses as little as is allowed: at {rate}, the lowest that was tried, more was lost")]
+    NoRate {
+        /// UDP payload.
+        rate: BitRate,
     },
     /// The thread panicked.
     #[error("the traffic thread panicked")]

@@ -97,6 +97,7 @@ pub fn figure(unit: Unit, number: f64) -> String {
         Unit::BytesPerSecond => rate(number),
         Unit::Fraction => percent(number),
         Unit::PerFrame | Unit::PerMegabyte | Unit::SecondsPerGigabyte => significant(number),
+        Unit::PerSecond => per_second(number),
         Unit::Seconds => seconds(number),
         // No more than a machine has.
         Unit::Bytes => memory(number as u64),
@@ -108,15 +109,28 @@ pub fn figure_interval(unit: Unit, number: f64, ci95: [f64; 2]) -> String {
     match unit {
         Unit::BytesPerSecond => rate_interval(number, ci95),
         Unit::Fraction => percent_interval(number, ci95),
-        Unit::PerFrame | Unit::PerMegabyte | Unit::SecondsPerGigabyte | Unit::Seconds | Unit::Bytes => {
-            ci95.map(|limit| figure(unit, limit)).join("–")
-        }
+        Unit::PerSecond
+        | Unit::PerFrame
+        | Unit::PerMegabyte
+        | Unit::SecondsPerGigabyte
+        | Unit::Seconds
+        | Unit::Bytes => ci95.map(|limit| figure(unit, limit)).join("–"),
     }
 }
 
 /// The same in one text: `41.2 % [39.8–42.7]`.
 pub fn figure_with_interval(unit: Unit, number: f64, ci95: Option<[f64; 2]>) -> String {
     bracketed(figure(unit, number), ci95.map(|ci95| figure_interval(unit, number, ci95)))
+}
+
+/// A number a second with a fitting prefix: `1.23 M/s`, `845 k/s`, `97.0 /s`.
+pub fn per_second(number: f64) -> String {
+    let (size, unit) = match number.abs() {
+        n if n >= 999.5e3 => (1e6, "M/s"),
+        n if n >= 999.5 => (1e3, "k/s"),
+        _ => (1.0, "/s"),
+    };
+    format!("{} {unit}", significant(number / size))
 }
 
 /// A time in seconds with a fitting unit: `1.20 s`, `845 µs`.

@@ -112,7 +112,7 @@ impl Plan {
 
     /// Time that the trials take one after the other.
     pub fn estimate(&self) -> Span {
-        let trial = |trial: &Trial| self.cells[trial.cell].a.job.timing.total().0 + OVERHEAD.0;
+        let trial = |trial: &Trial| self.cells[trial.cell].a.job.longest().0 + OVERHEAD.0;
         Span(self.trials.iter().map(trial).sum())
     }
 }
@@ -203,7 +203,7 @@ fn cell(
     let end = |kind: EndKind, host: &Host, direction, open, (cpu, io_cpu)| {
         let (address, gateway) = address(&kind, host, open);
         let job = Job { open, direction, timing, traffic: traffic.clone() };
-        let deadline = Span::from(timing.total().duration() + GRACE.duration() + drain);
+        let deadline = Span::from(job.longest().duration() + GRACE.duration() + drain);
         EndSpec { gateway, cpu, io_cpu, ..EndSpec::new(kind, job, address, mac(address), mtu, deadline) }
     };
     // The pin counts the CPUs of a host; the far end of a guest-to-guest cell is pinned alike, unless that would be to the

@@ -21,7 +21,7 @@ pub fn show(campaign: &Campaign, lab: &Lab) -> String {
     }
     for cell in &plan.cells {
         let key = &cell.key;
-        let each = cell.a.job.timing.total();
+        let each = cell.a.job.longest();
         table.add_row([
             format!("{} {}", key.pair.a, key.pair.b),
             key.workload.clone(),

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::report::EndReport;
 use crate::result::Run;
-use crate::traffic::{TrafficReport, stream};
+use crate::traffic::{TrafficReport, datagram, stream};
 use crate::trial::Direction;
 use crate::units::{Quantity, Span};
 
@@ -27,6 +27,8 @@ pub enum Unit {
     BytesPerSecond,
     /// A part of 1; people read per cent.
     Fraction,
+    /// A number each second.
+    PerSecond,
     /// A number for each frame in the direction of the payload.
     PerFrame,
     /// A number for each 10^6 bytes of payload.
@@ -46,7 +48,7 @@ impl Unit {
         match self {
             Self::BytesPerSecond => (Some(Quantity::BitRate), 8.0),
             Self::Fraction => (Some(Quantity::Percent), 1.0),
-            Self::PerFrame | Self::PerMegabyte => (None, 1.0),
+            Self::PerSecond | Self::PerFrame | Self::PerMegabyte => (None, 1.0),
             Self::SecondsPerGigabyte | Self::Seconds => (Some(Quantity::Span), 1e9),
             Self::Bytes => (Some(Quantity::Bytes), 1.0),
         }
@@ -55,7 +57,12 @@ impl Unit {
     /// What a number in it is multiplied by to be in units without a prefix, as Prometheus has them.
     pub const fn base(self) -> f64 {
         match self {
-            Self::BytesPerSecond | Self::Fraction | Self::PerFrame | Self::Seconds | Self::Bytes => 1.0,
+            Self::BytesPerSecond
+            | Self::Fraction
+            | Self::PerSecond
+            | Self::PerFrame
+            | Self::Seconds
+            | Self::Bytes => 1.0,
             Self::PerMegabyte => 1e-6,
             Self::SecondsPerGigabyte => 1e-9,
         }
@@ -202,7 +209,7 @@ pub static FAIRNESS: Figure = Figure {
         let received = |end: &Option<EndReport>| -> Vec<u64> {
             match end.as_ref().map(|end| &end.traffic) {
                 Some(TrafficReport::Stream(report)) => report.received().collect(),
-                None => Vec::new(),
+                Some(TrafficReport::Datagram(_)) | None => Vec::new(),
             }
         };
         // Of each way by itself: the two may have different paths.
@@ -347,7 +354,7 @@ pub static MEMORY: Figure = Figure {
 };
 
 /// All of them, in the order in which they are shown.
-pub static FIGURES: [&Figure; 13] = [
+pub static FIGURES: [&Figure; 19] = [
     &GOODPUT,
     &GOODPUT_SENT,
     &GOODPUT_RECEIVED,
@@ -361,6 +368,12 @@ pub static FIGURES: [&Figure; 13] = [
     &EXITS_PER_MEGABYTE,
     &FIRST_FRAME,
     &MEMORY,
+    &datagram::PACKET_RATE,
+    &datagram::LOSS,
+    &datagram::REORDERED,
+    &datagram::DUPLICATED,
+    &datagram::JITTER,
+    &datagram::LOSS_SEARCH_RATE,
 ];
 
 /// CPU time of all threads of an end that carry traffic; nothing if none was read.

@@ -8,6 +8,7 @@
 //!                                           EndReport {.., traffic: TrafficReport} <-'
 //! ```
 
+pub mod datagram;
 pub mod dscp;
 pub mod stream;
 
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::direction::{Direction, Open};
 use crate::failure::Failure;
 use crate::findings::{Findings, Step};
-use crate::units::Span;
+use crate::units::{BitRate, Span};
 
 /// The list of kinds: `Variant field module`. A kind's module has its shape in a manifest (`Manifest`), its parameters
 /// (a type of the variant's name) and what it alone measures (`Report`).
@@ -96,11 +97,41 @@ macro_rules! kinds {
 kinds! {
     /// Bulk TCP.
     Stream stream stream;
+    /// UDP.
+    Datagram datagram datagram;
 }
 
 impl fmt::Display for Traffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.field())
+    }
+}
+
+impl Traffic {
+    /// The time that it takes before its first payload byte at most, besides that of the connection.
+    pub fn preparation(&self) -> Span {
+        match self {
+            Self::Datagram(datagram) => datagram.preparation(),
+            Self::Stream(_) => Span(0),
+        }
+    }
+}
+
+impl TrafficReport {
+    /// What only a stream has.
+    pub const fn stream(&self) -> Option<&stream::Report> {
+        match self {
+            Self::Stream(report) => Some(report),
+            Self::Datagram(_) => None,
+        }
+    }
+
+    /// What only datagrams have.
+    pub const fn datagram(&self) -> Option<&datagram::Report> {
+        match self {
+            Self::Datagram(report) => Some(report),
+            Self::Stream(_) => None,
+        }
     }
 }
 
@@ -135,6 +166,11 @@ pub struct Job {
 }
 
 impl Job {
+    /// From the connection to the end of the interval at most.
+    pub fn longest(&self) -> Span {
+        Span(self.traffic.preparation().0.saturating_add(self.timing.total().0))
+    }
+
     /// The part of the end at the other side.
     pub fn of_peer(&self) -> Self {
         Self { open: self.open.opposite(), direction: self.direction.opposite(), ..self.clone() }
@@ -161,6 +197,10 @@ pub struct Arms {
     pub payload: bool,
     /// Whether one of them has a `nat` port.
     pub nat: bool,
+    /// MTU of the trials, in bytes of IP packet, where the campaign or its lab says it.
+    pub mtu: Option<u16>,
+    /// Rate of the links of its lab.
+    pub link_rate: Option<BitRate>,
 }
 
 impl Workload {

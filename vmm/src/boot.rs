@@ -91,6 +91,15 @@ fn traffic(config: &EndConfig) -> toll_guest_abi::Traffic {
             },
             reserved: 0,
         },
+        // No end has it: see `config`.
+        Traffic::Datagram(_) => toll_guest_abi::Traffic {
+            kind: kind::STREAM,
+            direction,
+            flows: 0,
+            write_size: 0,
+            congestion_control: congestion::CUBIC,
+            reserved: 0,
+        },
     }
 }
 

@@ -79,6 +79,9 @@ pub enum ConfigError {
         /// Warm-up and measured interval together.
         job: Duration,
     },
+    /// The program has no such traffic.
+    #[error("the payload program can't run `{0}`")]
+    Traffic(&'static str),
 }
 
 /// A virtual end that can be built.
@@ -180,6 +183,7 @@ impl TryFrom<VmmConfig> for EndConfig {
                     return Err(ConfigError::CongestionControl(name.to_owned()));
                 }
             }
+            traffic @ Traffic::Datagram(_) => return Err(ConfigError::Traffic(traffic.field())),
         }
         range("guest memory", memory, Bytes(MEMORY_MIN), Bytes(MEMORY_MAX))?;
         if !memory.0.is_multiple_of(LARGE_PAGE) {

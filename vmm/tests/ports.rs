@@ -14,7 +14,6 @@ use toll_protocol::child::{ChildCommand, ChildEvent, VmmPort};
 use toll_protocol::decorators::{Impairments, Millionths};
 use toll_protocol::engine::Engine;
 use toll_protocol::report::{EndReport, Flag};
-use toll_protocol::traffic::TrafficReport;
 use toll_protocol::traffic::stream::Flow;
 use toll_protocol::trial::{Adapter, Direction, Open, PcnetSwitches, VirtioNetSwitches};
 use toll_protocol::units::{MacAddress, Span};
@@ -138,10 +137,9 @@ fn parallel() -> Result<(), Failed> {
     for (number, adapter) in adapters().into_iter().enumerate() {
         let case = Transfer { flows: 3, ..case(number as u8, Engine::Payload, adapter, Direction::Both) };
         let reports = on_a_hub(&case)?;
-        let flows = reports.each_ref().map(|report| {
-            let TrafficReport::Stream(stream) = &report.traffic;
-            stream.flows.clone()
-        });
+        let flows = reports
+            .each_ref()
+            .map(|report| report.traffic.stream().map(|stream| stream.flows.clone()).unwrap_or_default());
         for (report, flows) in reports.iter().zip(&flows) {
             let sum = |of: fn(&Flow) -> u64| flows.iter().map(of).sum::<u64>();
             check(flows.len() == 6, flows)?;

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ impl End {
     pub fn spawn_with(stderr: Stdio) -> Self {
         let (socket, theirs) = UnixStream::pair().expect("a socket pair");
         socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a time limit");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_toll-endpoint"));
+        let mut command = Command::new(program());
         command.arg("--control-fd").arg(theirs.as_raw_fd().to_string()).stdin(Stdio::null()).stderr(stderr);
         // Only the child's own copy loses its close-on-exec flag: ends that other tests start at the same time
         // must not inherit it, as it would keep the socket open.
@@ -118,6 +119,17 @@ impl End {
             Ok(report) => fail(&format!("a failure was due: {report:?}")),
         }
     }
+}
+
+/// Where `toll-endpoint` is: beside the tests, or, for an example, in the folder above.
+fn program() -> PathBuf {
+    option_env!("CARGO_BIN_EXE_toll-endpoint").map_or_else(
+        || {
+            let own = std::env::current_exe().expect("a path");
+            own.parent().and_then(Path::parent).expect("a folder").join("toll-endpoint")
+        },
+        PathBuf::from,
+    )
 }
 
 impl Drop for End {

@@ -199,6 +199,10 @@ async fn what_is_wrong_is_told_with_its_place() {
     let bad = client.submit(None, GOOD.replace("bulk", "Bulk")).await.expect_err("is wrong");
     let ClientError::Refused(refusal) = bad else { panic!("{bad}") };
     assert!(refusal.problems[0].starts_with("line 7, column"), "{refusal:?}");
+    // All at once, those of the shape too.
+    let faults = GOOD.replace("bulk", "Bulk").replace("select: {}", "select: {atMost: 2}");
+    let bad = client.submit(None, faults).await.expect_err("is wrong twice");
+    assert!(matches!(&bad, ClientError::Refused(refusal) if refusal.problems.len() == 2), "{bad:?}");
     for (id, words) in [("../x", "no campaign id"), ("", "no campaign id")] {
         let error = client.submit(Some(id), GOOD.to_owned()).await.expect_err("is no id");
         assert!(error.to_string().contains(words), "{error}");

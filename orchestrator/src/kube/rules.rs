@@ -8,6 +8,7 @@
 //! left to the service, which refuses the object with the condition `Accepted`: parts of a nanosecond or a byte, and
 //! quantities that no 64 bits hold.
 
+mod datagram;
 mod describe;
 mod gates;
 mod made;
@@ -57,12 +58,12 @@ pub(super) fn apply(schema: &mut JSONSchemaProps) -> Result<(), String> {
     for made::Bound { at, keyword, limit } in made.bounds {
         object(&mut root, &at)?.insert(keyword.to_owned(), limit.into());
     }
-    for bound in BOUNDS {
+    for bound in BOUNDS.iter().chain(datagram::BOUNDS) {
         for path in bound.at {
             object(&mut root, path)?.insert(bound.keyword.to_owned(), bound.limit.into());
         }
     }
-    for rule in RULES.iter().chain(wires::RULES) {
+    for rule in RULES.iter().chain(datagram::RULES).chain(wires::RULES) {
         for path in rule.at {
             add(&mut root, path, (rule.rule, rule.message), rule.expression, rule.field)?;
         }

@@ -36,7 +36,7 @@ pub(super) fn validate(document: &Document, told: Told) -> (Campaign, Vec<Findin
     let asked = mtu(&spec.hosts, lab, out);
     let mtu = mtu_of_trials(asked, lab, out);
     let arms = arms(spec, &peers, mtu, out);
-    let workloads = workloads(spec, out);
+    let workloads = workloads(spec, lab, mtu, out);
     let blocks = spec.blocks.unwrap_or(5);
     let gates = gates(spec, out);
     let name = document.metadata.name.clone();
@@ -266,7 +266,7 @@ impl Written<'_> {
     }
 }
 
-fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
+fn workloads(spec: &schema::Spec, lab: Option<Lab>, mtu: Option<u16>, out: &mut Findings) -> Vec<Workload> {
     let runs_iperf3 = |arm: &schema::Arm| {
         arm.native.as_ref().is_some_and(|native| native.program == Some(schema::Program::Iperf3))
     };
@@ -277,6 +277,8 @@ fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
     let arms = Arms {
         iperf3: spec.arms.iter().any(runs_iperf3),
         payload: spec.arms.iter().any(|arm| arm.guest.is_some() || arm.same_stack.is_some()),
+        mtu,
+        link_rate: lab.and_then(|lab| lab.rate),
         nat: spec.arms.iter().filter_map(port).any(|port| port.nat.is_some()),
     };
     let mut workloads = Vec::new();
