@@ -126,7 +126,8 @@ pub fn accept(
             match read(socket) {
                 Ok((Some(header), SocketAddr::V4(from))) if header == hello && from.ip() == peer.ip() => {
                     socket.connect(from).map_err(io_error("connect", from))?;
-                    return say(socket, greeting(Kind::Welcome, config.trial)).map_err(io_error("send", from));
+                    return say(socket, greeting(Kind::Welcome, config.trial))
+                        .map_err(io_error("send", from));
                 }
                 // A stranger's, or a former trial's.
                 Ok(_) => {}
