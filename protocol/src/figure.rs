@@ -20,7 +20,8 @@ use crate::trial::Direction;
 use crate::units::{Quantity, Span};
 
 /// The unit that a figure is kept in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
 pub enum Unit {
     /// Bytes of payload a second; people read bits.
     BytesPerSecond,

@@ -9,6 +9,7 @@
 //! quantities that no 64 bits hold.
 
 mod datagram;
+mod describe;
 mod gates;
 mod made;
 mod table;
@@ -18,6 +19,7 @@ mod workloads;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 use serde_json::{Map, Value, json};
 
+pub use describe::describe;
 use made::Made;
 use table::{BOUNDS, RULES};
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{BATCH, Datagram, ETHERNET, HEADER, IP_UDP_HEADERS, MAX_SIZE, MOST_RUNS, Search, SizeRun};
 use crate::campaign::limits::ExactlyOne;
-use crate::campaign::{Findings, Step};
+use crate::findings::{Findings, Step};
 use crate::traffic::{Arms, Checked, DURATION, NO_DIRECTIONS, Traffic, WARM_UP, directions, timing};
 use crate::trial::Direction;
 use crate::units::{BitRate, Bytes, Percent, Span};
