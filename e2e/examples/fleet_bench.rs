@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tokio::sync::{mpsc, oneshot};
 use toll_node_agent::identity::Identity;
-use toll_node_agent::link::{Link, LinkEvent};
+use toll_node_agent::transport::{Transport, TransportEvent};
 use toll_orchestrator::pki::{DEFAULT_DAYS, files};
 use toll_orchestrator::scheduler::{Phase, Policy};
 use toll_orchestrator::service::store::Store;
@@ -79,13 +79,13 @@ async fn bench(count: usize, blocks: usize) -> Result<()> {
     files::init(&pki, DEFAULT_DAYS)?;
     let fleet = files::issue_fleet(&pki, DEFAULT_DAYS)?;
     let identity = files::read(&pki.join("orchestrator"))?;
-    let (link, events) = toll_orchestrator::link::Link::bind(
+    let (transport, events) = toll_orchestrator::transport::Transport::bind(
         "127.0.0.1:0".parse()?,
         &identity,
-        toll_orchestrator::link::AGENT_TIMEOUT,
+        toll_orchestrator::transport::AGENT_TIMEOUT,
     )?;
     let mut agents = Command::new(std::env::current_exe()?)
-        .args(["--agents", &count.to_string(), &link.address().to_string()])
+        .args(["--agents", &count.to_string(), &transport.address().to_string()])
         .arg(&fleet)
         .stdin(Stdio::piped())
         .spawn()?;
@@ -102,7 +102,7 @@ async fn bench(count: usize, blocks: usize) -> Result<()> {
             cluster: false,
         },
     );
-    let service = Service::new(options, link, events, questions, watch.clone())?;
+    let service = Service::new(options, transport, events, questions, watch.clone())?;
     let (stop, stopped) = oneshot::channel::<()>();
     let service = tokio::spawn(service.run(async move { drop(stopped.await) }));
     let campaign = format!(
@@ -175,8 +175,9 @@ async fn agents(count: usize, orchestrator: &str, pki: &Path) -> Result<()> {
     for n in 0..count {
         let identity =
             Identity::read(&pki.join(files::CA), &pki.join(files::CERTIFICATE), &pki.join(files::KEY))?;
-        let link = Link::new(orchestrator.parse()?, toll_orchestrator::pki::SERVER_NAME.into(), &identity)?;
-        tokio::spawn(agent(n, link, gaps.clone()));
+        let transport =
+            Transport::new(orchestrator.parse()?, toll_orchestrator::pki::SERVER_NAME.into(), &identity)?;
+        tokio::spawn(agent(n, transport, gaps.clone()));
     }
     tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
     let mut gaps = std::mem::take(&mut *gaps.lock().unwrap_or_else(PoisonError::into_inner));
@@ -187,23 +188,23 @@ async fn agents(count: usize, orchestrator: &str, pki: &Path) -> Result<()> {
 /// From an agent's result to the next Prepare: recording, teardown and dispatch.
 type Gaps = Arc<Mutex<Vec<Duration>>>;
 
-async fn agent(n: usize, link: Link, gaps: Gaps) {
+async fn agent(n: usize, transport: Transport, gaps: Gaps) {
     let ended = Arc::new(Mutex::new(None::<Instant>));
     let (say, outgoing) = mpsc::channel(64);
     let (events, mut heard) = mpsc::channel(64);
     let (_stop, stopped) = oneshot::channel();
-    tokio::spawn(link.run(outgoing, events, stopped));
+    tokio::spawn(transport.run(outgoing, events, stopped));
     while let Some(event) = heard.recv().await {
         match event {
-            LinkEvent::HelloWanted(answer) => drop(answer.send(hello(n))),
-            LinkEvent::Message(ToAgent::Prepare { trial, .. }) => {
+            TransportEvent::HelloWanted(answer) => drop(answer.send(hello(n))),
+            TransportEvent::Message(ToAgent::Prepare { trial, .. }) => {
                 if let Some(ended) = ended.lock().unwrap_or_else(PoisonError::into_inner).take() {
                     gaps.lock().unwrap_or_else(PoisonError::into_inner).push(ended.elapsed());
                 }
                 let address = std::net::SocketAddrV4::new(address(n).address, 1);
                 drop(say.send(FromAgent::Ready { trial, ready: EndReady { address } }).await);
             }
-            LinkEvent::Message(ToAgent::Start { trial, .. }) => {
+            TransportEvent::Message(ToAgent::Start { trial, .. }) => {
                 let (say, ended) = (say.clone(), ended.clone());
                 let end = tokio::time::Instant::now() + RUN;
                 tokio::spawn(async move {
@@ -212,7 +213,7 @@ async fn agent(n: usize, link: Link, gaps: Gaps) {
                     drop(say.send(FromAgent::Result { trial, report: report() }).await);
                 });
             }
-            LinkEvent::Message(ToAgent::Teardown { trial }) => {
+            TransportEvent::Message(ToAgent::Teardown { trial }) => {
                 drop(say.send(FromAgent::TornDown { trial, leftovers: Vec::new() }).await);
             }
             _ => {}

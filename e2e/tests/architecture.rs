@@ -46,7 +46,10 @@ const FILES: [(&str, &[&str]); 9] = [
     ("kvm_bindings::", &["vmm/src/kvm/"]),
     ("serde_yaml::", &["protocol/src/campaign/parse.rs", "e2e/tests/schemas.rs"]),
     ("unsafe_libyaml", &["protocol/src/campaign/parse/events.rs"]),
-    ("quinn::", &["node-agent/src/link.rs", "orchestrator/src/link.rs", "orchestrator/src/link/"]),
+    (
+        "quinn::",
+        &["node-agent/src/transport.rs", "orchestrator/src/transport.rs", "orchestrator/src/transport/"],
+    ),
     // A guest writes to its memory whenever it likes: no reference to its bytes is made (vnic/src/piece.rs). The one there is is
     // to a structure of the VMM's own; neither libyaml nor HTTP has anything of a guest's memory.
     ("slice::from_raw_parts", &["vmm/src/memory.rs", "protocol/src/campaign/parse/events.rs"]),

@@ -74,6 +74,9 @@ const BEYOND: &[&str] = &[
     "carries frames of at most 1500 bytes",
     "as an arm with iperf3 needs",
     "fewer blocks, arms or hosts",
+    "are sent by native ends only",
+    "iperf3 tells no loss",
+    "searches of both ways at once",
 ];
 
 /// Whether a limit is one of a quantity, which is a text to a schema.

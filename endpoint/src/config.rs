@@ -134,7 +134,7 @@ impl SocketOptions {
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct EndConfig {
     /// The trial.
     pub trial: TrialId,
     /// Who produces the traffic.
@@ -153,7 +153,7 @@ pub struct Plan {
     pub deadline: Duration,
 }
 
-impl TryFrom<EndpointConfig> for Plan {
+impl TryFrom<EndpointConfig> for EndConfig {
     type Error = ConfigError;
 
     fn try_from(config: EndpointConfig) -> Result<Self, ConfigError> {
@@ -253,14 +253,14 @@ mod tests {
     fn refused(change: impl FnOnce(&mut EndpointConfig)) -> ConfigError {
         let mut config = config();
         change(&mut config);
-        Plan::try_from(config).expect_err("must be refused")
+        EndConfig::try_from(config).expect_err("must be refused")
     }
 
     #[test]
     fn a_valid_configuration_is_taken_as_it_is() {
-        let plan = Plan::try_from(config()).expect("valid");
-        assert_eq!(plan.job, config().job);
-        assert_eq!(plan.bind, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+        let valid = EndConfig::try_from(config()).expect("valid");
+        assert_eq!(valid.job, config().job);
+        assert_eq!(valid.bind, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
     }
 
     #[test]
@@ -298,7 +298,7 @@ mod tests {
             config.job.timing = Timing { warm_up: Span(warm_up), duration: Span(duration) };
             config.deadline = Span(deadline);
             config.cpu = cpu;
-            let _ = Plan::try_from(config);
+            let _ = EndConfig::try_from(config);
         }
     }
 }

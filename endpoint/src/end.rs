@@ -12,12 +12,13 @@ use std::process::ExitCode;
 
 use toll_child::confinement::Confinement;
 use toll_protocol::child::ChildEvent;
+use toll_protocol::error::chain;
 use toll_protocol::printable::printable;
 use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::trial::NativeProgram;
 
 use crate::clock::Clock;
-use crate::config::{ConfigError, Plan};
+use crate::config::{ConfigError, EndConfig};
 use crate::control::{Control, ControlError};
 use crate::iperf3::{self, Iperf3Error};
 use crate::traffic::{self, TrafficError};
@@ -78,18 +79,6 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// An error and its sources, outermost first.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
-}
-
 /// Runs one end to its last message, in `confinement` once what needs a right is open. On return the process shall exit at once: a traffic thread that still
 /// waits for a peer ends with it.
 pub fn run(descriptor: RawFd, confinement: Confinement) -> Exit {
@@ -117,9 +106,9 @@ pub fn run(descriptor: RawFd, confinement: Confinement) -> Exit {
 }
 
 fn job(control: &mut Control, confinement: Confinement) -> Result<EndReport, EndError> {
-    let plan = Plan::try_from(control.configuration()?)?;
-    Ok(match plan.program {
-        NativeProgram::Endpoint => traffic::run(control, &plan, confinement)?,
-        NativeProgram::Iperf3 => iperf3::run(control, &plan, confinement)?,
+    let config = EndConfig::try_from(control.configuration()?)?;
+    Ok(match config.program {
+        NativeProgram::Endpoint => traffic::run(control, &config, confinement)?,
+        NativeProgram::Iperf3 => iperf3::run(control, &config, confinement)?,
     })
 }

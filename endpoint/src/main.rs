@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use toll_child::confinement::{Confinement, end_processes_of};
 use toll_endpoint::end::{self, Exit};
 use toll_endpoint::iperf3;
+use toll_protocol::error::chain;
 use toll_protocol::printable::printable;
 
 /// The native end of one trial. Started by toll-agent, which configures it over the control socket.
@@ -42,11 +43,11 @@ fn main() -> ExitCode {
                 println!("{}\n{}", printable(&version), printable(&congestion));
                 ExitCode::SUCCESS
             }
-            Err(error) => failed(&end::chain(&error)),
+            Err(error) => failed(&chain(&error)),
         },
         (Some(Command::EndUser), _, Some(user)) => match end_processes_of(user) {
             Ok(()) => ExitCode::SUCCESS,
-            Err(error) => failed(&end::chain(&error)),
+            Err(error) => failed(&chain(&error)),
         },
         (Some(Command::EndUser), _, None) => failed("end-user needs --user"),
     }

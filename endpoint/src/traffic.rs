@@ -8,7 +8,7 @@ use toll_protocol::report::EndReport;
 use toll_protocol::traffic::Traffic;
 use toll_protocol::units::Span;
 
-use crate::config::Plan;
+use crate::config::EndConfig;
 use crate::control::{Control, ControlError};
 use crate::meter::MeterError;
 use crate::socket::SocketError;
@@ -68,9 +68,13 @@ impl From<SocketError> for TrafficError {
 ///
 /// # Errors
 /// [`TrafficError`].
-pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Result<EndReport, TrafficError> {
-    match &plan.job.traffic {
-        Traffic::Stream(stream) => stream::run(control, plan, stream, confinement),
-        Traffic::Datagram(datagram) => datagram::run(control, plan, datagram, confinement),
+pub fn run(
+    control: &mut Control,
+    config: &EndConfig,
+    confinement: Confinement,
+) -> Result<EndReport, TrafficError> {
+    match &config.job.traffic {
+        Traffic::Stream(stream) => stream::run(control, config, stream, confinement),
+        Traffic::Datagram(datagram) => datagram::run(control, config, datagram, confinement),
     }
 }

@@ -1,4 +1,4 @@
-//! The agent's event loop: the link to the orchestrator on one side, a task for each trial on the other.
+//! The agent's event loop: the transport to the orchestrator on one side, a task for each trial on the other.
 //!
 //! ```text
 //!   orchestrator <--link--> agent --Event--> Runner (one task a trial) --> child, bridge
@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
 use toll_protocol::PROTOCOL_VERSION;
+use toll_protocol::error::chain;
 use toll_protocol::facts::NicFacts;
 use toll_protocol::lack::lack;
 use toll_protocol::message::{FromAgent, Instance, ToAgent};
@@ -29,11 +30,11 @@ use crate::health::Health;
 use crate::http::{Http, HttpError};
 use crate::hubs::Hubs;
 use crate::identity::Identity;
-use crate::link::{Link, LinkError, LinkEvent};
 use crate::metrics::Metrics;
 use crate::network::{self, Changes, Network, NetworkConfig, NetworkError};
 use crate::outbox::Outbox;
-use crate::runner::{Host, Runner};
+use crate::runner::{HostResources, Runner};
+use crate::transport::{Transport, TransportError, TransportEvent};
 use crate::trial::Event;
 use crate::users::Users;
 
@@ -90,16 +91,16 @@ pub enum AgentError {
     /// The network can't be used.
     #[error("the host's network can't be used")]
     Network(#[from] NetworkError),
-    /// The link can't be made.
+    /// The transport can't be made.
     #[error("the orchestrator can't be dialled")]
-    Link(#[from] LinkError),
+    Transport(#[from] TransportError),
     /// Probes can't be answered.
     #[error("probes can't be answered")]
     Http(#[from] HttpError),
     /// The thread that starts processes.
     #[error("the thread that starts processes can't be started")]
     Spawner(#[source] std::io::Error),
-    /// The task of the link has ended by itself.
+    /// The task of the transport has ended by itself.
     #[error("the connection's task ended")]
     LinkEnded(#[source] Option<JoinError>),
 }
@@ -135,16 +136,24 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
     let mut facts = facts::collect(Some(&nic), &config.programs, &spawner, &config.users).await;
     facts.wire = Some(wire);
     facts.guest_addresses = network.guest_addresses();
-    let link = Link::new(config.orchestrator, config.server_name, &config.identity)?;
+    let transport = Transport::new(config.orchestrator, config.server_name, &config.identity)?;
     let (users, programs, captures, metrics) =
         (config.users, config.programs, config.captures, config.metrics);
-    let host =
-        Arc::new(Host { network, spawner, users, facts, programs, captures, metrics, hubs: Hubs::default() });
+    let host = Arc::new(HostResources {
+        network,
+        spawner,
+        users,
+        facts,
+        programs,
+        captures,
+        metrics,
+        hubs: Hubs::default(),
+    });
     let releasing = Arc::clone(&host);
     let (to_link, outgoing) = mpsc::channel(16);
-    let (events, from_link) = mpsc::channel(16);
-    let (stop_link, stopped) = oneshot::channel();
-    let link = tokio::spawn(link.run(outgoing, events, stopped));
+    let (events, from_transport) = mpsc::channel(16);
+    let (stop_transport, stopped) = oneshot::channel();
+    let transport = tokio::spawn(transport.run(outgoing, events, stopped));
     let (to_agent, from_trials) = mpsc::channel(256);
     let told = host.facts.nic.clone();
     let mut agent = Agent {
@@ -166,7 +175,7 @@ pub async fn run(config: AgentConfig, stop: impl Future<Output = ()>) -> Result<
         to_link,
         to_agent,
     };
-    agent.serve(link, stop_link, (from_link, from_trials, changes), stop).await
+    agent.serve(transport, stop_transport, (from_transport, from_trials, changes), stop).await
 }
 
 /// A task that ends with its owner.
@@ -210,7 +219,7 @@ struct Agent {
     instance: Instance,
     labels: BTreeMap<String, String>,
     health: Arc<Health>,
-    host: Arc<Host>,
+    host: Arc<HostResources>,
     trials: HashMap<TrialId, Trial>,
     tasks: Tasks,
     outbox: Outbox,
@@ -222,10 +231,10 @@ struct Agent {
 impl Agent {
     async fn serve(
         &mut self,
-        mut link: JoinHandle<()>,
-        stop_link: oneshot::Sender<()>,
-        (mut from_link, mut from_trials, mut changes): (
-            mpsc::Receiver<LinkEvent>,
+        mut transport: JoinHandle<()>,
+        stop_transport: oneshot::Sender<()>,
+        (mut from_transport, mut from_trials, mut changes): (
+            mpsc::Receiver<TransportEvent>,
             mpsc::Receiver<FromAgent>,
             Changes,
         ),
@@ -234,7 +243,7 @@ impl Agent {
         tokio::pin!(stop);
         // Set once: from then on no new trial is taken and the loop ends with the last trial.
         let mut stopping: Option<tokio::time::Instant> = None;
-        let mut link_ended = None;
+        let mut transport_ended = None;
         let mut heartbeat = tokio::time::interval(HEARTBEAT);
         loop {
             self.health.turned(Instant::now());
@@ -247,9 +256,9 @@ impl Agent {
                     tracing::info!(trials = self.trials.len(), "told to stop");
                     stopping = Some(self.stop_trials());
                 }
-                ended = &mut link, if link_ended.is_none() => {
+                ended = &mut transport, if transport_ended.is_none() => {
                     tracing::error!("the connection's task ended");
-                    link_ended = Some(ended.err());
+                    transport_ended = Some(ended.err());
                     stopping = Some(self.stop_trials());
                 }
                 () = until(stopping) => {
@@ -259,22 +268,22 @@ impl Agent {
                 _ = heartbeat.tick() => {}
                 () = changes.next() => self.look_at_nic(),
                 read = self.nic.next(&self.host) => self.seen(read),
-                Some(event) = from_link.recv() => match event {
-                    LinkEvent::HelloWanted(answer) => {
+                Some(event) = from_transport.recv() => match event {
+                    TransportEvent::HelloWanted(answer) => {
                         self.hello_wanted = Some(answer);
                         self.nic.look(&self.host);
                     }
-                    LinkEvent::Connected(orchestrator) => {
+                    TransportEvent::Connected(orchestrator) => {
                         self.host.network.dialled(orchestrator);
                         self.connected();
                     }
-                    LinkEvent::Lost(reason) => {
+                    TransportEvent::Lost(reason) => {
                         self.health.unconnected(reason);
                         self.outbox.lost();
                         self.host.metrics.lost();
                     }
-                    LinkEvent::NotConnected(reason) => self.health.unconnected(reason),
-                    LinkEvent::Message(message) => self.obey(message, stopping.is_some()),
+                    TransportEvent::NotConnected(reason) => self.health.unconnected(reason),
+                    TransportEvent::Message(message) => self.obey(message, stopping.is_some()),
                 },
                 Some(message) = from_trials.recv() => self.outbox.push(message),
                 Ok(permit) = to_link.reserve(), if self.outbox.is_ready() => {
@@ -296,22 +305,22 @@ impl Agent {
             Ok((found, left)) if !found.is_empty() => tracing::warn!(?found, ?left, "removed at the end"),
             Ok(_) => {}
             // Returned below: the orchestrator is owed its farewell all the same.
-            Err(error) => tracing::error!("the host could not be looked over: {}", crate::chain(error)),
+            Err(error) => tracing::error!("the host could not be looked over: {}", chain(error)),
         }
         while let Ok(message) = from_trials.try_recv() {
             self.outbox.push(message);
         }
-        if let Some(error) = link_ended {
+        if let Some(error) = transport_ended {
             return Err(AgentError::LinkEnded(error));
         }
-        let last = say_the_last(&mut self.outbox, &self.to_link, &mut from_link);
+        let last = say_the_last(&mut self.outbox, &self.to_link, &mut from_transport);
         let said = tokio::time::timeout(FAREWELL_TIMEOUT, last).await;
         // The receiver is gone only if the task has ended, which the next lines see.
-        let _ = stop_link.send(());
-        drop(from_link);
-        match tokio::time::timeout(FAREWELL_TIMEOUT, &mut link).await {
+        let _ = stop_transport.send(());
+        drop(from_transport);
+        match tokio::time::timeout(FAREWELL_TIMEOUT, &mut transport).await {
             Ok(ended) => ended.map_err(|error| AgentError::LinkEnded(Some(error)))?,
-            Err(_) => link.abort(),
+            Err(_) => transport.abort(),
         }
         if said.is_err() {
             tracing::warn!("the orchestrator takes no messages: the last ones are not said");
@@ -359,12 +368,12 @@ impl Agent {
     /// Tells what the test NIC is now, if it is not what was told: campaigns are planned by it.
     fn seen(&mut self, read: nic::Read) {
         let nic = read.unwrap_or_else(|error| {
-            tracing::error!("what the test NIC is now can't be read: {}", crate::chain(&error));
+            tracing::error!("what the test NIC is now can't be read: {}", chain(&error));
             self.told.clone()
         });
         if let Some(answer) = self.hello_wanted.take() {
             self.told = nic;
-            // The link no longer wants it if it has lost the connection meanwhile.
+            // The transport no longer wants it if it has lost the connection meanwhile.
             drop(answer.send(self.hello()));
             return;
         }

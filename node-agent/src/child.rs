@@ -23,6 +23,7 @@ use tokio::process::ChildStderr;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use toll_protocol::child::{ChildCommand, ChildEvent};
+use toll_protocol::error::chain;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::Failure;
 
@@ -241,8 +242,7 @@ impl Watch {
                 Ok(Some(event)) => self.report(ChildReport::Said(event)).await,
                 Ok(None) => return true,
                 Err(error) => {
-                    let reason =
-                        format!("{} said what can't be understood: {}", self.name, crate::chain(&error));
+                    let reason = format!("{} said what can't be understood: {}", self.name, chain(&error));
                     let failure = Failure { reason, last_words: words.lines() };
                     self.report(ChildReport::Said(ChildEvent::Failed(failure))).await;
                     return false;

@@ -17,6 +17,7 @@ use nix::sched::{CpuSet, sched_getaffinity};
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, setsockopt, socket, sockopt};
 use nix::sys::utsname::uname;
 use nix::unistd::Pid;
+use toll_protocol::error::chain;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::printable::printable;
 use toll_protocol::trial::{CONGESTION_CONTROLS, TrialId};
@@ -128,11 +129,7 @@ async fn iperf3(usual: Option<&str>, asking: &Asking<'_>) -> Result<String, Stri
     let found = output
         .map_err(|error| {
             let endpoint = asking.programs.join(PROGRAM);
-            format!(
-                "{} iperf3, which looks for it, could not be run: {}",
-                endpoint.display(),
-                crate::chain(&error)
-            )
+            format!("{} iperf3, which looks for it, could not be run: {}", endpoint.display(), chain(&error))
         })
         .and_then(|output| usable_iperf3(&output, usual));
     found.inspect_err(|why| tracing::info!("no trial will use iperf3: {why}"))

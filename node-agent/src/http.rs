@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
 
 use crate::health::Health;
+use toll_protocol::error::chain;
 
 /// Connections at a time; one more takes the place of the oldest.
 const MOST_CONNECTIONS: usize = 32;
@@ -133,7 +134,7 @@ async fn converse(stream: TcpStream, router: Router) {
     match tokio::time::timeout(LONGEST_CONNECTION, connection).await {
         Ok(Ok(())) => {}
         // Peers that go away or babble are no business of ours.
-        Ok(Err(error)) => tracing::debug!("a connection ended: {}", crate::chain(&error)),
+        Ok(Err(error)) => tracing::debug!("a connection ended: {}", chain(&error)),
         Err(_) => tracing::debug!("a connection lasted too long"),
     }
 }

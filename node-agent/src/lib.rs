@@ -12,12 +12,12 @@ pub mod http;
 mod hubs;
 pub mod identity;
 pub mod labels;
-pub mod link;
 pub mod metrics;
 pub mod network;
 mod outbox;
 mod runner;
 pub mod stop;
+pub mod transport;
 pub mod trial;
 pub mod users;
 
@@ -36,16 +36,4 @@ impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)
     }
-}
-
-/// An error and all its sources on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

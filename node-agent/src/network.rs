@@ -21,6 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
 use toll_protocol::child::VmmPort;
+use toll_protocol::error::chain;
 use toll_protocol::facts::{NicFacts, Wire};
 use toll_protocol::trial::TrialId;
 use toll_protocol::units::{AddressRange, InterfaceAddress, MacAddress};
@@ -364,7 +365,7 @@ impl Network {
     pub async fn tear_down(&self, trial: TrialId) -> Vec<String> {
         match self.remove(|link| made_for(link) == Some(trial)).await {
             Ok((_, leftovers)) => leftovers,
-            Err(error) => vec![format!("{}: {}", bridge_name(trial), crate::chain(&error))],
+            Err(error) => vec![format!("{}: {}", bridge_name(trial), chain(&error))],
         }
     }
 
@@ -398,7 +399,7 @@ impl Network {
             let mut leftovers: Vec<String> =
                 left.iter().filter(|link| ours(link)).map(|link| link.name.clone()).collect();
             if !leftovers.is_empty() {
-                leftovers.extend(reasons.iter().map(|reason| crate::chain(reason)));
+                leftovers.extend(reasons.iter().map(|reason| chain(reason)));
             }
             Ok((found.iter().map(|link| link.name.clone()).collect(), leftovers))
         })

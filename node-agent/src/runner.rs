@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Outside, VmmConfig, VmmPort};
+use toll_protocol::error::chain;
 use toll_protocol::facts::{HostFacts, NicFacts};
 use toll_protocol::message::FromAgent;
 use toll_protocol::report::{EndReport, Failure};
@@ -31,7 +32,7 @@ use crate::users::Users;
 const GUEST_MEMORY: Bytes = Bytes(64 << 20);
 
 /// What all trials of a host share.
-pub(crate) struct Host {
+pub(crate) struct HostResources {
     pub(crate) network: Network,
     pub(crate) spawner: Spawner,
     /// Whom children become.
@@ -46,7 +47,7 @@ pub(crate) struct Host {
     pub(crate) hubs: Hubs,
 }
 
-impl Host {
+impl HostResources {
     /// Lets go of everything that `trial` holds of the host. Returns what is left of it, and why.
     pub(crate) async fn release(&self, trial: TrialId) -> Vec<String> {
         self.hubs.forget(trial);
@@ -65,7 +66,7 @@ impl Host {
 
 /// One trial on this host.
 pub(crate) struct Runner {
-    pub(crate) host: Arc<Host>,
+    pub(crate) host: Arc<HostResources>,
     pub(crate) trial: TrialId,
     pub(crate) end: EndSpec,
     /// From the orchestrator and the agent.
@@ -150,7 +151,7 @@ impl Runner {
                 held.capture = reservation;
                 first
             }
-            Err(error) => Event::Refuse(Failure::new(crate::chain(&error))),
+            Err(error) => Event::Refuse(Failure::new(chain(&error))),
         }
     }
 
@@ -324,10 +325,10 @@ impl Runner {
         let (reports, receiver) = mpsc::channel(64);
         let program: &Path = &self.host.programs.join(program);
         let user = self.host.users.take(self.trial).await;
-        let user = user.map_err(|error| Failure::new(crate::chain(&error)))?;
+        let user = user.map_err(|error| Failure::new(chain(&error)))?;
         let start = Start { program, environment, user, socket: held.socket.take() };
         let child = Child::spawn(&self.host.spawner, start, reports).await;
-        let child = held.child.insert(child.map_err(|error| Failure::new(crate::chain(&error)))?);
+        let child = held.child.insert(child.map_err(|error| Failure::new(chain(&error)))?);
         held.reports = Some(receiver);
         tracing::info!(trial = %self.trial, program = %program.display(), process = child.id(), "started");
         let told = match configure {
@@ -335,7 +336,7 @@ impl Runner {
             Configure::Vmm(config) => child.tell(&ChildCommand::Configure(config)),
         };
         if let Err(error) = told {
-            tracing::error!(trial = %self.trial, "{}", crate::chain(&error));
+            tracing::error!(trial = %self.trial, "{}", chain(&error));
             child.kill();
         }
         Ok(())
@@ -372,7 +373,7 @@ impl Runner {
     /// A child that can't be told is about to end, or hangs: its end or the deadline says so.
     fn tell(&self, held: &Held, command: &ChildCommand<()>) {
         if let Some(Err(error)) = held.child.as_ref().map(|child| child.tell(command)) {
-            tracing::warn!(trial = %self.trial, "{}", crate::chain(&error));
+            tracing::warn!(trial = %self.trial, "{}", chain(&error));
         }
     }
 
@@ -421,5 +422,5 @@ enum Configure {
 
 /// Makes the event of a step that failed.
 fn failed(event: impl FnOnce(Failure) -> Event) -> impl FnOnce(NetworkError) -> Event {
-    |error| event(Failure::new(crate::chain(&error)))
+    |error| event(Failure::new(chain(&error)))
 }

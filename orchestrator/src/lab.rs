@@ -64,7 +64,7 @@ pub enum LabError {
 
 /// One host of a lab.
 #[derive(Debug)]
-pub struct Host {
+pub struct LabHost {
     /// Its name: `host-1`.
     pub name: String,
     /// Its namespace.
@@ -81,7 +81,7 @@ pub struct Host {
 #[derive(Debug)]
 pub struct Lab {
     /// Hosts, `host-1` first.
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<LabHost>,
 }
 
 impl Lab {
@@ -98,7 +98,7 @@ impl Lab {
                 let last = u8::try_from(base + index).unwrap_or(u8::MAX);
                 InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, last), prefix: PREFIX }
             };
-            hosts.push(Host {
+            hosts.push(LabHost {
                 name: format!("host-{}", index + 1),
                 namespace: namespace::Namespace::new()?,
                 cpus: share(&allowed, index as usize, spec.count as usize),

@@ -316,7 +316,7 @@ impl Ledger {
     /// [`LedgerError::Planned`], [`LedgerError::DiskFull`], [`LedgerError::Busy`], [`LedgerError::Database`].
     pub fn set_plan(
         &mut self,
-        hosts: Vec<plan::Host>,
+        hosts: Vec<plan::PlannedHost>,
         planned: Vec<PlannedTrial>,
         provenance: &Provenance,
     ) -> Result<(), LedgerError> {

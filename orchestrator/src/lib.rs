@@ -12,7 +12,6 @@ pub mod http;
 pub mod kube;
 pub mod lab;
 pub mod ledger;
-pub mod link;
 pub mod manifest;
 pub mod metrics;
 pub mod pki;
@@ -31,3 +30,4 @@ pub mod summary;
 #[cfg(test)]
 mod test_support;
 pub mod trace;
+pub mod transport;

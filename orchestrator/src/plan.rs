@@ -32,7 +32,7 @@ const SLOWEST: BitRate = BitRate(1_000_000);
 
 /// A host as the plan needs it. The ledger keeps it, so that the plan can be made again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Host {
+pub struct PlannedHost {
     /// Its agent's name.
     pub name: String,
     /// Address for the virtual end that stands on it; without one it can have none.
@@ -92,7 +92,12 @@ pub struct Plan {
 impl Plan {
     /// Plans `campaign` on `hosts`, in an order drawn from `seed`. Trial ids are what `id` gives, in the plan's order,
     /// so that two runs of one campaign never share one, and that a plan made again has those that it had.
-    pub fn new(campaign: &Campaign, hosts: &[Host], seed: u64, mut id: impl FnMut() -> TrialId) -> Self {
+    pub fn new(
+        campaign: &Campaign,
+        hosts: &[PlannedHost],
+        seed: u64,
+        mut id: impl FnMut() -> TrialId,
+    ) -> Self {
         let mut order = ChaCha8Rng::seed_from_u64(seed);
         let (mut cells, mut trials) = (Vec::new(), Vec::new());
         for (a, b) in pairs(campaign.pairs, hosts) {
@@ -119,8 +124,8 @@ impl Plan {
 
 /// Why trials of `campaign` can't have one MTU on `hosts`, if they can't: the NICs differ and the campaign does not say
 /// which, or one of them carries less than it says.
-pub fn carried(campaign: &Campaign, hosts: &[Host]) -> Option<String> {
-    let with_mtu = |host: &Host| format!("{} {}", host.name, host.mtu);
+pub fn carried(campaign: &Campaign, hosts: &[PlannedHost]) -> Option<String> {
+    let with_mtu = |host: &PlannedHost| format!("{} {}", host.name, host.mtu);
     if let Some(mtu) = campaign.mtu {
         let below: Vec<String> = hosts.iter().filter(|host| host.mtu < mtu).map(with_mtu).collect();
         return (!below.is_empty()).then(|| {
@@ -153,7 +158,7 @@ pub fn draw(generator: &mut impl rand::Rng) -> TrialId {
     TrialId::new(generator.next_u64()).near()
 }
 
-fn pairs(pairs: Pairs, hosts: &[Host]) -> Vec<(&Host, &Host)> {
+fn pairs(pairs: Pairs, hosts: &[PlannedHost]) -> Vec<(&PlannedHost, &PlannedHost)> {
     let count = hosts.len();
     match pairs {
         Pairs::All => (0..count).flat_map(|a| (a + 1..count).map(move |b| (a, b))).collect::<Vec<_>>(),
@@ -167,7 +172,7 @@ fn pairs(pairs: Pairs, hosts: &[Host]) -> Vec<(&Host, &Host)> {
 }
 
 /// Every arm, peer and direction of a pair and workload.
-fn matrix(campaign: &Campaign, a: &Host, b: &Host, workload: &Workload) -> Vec<Cell> {
+fn matrix(campaign: &Campaign, a: &PlannedHost, b: &PlannedHost, workload: &Workload) -> Vec<Cell> {
     let mut cells = Vec::new();
     for arm in &campaign.arms {
         for peer in &arm.peers {
@@ -184,8 +189,8 @@ fn cell(
     (arm, mtu): (&Arm, Option<u16>),
     peer: Peer,
     direction: Direction,
-    a: &Host,
-    b: &Host,
+    a: &PlannedHost,
+    b: &PlannedHost,
     workload: &Workload,
 ) -> Cell {
     let far = match (peer, &arm.kind) {
@@ -200,7 +205,7 @@ fn cell(
     let drain = rate.map_or(Duration::ZERO, |rate| {
         Duration::from_secs_f64(IN_FLIGHT.0 as f64 * 8.0 / (rate.0.max(SLOWEST.0) as f64))
     });
-    let end = |kind: EndKind, host: &Host, direction, open, (cpu, io_cpu)| {
+    let end = |kind: EndKind, host: &PlannedHost, direction, open, (cpu, io_cpu)| {
         let (address, gateway) = address(&kind, host, open);
         let job = Job { open, direction, timing, traffic: traffic.clone() };
         let deadline = Span::from(job.longest().duration() + GRACE.duration() + drain);
@@ -232,7 +237,7 @@ const PRIVATE_FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 16);
 
 /// Address and gateway of an end. Unspecified (RFC 1122, 3.2.1.3) where the host has none for it: no virtual end is ever
 /// begun there.
-fn address(kind: &EndKind, host: &Host, open: Open) -> (InterfaceAddress, Option<Ipv4Addr>) {
+fn address(kind: &EndKind, host: &PlannedHost, open: Open) -> (InterfaceAddress, Option<Ipv4Addr>) {
     let private = |address| InterfaceAddress { address, prefix: PRIVATE_PREFIX };
     match kind.network_mode() {
         Some(NetworkMode::Nat) => (private(PRIVATE), Some(PRIVATE_GATEWAY)),
@@ -266,8 +271,8 @@ mod tests {
         toll_protocol::campaign::parse(&text).expect("is good")
     }
 
-    fn hosts(count: u8) -> Vec<Host> {
-        let host = |n| Host {
+    fn hosts(count: u8) -> Vec<PlannedHost> {
+        let host = |n| PlannedHost {
             name: format!("host-{n}"),
             virtual_address: Some(InterfaceAddress { address: [10, 77, 0, 100 + n].into(), prefix: 24 }),
             mtu: 1500,
@@ -323,7 +328,8 @@ mod tests {
     #[test]
     fn a_slow_link_gives_its_buffers_time_to_empty() {
         let deadline = |rate| {
-            let hosts: Vec<Host> = hosts(2).into_iter().map(|host| Host { rate, ..host }).collect();
+            let hosts: Vec<PlannedHost> =
+                hosts(2).into_iter().map(|host| PlannedHost { rate, ..host }).collect();
             Plan::new(&campaign(1, "all"), &hosts, 1, || draw(&mut rand::rng())).cells[0].a.deadline
         };
         // 0.5 s of warm-up, 2 s, the grace; and 6 MiB at 1 Mb/s.

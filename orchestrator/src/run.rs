@@ -21,13 +21,13 @@ use toll_protocol::service::{CampaignState, CampaignStatus};
 use crate::exit::{Exit, print_out};
 use crate::lab::{self, AgentProcess, Lab};
 use crate::ledger::LedgerError;
-use crate::link::{AGENT_TIMEOUT, Link};
 use crate::pki::{Authority, DEFAULT_DAYS, SERVER_NAME};
 use crate::progress::Progress;
 use crate::scheduler::{self, Policy};
 use crate::service::handle::{self, Handle};
 use crate::service::store::{LEDGER, REPORT, Store, make_directories};
 use crate::service::{LabHosts, Observer, Options, Service};
+use crate::transport::{AGENT_TIMEOUT, Transport};
 use crate::{binaries, plan, report};
 
 /// How long an agent may take to clean its host when it is asked to end.
@@ -181,14 +181,15 @@ async fn in_lab(
     let lab = Lab::new(spec).await?;
     let authority = Authority::new(DEFAULT_DAYS)?;
     let identity = authority.issue(SERVER_NAME, DEFAULT_DAYS)?;
-    let (link, events) = Link::bind(SocketAddr::from((lab::ORCHESTRATOR, 0)), &identity, AGENT_TIMEOUT)?;
+    let (transport, events) =
+        Transport::bind(SocketAddr::from((lab::ORCHESTRATOR, 0)), &identity, AGENT_TIMEOUT)?;
     let mut agents = Vec::new();
     for host in &lab.hosts {
         let log = out.join(format!("{}.log", host.name));
         let log = File::create(&log).with_context(|| format!("{} can't be made", log.display()))?;
         // This is the main thread, which outlives the lab: the agents die with it.
         let identity = authority.issue(&host.name, DEFAULT_DAYS)?;
-        agents.push(AgentProcess::start(agent, host, link.address(), &identity, captures, log)?);
+        agents.push(AgentProcess::start(agent, host, transport.address(), &identity, captures, log)?);
     }
     let options = Options {
         lab: Some(hosts_of(&lab, spec)),
@@ -198,7 +199,7 @@ async fn in_lab(
     let (handle, questions) = handle::channel();
     let agents = Arc::new(Mutex::new(agents));
     let observer = LabObserver { progress: Progress::new(), agents: agents.clone(), told: Vec::new() };
-    let service = Service::new(options, link, events, questions, observer)?;
+    let service = Service::new(options, transport, events, questions, observer)?;
     let (over, is_over) = oneshot::channel::<()>();
     let service = tokio::spawn(service.run(async move {
         // Dropped, it says the same.
@@ -242,7 +243,7 @@ async fn follow(handle: &Handle, manifest: &str, cancel: &mut mpsc::Receiver<()>
 
 /// The hosts of a lab, as a plan needs them.
 fn hosts_of(lab: &Lab, spec: &campaign::Lab) -> LabHosts {
-    let host = |host: &lab::Host| plan::Host {
+    let host = |host: &lab::LabHost| plan::PlannedHost {
         name: host.name.clone(),
         virtual_address: Some(host.virtual_end),
         mtu: spec.mtu,

@@ -12,22 +12,22 @@
 //! Each planned trial ends with exactly one `Record`. A host is in one trial at a time, whatever campaigns there are,
 //! and gets the next only when the last one's record is stored and its host says that nothing is left of it.
 
+mod active_campaign;
 mod connections;
-mod course;
 mod ends;
-mod fit;
+mod events;
+mod feasibility;
 mod fleet;
 mod flight;
 mod process;
 #[cfg(test)]
 mod tests;
-mod words;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use course::{Course, Stage};
-pub use course::{Hosts, NewCampaign, ResumedCampaign};
+use active_campaign::{ActiveCampaign, CampaignStage};
+pub use active_campaign::{Hosts, NewCampaign, ResumedCampaign};
 use ends::{begin, stray};
 use fleet::{Availability, Fleet, Told};
 use flight::{EndId, Flight, Step};
@@ -39,10 +39,10 @@ use toll_protocol::result::{Outcome, TrialRecord};
 use toll_protocol::service::AgentStatus;
 use toll_protocol::trial::{EndReady, TrialId};
 
-pub use words::{Command, Ending, Event, Now, Phase, Policy, Progress};
+pub use events::{Command, Ending, Event, Now, Phase, Policy, Progress};
 
-use crate::link::Session;
 use crate::plan::{self, Plan};
+use crate::transport::Session;
 
 /// Campaigns under way on a fleet.
 #[derive(Debug)]
@@ -52,7 +52,7 @@ pub struct Scheduler {
     ids: ChaCha12Rng,
     fleet: Fleet,
     /// In the order of their submission.
-    courses: Vec<Course>,
+    campaigns: Vec<ActiveCampaign>,
     flights: BTreeMap<TrialId, (String, Flight)>,
     /// Whether a trial may be able to begin that could not before. Messages come many times a second while trials are
     /// measured, and a campaign may have a hundred thousand of them.
@@ -66,7 +66,7 @@ impl Scheduler {
             policy,
             ids: ChaCha12Rng::seed_from_u64(ids),
             fleet: Fleet::new(policy.cluster),
-            courses: Vec::new(),
+            campaigns: Vec::new(),
             flights: BTreeMap::new(),
             changed: false,
         }
@@ -77,15 +77,15 @@ impl Scheduler {
         let mut out = Vec::new();
         match event {
             Event::Submit(campaign) => {
-                let (id, stage) = (campaign.id.clone(), Stage::Waiting(campaign));
-                self.courses.push(Course::new(id, stage, now.elapsed));
+                let (id, stage) = (campaign.id.clone(), CampaignStage::Waiting(campaign));
+                self.campaigns.push(ActiveCampaign::new(id, stage, now.elapsed));
                 self.changed = true;
             }
             Event::Resume(campaign) => self.resume(*campaign, now, &mut out),
             Event::PlanStored { campaign } => {
-                if let Some(course) = self.course(&campaign) {
-                    (course.stage, course.ready_since) = (Stage::Running, now.elapsed);
-                    if let Some(reason) = course.cancelled.clone() {
+                if let Some(active) = self.campaign(&campaign) {
+                    (active.stage, active.ready_since) = (CampaignStage::Running, now.elapsed);
+                    if let Some(reason) = active.cancelled.clone() {
                         self.skip_all(&campaign, &reason, &mut out);
                     }
                     self.changed = true;
@@ -119,8 +119,8 @@ impl Scheduler {
                 self.changed = true;
             }
             Event::Stored { trial, campaign } => {
-                if let Some(course) = self.course(&campaign) {
-                    course.unstored = course.unstored.saturating_sub(1);
+                if let Some(active) = self.campaign(&campaign) {
+                    active.unstored = active.unstored.saturating_sub(1);
                 }
                 self.fly(trial, Step::Stored, now, &mut out);
                 self.changed = true;
@@ -159,13 +159,13 @@ impl Scheduler {
 
     /// Trials that wait for their hosts.
     pub fn waiting(&self) -> usize {
-        self.courses.iter().flat_map(|course| &course.queues).map(|queue| queue.trials.len()).sum()
+        self.campaigns.iter().flat_map(|active| &active.queues).map(|queue| queue.trials.len()).sum()
     }
 
     /// How far a campaign with a plan is; `None` for one that has none, or is not known (any more).
     pub fn progress(&self, campaign: &str, now: Now) -> Option<Progress> {
-        let course = self.courses.iter().find(|course| course.id == campaign)?;
-        let plan = course.plan.as_ref()?;
+        let active = self.campaigns.iter().find(|active| active.id == campaign)?;
+        let plan = active.plan.as_ref()?;
         let running = |flight: &Flight| {
             let trial = &plan.trials[flight.index];
             let key = &plan.cells[trial.cell].key;
@@ -173,13 +173,13 @@ impl Scheduler {
             format!("{} {} to {}, {} and {}, block {block}", key.arm, key.direction, key.peer, pair.a, pair.b)
         };
         let flights = self.flights.values().filter(|(id, flight)| id == campaign && flight.is_open());
-        Some(course.progress(flights.map(|(_, flight)| running(flight)).collect(), now.elapsed))
+        Some(active.progress(flights.map(|(_, flight)| running(flight)).collect(), now.elapsed))
     }
 
     /// Why a campaign has no plan yet, if it hasn't.
     pub fn waits_for(&self, campaign: &str) -> Option<String> {
-        let course = self.courses.iter().find(|course| course.id == campaign)?;
-        let Stage::Waiting(waiting) = &course.stage else { return None };
+        let active = self.campaigns.iter().find(|active| active.id == campaign)?;
+        let CampaignStage::Waiting(waiting) = &active.stage else { return None };
         let Hosts::Select(select) = &waiting.hosts else { return Some("its hosts have not come yet".into()) };
         let there = self.fleet.candidates(|labels| select.selects(labels)).len();
         Some(if there < select.at_least as usize {
@@ -189,19 +189,19 @@ impl Scheduler {
         })
     }
 
-    fn course(&mut self, id: &str) -> Option<&mut Course> {
-        self.courses.iter_mut().find(|course| course.id == id)
+    fn campaign(&mut self, id: &str) -> Option<&mut ActiveCampaign> {
+        self.campaigns.iter_mut().find(|active| active.id == id)
     }
 
     fn resume(&mut self, resumed: ResumedCampaign, now: Now, out: &mut Vec<Command>) {
         self.fleet.restore(&resumed.hosts, now.elapsed);
         let over: Vec<usize> =
             resumed.recorded.iter().copied().chain(resumed.begun.iter().map(|(index, _)| *index)).collect();
-        let mut course = Course::new(resumed.id.clone(), Stage::Running, now.elapsed);
-        (course.counts, course.flying) = (resumed.counts, resumed.begun.len());
-        course.cancelled.clone_from(&resumed.cancelled);
-        course.planned(resumed.plan.clone(), &mut self.fleet, &over, now.elapsed);
-        self.courses.push(course);
+        let mut active = ActiveCampaign::new(resumed.id.clone(), CampaignStage::Running, now.elapsed);
+        (active.counts, active.flying) = (resumed.counts, resumed.begun.len());
+        active.cancelled.clone_from(&resumed.cancelled);
+        active.planned(resumed.plan.clone(), &mut self.fleet, &over, now.elapsed);
+        self.campaigns.push(active);
         for (index, started) in resumed.begun {
             let trial = &resumed.plan.trials[index];
             let cell = &resumed.plan.cells[trial.cell];
@@ -281,19 +281,19 @@ impl Scheduler {
     }
 
     fn cancel(&mut self, campaign: &str, reason: String, now: Now, out: &mut Vec<Command>) {
-        let Some(course) = self.course(campaign) else { return };
-        course.cancelled.get_or_insert_with(|| reason.clone());
-        match course.stage {
-            Stage::Waiting(_) => {
-                course.stage = Stage::Over;
+        let Some(active) = self.campaign(campaign) else { return };
+        active.cancelled.get_or_insert_with(|| reason.clone());
+        match active.stage {
+            CampaignStage::Waiting(_) => {
+                active.stage = CampaignStage::Over;
                 out.push(Command::Finished {
                     campaign: campaign.to_owned(),
                     ending: Ending::Cancelled(reason),
                 });
             }
             // Its trials are skipped once there is a plan to say so of.
-            Stage::Storing | Stage::Abandoned | Stage::Over => {}
-            Stage::Running => {
+            CampaignStage::Storing | CampaignStage::Abandoned | CampaignStage::Over => {}
+            CampaignStage::Running => {
                 self.skip_all(campaign, &reason, out);
                 let of_it =
                     |(trial, (id, _)): (&TrialId, &(String, Flight))| (id == campaign).then_some(*trial);
@@ -307,9 +307,9 @@ impl Scheduler {
     }
 
     fn abandon(&mut self, campaign: &str, now: Now, out: &mut Vec<Command>) {
-        let Some(course) = self.course(campaign) else { return };
-        course.drain();
-        course.stage = Stage::Abandoned;
+        let Some(active) = self.campaign(campaign) else { return };
+        active.drain();
+        active.stage = CampaignStage::Abandoned;
         let of_it = self.flights.iter().filter(|(_, (id, _))| id == campaign);
         let flying: Vec<TrialId> = of_it.map(|(trial, _)| *trial).collect();
         for trial in flying {
@@ -319,9 +319,9 @@ impl Scheduler {
     }
 
     fn skip_all(&mut self, campaign: &str, reason: &str, out: &mut Vec<Command>) {
-        if let Some(course) = self.course(campaign) {
-            for index in course.drain() {
-                skip(course, index, reason.to_owned(), out);
+        if let Some(active) = self.campaign(campaign) {
+            for index in active.drain() {
+                skip(active, index, reason.to_owned(), out);
             }
         }
     }
@@ -344,8 +344,8 @@ impl Scheduler {
                 format!("the connection to the agent of {host} was lost for over {} s", grace.as_secs());
             self.fly(trial, Step::HostGone { host, reason, died: false }, now, out);
         }
-        let courses = &self.courses;
-        self.fleet.tick(|host| courses.iter().any(|course| course.wants(host)), now.elapsed);
+        let campaigns = &self.campaigns;
+        self.fleet.tick(|host| campaigns.iter().any(|active| active.wants(host)), now.elapsed);
         self.changed = true;
     }
 
@@ -355,14 +355,14 @@ impl Scheduler {
         let outcome = flight.step(step, now, out);
         let over = flight.is_over();
         let (index, started) = (flight.index, flight.started_unix_ms);
-        let Some(course) = self.courses.iter_mut().find(|course| course.id == *campaign) else { return };
+        let Some(active) = self.campaigns.iter_mut().find(|active| active.id == *campaign) else { return };
         if let Some(outcome) = outcome {
-            record(course, index, Some(started), outcome, out);
+            record(active, index, Some(started), outcome, out);
         }
         if !over {
             return;
         }
-        course.flying -= 1;
+        active.flying -= 1;
         for (name, dirt) in flight.dirty_hosts() {
             if let Some(host) = self.fleet.get_mut(name) {
                 host.given_up.get_or_insert_with(|| dirt.to_owned());
@@ -382,8 +382,8 @@ impl Scheduler {
     fn plan(&mut self, now: Now, out: &mut Vec<Command>) {
         let settled =
             self.fleet.last_joined.is_some_and(|at| now.elapsed.saturating_sub(at) >= self.policy.settle);
-        for course in &mut self.courses {
-            let Stage::Waiting(waiting) = &course.stage else { continue };
+        for active in &mut self.campaigns {
+            let CampaignStage::Waiting(waiting) = &active.stage else { continue };
             let hosts = match &waiting.hosts {
                 Hosts::Given(hosts) => hosts.clone(),
                 Hosts::Select(_) if !settled => continue,
@@ -399,17 +399,17 @@ impl Scheduler {
             let count = u32::try_from(hosts.len()).unwrap_or(u32::MAX);
             let too_large = waiting.campaign.too_large(count);
             if let Some(why) = too_large.or_else(|| plan::carried(&waiting.campaign, &hosts)) {
-                course.stage = Stage::Over;
-                out.push(Command::Finished { campaign: course.id.clone(), ending: Ending::Refused(why) });
+                active.stage = CampaignStage::Over;
+                out.push(Command::Finished { campaign: active.id.clone(), ending: Ending::Refused(why) });
                 continue;
             }
             self.fleet.restore(&hosts, now.elapsed);
             let ids = &mut self.ids;
             let plan = Plan::new(&waiting.campaign, &hosts, waiting.seed, || plan::draw(ids));
             let plan = Arc::new(plan);
-            course.planned(plan.clone(), &mut self.fleet, &[], now.elapsed);
-            course.stage = Stage::Storing;
-            out.push(Command::StorePlan { campaign: course.id.clone(), plan, hosts });
+            active.planned(plan.clone(), &mut self.fleet, &[], now.elapsed);
+            active.stage = CampaignStage::Storing;
+            out.push(Command::StorePlan { campaign: active.id.clone(), plan, hosts });
         }
     }
 
@@ -417,9 +417,9 @@ impl Scheduler {
     /// never can. Trials of a host that has been away for too long are skipped when nothing else of their campaign is
     /// left to do: until then it may come back.
     fn dispatch(&mut self, now: Now, out: &mut Vec<Command>) {
-        for course in &mut self.courses {
-            let (Stage::Running, Some(plan)) = (&course.stage, course.plan.clone()) else { continue };
-            let mut queues = std::mem::take(&mut course.queues);
+        for active in &mut self.campaigns {
+            let (CampaignStage::Running, Some(plan)) = (&active.stage, active.plan.clone()) else { continue };
+            let mut queues = std::mem::take(&mut active.queues);
             let mut waits = false;
             let mut overdue: Vec<(usize, String)> = Vec::new();
             for (number, queue) in queues.iter_mut().enumerate() {
@@ -438,45 +438,45 @@ impl Scheduler {
                         }
                         Availability::Never(why) => {
                             queue.trials.pop_front();
-                            skip(course, index, why, out);
+                            skip(active, index, why, out);
                             continue;
                         }
                     }
                     queue.trials.pop_front();
                     if let Some(why) = self.fleet.lacks(hosts, cell) {
-                        skip(course, index, why, out);
+                        skip(active, index, why, out);
                         continue;
                     }
                     let grace = self.policy.grace;
-                    let flight = begin(&mut self.fleet, course, &plan, index, (grace, now), out);
-                    self.flights.insert(plan.trials[index].id, (course.id.clone(), flight));
+                    let flight = begin(&mut self.fleet, active, &plan, index, (grace, now), out);
+                    self.flights.insert(plan.trials[index].id, (active.id.clone(), flight));
                     waits = true;
                     break;
                 }
             }
-            if !waits && course.flying == 0 {
+            if !waits && active.flying == 0 {
                 for (number, why) in overdue {
                     for index in queues[number].trials.drain(..) {
-                        skip(course, index, why.clone(), out);
+                        skip(active, index, why.clone(), out);
                     }
                 }
             }
-            course.put_back(queues);
+            active.put_back(queues);
         }
     }
 
     fn finish(&mut self, out: &mut Vec<Command>) {
-        for course in &mut self.courses {
-            if matches!(course.stage, Stage::Abandoned) && course.flying == 0 {
-                course.stage = Stage::Over;
+        for active in &mut self.campaigns {
+            if matches!(active.stage, CampaignStage::Abandoned) && active.flying == 0 {
+                active.stage = CampaignStage::Over;
             }
         }
-        for course in self.courses.iter_mut().filter(|course| course.is_done()) {
-            course.stage = Stage::Over;
-            let (campaign, ending) = (course.id.clone(), Ending::of(course.cancelled.clone()));
+        for active in self.campaigns.iter_mut().filter(|active| active.is_done()) {
+            active.stage = CampaignStage::Over;
+            let (campaign, ending) = (active.id.clone(), Ending::of(active.cancelled.clone()));
             out.push(Command::Finished { campaign, ending });
         }
-        self.courses.retain(|course| !matches!(course.stage, Stage::Over));
+        self.campaigns.retain(|active| !matches!(active.stage, CampaignStage::Over));
     }
 }
 
@@ -487,20 +487,20 @@ fn forget(host: &str, trial: TrialId, out: &mut Vec<Command>) {
     }
 }
 
-fn skip(course: &mut Course, index: usize, reason: String, out: &mut Vec<Command>) {
-    record(course, index, None, Outcome::Skipped { reason }, out);
+fn skip(active: &mut ActiveCampaign, index: usize, reason: String, out: &mut Vec<Command>) {
+    record(active, index, None, Outcome::Skipped { reason }, out);
 }
 
 fn record(
-    course: &mut Course,
+    active: &mut ActiveCampaign,
     index: usize,
     started_unix_ms: Option<u64>,
     outcome: Outcome,
     out: &mut Vec<Command>,
 ) {
-    let Some(plan) = course.plan.clone() else { return };
+    let Some(plan) = active.plan.clone() else { return };
     let planned = &plan.trials[index];
-    course.count(&outcome);
+    active.count(&outcome);
     let record = TrialRecord {
         trial: planned.id,
         cell: plan.cells[planned.cell].key.clone(),
@@ -509,5 +509,5 @@ fn record(
         started_unix_ms,
         outcome,
     };
-    out.push(Command::Record { campaign: course.id.clone(), record: Box::new(record) });
+    out.push(Command::Record { campaign: active.id.clone(), record: Box::new(record) });
 }

@@ -28,12 +28,12 @@ use crate::http::held::{Answers, BUDGET};
 use crate::http::socket::{self, Socket};
 use crate::http::{self, Api, Pulse};
 use crate::kube::{self, KubeOptions};
-use crate::link::{AGENT_TIMEOUTS, Link};
 use crate::metrics::Metrics;
 use crate::pki::files;
 use crate::scheduler::{Phase, Policy};
 use crate::service::store::{Store, StoreError};
 use crate::service::{Observer, Options, Service, View, handle};
+use crate::transport::{AGENT_TIMEOUTS, Transport};
 
 /// How long no new agent must have come before a campaign is planned on those that are there: agents that the service
 /// has just lost come back within their back-off, which is 5 s at most and mostly shorter.
@@ -152,7 +152,8 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
     let identity = files::read(&arguments.pki).context("the orchestrator has no certificates")?;
     let token = arguments.token_file.as_deref().map(read_token).transpose()?;
     let metrics = Metrics::new().context("the metrics can't be registered")?;
-    let (link, events) = Link::bind(arguments.listen, &identity, arguments.agent_timeout.duration())?;
+    let (transport, events) =
+        Transport::bind(arguments.listen, &identity, arguments.agent_timeout.duration())?;
     let Some(store) = store(arguments, &stop).await? else { return Ok(()) };
     let listener = TcpListener::bind(arguments.http)
         .await
@@ -171,8 +172,8 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
         ..Options::new(store, if arguments.kube { "kubernetes" } else { "fleet" }, policy)
     };
     let (handle, questions) = handle::channel();
-    let agents = link.address();
-    let service = Service::new(options, link, events, questions, Watched(metrics.clone()))?;
+    let agents = transport.address();
+    let service = Service::new(options, transport, events, questions, Watched(metrics.clone()))?;
     let api = Api {
         handle: handle.clone(),
         token: token.map(Arc::from),

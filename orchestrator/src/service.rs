@@ -2,7 +2,7 @@
 //! those who ask to it, and its commands back. `toll serve` runs it on a fleet, `toll run` on a lab.
 //!
 //! ```text
-//!            Link <--- Send ----+              +--- StorePlan, Begun, Record ---> writer thread (durable)
+//!            Transport <--- Send ----+              +--- StorePlan, Begun, Record ---> writer thread (durable)
 //!              |                |              |                                     |
 //!              +--> Event --> Scheduler --> Command                     Wrote -------+
 //!   clock, Handle, dead hosts --^              +--- Finished --> summary, files, status
@@ -36,14 +36,15 @@ use store::{Store, StoreError};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{MissedTickBehavior, interval};
 use toll_protocol::campaign::Campaign;
+use toll_protocol::error::chain;
 use toll_protocol::result::{CampaignResult, HostProvenance, Provenance, TrialRecord};
 use toll_protocol::service::{AgentStatus, CampaignState, Submitted};
 use toll_protocol::units::BitRate;
 use writer::{Done, Job, Writer, Wrote};
 
 use crate::ledger::Entry;
-use crate::link::{Link, LinkEvent};
 use crate::scheduler::{Command, Event, Hosts, NewCampaign, Now, Policy, Progress, Scheduler};
+use crate::transport::{Transport, TransportEvent};
 use crate::{plan, scheduler};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -61,7 +62,7 @@ pub enum ServiceError {
     Thread(#[source] Option<std::io::Error>),
     /// The listener for agents has ended.
     #[error("agents can no longer be heard")]
-    Link,
+    Transport,
 }
 
 /// What a service is started with.
@@ -96,7 +97,7 @@ impl Options {
 #[derive(Debug, Clone)]
 pub struct LabHosts {
     /// The hosts.
-    pub hosts: Vec<plan::Host>,
+    pub hosts: Vec<plan::PlannedHost>,
     /// Rate of their links.
     pub rate: Option<BitRate>,
     /// MTU of their links.
@@ -160,8 +161,8 @@ enum Waiting {
 pub struct Service<O> {
     options: Options,
     scheduler: Scheduler,
-    link: Link,
-    events: mpsc::Receiver<LinkEvent>,
+    transport: Transport,
+    events: mpsc::Receiver<TransportEvent>,
     questions: Questions,
     writer: Writer,
     done: Done,
@@ -186,8 +187,8 @@ impl<O: Observer> Service<O> {
     /// [`ServiceError`].
     pub fn new(
         options: Options,
-        link: Link,
-        events: mpsc::Receiver<LinkEvent>,
+        transport: Transport,
+        events: mpsc::Receiver<TransportEvent>,
         questions: Questions,
         observer: O,
     ) -> Result<Self, ServiceError> {
@@ -196,7 +197,7 @@ impl<O: Observer> Service<O> {
             Writer::start(options.store.clone(), again).map_err(|error| ServiceError::Thread(Some(error)))?;
         let mut service = Self {
             scheduler: Scheduler::new(options.policy, rand::random()),
-            link,
+            transport,
             events,
             questions,
             writer,
@@ -236,7 +237,7 @@ impl<O: Observer> Service<O> {
                 () = &mut stop => break Ok(()),
                 event = self.events.recv() => match event {
                     Some(event) => self.heard(event),
-                    None => Err(ServiceError::Link),
+                    None => Err(ServiceError::Transport),
                 },
                 done = self.done.recv() => match done {
                     Some((id, wrote)) => self.wrote(&id, wrote),
@@ -250,20 +251,20 @@ impl<O: Observer> Service<O> {
                 break Err(error);
             }
         };
-        let Self { link, writer, observer, .. } = self;
-        link.close().await;
+        let Self { transport, writer, observer, .. } = self;
+        transport.close().await;
         // Blocks for as long as the last results take to be kept.
         tokio::task::block_in_place(|| writer.finish());
         ended.map(|()| observer)
     }
 
-    fn heard(&mut self, event: LinkEvent) -> Result<(), ServiceError> {
+    fn heard(&mut self, event: TransportEvent) -> Result<(), ServiceError> {
         let Some(event) = self.heard_now(event) else { return Ok(()) };
         let event = match event {
-            LinkEvent::Connected { host, session, facts, labels, held } => {
+            TransportEvent::Connected { host, session, facts, labels, held } => {
                 if !self.scheduler.has_room_for(&host, MOST_HOSTS) {
                     tracing::warn!(host, "refused: there are {MOST_HOSTS} hosts, the most that are taken");
-                    self.link.dismiss(
+                    self.transport.dismiss(
                         &host,
                         session.number,
                         "the orchestrator has as many hosts as it takes",
@@ -274,14 +275,14 @@ impl<O: Observer> Service<O> {
                 self.changed = true;
                 Event::AgentConnected { host, session, facts, labels, held }
             }
-            LinkEvent::Lost { host, session } => {
+            TransportEvent::Lost { host, session } => {
                 if self.scheduler.hears(&host, session) {
                     tracing::info!(host, "agent lost");
                 }
                 self.changed = true;
                 Event::AgentLost { host, session }
             }
-            LinkEvent::Refused { host, holder, newcomer } => {
+            TransportEvent::Refused { host, holder, newcomer } => {
                 let [at, other] = [holder, newcomer].map(|address| address.ip().to_canonical());
                 if self.scheduler.refused(&host, at, other, self.now()) {
                     tracing::warn!(
@@ -294,11 +295,11 @@ impl<O: Observer> Service<O> {
                 return Ok(());
             }
             // Of a connection that another one has replaced: another process may speak on that.
-            LinkEvent::Message { host, session, .. } if !self.scheduler.hears(&host, session) => {
+            TransportEvent::Message { host, session, .. } if !self.scheduler.hears(&host, session) => {
                 return Ok(());
             }
             // Its time is that at which it was heard: what it waited for this task is the service's own.
-            LinkEvent::Message { host, message, at, .. } => {
+            TransportEvent::Message { host, message, at, .. } => {
                 let elapsed = at.saturating_duration_since(self.began);
                 let now = Now { elapsed, unix_ms: unix_ms() };
                 return self.step_at(Event::Agent { host, message }, now);
@@ -377,7 +378,7 @@ impl<O: Observer> Service<O> {
     fn step_at(&mut self, event: Event, now: Now) -> Result<(), ServiceError> {
         for command in self.scheduler.step(event, now) {
             match command {
-                Command::Send { host, message } => self.link.send(&host, message),
+                Command::Send { host, message } => self.transport.send(&host, message),
                 Command::StorePlan { campaign, plan, hosts } => self.store_plan(&campaign, &plan, hosts)?,
                 Command::Begun { campaign, trial, unix_ms, since } => {
                     self.observer.begun(self.began.elapsed().saturating_sub(since));
@@ -410,7 +411,7 @@ impl<O: Observer> Service<O> {
         &mut self,
         id: &str,
         plan: &plan::Plan,
-        hosts: Vec<plan::Host>,
+        hosts: Vec<plan::PlannedHost>,
     ) -> Result<(), ServiceError> {
         let mut provenance = self.provenance(&hosts);
         provenance.mtu = plan.cells.first().map(|cell| cell.a.mtu);
@@ -424,7 +425,7 @@ impl<O: Observer> Service<O> {
     }
 
     /// Provenance of a campaign on `hosts`, as far as it is known.
-    fn provenance(&self, hosts: &[plan::Host]) -> Provenance {
+    fn provenance(&self, hosts: &[plan::PlannedHost]) -> Provenance {
         let lab = self.options.lab.as_ref();
         let mtu = hosts.iter().map(|host| host.mtu).min();
         Provenance {
@@ -448,7 +449,7 @@ impl<O: Observer> Service<O> {
         if let Some(kept) = self.kept.get_mut(id) {
             kept.trouble = match &wrote {
                 Wrote::Failed { error, again: true } => {
-                    Some(format!("its ledger takes nothing for now: {}", kept::chain(error)))
+                    Some(format!("its ledger takes nothing for now: {}", chain(error)))
                 }
                 _ => None,
             };
@@ -466,7 +467,7 @@ impl<O: Observer> Service<O> {
                 Ok(())
             }
             Wrote::Failed { error, again: true } => {
-                tracing::error!(campaign = id, "tried again in a second: {}", kept::chain(&error));
+                tracing::error!(campaign = id, "tried again in a second: {}", chain(&error));
                 Ok(())
             }
             Wrote::Failed { error, again: false } => self.abandon(id, &error),

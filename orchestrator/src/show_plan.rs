@@ -3,14 +3,18 @@
 use comfy_table::{CellAlignment, Table, presets};
 use toll_protocol::campaign::{Campaign, Lab};
 
-use crate::plan::{self, Host, Plan};
+use crate::plan::{self, Plan, PlannedHost};
 use crate::progress::left;
 
 /// The plan of `campaign` on the lab that it names, for people.
 pub fn show(campaign: &Campaign, lab: &Lab) -> String {
-    let host =
-        |n: u32| Host { name: format!("host-{n}"), virtual_address: None, mtu: lab.mtu, rate: lab.rate };
-    let hosts: Vec<Host> = (1..=lab.count).map(host).collect();
+    let host = |n: u32| PlannedHost {
+        name: format!("host-{n}"),
+        virtual_address: None,
+        mtu: lab.mtu,
+        rate: lab.rate,
+    };
+    let hosts: Vec<PlannedHost> = (1..=lab.count).map(host).collect();
     let seed = campaign.seed.unwrap_or(0);
     let plan = Plan::new(campaign, &hosts, seed, || plan::draw(&mut rand::rng()));
     let mut table = Table::new();

@@ -4,12 +4,12 @@
 use std::fs;
 use std::time::Duration;
 
-use toll_orchestrator::link::{AGENT_TIMEOUT, Link};
 use toll_orchestrator::pki::{Authority, DEFAULT_DAYS, SERVER_NAME};
 use toll_orchestrator::scheduler::Policy;
 use toll_orchestrator::service::handle::{self, PageQuery};
 use toll_orchestrator::service::store::{Over, Store};
 use toll_orchestrator::service::{Observer, Options, Service};
+use toll_orchestrator::transport::{AGENT_TIMEOUT, Transport};
 use toll_protocol::service::{CampaignState, CampaignStatus};
 
 /// Campaigns, and bytes of each one's document.
@@ -48,8 +48,8 @@ fn over(store: &Store, number: u64) -> std::io::Result<()> {
 fn service(store: Store) -> (Service<Nobody>, handle::Handle) {
     let identity = Authority::new(DEFAULT_DAYS).and_then(|ca| ca.issue(SERVER_NAME, DEFAULT_DAYS));
     let address = "127.0.0.1:0".parse().expect("an address");
-    let (link, events) =
-        Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
+    let (transport, events) =
+        Transport::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
     let options = Options::new(
         store,
@@ -62,7 +62,7 @@ fn service(store: Store) -> (Service<Nobody>, handle::Handle) {
             cluster: false,
         },
     );
-    (Service::new(options, link, events, questions, Nobody).expect("starts"), handle)
+    (Service::new(options, transport, events, questions, Nobody).expect("starts"), handle)
 }
 
 #[tokio::test(flavor = "multi_thread")]

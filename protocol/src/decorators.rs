@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::units::numbers::{self, Seconds};
 use crate::units::{BitRate, Bytes, Percent, Span};
 
 /// A share in millionths, 0 to [`ALL`](Self::ALL): of frames, which have one fate or another.
@@ -27,31 +28,40 @@ impl Millionths {
 
 /// What is wrong with a wire, both ways alike: each direction has its own fate, drawn from the trial's id and the end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Impairments {
     /// Bits a second; as many as there are if `None`.
+    #[serde(rename = "rate_bits_per_second", with = "numbers")]
+    #[schemars(with = "Option<u64>")]
     pub rate: Option<BitRate>,
     /// How long a frame is under way.
+    #[serde(rename = "delay_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub delay: Span,
     /// Frames that are lost.
+    #[serde(rename = "loss_millionths")]
     pub loss: Millionths,
     /// Frames that come twice.
+    #[serde(rename = "duplicate_millionths")]
     pub duplicate: Millionths,
     /// Frames that overtake those before them: they are not delayed.
+    #[serde(rename = "reorder_millionths")]
     pub reorder: Millionths,
 }
 
 /// A capture of what crosses the port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Capture {
     /// Bytes of the file at most: what comes after that is not captured.
+    #[serde(rename = "limit_bytes", with = "numbers")]
+    #[schemars(with = "u64")]
     pub limit: Bytes,
 }
 
 /// What stands between an adapter and its port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub struct Decorators {
     /// A worse wire.
     pub impairments: Option<Impairments>,

@@ -10,6 +10,7 @@ pub mod decorators;
 pub mod direction;
 pub mod document;
 pub mod engine;
+pub mod error;
 pub mod facts;
 pub mod failure;
 pub mod figure;

@@ -45,12 +45,5 @@ use toll_protocol::report::Failure;
 
 /// A failure that says `error` and all that caused it in one sentence.
 fn failure(error: &dyn std::error::Error, last_words: Vec<String>) -> Failure {
-    let mut reason = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        reason.push_str(": ");
-        reason.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    Failure { reason, last_words }
+    Failure { reason: toll_protocol::error::chain(error), last_words }
 }

@@ -64,7 +64,7 @@ impl Client {
             // No handshake comes as far as to a certificate.
             .with_root_certificates(RootCertStore::empty())
             .with_no_client_auth();
-        tls.alpn_protocols = vec![toll_orchestrator::link::ALPN.to_vec()];
+        tls.alpn_protocols = vec![toll_orchestrator::transport::ALPN.to_vec()];
         let config = ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
         let endpoint = Endpoint::new(Arc::new(EndpointConfig::default()), None, false, None);
         Ok(Self { endpoint, config, to, buffer: Vec::new(), suite: suite.filter(|_| closing) })

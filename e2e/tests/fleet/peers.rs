@@ -14,7 +14,7 @@ use toll_e2e::fleet::{Fleet, LIMIT, no_fleet};
 use toll_e2e::machine::wait_for;
 use toll_e2e::suite::test;
 use toll_node_agent::identity::Identity;
-use toll_node_agent::link::{Link, LinkEvent};
+use toll_node_agent::transport::{Transport, TransportEvent};
 use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::message::{FromAgent, Instance, ToAgent};
@@ -47,8 +47,11 @@ impl Rogue {
         let pki = fleet.path("pki").join(&host.name);
         let [ca, certificate, key] = ["ca.pem", "certificate.pem", "key.pem"].map(|file| pki.join(file));
         let identity = Identity::read(&ca, &certificate, &key)?;
-        let link =
-            Link::new(toll_e2e::fleet::ORCHESTRATOR.parse()?, "toll-orchestrator".to_owned(), &identity)?;
+        let transport = Transport::new(
+            toll_e2e::fleet::ORCHESTRATOR.parse()?,
+            "toll-orchestrator".to_owned(),
+            &identity,
+        )?;
         let (stop, stopped) = oneshot::channel();
         static COUNT: AtomicUsize = AtomicUsize::new(1);
         let mark = COUNT.fetch_add(1, Ordering::Relaxed).to_string();
@@ -60,7 +63,7 @@ impl Rogue {
             Ok::<_, std::io::Error>(std::thread::spawn(move || {
                 let entered = nix::sched::setns(&namespace, nix::sched::CloneFlags::CLONE_NEWNET);
                 entered.expect("the namespace can be entered");
-                runtime.block_on(lie(link, (name, labels), facts, places, stopped));
+                runtime.block_on(lie(transport, (name, labels), facts, places, stopped));
             }))
         })??;
         Ok(Self { mark, stop: Some(stop), thread: Some(thread) })
@@ -77,25 +80,25 @@ impl Drop for Rogue {
 }
 
 async fn lie(
-    link: Link,
+    transport: Transport,
     (name, labels): (String, BTreeMap<String, String>),
     facts: HostFacts,
     places: Vec<SocketAddrV4>,
     mut stopped: oneshot::Receiver<()>,
 ) {
     let (to_link, outgoing) = mpsc::channel(64);
-    let (events, mut from_link) = mpsc::channel(64);
-    let (stop_link, link_stopped) = oneshot::channel();
-    let link = tokio::spawn(link.run(outgoing, events, link_stopped));
+    let (events, mut from_transport) = mpsc::channel(64);
+    let (stop_transport, link_stopped) = oneshot::channel();
+    let transport = tokio::spawn(transport.run(outgoing, events, link_stopped));
     let mut places = places.into_iter().cycle();
     loop {
         let event = tokio::select! {
             _ = &mut stopped => break,
-            event = from_link.recv() => event,
+            event = from_transport.recv() => event,
         };
         let message = match event {
             None => break,
-            Some(LinkEvent::HelloWanted(answer)) => {
+            Some(TransportEvent::HelloWanted(answer)) => {
                 let hello = FromAgent::Hello {
                     version: PROTOCOL_VERSION,
                     name: name.clone(),
@@ -107,7 +110,7 @@ async fn lie(
                 let _ = answer.send(hello);
                 continue;
             }
-            Some(LinkEvent::Message(message)) => message,
+            Some(TransportEvent::Message(message)) => message,
             Some(_) => continue,
         };
         let answer = match message {
@@ -122,9 +125,9 @@ async fn lie(
             break;
         }
     }
-    let _ = stop_link.send(());
-    drop(from_link);
-    let _ = link.await;
+    let _ = stop_transport.send(());
+    drop(from_transport);
+    let _ = transport.await;
 }
 
 /// Reasons of the runs, none of which may have figures.

@@ -31,7 +31,7 @@ use toll_protocol::trial::Open;
 use super::TrafficError;
 use super::stream::ready;
 use crate::clock::Clock;
-use crate::config::Plan;
+use crate::config::EndConfig;
 use crate::control::Control;
 use crate::measure::{self, Application, FIRST_BYTE_LIMIT};
 use crate::worker::{News, Traffic, Worker, WorkerError};
@@ -43,21 +43,21 @@ use exchange::{Exchange, Phase};
 /// [`TrafficError`].
 pub fn run(
     control: &mut Control,
-    plan: &Plan,
+    config: &EndConfig,
     datagram: &Datagram,
     confinement: Confinement,
 ) -> Result<EndReport, TrafficError> {
-    let socket = socket::open(plan, datagram)?;
+    let socket = socket::open(config, datagram)?;
     confinement.enter(0)?;
-    let deadline = match plan.job.open {
+    let deadline = match config.job.open {
         Open::Listen => {
-            let (peer, deadline) = ready(control, plan, socket::address(&socket, plan)?)?;
-            socket::accept(control, &socket, plan, peer, deadline)?;
+            let (peer, deadline) = ready(control, config, socket::address(&socket, config)?)?;
+            socket::accept(control, &socket, config, peer, deadline)?;
             deadline
         }
         Open::Connect => {
-            let (peer, deadline) = ready(control, plan, plan.bind)?;
-            socket::connect(control, &socket, plan, peer, deadline)?;
+            let (peer, deadline) = ready(control, config, config.bind)?;
+            socket::connect(control, &socket, config, peer, deadline)?;
             deadline
         }
     };
@@ -65,8 +65,8 @@ pub fn run(
     if let Some(mtu) = socket::mtu(&socket).filter(|mtu| u32::from(longest + IP_UDP_HEADERS) > *mtu) {
         return Err(TrafficError::Mtu { size: longest, mtu });
     }
-    let ends = Ends::start(socket, plan, datagram, control.clock())?;
-    measure::run(control, ends, plan.job.direction, plan.job.timing, deadline)
+    let ends = Ends::start(socket, config, datagram, control.clock())?;
+    measure::run(control, ends, config.job.direction, config.job.timing, deadline)
 }
 
 /// A moment of the measured interval.
@@ -93,13 +93,13 @@ struct Ends {
 impl Ends {
     fn start(
         socket: UdpSocket,
-        plan: &Plan,
+        config: &EndConfig,
         datagram: &Datagram,
         clock: Clock,
     ) -> Result<Self, TrafficError> {
-        let (sends, receives) = (plan.job.direction.sends(), plan.job.direction.receives());
+        let (sends, receives) = (config.job.direction.sends(), config.job.direction.receives());
         let phase = if sends && datagram.search.is_some() { Phase::Search } else { Phase::Before };
-        let exchange = Arc::new(Exchange::new(socket, plan.trial, phase));
+        let exchange = Arc::new(Exchange::new(socket, config.trial, phase));
         let news = News::new()?;
         let mut workers = Vec::new();
         // The receiver first: what the peer sends from now on has a reader.
@@ -116,7 +116,7 @@ impl Ends {
                     receiver::run(traffic, &exchange, &parameters, sends)
                 }
             };
-            workers.push(Worker::start(name.to_owned(), plan.cpu, &news, clock, body)?);
+            workers.push(Worker::start(name.to_owned(), config.cpu, &news, clock, body)?);
         }
         let patience = FIRST_BYTE_LIMIT + datagram.preparation().duration();
         Ok(Self { exchange, workers, news, receives, patience, moments: [Moment::default(); 2] })

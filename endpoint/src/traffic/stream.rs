@@ -25,7 +25,7 @@ use toll_protocol::trial::{EndReady, Open};
 
 use super::TrafficError;
 use crate::clock::Clock;
-use crate::config::Plan;
+use crate::config::EndConfig;
 use crate::control::{Control, ControlError};
 use crate::measure::{self, Application};
 use crate::socket::{self, SocketError, WindowWait};
@@ -45,16 +45,16 @@ const PORT_TRIES: u32 = 64;
 /// [`TrafficError`].
 pub fn run(
     control: &mut Control,
-    plan: &Plan,
+    config: &EndConfig,
     stream: &Stream,
     confinement: Confinement,
 ) -> Result<EndReport, TrafficError> {
-    let direction = plan.job.direction;
-    let (connections, deadline) = match plan.job.open {
+    let direction = config.job.direction;
+    let (connections, deadline) = match config.job.open {
         Open::Listen => {
-            let listeners = listen(plan)?;
+            let listeners = listen(config)?;
             confinement.enter(0)?;
-            let (peer, deadline) = ready(control, plan, listeners[0].1)?;
+            let (peer, deadline) = ready(control, config, listeners[0].1)?;
             let mut connections = Vec::new();
             // What this end receives comes to the first port.
             let ways = [(false, direction.receives()), (true, direction.sends())];
@@ -74,10 +74,10 @@ pub fn run(
             let sockets: Vec<(OwnedFd, bool, u16)> = ways
                 .zip(0..)
                 .flat_map(|(sends, port)| (0..stream.flows).map(move |_| (sends, port)))
-                .map(|(sends, port)| Ok((socket::open(plan, 0)?, sends, port)))
+                .map(|(sends, port)| Ok((socket::open(config, 0)?, sends, port)))
                 .collect::<Result<_, SocketError>>()?;
             confinement.enter(0)?;
-            let (peer, deadline) = ready(control, plan, plan.bind)?;
+            let (peer, deadline) = ready(control, config, config.bind)?;
             let mut connections = Vec::new();
             for (socket, sends, port) in sockets {
                 let peer = SocketAddrV4::new(*peer.ip(), peer.port().wrapping_add(port));
@@ -86,21 +86,21 @@ pub fn run(
             (connections, deadline)
         }
     };
-    let flows = Flows::start(connections, stream, plan.cpu, control.clock())?;
-    measure::run(control, flows, direction, plan.job.timing, deadline)
+    let flows = Flows::start(connections, stream, config.cpu, control.clock())?;
+    measure::run(control, flows, direction, config.job.timing, deadline)
 }
 
 /// A listener for each way that payload takes, on ports in a row.
-fn listen(plan: &Plan) -> Result<Vec<(TcpListener, SocketAddrV4)>, SocketError> {
-    let both = plan.job.direction.sends() && plan.job.direction.receives();
+fn listen(config: &EndConfig) -> Result<Vec<(TcpListener, SocketAddrV4)>, SocketError> {
+    let both = config.job.direction.sends() && config.job.direction.receives();
     let mut tries = 0;
     loop {
-        let first = socket::listen(plan, 0)?;
+        let first = socket::listen(config, 0)?;
         if !both {
             return Ok(vec![first]);
         }
         tries += 1;
-        let next = first.1.port().checked_add(1).map(|port| socket::listen(plan, port));
+        let next = first.1.port().checked_add(1).map(|port| socket::listen(config, port));
         match next {
             Some(Ok(next)) => return Ok(vec![first, next]),
             // It is another socket's, or there is none.
@@ -114,12 +114,12 @@ fn listen(plan: &Plan) -> Result<Vec<(TcpListener, SocketAddrV4)>, SocketError> 
 /// Says that the end is up and waits for `Start`; the peer and the moment of the deadline.
 pub(crate) fn ready(
     control: &mut Control,
-    plan: &Plan,
+    config: &EndConfig,
     address: SocketAddrV4,
 ) -> Result<(SocketAddrV4, Duration), ControlError> {
     control.send(&ChildEvent::Ready(EndReady { address }))?;
     let peer = control.start()?;
-    Ok((peer, control.clock().now() + plan.deadline))
+    Ok((peer, control.clock().now() + config.deadline))
 }
 
 /// A connection whose payload goes one way.

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use toll_protocol::facts::NicFacts;
 
 use crate::network::NetworkError;
-use crate::runner::Host;
+use crate::runner::HostResources;
 
 /// What was read.
 pub(super) type Read = Result<Option<NicFacts>, NetworkError>;
@@ -27,7 +27,7 @@ pub(super) struct Nic {
 
 impl Nic {
     /// Asks what it is from now on, which [`next`](Self::next) tells.
-    pub(super) fn look(&mut self, host: &Arc<Host>) {
+    pub(super) fn look(&mut self, host: &Arc<HostResources>) {
         self.begin(read(host));
     }
 
@@ -40,7 +40,7 @@ impl Nic {
     }
 
     /// Waits for what it is, if it is being asked for, and for ever if not.
-    pub(super) async fn next(&mut self, host: &Arc<Host>) -> Read {
+    pub(super) async fn next(&mut self, host: &Arc<HostResources>) -> Read {
         self.end(|| read(host)).await
     }
 
@@ -60,7 +60,7 @@ impl Nic {
     }
 }
 
-fn read(host: &Arc<Host>) -> impl Future<Output = Read> + Send + 'static {
+fn read(host: &Arc<HostResources>) -> impl Future<Output = Read> + Send + 'static {
     let host = Arc::clone(host);
     async move { host.network.nic_facts().await }
 }

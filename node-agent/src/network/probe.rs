@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+use etherparse::{ArpEthIpv4Packet, ArpOperation, ArpPacketSlice};
 use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 use toll_protocol::units::MacAddress;
@@ -19,12 +20,6 @@ use toll_protocol::units::MacAddress;
 const PATIENCE: Duration = Duration::from_millis(300);
 /// Time between two probes.
 const EVERY: Duration = Duration::from_millis(100);
-/// ARP for IPv4 on Ethernet (RFC 826).
-const LENGTH: usize = 28;
-/// Hardware type, protocol type and both address lengths of [`LENGTH`] bytes.
-const HEAD: [u8; 6] = [0, 1, 8, 0, 6, 4];
-const REQUEST: u16 = 1;
-const REPLY: u16 = 2;
 
 /// The MAC address of a host that uses `address` on the network of the link of this index, or `None` if nobody says
 /// that they do.
@@ -33,7 +28,7 @@ const REPLY: u16 = 2;
 /// The system's word on packet(7): CAP_NET_RAW is needed.
 pub(super) async fn user_of(link: u32, address: Ipv4Addr) -> io::Result<Option<MacAddress>> {
     let (socket, own) = open(link)?;
-    let question = request(own, address);
+    let question = request(own, address).to_bytes();
     let (began, mut tick) = (Instant::now(), tokio::time::interval(EVERY));
     let deadline = began + PATIENCE;
     let mut buffer = [0; 128];
@@ -52,29 +47,29 @@ pub(super) async fn user_of(link: u32, address: Ipv4Addr) -> io::Result<Option<M
     }
 }
 
-/// An ARP probe for `address`.
-fn request(own: MacAddress, address: Ipv4Addr) -> [u8; LENGTH] {
-    let mut packet = [0; LENGTH];
-    packet[..6].copy_from_slice(&HEAD);
-    packet[6..8].copy_from_slice(&REQUEST.to_be_bytes());
-    packet[8..14].copy_from_slice(&own.0);
-    // The sender's protocol address and the target's hardware address stay zero.
-    packet[24..28].copy_from_slice(&address.octets());
-    packet
+/// An ARP probe for `address`: from no address, so that no cache takes anything from it.
+fn request(own: MacAddress, address: Ipv4Addr) -> ArpEthIpv4Packet {
+    ArpEthIpv4Packet {
+        operation: ArpOperation::REQUEST,
+        sender_mac: own.0,
+        sender_ipv4: [0; 4],
+        target_mac: [0; 6],
+        target_ipv4: address.octets(),
+    }
 }
 
 /// Who uses `address`, or is about to, as far as an ARP packet says so.
 fn conflict(packet: &[u8], own: MacAddress, address: Ipv4Addr) -> Option<MacAddress> {
-    let packet = packet.first_chunk::<LENGTH>()?;
-    let operation = u16::from_be_bytes([packet[6], packet[7]]);
-    if packet[..6] != HEAD || !matches!(operation, REQUEST | REPLY) {
+    let packet = ArpPacketSlice::from_slice(packet).ok()?.to_packet().try_eth_ipv4().ok()?;
+    let (operation, sender) = (packet.operation, MacAddress(packet.sender_mac));
+    if !matches!(operation, ArpOperation::REQUEST | ArpOperation::REPLY) {
         return None;
     }
-    let mut sender = MacAddress([0; 6]);
-    sender.0.copy_from_slice(&packet[8..14]);
-    let (from, target) = (&packet[14..18], &packet[24..28]);
-    let uses = from == address.octets();
-    let probes = operation == REQUEST && from == [0; 4] && target == address.octets() && sender != own;
+    let uses = packet.sender_ipv4_addr() == address;
+    let probes = operation == ArpOperation::REQUEST
+        && packet.sender_ipv4_addr().is_unspecified()
+        && packet.target_ipv4_addr() == address
+        && sender != own;
     (uses || probes).then_some(sender)
 }
 
@@ -158,8 +153,12 @@ mod tests {
     const OTHER: MacAddress = MacAddress([2, 0, 0, 0, 0, 2]);
     const ASKED: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 101);
 
-    fn reply(from: Ipv4Addr) -> [u8; LENGTH] {
-        let mut packet = request(OTHER, Ipv4Addr::UNSPECIFIED);
+    fn probe(from: MacAddress, address: Ipv4Addr) -> [u8; 28] {
+        request(from, address).to_bytes()
+    }
+
+    fn reply(from: Ipv4Addr) -> [u8; 28] {
+        let mut packet = probe(OTHER, Ipv4Addr::UNSPECIFIED);
         packet[7] = 2;
         packet[14..18].copy_from_slice(&from.octets());
         packet
@@ -172,17 +171,17 @@ mod tests {
         let mut asks = reply(ASKED);
         asks[7] = 1;
         assert_eq!(conflict(&asks, OWN, ASKED), Some(OTHER));
-        assert_eq!(conflict(&request(OTHER, ASKED), OWN, ASKED), Some(OTHER));
+        assert_eq!(conflict(&probe(OTHER, ASKED), OWN, ASKED), Some(OTHER));
         // Our own probe, which a switch may send back; others' business.
-        assert_eq!(conflict(&request(OWN, ASKED), OWN, ASKED), None);
+        assert_eq!(conflict(&probe(OWN, ASKED), OWN, ASKED), None);
         assert_eq!(conflict(&reply(Ipv4Addr::new(10, 77, 0, 1)), OWN, ASKED), None);
-        assert_eq!(conflict(&request(OTHER, Ipv4Addr::new(10, 77, 0, 102)), OWN, ASKED), None);
+        assert_eq!(conflict(&probe(OTHER, Ipv4Addr::new(10, 77, 0, 102)), OWN, ASKED), None);
     }
 
     #[test]
     fn what_is_no_arp_for_ethernet_is_no_conflict() {
         let good = reply(ASKED);
-        for length in 0..LENGTH {
+        for length in 0..good.len() {
             assert_eq!(conflict(&good[..length], OWN, ASKED), None);
         }
         for at in 0..8 {

@@ -49,7 +49,7 @@ fn any_event() -> impl Strategy<Value = Event> {
 
 /// The host: what the trial holds of it, and the answers that are on their way.
 #[derive(Debug, Default)]
-struct Host {
+struct SimulatedHost {
     state: State,
     child: bool,
     killed: bool,
@@ -68,7 +68,7 @@ enum Answer {
     Removed,
 }
 
-impl Host {
+impl SimulatedHost {
     fn step(&mut self, event: Event) -> Result<(), TestCaseError> {
         let (state, commands) = transition(std::mem::take(&mut self.state), event);
         self.state = state;
@@ -159,7 +159,7 @@ proptest! {
     fn every_history_ends_released_and_torn_down_once(
         history in prop::collection::vec((any_event(), any::<bool>()), 0..40),
     ) {
-        let mut host = Host::default();
+        let mut host = SimulatedHost::default();
         for (event, good) in history {
             if let Some(event) = host.possible(event, good) {
                 host.step(event)?;
@@ -188,7 +188,7 @@ proptest! {
     fn without_an_orchestrator_the_host_is_released_all_the_same(
         history in prop::collection::vec((any_event(), any::<bool>()), 0..40),
     ) {
-        let mut host = Host::default();
+        let mut host = SimulatedHost::default();
         host.step(Event::Prepare { run: Duration::from_secs(1) })?;
         for (event, good) in history {
             if let Some(event) = host.possible(event, good) {

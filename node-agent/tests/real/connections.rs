@@ -1,4 +1,4 @@
-//! The agent's side of the link alone: whom it believes, and how it comes back.
+//! The agent's side of the transport alone: whom it believes, and how it comes back.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use libtest_mimic::Failed;
 use quinn::VarInt;
 use tokio::sync::{mpsc, oneshot};
 use toll_node_agent::identity::Identity;
-use toll_node_agent::link::{Link, LinkEvent};
+use toll_node_agent::transport::{Transport, TransportEvent};
 use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::message::{FromAgent, Instance};
@@ -22,17 +22,17 @@ pub const TESTS: &[Test] = &[
 /// For anything that must come.
 const LIMIT: Duration = Duration::from_secs(15);
 
-/// Keeps a link to `port` of this machine, and answers for its agent; what else it tells comes here.
-fn dial(authority: &Authority, port: u16) -> (mpsc::Receiver<LinkEvent>, oneshot::Sender<()>) {
+/// Keeps a transport to `port` of this machine, and answers for its agent; what else it tells comes here.
+fn dial(authority: &Authority, port: u16) -> (mpsc::Receiver<TransportEvent>, oneshot::Sender<()>) {
     let files = authority.files("host-1");
     let [ca, certificate, key] = ["ca.pem", "certificate.pem", "key.pem"].map(|name| files.join(name));
     let identity = Identity::read(&ca, &certificate, &key).expect("certificates");
     let orchestrator = format!("127.0.0.1:{port}").parse().expect("an address");
-    let link = Link::new(orchestrator, SERVER_NAME.into(), &identity).expect("a link");
+    let transport = Transport::new(orchestrator, SERVER_NAME.into(), &identity).expect("a transport");
     let (_, outgoing) = mpsc::channel(1);
     let (events, heard) = mpsc::channel(16);
     let (stop, stopped) = oneshot::channel();
-    tokio::spawn(link.run(outgoing, events, stopped));
+    tokio::spawn(transport.run(outgoing, events, stopped));
     (heard, stop)
 }
 
@@ -60,7 +60,7 @@ fn thrown_out_again() -> Result<(), Failed> {
         let (mut heard, _stop) = dial(&authority, server.port);
         tokio::spawn(async move {
             while let Some(event) = heard.recv().await {
-                if let LinkEvent::HelloWanted(answer) = event {
+                if let TransportEvent::HelloWanted(answer) = event {
                     drop(answer.send(hello()));
                 }
             }
@@ -82,8 +82,9 @@ fn no_purpose() -> Result<(), Failed> {
         let server = Server::listen_for(&authority, 0, None);
         let (mut heard, _stop) = dial(&authority, server.port);
         let accepting = tokio::spawn(async move { server.accept().await });
-        let event = tokio::time::timeout(LIMIT, heard.recv()).await.expect("in time").expect("the link runs");
-        let LinkEvent::NotConnected(reason) = event else { panic!("it is believed: {event:?}") };
+        let event =
+            tokio::time::timeout(LIMIT, heard.recv()).await.expect("in time").expect("the transport runs");
+        let TransportEvent::NotConnected(reason) = event else { panic!("it is believed: {event:?}") };
         assert!(reason.contains("server authentication is not among its extended key usages"), "{reason}");
         accepting.abort();
     });

@@ -1,4 +1,4 @@
-//! The other side of the link: a QUIC server that speaks the real protocol, driven by the test.
+//! The other side of the transport: a QUIC server that speaks the real protocol, driven by the test.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::Permissions;
@@ -14,7 +14,7 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsa
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
-use toll_node_agent::link::ALPN;
+use toll_node_agent::transport::ALPN;
 use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::frame::{Decoder, encode};

@@ -14,11 +14,11 @@ use toll_protocol::campaign::MAX_DOCUMENT;
 
 use super::client::{Client, ClientError};
 use super::*;
-use crate::link::{AGENT_TIMEOUT, Link};
 use crate::pki::{Authority, DEFAULT_DAYS, SERVER_NAME};
 use crate::scheduler::Policy;
 use crate::service::store::Store;
 use crate::service::{Observer, Options, Service, handle};
+use crate::transport::{AGENT_TIMEOUT, Transport};
 
 const GOOD: &str = "\
 apiVersion: toll.dev/v1alpha1
@@ -51,8 +51,8 @@ async fn serve_with(token: Option<&str>) -> Served {
     let directory = tempfile::tempdir().expect("a directory");
     let identity = Authority::new(DEFAULT_DAYS).and_then(|ca| ca.issue(SERVER_NAME, DEFAULT_DAYS));
     let address: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-    let (link, events) =
-        Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
+    let (transport, events) =
+        Transport::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
     let options = Options::new(
         Store::fleet(directory.path()).expect("a store"),
@@ -65,7 +65,7 @@ async fn serve_with(token: Option<&str>) -> Served {
             cluster: false,
         },
     );
-    let service = Service::new(options, link, events, questions, Nobody).expect("a service");
+    let service = Service::new(options, transport, events, questions, Nobody).expect("a service");
     let results = Arc::new(Semaphore::new(RESULTS));
     let bodies = Bodies::new(bodies::BUDGET, PATIENCE);
     let api = Api {

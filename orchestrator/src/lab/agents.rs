@@ -18,7 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::network::TEST_NIC;
-use super::{Host, LabError};
+use super::{LabError, LabHost};
 use crate::pki::Identity;
 
 /// An agent's process.
@@ -41,7 +41,7 @@ impl AgentProcess {
     /// [`LabError::Io`].
     pub fn start(
         program: &Path,
-        host: &Host,
+        host: &LabHost,
         orchestrator: SocketAddr,
         identity: &Identity,
         captures: Option<&Path>,

@@ -7,7 +7,7 @@ use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth};
 use toll_protocol::campaign;
 use toll_protocol::units::InterfaceAddress;
 
-use super::{Host, LabError, ORCHESTRATOR, PREFIX, shaping};
+use super::{LabError, LabHost, ORCHESTRATOR, PREFIX, shaping};
 
 /// The NIC of each host that trials run over.
 pub const TEST_NIC: &str = "eth0";
@@ -27,7 +27,7 @@ impl<T> Doing<T> for Result<T, rtnetlink::Error> {
 }
 
 /// Joins `hosts` by the two bridges.
-pub(super) async fn connect(hosts: &[Host], spec: &campaign::Lab) -> Result<(), LabError> {
+pub(super) async fn connect(hosts: &[LabHost], spec: &campaign::Lab) -> Result<(), LabError> {
     quiet_ipv6()?;
     let handle = netlink()?;
     up(&handle, "lo").await?;
@@ -51,7 +51,7 @@ pub(super) async fn connect(hosts: &[Host], spec: &campaign::Lab) -> Result<(), 
 }
 
 /// Sets a host's side up; runs on a thread in its namespace.
-fn inside(host: &Host, spec: &campaign::Lab) -> Result<(), LabError> {
+fn inside(host: &LabHost, spec: &campaign::Lab) -> Result<(), LabError> {
     quiet_ipv6()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -113,7 +113,7 @@ async fn veth(
     bridge: u32,
     nic: &str,
     mtu: u32,
-    host: &Host,
+    host: &LabHost,
 ) -> Result<(), LabError> {
     let peer = format!("{port}p");
     let doing = || format!("making {nic} of {}", host.name);

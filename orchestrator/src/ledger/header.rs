@@ -37,7 +37,7 @@ pub struct LedgerHeader {
     /// When the campaign was submitted, milliseconds since the Unix epoch.
     pub submitted_unix_ms: u64,
     /// The hosts that the plan was made for; `None` before there is a plan.
-    pub hosts: Option<Vec<plan::Host>>,
+    pub hosts: Option<Vec<plan::PlannedHost>>,
     /// Why the campaign was cancelled, if it was.
     pub cancelled: Option<String>,
 }

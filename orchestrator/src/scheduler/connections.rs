@@ -8,8 +8,8 @@ impl Scheduler {
     /// Whether there is room for `host` among `most` hosts. The one that has been away longest, and that nobody waits for,
     /// gives way to one that comes.
     pub fn has_room_for(&mut self, host: &str, most: usize) -> bool {
-        let courses = &self.courses;
-        self.fleet.has_room_for(host, most, |host| courses.iter().any(|course| course.wants(host)))
+        let campaigns = &self.campaigns;
+        self.fleet.has_room_for(host, most, |host| campaigns.iter().any(|active| active.wants(host)))
     }
 
     /// Whether a connection of this number is newer than all that the agent of `host` had before.

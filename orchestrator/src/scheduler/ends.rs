@@ -10,8 +10,8 @@ use toll_protocol::peer;
 use toll_protocol::report::Failure;
 use toll_protocol::trial::{EndReady, EndSpec, NetworkMode};
 
-use super::course::Course;
-use super::fit::own_cpu;
+use super::active_campaign::ActiveCampaign;
+use super::feasibility::own_cpu;
 use super::fleet::Fleet;
 use super::flight::Flight;
 use super::{Command, Now};
@@ -79,7 +79,7 @@ pub(super) fn stray(end: &EndSpec, facts: Option<&HostFacts>, ready: EndReady) -
 /// Begins a trial of a plan: its hosts are busy with it, and each end is told what is its own, and where the other is.
 pub(super) fn begin(
     fleet: &mut Fleet,
-    course: &mut Course,
+    active: &mut ActiveCampaign,
     plan: &Plan,
     index: usize,
     (grace, now): (Duration, Now),
@@ -87,7 +87,7 @@ pub(super) fn begin(
 ) -> Flight {
     let planned = &plan.trials[index];
     let mut cell = plan.cells[planned.cell].clone();
-    let mut free_since = course.ready_since;
+    let mut free_since = active.ready_since;
     let hosts = plan.cells[planned.cell].hosts();
     for (host, end) in hosts.into_iter().zip([&mut cell.a, &mut cell.b]) {
         if let Some(host) = fleet.get_mut(host) {
@@ -101,8 +101,8 @@ pub(super) fn begin(
     let at = |host, end| place(end, fleet.hosts[fleet.find(host)?].facts.as_deref()?);
     let places = [at(hosts[0], &cell.a), at(hosts[1], &cell.b)];
     [cell.b.peer, cell.a.peer] = places;
-    course.flying += 1;
-    let campaign = course.id.clone();
+    active.flying += 1;
+    let campaign = active.id.clone();
     out.push(Command::Begun { campaign, trial: planned.id, unix_ms: now.unix_ms, since: free_since });
     Flight::begin(index, planned.id, &cell, grace, now, out)
 }

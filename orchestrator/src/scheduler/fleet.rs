@@ -24,12 +24,12 @@ use toll_protocol::units::InterfaceAddress;
 
 use super::Policy;
 use super::ends::unreachable;
-use super::fit::obstacle;
+use super::feasibility::obstacle;
 use super::flight::TEARDOWN;
 use super::process::Process;
-use crate::link::Session;
 use crate::plan::{self, Cell};
 use crate::service::handle::Node;
+use crate::transport::Session;
 
 /// A host that has been away for so long, and that no campaign waits for, is no host of the fleet any more.
 const FORGOTTEN: Duration = Duration::from_secs(3600);
@@ -62,7 +62,7 @@ struct Conflict {
 
 /// One host.
 #[derive(Debug)]
-pub(super) struct Host {
+pub(super) struct FleetHost {
     /// Empty for one that has been forgotten, whose number is free.
     pub name: String,
     pub facts: Option<Box<HostFacts>>,
@@ -94,7 +94,7 @@ impl fmt::Display for Conflict {
     }
 }
 
-impl Host {
+impl FleetHost {
     /// One that has not been heard of yet.
     fn expected(name: &str, barred: bool, now: Duration) -> Self {
         Self {
@@ -140,7 +140,7 @@ impl Availability {
 /// Every host that has been heard of.
 #[derive(Debug, Default)]
 pub(super) struct Fleet {
-    pub hosts: Vec<Host>,
+    pub hosts: Vec<FleetHost>,
     index: HashMap<String, HostIndex>,
     /// Numbers of hosts that have been forgotten.
     free: Vec<HostIndex>,
@@ -163,7 +163,7 @@ impl Fleet {
         if let Some(index) = self.index.get(name) {
             return *index;
         }
-        let host = Host::expected(name, self.barred(name).is_some(), now);
+        let host = FleetHost::expected(name, self.barred(name).is_some(), now);
         let index = self.free.pop().unwrap_or(self.hosts.len());
         match self.hosts.get_mut(index) {
             Some(forgotten) => *forgotten = host,
@@ -177,7 +177,7 @@ impl Fleet {
         self.index.get(name).copied()
     }
 
-    pub fn get_mut(&mut self, name: &str) -> Option<&mut Host> {
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut FleetHost> {
         self.index.get(name).map(|index| &mut self.hosts[*index])
     }
 
@@ -274,7 +274,8 @@ impl Fleet {
     /// Gives up hosts that don't confirm that a trial is off them, and forgets those that are gone, but for those
     /// `wanted` by a campaign. Whether one was forgotten.
     pub fn tick(&mut self, wanted: impl Fn(HostIndex) -> bool, now: Duration) -> bool {
-        let gone = |host: &Host| host.away_since.is_some_and(|since| now.saturating_sub(since) > FORGOTTEN);
+        let gone =
+            |host: &FleetHost| host.away_since.is_some_and(|since| now.saturating_sub(since) > FORGOTTEN);
         let all = self.index.values().copied();
         let gone = all.filter(|index| gone(&self.hosts[*index]));
         let forgotten: Vec<HostIndex> = gone.filter(|index| self.is_forgettable(*index, &wanted)).collect();
@@ -299,7 +300,7 @@ impl Fleet {
 
     /// Takes a host for one that never was. Its number is the next new host's.
     fn forget(&mut self, index: HostIndex) {
-        let forgotten = Host::expected("", false, Duration::ZERO);
+        let forgotten = FleetHost::expected("", false, Duration::ZERO);
         let host = std::mem::replace(&mut self.hosts[index], forgotten);
         self.index.remove(&host.name);
         self.free.push(index);
@@ -389,12 +390,12 @@ impl Fleet {
 
     /// Hosts as a plan needs them. Each gets an address for guests: only now, when all NICs of the fleet that are
     /// there have told theirs.
-    pub fn for_a_plan(&mut self, hosts: &[HostIndex]) -> Vec<plan::Host> {
+    pub fn for_a_plan(&mut self, hosts: &[HostIndex]) -> Vec<plan::PlannedHost> {
         self.give_addresses(hosts);
-        let plan = |host: &Host| {
+        let plan = |host: &FleetHost| {
             let nic = host.facts.as_ref()?.nic.as_ref()?;
             let rate = nic.speed.filter(|speed| speed.0 > 0);
-            Some(plan::Host {
+            Some(plan::PlannedHost {
                 name: host.name.clone(),
                 virtual_address: host.guest_address,
                 mtu: u16::try_from(nic.mtu).unwrap_or(ETHERNET_MTU),
@@ -405,7 +406,7 @@ impl Fleet {
     }
 
     /// The node's labels and the agent's own, which win.
-    fn labels(&self, host: &Host) -> BTreeMap<String, String> {
+    fn labels(&self, host: &FleetHost) -> BTreeMap<String, String> {
         let node = self.nodes.as_ref().and_then(|nodes| nodes.get(&host.name));
         let mut labels = node.map(|node| node.labels.clone()).unwrap_or_default();
         labels.extend(host.labels.clone());
@@ -413,7 +414,7 @@ impl Fleet {
     }
 
     /// Takes the addresses of a plan that a former process of the orchestrator made.
-    pub fn restore(&mut self, hosts: &[plan::Host], now: Duration) {
+    pub fn restore(&mut self, hosts: &[plan::PlannedHost], now: Duration) {
         for planned in hosts {
             let index = self.expect(&planned.name, now);
             self.hosts[index].guest_address = planned.virtual_address;

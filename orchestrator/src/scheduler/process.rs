@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use crate::link::Session;
+use crate::transport::Session;
 
 /// Which process of an agent is back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

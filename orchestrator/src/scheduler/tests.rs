@@ -15,7 +15,7 @@ use toll_protocol::trial::{EndReady, NetworkMode};
 use toll_protocol::units::{InterfaceAddress, Span};
 
 use super::*;
-use crate::plan;
+use crate::plan::PlannedHost;
 
 /// Where all simulated agents are.
 const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -54,10 +54,15 @@ fn report() -> Box<EndReport> {
     })
 }
 
-fn host_plans(count: u8) -> Vec<plan::Host> {
+fn host_plans(count: u8) -> Vec<PlannedHost> {
     let address = |n| Some(InterfaceAddress { address: [10, 77, 0, 100 + n].into(), prefix: 24 });
     (0..count)
-        .map(|n| plan::Host { name: format!("host-{n}"), virtual_address: address(n), mtu: 1500, rate: None })
+        .map(|n| PlannedHost {
+            name: format!("host-{n}"),
+            virtual_address: address(n),
+            mtu: 1500,
+            rate: None,
+        })
         .collect()
 }
 
@@ -137,7 +142,7 @@ struct Simulation {
     /// Connections so far.
     sessions: u64,
     facts: BTreeMap<String, Box<HostFacts>>,
-    plans: BTreeMap<String, (Arc<Plan>, Vec<plan::Host>)>,
+    plans: BTreeMap<String, (Arc<Plan>, Vec<PlannedHost>)>,
     begun: BTreeMap<TrialId, u64>,
     records: BTreeMap<TrialId, TrialRecord>,
     sent: Vec<(String, ToAgent)>,

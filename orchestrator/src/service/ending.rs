@@ -8,6 +8,7 @@
 
 use std::time::{Duration, Instant};
 
+use toll_protocol::error::chain;
 use toll_protocol::result::{CampaignResult, Gate, TrialRecord};
 use toll_protocol::service::{CampaignState, LeftOutEntry};
 
@@ -82,7 +83,7 @@ impl<O: Observer> Service<O> {
         let (made, id) = (self.made.0.clone(), id.to_owned());
         tokio::task::spawn_blocking(move || {
             let began = Instant::now();
-            let result = kept::summarise(&path, &gates, &[]).map_err(|error| kept::chain(&error));
+            let result = kept::summarise(&path, &gates, &[]).map_err(|error| chain(&error));
             // The service may have ended.
             let _ = made.blocking_send(Made::Summary { id, result, took: began.elapsed() });
         });
@@ -127,7 +128,7 @@ impl<O: Observer> Service<O> {
 
     /// The ledger of a campaign takes nothing more, now or later: what it has stays, its hosts are for others.
     pub(super) fn abandon(&mut self, id: &str, error: &LedgerError) -> Result<(), ServiceError> {
-        let why = format!("its ledger can't be used any more: {}", kept::chain(error));
+        let why = format!("its ledger can't be used any more: {}", chain(error));
         // `toll run` tells it at the end of its own output.
         if matches!(self.options.store, Store::Fleet(_)) {
             tracing::error!(campaign = id, why, "ended");
@@ -182,7 +183,7 @@ fn end(store: &Store, gates: &[Gate], unkept: &[TrialRecord], mut over: Over) ->
     let (id, status) = (over.status.id.clone(), &mut over.status);
     if status.state == CampaignState::Refused {
         // It has no plan, and so no result.
-        let unwritten = store.write_status(&over).err().map(|error| kept::chain(&error));
+        let unwritten = store.write_status(&over).err().map(|error| chain(&error));
         return Ended { over, result: None, unwritten };
     }
     let mut made = None;
@@ -197,16 +198,16 @@ fn end(store: &Store, gates: &[Gate], unkept: &[TrialRecord], mut over: Over) ->
             made = Some(result);
         }
         Err(error) if error.may_pass() => {
-            let unwritten = Some(kept::chain(&error));
+            let unwritten = Some(chain(&error));
             return Ended { over, result: None, unwritten };
         }
         Err(error) => {
-            let why = format!("its ledger can't be read: {}", kept::chain(&error));
+            let why = format!("its ledger can't be read: {}", chain(&error));
             tracing::error!(campaign = id, why, "has no result");
             status.fault.get_or_insert(why);
         }
     }
     let written = made.as_ref().map_or(Ok(()), |result| store.write_result(&id, result).map(drop));
     let written = written.and_then(|()| store.write_status(&over));
-    Ended { over, result: made, unwritten: written.err().map(|error| kept::chain(&error)) }
+    Ended { over, result: made, unwritten: written.err().map(|error| chain(&error)) }
 }

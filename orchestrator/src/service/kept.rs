@@ -274,15 +274,3 @@ pub(super) fn refused(problems: &[Problem]) -> String {
     let why = problems.first().map_or_else(String::new, ToString::to_string);
     format!("this version of Toll refuses the campaign's document: {why}")
 }
-
-/// An error and all its sources on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}

@@ -22,7 +22,7 @@ use super::ending::Made;
 use super::past::Past;
 use super::store::{Found, Look, Seen};
 use super::{Observer, Service, ServiceError};
-use crate::link::LinkEvent;
+use crate::transport::TransportEvent;
 
 /// Entries that are named; the others are counted.
 const NAMED: usize = 1000;
@@ -50,8 +50,8 @@ pub(super) struct Entries {
 /// An agent that waits: its connection, then what it said.
 #[derive(Debug)]
 struct Waiting {
-    connected: LinkEvent,
-    said: Vec<LinkEvent>,
+    connected: TransportEvent,
+    said: Vec<TransportEvent>,
 }
 
 impl Waiting {
@@ -62,7 +62,7 @@ impl Waiting {
 
     fn number(&self) -> u64 {
         match self.connected {
-            LinkEvent::Connected { session, .. } => session.number,
+            TransportEvent::Connected { session, .. } => session.number,
             _ => 0,
         }
     }
@@ -70,7 +70,7 @@ impl Waiting {
     /// Trials that it holds.
     fn held(&self) -> &[TrialId] {
         match &self.connected {
-            LinkEvent::Connected { held, .. } => held,
+            TransportEvent::Connected { held, .. } => held,
             _ => &[],
         }
     }
@@ -159,9 +159,9 @@ impl Entries {
 
     /// What becomes of an event of an agent now: it is given back, or kept until its agent has to wait no more. `flies`
     /// says whether a trial that an agent holds is in flight.
-    fn hear(&mut self, event: LinkEvent, flies: impl Fn(&TrialId) -> bool) -> Option<LinkEvent> {
+    fn hear(&mut self, event: TransportEvent, flies: impl Fn(&TrialId) -> bool) -> Option<TransportEvent> {
         match &event {
-            LinkEvent::Connected { host, session, held, .. } => {
+            TransportEvent::Connected { host, session, held, .. } => {
                 if self.agents.get(host).is_some_and(|waiting| waiting.number() > session.number) {
                     // Two connections of one agent may be heard of in the wrong order.
                     return None;
@@ -178,14 +178,14 @@ impl Entries {
                 None
             }
             // Whoever is not known as connected is not lost.
-            LinkEvent::Lost { host, session } => match self.agents.get(host) {
+            TransportEvent::Lost { host, session } => match self.agents.get(host) {
                 Some(waiting) if waiting.is_of(*session) => {
                     self.agents.remove(host);
                     None
                 }
                 _ => Some(event),
             },
-            LinkEvent::Message { host, session, message, .. } => match self.agents.get_mut(host) {
+            TransportEvent::Message { host, session, message, .. } => match self.agents.get_mut(host) {
                 Some(waiting) if waiting.is_of(*session) => {
                     // What is said once on a connection, and asked for by nobody. Samples are not missed.
                     let is_nic = |message: &FromAgent| matches!(message, FromAgent::Nic { .. });
@@ -194,7 +194,7 @@ impl Entries {
                         message if is_nic(message) => {
                             // The latest is what the NIC is.
                             waiting.said.retain(
-                                |said| !matches!(said, LinkEvent::Message { message, .. } if is_nic(message)),
+                                |said| !matches!(said, TransportEvent::Message { message, .. } if is_nic(message)),
                             );
                             true
                         }
@@ -207,14 +207,14 @@ impl Entries {
                 }
                 _ => Some(event),
             },
-            LinkEvent::Refused { .. } => Some(event),
+            TransportEvent::Refused { .. } => Some(event),
         }
     }
 
     /// Agents that wait, for people.
     pub fn waiting_agents(&self) -> Vec<AgentStatus> {
         let status = |waiting: &Waiting| match &waiting.connected {
-            LinkEvent::Connected { host, facts, labels, .. } => Some(AgentStatus {
+            TransportEvent::Connected { host, facts, labels, .. } => Some(AgentStatus {
                 name: host.clone(),
                 state: AgentState::Barred,
                 reason: Some("it holds results that a campaign which is left out may wait for".to_owned()),
@@ -230,9 +230,9 @@ impl Entries {
 
 impl<O: Observer> Service<O> {
     /// An event of an agent, unless it has to wait.
-    pub(super) fn heard_now(&mut self, event: LinkEvent) -> Option<LinkEvent> {
+    pub(super) fn heard_now(&mut self, event: TransportEvent) -> Option<TransportEvent> {
         let scheduler = &self.scheduler;
-        if let LinkEvent::Connected { host, session, .. } = &event
+        if let TransportEvent::Connected { host, session, .. } = &event
             && !scheduler.is_newer(host, session.number)
         {
             return None;
@@ -324,8 +324,8 @@ mod tests {
     use toll_protocol::trial::EndReady;
 
     use super::*;
-    use crate::link::Session;
     use crate::test_support;
+    use crate::transport::Session;
 
     const SESSION: u64 = 2;
 
@@ -333,32 +333,32 @@ mod tests {
         LeftOutEntry { name: name.to_owned(), reason: "broken".to_owned(), tried_again }
     }
 
-    fn connected(held: &[u64]) -> LinkEvent {
+    fn connected(held: &[u64]) -> TransportEvent {
         connected_as(SESSION, held)
     }
 
-    fn connected_as(number: u64, held: &[u64]) -> LinkEvent {
+    fn connected_as(number: u64, held: &[u64]) -> TransportEvent {
         let facts = Box::new(test_support::provenance().hosts.remove(0).facts);
         let held = held.iter().map(|trial| TrialId::new(*trial)).collect();
         let address = std::net::Ipv4Addr::LOCALHOST.into();
         let session = Session { number, instance: Instance(1), address };
-        LinkEvent::Connected { host: "a".to_owned(), session, facts, labels: BTreeMap::new(), held }
+        TransportEvent::Connected { host: "a".to_owned(), session, facts, labels: BTreeMap::new(), held }
     }
 
-    fn lost(session: u64) -> LinkEvent {
-        LinkEvent::Lost { host: "a".to_owned(), session }
+    fn lost(session: u64) -> TransportEvent {
+        TransportEvent::Lost { host: "a".to_owned(), session }
     }
 
-    fn failed(trial: u64) -> LinkEvent {
+    fn failed(trial: u64) -> TransportEvent {
         let failure = Failure { reason: "it broke".to_owned(), last_words: Vec::new() };
         said(FromAgent::Failed { trial: TrialId::new(trial), failure })
     }
 
-    fn said(message: FromAgent) -> LinkEvent {
-        LinkEvent::Message { host: "a".to_owned(), session: SESSION, message, at: Instant::now() }
+    fn said(message: FromAgent) -> TransportEvent {
+        TransportEvent::Message { host: "a".to_owned(), session: SESSION, message, at: Instant::now() }
     }
 
-    fn ready(trial: u64) -> LinkEvent {
+    fn ready(trial: u64) -> TransportEvent {
         let ready = EndReady { address: "10.0.0.1:7".parse().expect("an address") };
         said(FromAgent::Ready { trial: TrialId::new(trial), ready })
     }
@@ -381,7 +381,7 @@ mod tests {
             assert!(entries.hear(said(FromAgent::Nic { nic: None }), known).is_none());
         }
         let of = |index: usize| match &entries.agents["a"].said[index] {
-            LinkEvent::Message { message, .. } => message.clone(),
+            TransportEvent::Message { message, .. } => message.clone(),
             other => panic!("{other:?}"),
         };
         assert!(matches!(of(0), FromAgent::Ready { .. }), "a trial that waits for its start is begun later");

@@ -4,11 +4,12 @@
 use std::cmp::Reverse;
 
 use tokio::sync::oneshot;
+use toll_protocol::error::chain;
 use toll_protocol::service::{CampaignPage, CampaignStatus, LeftOutEntry};
 
 use super::ending::Made;
 use super::handle::{ListError, LookupError};
-use super::kept::{self, Phase};
+use super::kept::Phase;
 use super::past::Past;
 use super::{Observer, Service, unix_ms};
 
@@ -132,7 +133,7 @@ impl<O: Observer> Service<O> {
         tokio::task::spawn_blocking(move || {
             let failed = ids.into_iter().filter_map(|name| {
                 let error = store.remove(&name).err()?;
-                Some(LeftOutEntry { name, reason: kept::chain(&error), tried_again: false })
+                Some(LeftOutEntry { name, reason: chain(&error), tried_again: false })
             });
             // The service may have ended: the next process removes them.
             let _ = made.blocking_send(Made::Removed(failed.collect()));

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ring::digest::{SHA256, digest};
+use toll_protocol::error::chain;
 use toll_protocol::service::{CampaignState, CampaignStatus};
 
 use super::store::{Over, Store};
@@ -42,7 +43,7 @@ impl Past {
             Ok(over) => over.map(|over| over.status),
             Err(error) => Some(CampaignStatus {
                 ended_unix_ms: self.ended_unix_ms,
-                fault: Some(super::kept::chain(&error)),
+                fault: Some(chain(&error)),
                 ..CampaignStatus::new(&self.id, &self.name, self.state, self.submitted_unix_ms)
             }),
         }

@@ -2,6 +2,7 @@
 
 use tokio::sync::oneshot;
 use toll_protocol::campaign::Campaign;
+use toll_protocol::error::chain;
 use toll_protocol::result::CampaignResult;
 use toll_protocol::service::{CampaignState, CampaignStatus, Submitted};
 
@@ -126,7 +127,7 @@ impl<O: Observer> Service<O> {
             }
             Err(error) => {
                 self.kept.remove(id);
-                let why = kept::chain(&error);
+                let why = chain(&error);
                 if let StoreError::There { .. } = error {
                     // It goes on by itself once it can be opened; until then nobody else gets its name.
                     self.leave_out(id, why.clone(), true);
@@ -215,7 +216,7 @@ impl<O: Observer> Service<O> {
                 let gates = kept.gates.clone();
                 drop(tokio::task::spawn_blocking(move || {
                     let result = kept::summarise(&store.directory(&id).join(LEDGER), &gates, &[]);
-                    drop(answer.send(result.map_err(|error| unreadable(id, kept::chain(&error)))));
+                    drop(answer.send(result.map_err(|error| unreadable(id, chain(&error)))));
                 }));
             }
         }

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use toll_protocol::document::{self, ApiVersion, StatusKind};
+use toll_protocol::error::chain;
 use toll_protocol::file::{Content, FileError};
 use toll_protocol::printable;
 use toll_protocol::result::CampaignResult;
@@ -290,10 +291,10 @@ impl Store {
             Ok(result) => Ok(Box::new(result)),
             Err(error) => {
                 let ledger = Ledger::open(&self.directory(id).join(LEDGER));
-                let made = ledger.map_err(|error| kept::chain(&error)).and_then(|ledger| {
-                    kept::of_ledger(&ledger, &kept::gates(&ledger)?, &[]).map_err(|error| kept::chain(&error))
+                let made = ledger.map_err(|error| chain(&error)).and_then(|ledger| {
+                    kept::of_ledger(&ledger, &kept::gates(&ledger)?, &[]).map_err(|error| chain(&error))
                 });
-                made.map_err(|why| format!("{}; {why}", kept::chain(&error)))
+                made.map_err(|why| format!("{}; {why}", chain(&error)))
             }
         }
     }

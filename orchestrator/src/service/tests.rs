@@ -12,9 +12,9 @@ use toll_protocol::service::CampaignStatus;
 
 use super::*;
 use crate::ledger::Ledger;
-use crate::link::AGENT_TIMEOUT;
 use crate::pki::{Authority, DEFAULT_DAYS, SERVER_NAME};
 use crate::test_support;
+use crate::transport::AGENT_TIMEOUT;
 use store::LEDGER;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -79,13 +79,14 @@ async fn new_with(
 ) -> (Service<Summaries>, Handle, Summaries) {
     let identity = Authority::new(DEFAULT_DAYS).and_then(|ca| ca.issue(SERVER_NAME, DEFAULT_DAYS));
     let address = "127.0.0.1:0".parse().expect("an address");
-    let (link, events) =
-        Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
+    let (transport, events) =
+        Transport::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
     let policy = Policy { limit: 1, grace: LIMIT, arrival: LIMIT, settle: Duration::ZERO, cluster: false };
     let options = Options::new(store(data).await, "fleet", policy);
     let summaries = Summaries::default();
-    let service = Service::new(change(options), link, events, questions, summaries.clone()).expect("starts");
+    let service =
+        Service::new(change(options), transport, events, questions, summaries.clone()).expect("starts");
     (service, handle, summaries)
 }
 
@@ -152,8 +153,9 @@ fn named(name: &str) -> String {
 fn begun(store: &Store, id: &str) {
     let document = named("begun");
     let campaign = campaign::parse(&document).expect("is valid");
-    let host = |n| plan::Host { name: format!("host-{n}"), virtual_address: None, mtu: 1500, rate: None };
-    let hosts: Vec<plan::Host> = (1..=2).map(host).collect();
+    let host =
+        |n| plan::PlannedHost { name: format!("host-{n}"), virtual_address: None, mtu: 1500, rate: None };
+    let hosts: Vec<plan::PlannedHost> = (1..=2).map(host).collect();
     let mut ids = rand::rng();
     let plan = plan::Plan::new(&campaign, &hosts, 1, || plan::draw(&mut ids));
     let mut header = kept::header(&campaign, &document, 1, test_support::provenance(), 1);
@@ -458,7 +460,8 @@ async fn a_campaign_that_has_just_ended_is_not_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_campaign_that_its_hosts_cannot_do_is_refused_and_stays_so() {
     let directory = tempfile::tempdir().expect("a directory");
-    let host = |name: &str, mtu| plan::Host { name: name.into(), virtual_address: None, mtu, rate: None };
+    let host =
+        |name: &str, mtu| plan::PlannedHost { name: name.into(), virtual_address: None, mtu, rate: None };
     let lab = LabHosts { hosts: vec![host("a", 1400), host("b", 1500)], rate: None, mtu: 1500 };
     let service = run(new_with(directory.path(), |options| Options { lab: Some(lab), ..options }).await);
     service.handle.submit(Some("one".into()), named("c")).await.expect("is valid");

@@ -39,7 +39,7 @@ pub enum Job {
     /// Keep its plan.
     Plan {
         /// The hosts that it is for.
-        hosts: Vec<plan::Host>,
+        hosts: Vec<plan::PlannedHost>,
         /// The trials.
         planned: Vec<PlannedTrial>,
         /// With the hosts' facts.

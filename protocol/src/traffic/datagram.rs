@@ -16,6 +16,7 @@ use crate::figure::{Better, Compare, Ends, Figure, Limits, Metric, Unit};
 use crate::report::{EndReport, Failure};
 use crate::result::Run;
 use crate::trial::Direction;
+use crate::units::numbers::{self, Seconds};
 use crate::units::{BitRate, Span};
 
 /// The field of a workload.
@@ -156,7 +157,9 @@ pub struct Delivery {
     pub reordered: u64,
     /// Further copies of those received.
     pub duplicated: u64,
-    /// Interarrival jitter at the end of the interval (RFC 3550, 6.4.1), in nanoseconds.
+    /// Interarrival jitter at the end of the interval (RFC 3550, 6.4.1).
+    #[serde(rename = "jitter_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub jitter: Span,
     /// What this end's kernel dropped in its measured interval as the socket's buffer was full (SO_MEMINFO); of datagrams that
     /// it had joined (GRO) it counts one. Such loss is the host's, and not the path's. Nothing where the kernel doesn't say.
@@ -167,6 +170,8 @@ pub struct Delivery {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Found {
     /// The highest rate, in bits of UDP payload a second.
+    #[serde(rename = "rate_bits_per_second", with = "numbers")]
+    #[schemars(with = "u64")]
     pub rate: BitRate,
     /// Trials that it took.
     pub trials: u32,

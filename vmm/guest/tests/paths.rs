@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use support::{End, LONG_PATIENCE, Outcome, VIRTIO_NET};
+use toll_guest_abi::{congestion, direction};
 use toll_vnic::piece::{Piece, PieceMut, collect};
 use toll_vnic::port::impaired::{Impaired, Impairments};
 use toll_vnic::port::memory::pair;
@@ -53,8 +54,7 @@ fn transfer(end: End, path: Impairments, lost: std::ops::Range<usize>) -> ((Outc
     let port = Box::new(Impaired::new(Box::new(one), path).unwrap());
     let port = Watched { port, left, segments: 0, lost };
     let sender = End { verifies: false, patience: LONG_PATIENCE, ..end };
-    let receiver =
-        End { direction: toll_guest_abi::direction::RECEIVE, listens: true, host: 2, peer: 1, ..sender };
+    let receiver = End { direction: direction::RECEIVE, listens: true, host: 2, peer: 1, ..sender };
     let outcomes = thread::scope(|scope| {
         let receiving = scope.spawn(|| receiver.run(Box::new(other)));
         let (result, sent) = sender.run(Box::new(port));
@@ -76,19 +76,21 @@ fn rfc_6928_slow_start_begins_with_ten_segments_and_doubles_each_round_trip() {
     let round_trip = Duration::from_millis(200);
     let (warm_up, duration) = (Duration::ZERO, 6 * round_trip);
     let end = End { warm_up, duration, write_size: 64 << 10, arena: 8 << 20, ..End::sender(VIRTIO_NET) };
-    let (_, left) = transfer(end, path(round_trip, 0), 0..0);
-    let mut rounds = vec![0_u32; 5];
-    for time in &left {
-        let round = (time.duration_since(left[0]).as_secs_f64() / round_trip.as_secs_f64()) as usize;
-        if let Some(count) = rounds.get_mut(round) {
-            *count += 1;
+    for (name, congestion_control) in [("cubic", congestion::CUBIC), ("reno", congestion::RENO)] {
+        let (_, left) = transfer(End { congestion_control, ..end }, path(round_trip, 0), 0..0);
+        let mut rounds = vec![0_u32; 5];
+        for time in &left {
+            let round = (time.duration_since(left[0]).as_secs_f64() / round_trip.as_secs_f64()) as usize;
+            if let Some(count) = rounds.get_mut(round) {
+                *count += 1;
+            }
         }
-    }
-    println!("segments a round trip: {rounds:?}");
-    assert!(rounds[0] >= 9, "RFC 6928, 2: 14600 bytes: {rounds:?}");
-    // A turn that comes late moves segments into the next round.
-    for (round, least) in [(1, 15), (2, 30), (3, 60), (4, 120)] {
-        assert!(rounds[..=round].iter().sum::<u32>() >= 2 * least - 10, "{rounds:?}");
+        println!("{name}, segments a round trip: {rounds:?}");
+        assert!(rounds[0] >= 9, "RFC 6928, 2: 14600 bytes: {rounds:?}");
+        // A turn that comes late moves segments into the next round.
+        for (round, least) in [(1, 15), (2, 30), (3, 60), (4, 120)] {
+            assert!(rounds[..=round].iter().sum::<u32>() >= 2 * least - 10, "{rounds:?}");
+        }
     }
 }
 

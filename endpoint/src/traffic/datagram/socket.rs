@@ -16,7 +16,7 @@ use toll_protocol::trial::TrialId;
 
 use super::header::{Header, Kind};
 use crate::clock::waited;
-use crate::config::Plan;
+use crate::config::EndConfig;
 use crate::control::Control;
 use crate::socket::{CONNECT_LIMIT, SocketError};
 
@@ -43,18 +43,18 @@ fn set(socket: &impl AsFd, level: libc::c_int, name: libc::c_int, value: libc::c
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A socket that is bound to the plan's address and to its interface alone. Its datagrams are never fragmented.
+/// A socket that is bound to the config's address and to its interface alone. Its datagrams are never fragmented.
 ///
 /// # Errors
 /// [`SocketError::Io`] or [`SocketError::Interface`].
-pub fn open(plan: &Plan, datagram: &Datagram) -> Result<UdpSocket, SocketError> {
-    let address = plan.bind;
+pub fn open(config: &EndConfig, datagram: &Datagram) -> Result<UdpSocket, SocketError> {
+    let address = config.bind;
     let failed = |call: &'static str| move |errno: Errno| io_error(call, address)(errno.into());
     let fd: OwnedFd =
         socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp)
             .map_err(failed("socket"))?;
-    setsockopt(&fd, sockopt::BindToDevice, &plan.interface).map_err(|errno| SocketError::Interface {
-        interface: plan.interface.clone(),
+    setsockopt(&fd, sockopt::BindToDevice, &config.interface).map_err(|errno| SocketError::Interface {
+        interface: config.interface.clone(),
         source: errno.into(),
     })?;
     // Beyond net.core.rmem_max if this process may, as those of agents may; else up to it.
@@ -77,11 +77,11 @@ pub fn open(plan: &Plan, datagram: &Datagram) -> Result<UdpSocket, SocketError> 
 ///
 /// # Errors
 /// [`SocketError::Io`].
-pub fn address(socket: &UdpSocket, plan: &Plan) -> Result<SocketAddrV4, SocketError> {
+pub fn address(socket: &UdpSocket, config: &EndConfig) -> Result<SocketAddrV4, SocketError> {
     match socket.local_addr() {
         Ok(SocketAddr::V4(address)) => Ok(address),
-        Ok(SocketAddr::V6(_)) => Err(io_error("getsockname", plan.bind)(ErrorKind::InvalidData.into())),
-        Err(source) => Err(io_error("getsockname", plan.bind)(source)),
+        Ok(SocketAddr::V6(_)) => Err(io_error("getsockname", config.bind)(ErrorKind::InvalidData.into())),
+        Err(source) => Err(io_error("getsockname", config.bind)(source)),
     }
 }
 
@@ -113,25 +113,26 @@ pub fn is_passing(error: &io::Error) -> bool {
 pub fn accept(
     control: &mut Control,
     socket: &UdpSocket,
-    plan: &Plan,
+    config: &EndConfig,
     peer: SocketAddrV4,
     deadline: Duration,
 ) -> Result<(), SocketError> {
     let begin = control.clock().now();
     let until = deadline.min(begin + CONNECT_LIMIT);
-    let hello = greeting(Kind::Hello, plan.trial);
+    let hello = greeting(Kind::Hello, config.trial);
     loop {
         let woken = control.wait(&[(socket.as_fd(), PollFlags::POLLIN)], Some(until))?;
         if woken.is_some() {
             match read(socket) {
                 Ok((Some(header), SocketAddr::V4(from))) if header == hello && from.ip() == peer.ip() => {
                     socket.connect(from).map_err(io_error("connect", from))?;
-                    return say(socket, greeting(Kind::Welcome, plan.trial)).map_err(io_error("send", from));
+                    return say(socket, greeting(Kind::Welcome, config.trial))
+                        .map_err(io_error("send", from));
                 }
                 // A stranger's, or a former trial's.
                 Ok(_) => {}
                 Err(error) if is_passing(&error) => {}
-                Err(source) => return Err(io_error("recv", plan.bind)(source)),
+                Err(source) => return Err(io_error("recv", config.bind)(source)),
             }
         }
         if woken.is_none() || control.clock().now() >= until {
@@ -148,13 +149,13 @@ pub fn accept(
 pub fn connect(
     control: &mut Control,
     socket: &UdpSocket,
-    plan: &Plan,
+    config: &EndConfig,
     peer: SocketAddrV4,
     deadline: Duration,
 ) -> Result<(), SocketError> {
     let begin = control.clock().now();
     let until = deadline.min(begin + CONNECT_LIMIT);
-    let (hello, welcome) = (greeting(Kind::Hello, plan.trial), greeting(Kind::Welcome, plan.trial));
+    let (hello, welcome) = (greeting(Kind::Hello, config.trial), greeting(Kind::Welcome, config.trial));
     socket.connect(peer).map_err(io_error("connect", peer))?;
     let mut hello_at = begin;
     loop {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use toll_protocol::units::{AddressRange, InterfaceAddress};
 
-use super::{Fleet, Host, HostIndex};
+use super::{Fleet, FleetHost, HostIndex};
 
 /// Addresses by how many have them. All hosts of a plan get theirs from one of these: what they cost together grows with
 /// their number, and not with its square, however their ranges overlap.
@@ -65,7 +65,7 @@ impl Fleet {
             [nic, host.guest_address].into_iter().flatten().for_each(|taken| addresses.take(taken.address));
         }
         // Addresses of the NIC's network: an agent that names others would send its peers elsewhere.
-        let range = |host: &Host| {
+        let range = |host: &FleetHost| {
             let facts = host.facts.as_ref()?;
             let nic = facts.nic.as_ref()?.address?;
             Some((nic.hosts_within(facts.guest_addresses?), nic.prefix))

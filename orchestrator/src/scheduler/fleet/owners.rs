@@ -3,11 +3,11 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use super::{Fleet, Host, HostIndex};
+use super::{Fleet, FleetHost, HostIndex};
 use crate::plan::Cell;
 use crate::scheduler::ends::place;
 
-impl Host {
+impl FleetHost {
     /// The address that is its own beyond doubt.
     fn proved(&self) -> Option<Ipv4Addr> {
         let told = self.facts.as_ref()?.nic.as_ref()?.address?.address;
@@ -50,9 +50,9 @@ mod tests {
 
     use super::super::Told;
     use super::*;
-    use crate::link::Session;
     use crate::plan::{self, Plan};
     use crate::test_support;
+    use crate::transport::Session;
 
     const CAMPAIGN: &str = "\
 apiVersion: toll.dev/v1alpha1
@@ -86,7 +86,8 @@ spec:
     fn refused(fleet: &Fleet, guest: &str) -> Vec<String> {
         let campaign = toll_protocol::campaign::parse(CAMPAIGN).expect("is valid");
         let virtual_address = Some(format!("{guest}/24").parse().expect("an address"));
-        let host = |name: &str| plan::Host { name: name.into(), virtual_address, mtu: 1500, rate: None };
+        let host =
+            |name: &str| plan::PlannedHost { name: name.into(), virtual_address, mtu: 1500, rate: None };
         let plan =
             Plan::new(&campaign, &NAMES[..2].iter().map(|name| host(name)).collect::<Vec<_>>(), 1, || {
                 plan::draw(&mut rand::rng())

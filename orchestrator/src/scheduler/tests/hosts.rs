@@ -210,12 +210,12 @@ fn hosts_that_are_away_cost_a_tick_no_look_at_all_pairs() {
     for number in 0..4000 {
         hosts.scheduler.fleet.expect(&format!("away-{number}"), Duration::ZERO);
     }
-    let pairs = hosts.scheduler.courses[0].queues.len();
+    let pairs = hosts.scheduler.campaigns[0].queues.len();
     assert_eq!(pairs, 100 * 99 / 2);
     let began = std::time::Instant::now();
     for _ in 0..10 {
-        let courses = &hosts.scheduler.courses;
-        let wanted = |host| courses.iter().any(|course| course.wants(host));
+        let campaigns = &hosts.scheduler.campaigns;
+        let wanted = |host| campaigns.iter().any(|active| active.wants(host));
         assert!(!hosts.scheduler.fleet.tick(wanted, Duration::from_secs(60)));
     }
     for number in 0..10 {

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use toll_protocol::error::chain;
 use toll_protocol::result::RunStatus;
 use toll_protocol::trial::TrialId;
 
@@ -14,7 +15,6 @@ use super::{
 };
 use crate::ledger::{Ledger, LedgerError};
 use crate::service::ids::is_id;
-use crate::service::kept;
 use crate::service::past::Past;
 
 /// A campaign that a former process left.
@@ -133,7 +133,7 @@ fn look(campaigns: &Path, name: &str) -> Look {
 }
 
 fn left_out(error: &StoreError) -> Look {
-    Look::LeftOut { reason: kept::chain(error), again: error.may_pass() }
+    Look::LeftOut { reason: chain(error), again: error.may_pass() }
 }
 
 fn open(directory: &Path) -> Result<Found, StoreError> {

@@ -1934,7 +1934,8 @@ impl<'a> Socket<'a> {
 
         // If a FIN is received at the end of the current segment, but
         // we have a hole in the assembler before the current segment, disregard this FIN.
-        if control == TcpControl::Fin && window_start < segment_start {
+        // Toll: nor if a part of the current segment does not fit into the window.
+        if control == TcpControl::Fin && (window_start < segment_start || window_end < segment_end) {
             tcp_trace!(
                 "ignoring FIN because we don't have full data yet. window_start={} segment_start={}",
                 window_start,

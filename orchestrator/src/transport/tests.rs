@@ -29,8 +29,8 @@ impl Party {
         Self { authority, server }
     }
 
-    fn listen(&self) -> (Link, mpsc::Receiver<LinkEvent>) {
-        Link::bind(address(), &self.server, AGENT_TIMEOUT).expect("a socket")
+    fn listen(&self) -> (Transport, mpsc::Receiver<TransportEvent>) {
+        Transport::bind(address(), &self.server, AGENT_TIMEOUT).expect("a socket")
     }
 
     /// A client with the certificate of `name`, which says 50 times a second that it is there.
@@ -92,22 +92,22 @@ fn introduction(name: &str, instance: u64) -> Vec<u8> {
     frame::encode(&hello_of(PROTOCOL_VERSION, name, Instance(instance))).expect("encoded")
 }
 
-async fn next_event(events: &mut mpsc::Receiver<LinkEvent>) -> LinkEvent {
-    timeout(LIMIT, events.recv()).await.expect("in time").expect("the link is there")
+async fn next_event(events: &mut mpsc::Receiver<TransportEvent>) -> TransportEvent {
+    timeout(LIMIT, events.recv()).await.expect("in time").expect("the transport is there")
 }
 
 /// Number of the session that begins.
-async fn begun(events: &mut mpsc::Receiver<LinkEvent>) -> u64 {
+async fn begun(events: &mut mpsc::Receiver<TransportEvent>) -> u64 {
     match next_event(events).await {
-        LinkEvent::Connected { session, .. } => session.number,
+        TransportEvent::Connected { session, .. } => session.number,
         other => panic!("nobody was welcomed: {other:?}"),
     }
 }
 
 /// Number of the session that ends.
-async fn lost(events: &mut mpsc::Receiver<LinkEvent>) -> u64 {
+async fn lost(events: &mut mpsc::Receiver<TransportEvent>) -> u64 {
     match next_event(events).await {
-        LinkEvent::Lost { session, .. } => session,
+        TransportEvent::Lost { session, .. } => session,
         other => panic!("nobody was lost: {other:?}"),
     }
 }
@@ -119,10 +119,10 @@ async fn say(connection: &Connection, bytes: &[u8]) -> (SendStream, RecvStream) 
 }
 
 /// Waits until QUIC has forgotten all connections but those of agents.
-async fn until_forgotten(link: &Link) {
+async fn until_forgotten(transport: &Transport) {
     let mut look = tokio::time::interval(Duration::from_millis(5));
     let forgotten = async {
-        while link.shared.door.held() > 0 {
+        while transport.shared.door.held() > 0 {
             look.tick().await;
         }
     };
@@ -140,8 +140,8 @@ async fn refusal(connection: &Connection) -> String {
 #[tokio::test]
 async fn another_version_is_refused_and_both_are_named() {
     let party = Party::new();
-    let (link, _events) = party.listen();
-    let (_endpoint, connection) = party.dial("host-1", link.address()).await;
+    let (transport, _events) = party.listen();
+    let (_endpoint, connection) = party.dial("host-1", transport.address()).await;
     let _streams = say(&connection, &frame::encode(&hello(99, "host-1")).expect("encoded")).await;
     let refusal = refusal(&connection).await;
     assert!(refusal.contains("version 99"), "{refusal}");
@@ -151,14 +151,14 @@ async fn another_version_is_refused_and_both_are_named() {
 #[tokio::test]
 async fn who_does_not_begin_with_a_hello_under_its_own_name_is_refused() {
     let party = Party::new();
-    let (link, mut events) = party.listen();
+    let (transport, mut events) = party.listen();
     let other = frame::encode(&hello(PROTOCOL_VERSION, "host-2")).expect("encoded");
     for (first, words) in [
         (other.as_slice(), "it says that it is `host-2`, and its certificate says otherwise"),
         (&[0, 0, 0, 3, b'{', b'}', b'{'], "malformed"),
         (&[0xff; 64], "malformed"),
     ] {
-        let (_endpoint, connection) = party.dial("host-1", link.address()).await;
+        let (_endpoint, connection) = party.dial("host-1", transport.address()).await;
         let _streams = say(&connection, first).await;
         let refusal = refusal(&connection).await;
         assert!(refusal.contains(words), "{refusal}");
@@ -169,19 +169,19 @@ async fn who_does_not_begin_with_a_hello_under_its_own_name_is_refused() {
 #[tokio::test]
 async fn a_new_connection_of_an_agent_takes_the_place_of_the_old() {
     let party = Party::new();
-    let (link, mut events) = party.listen();
+    let (transport, mut events) = party.listen();
     let hello = introduction("host-1", 7);
-    let old = party.dial("host-1", link.address()).await;
+    let old = party.dial("host-1", transport.address()).await;
     let _old_streams = say(&old.1, &hello).await;
     let first = begun(&mut events).await;
-    let new = party.dial("host-1", link.address()).await;
+    let new = party.dial("host-1", transport.address()).await;
     let (_to, mut from) = say(&new.1, &hello).await;
     // Each session's events are its own: the end of the old one may be heard before or after the beginning of the new one.
     let (mut second, mut ended) = (None, None);
     while second.is_none() || ended.is_none() {
         match next_event(&mut events).await {
-            LinkEvent::Connected { session, .. } => second = Some(session.number),
-            LinkEvent::Lost { session, .. } => ended = Some(session),
+            TransportEvent::Connected { session, .. } => second = Some(session.number),
+            TransportEvent::Lost { session, .. } => ended = Some(session),
             other => panic!("{other:?}"),
         }
     }
@@ -189,7 +189,7 @@ async fn a_new_connection_of_an_agent_takes_the_place_of_the_old() {
     assert!(second > ended, "{second:?}");
     assert!(refusal(&old.1).await.contains("newer connection"));
     // The end of the old one is not the loss of the agent, which is still spoken to.
-    link.send("host-1", ToAgent::Teardown { trial: TrialId::new(1) });
+    transport.send("host-1", ToAgent::Teardown { trial: TrialId::new(1) });
     let mut decoder = Decoder::default();
     let mut heard = Vec::new();
     while heard.len() < 2 {
@@ -206,20 +206,20 @@ async fn a_new_connection_of_an_agent_takes_the_place_of_the_old() {
 #[tokio::test]
 async fn a_second_agent_of_a_name_is_refused_while_the_first_one_answers() {
     let party = Party::new();
-    let (link, mut events) = party.listen();
+    let (transport, mut events) = party.listen();
     let identity = party.authority.issue("host-1", DEFAULT_DAYS).expect("a certificate");
-    let (_endpoint, first) = party.dial_as(&identity, address(), link.address()).await;
+    let (_endpoint, first) = party.dial_as(&identity, address(), transport.address()).await;
     let _streams = say(&first, &introduction("host-1", 1)).await;
     let number = begun(&mut events).await;
     // Another process, at this address or another one; and the same one, as a copy of the machine has it.
     let elsewhere = SocketAddr::from(([127, 0, 0, 2], 0));
     for (from, instance) in [(address(), 2), (elsewhere, 2), (elsewhere, 1)] {
-        let (endpoint, copy) = party.dial_as(&identity, from, link.address()).await;
+        let (endpoint, copy) = party.dial_as(&identity, from, transport.address()).await;
         let _streams = say(&copy, &introduction("host-1", instance)).await;
         let began = Instant::now();
         let refusal = refusal(&copy).await;
         assert!(began.elapsed() < roster::PROBE, "an answer is not waited for beyond its coming");
-        let LinkEvent::Refused { host, holder, newcomer } = next_event(&mut events).await else {
+        let TransportEvent::Refused { host, holder, newcomer } = next_event(&mut events).await else {
             panic!("it is told")
         };
         assert_eq!((host.as_str(), newcomer.ip()), ("host-1", endpoint.local_addr().expect("bound").ip()));
@@ -236,10 +236,10 @@ async fn a_second_agent_of_a_name_is_refused_while_the_first_one_answers() {
 #[tokio::test]
 async fn an_agent_whose_former_process_does_not_answer_takes_its_place() {
     let party = Party::new();
-    let (link, mut events) = party.listen();
+    let (transport, mut events) = party.listen();
     let socket = UdpSocket::bind(address()).await.expect("a socket");
     let front = socket.local_addr().expect("an address");
-    let (_switch, to) = tokio::sync::watch::channel(link.address());
+    let (_switch, to) = tokio::sync::watch::channel(transport.address());
     let relay = tokio::spawn(relay(socket, to));
     let (_endpoint, killed) = party.dial("host-1", front).await;
     let _streams = say(&killed, &introduction("host-1", 1)).await;
@@ -247,20 +247,20 @@ async fn an_agent_whose_former_process_does_not_answer_takes_its_place() {
     // From here on nothing comes from it.
     relay.abort();
     let began = Instant::now();
-    let (_endpoint, restarted) = party.dial("host-1", link.address()).await;
+    let (_endpoint, restarted) = party.dial("host-1", transport.address()).await;
     let _streams = say(&restarted, &introduction("host-1", 2)).await;
     let events = [next_event(&mut events).await, next_event(&mut events).await];
     assert!(began.elapsed() < roster::PROBE * 2, "{:?}", began.elapsed());
-    let ended = |event: &LinkEvent| matches!(event, LinkEvent::Lost { session, .. } if *session == first);
-    let began =
-        |event: &LinkEvent| matches!(event, LinkEvent::Connected { session, .. } if session.number > first);
+    let ended =
+        |event: &TransportEvent| matches!(event, TransportEvent::Lost { session, .. } if *session == first);
+    let began = |event: &TransportEvent| matches!(event, TransportEvent::Connected { session, .. } if session.number > first);
     assert!(events.iter().any(ended) && events.iter().any(began), "{events:?}");
 }
 
 #[tokio::test]
 async fn a_certificate_names_its_host_byte_for_byte() {
     let party = Party::new();
-    let (link, mut events) = party.listen();
+    let (transport, mut events) = party.listen();
     let other = "its certificate says otherwise";
     for (certified, name, words) in [
         ("host-3", "HOST-3", "none of a host"),
@@ -275,7 +275,7 @@ async fn a_certificate_names_its_host_byte_for_byte() {
         let purpose = ExtendedKeyUsagePurpose::ClientAuth;
         let purposes = if certified == SERVER_NAME { Vec::new() } else { vec![purpose] };
         let identity = party.authority.issue_for(certified, DEFAULT_DAYS, purposes).expect("a certificate");
-        let (_endpoint, connection) = party.dial_as(&identity, address(), link.address()).await;
+        let (_endpoint, connection) = party.dial_as(&identity, address(), transport.address()).await;
         let _streams = say(&connection, &introduction(name, 1)).await;
         let refusal = refusal(&connection).await;
         assert!(refusal.contains(words), "{certified} as {name}: {refusal}");
@@ -286,9 +286,9 @@ async fn a_certificate_names_its_host_byte_for_byte() {
 #[tokio::test]
 async fn a_certificate_without_the_purpose_of_a_client_is_none_of_an_agent() {
     let party = Party::new();
-    let (link, mut events) = party.listen();
+    let (transport, mut events) = party.listen();
     let identity = party.authority.issue_for("host-1", DEFAULT_DAYS, Vec::new()).expect("a certificate");
-    let (_endpoint, connection) = party.dial_as(&identity, address(), link.address()).await;
+    let (_endpoint, connection) = party.dial_as(&identity, address(), transport.address()).await;
     let _streams = say(&connection, &introduction("host-1", 1)).await;
     let refusal = refusal(&connection).await;
     assert!(refusal.contains("client authentication is not among its extended key usages"), "{refusal}");
@@ -299,22 +299,22 @@ async fn a_certificate_without_the_purpose_of_a_client_is_none_of_an_agent() {
 #[tokio::test]
 async fn a_client_that_proves_its_address_gets_in_past_those_that_do_not() {
     let party = Party::new();
-    let (link, mut events) = party.listen();
+    let (transport, mut events) = party.listen();
     for _ in 0..admission::UNPROVED {
-        assert!(matches!(link.shared.door.admit(address().ip(), false), Verdict::Take(_)));
+        assert!(matches!(transport.shared.door.admit(address().ip(), false), Verdict::Take(_)));
     }
-    let (_endpoint, connection) = party.dial("host-1", link.address()).await;
+    let (_endpoint, connection) = party.dial("host-1", transport.address()).await;
     let _streams = say(&connection, &introduction("host-1", 1)).await;
     begun(&mut events).await;
     // Its own place is free again: it is one of the agents now.
-    assert_eq!(link.shared.door.held(), admission::UNPROVED);
+    assert_eq!(transport.shared.door.held(), admission::UNPROVED);
 }
 
 /// A handshake that its client ends at once costs it two datagrams under any address, and is remembered for seconds.
 #[tokio::test]
 async fn clients_that_close_their_handshakes_keep_nobody_out() {
     let party = Party::new();
-    let (link, mut events) = party.listen();
+    let (transport, mut events) = party.listen();
     let (front, behind) = (UdpSocket::bind(address()).await, UdpSocket::bind(address()).await);
     let (front, behind) = (front.expect("a socket"), behind.expect("a socket"));
     let identity = party.authority.issue("host-1", DEFAULT_DAYS).expect("a certificate");
@@ -328,55 +328,55 @@ async fn clients_that_close_their_handshakes_keep_nobody_out() {
         for _ in 0..2 {
             let (length, _) =
                 timeout(LIMIT, front.recv_from(&mut datagram)).await.expect("in time").expect("one");
-            behind.send_to(&datagram[..length], link.address()).await.expect("sent");
+            behind.send_to(&datagram[..length], transport.address()).await.expect("sent");
             drop(connecting.take());
         }
     }
-    let (_endpoint, connection) = party.dial("host-1", link.address()).await;
-    assert_eq!(link.shared.door.held(), admission::UNPROVED + 1, "they are remembered");
+    let (_endpoint, connection) = party.dial("host-1", transport.address()).await;
+    assert_eq!(transport.shared.door.held(), admission::UNPROVED + 1, "they are remembered");
     let _streams = say(&connection, &introduction("host-1", 1)).await;
     begun(&mut events).await;
-    until_forgotten(&link).await;
+    until_forgotten(&transport).await;
 }
 
 #[tokio::test]
 async fn an_agent_that_left_holds_a_place_until_it_is_forgotten() {
     let party = Party::new();
-    let (link, mut events) = party.listen();
-    let (_endpoint, connection) = party.dial("host-1", link.address()).await;
+    let (transport, mut events) = party.listen();
+    let (_endpoint, connection) = party.dial("host-1", transport.address()).await;
     let _streams = say(&connection, &introduction("host-1", 1)).await;
     begun(&mut events).await;
-    assert_eq!(link.shared.door.held(), 0);
+    assert_eq!(transport.shared.door.held(), 0);
     connection.close(VarInt::from_u32(0), b"");
     lost(&mut events).await;
-    assert_eq!(link.shared.door.held(), 1);
-    until_forgotten(&link).await;
+    assert_eq!(transport.shared.door.held(), 1);
+    until_forgotten(&transport).await;
 }
 
 #[tokio::test]
 async fn who_has_a_certificate_and_says_nothing_holds_a_place_for_a_while_only() {
     let party = Party::new();
-    let (link, _events) = party.listen();
-    let (_endpoint, connection) = party.dial("host-1", link.address()).await;
+    let (transport, _events) = party.listen();
+    let (_endpoint, connection) = party.dial("host-1", transport.address()).await;
     let refusal = refusal(&connection).await;
     assert!(refusal.contains("no Hello came"), "{refusal}");
-    until_forgotten(&link).await;
+    until_forgotten(&transport).await;
 }
 
 #[tokio::test]
 async fn what_was_sent_before_the_end_arrives() {
     let party = Party::new();
-    let (link, mut events) = party.listen();
-    let (_endpoint, connection) = party.dial("host-1", link.address()).await;
+    let (transport, mut events) = party.listen();
+    let (_endpoint, connection) = party.dial("host-1", transport.address()).await;
     let hello = frame::encode(&hello(PROTOCOL_VERSION, "host-1")).expect("encoded");
     let (_to, mut from) = say(&connection, &hello).await;
     let event = timeout(LIMIT, events.recv()).await.expect("in time");
-    assert!(matches!(event, Some(LinkEvent::Connected { .. })), "{event:?}");
+    assert!(matches!(event, Some(TransportEvent::Connected { .. })), "{event:?}");
     for number in 0..20 {
-        link.send("host-1", ToAgent::Teardown { trial: TrialId::new(number) });
+        transport.send("host-1", ToAgent::Teardown { trial: TrialId::new(number) });
     }
     // Nothing of it has been written yet: this is the only thread.
-    let closing = tokio::spawn(link.close());
+    let closing = tokio::spawn(transport.close());
     let (mut decoder, mut heard) = (Decoder::default(), 0);
     while let Some(chunk) =
         timeout(LIMIT, from.read_chunk(READ, true)).await.expect("in time").expect("whole")

@@ -10,7 +10,7 @@ use toll_protocol::message::LONGEST;
 
 /// Why agents can't be listened for, or one was refused.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkError {
+pub enum TransportError {
     /// The certificates can't be used.
     #[error("the orchestrator's certificates can't be used: {0}")]
     Certificates(String),

@@ -26,7 +26,7 @@ pub enum Hosts {
     /// The fleet's, by label, once there are enough.
     Select(Select),
     /// These: a lab's.
-    Given(Vec<plan::Host>),
+    Given(Vec<plan::PlannedHost>),
 }
 
 /// A campaign to be planned.
@@ -50,7 +50,7 @@ pub struct ResumedCampaign {
     /// The plan, made again.
     pub plan: Arc<Plan>,
     /// The hosts that it was made for.
-    pub hosts: Vec<plan::Host>,
+    pub hosts: Vec<plan::PlannedHost>,
     /// Trials that were begun and are not recorded, by index in the plan, and when.
     pub begun: Vec<(usize, u64)>,
     /// Trials that are recorded, by index in the plan.
@@ -62,7 +62,7 @@ pub struct ResumedCampaign {
 }
 
 #[derive(Debug)]
-pub(super) enum Stage {
+pub(super) enum CampaignStage {
     Waiting(Box<NewCampaign>),
     Storing,
     Running,
@@ -86,9 +86,9 @@ impl PairQueue {
 }
 
 #[derive(Debug)]
-pub(super) struct Course {
+pub(super) struct ActiveCampaign {
     pub id: String,
-    pub stage: Stage,
+    pub stage: CampaignStage,
     pub plan: Option<Arc<Plan>>,
     /// Those with trials. Changed by [`planned`](Self::planned), [`put_back`](Self::put_back) and [`drain`](Self::drain) alone.
     pub queues: Vec<PairQueue>,
@@ -106,8 +106,8 @@ pub(super) struct Course {
     pub cancelled: Option<String>,
 }
 
-impl Course {
-    pub fn new(id: String, stage: Stage, now: Duration) -> Self {
+impl ActiveCampaign {
+    pub fn new(id: String, stage: CampaignStage, now: Duration) -> Self {
         Self {
             id,
             stage,
@@ -201,7 +201,7 @@ impl Course {
     /// Whether nothing is left to do.
     pub fn is_done(&self) -> bool {
         let idle = self.queues.iter().all(|queue| queue.trials.is_empty());
-        matches!(self.stage, Stage::Running) && idle && self.flying == 0 && self.unstored == 0
+        matches!(self.stage, CampaignStage::Running) && idle && self.flying == 0 && self.unstored == 0
     }
 
     pub fn progress(&self, running: Vec<String>, now: Duration) -> Progress {
@@ -241,36 +241,40 @@ spec:
   blocks: 1
 ";
 
-    fn course(hosts: usize) -> Course {
+    fn active_on(hosts: usize) -> ActiveCampaign {
         let campaign = toll_protocol::campaign::parse(CAMPAIGN).expect("is valid");
-        let host =
-            |n: usize| plan::Host { name: format!("host-{n}"), virtual_address: None, mtu: 1500, rate: None };
-        let hosts: Vec<plan::Host> = (0..hosts).map(host).collect();
+        let host = |n: usize| plan::PlannedHost {
+            name: format!("host-{n}"),
+            virtual_address: None,
+            mtu: 1500,
+            rate: None,
+        };
+        let hosts: Vec<plan::PlannedHost> = (0..hosts).map(host).collect();
         let mut ids = rand::rng();
         let plan = Arc::new(Plan::new(&campaign, &hosts, 1, || plan::draw(&mut ids)));
-        let mut course = Course::new("c".to_owned(), Stage::Storing, Duration::ZERO);
-        course.planned(plan, &mut Fleet::new(false), &[], Duration::ZERO);
-        course
+        let mut active = ActiveCampaign::new("c".to_owned(), CampaignStage::Storing, Duration::ZERO);
+        active.planned(plan, &mut Fleet::new(false), &[], Duration::ZERO);
+        active
     }
 
     /// Trials begin in any order.
     #[test]
     fn hosts_are_wanted_as_long_as_they_are_queued() {
-        let mut course = course(6);
+        let mut active = active_on(6);
         for turn in 0.. {
-            let mut queues = std::mem::take(&mut course.queues);
+            let mut queues = std::mem::take(&mut active.queues);
             if queues.is_empty() {
                 break;
             }
             let begins = turn * 7 % queues.len();
             queues[begins].trials.pop_front();
-            course.put_back(queues);
+            active.put_back(queues);
             for host in 0..8 {
-                let queued = course.queues.iter().any(|queue| queue.hosts().contains(&host));
-                assert_eq!(course.wants(host), queued, "host {host} after {turn}");
+                let queued = active.queues.iter().any(|queue| queue.hosts().contains(&host));
+                assert_eq!(active.wants(host), queued, "host {host} after {turn}");
             }
         }
-        let mut drained = self::course(3);
+        let mut drained = active_on(3);
         assert!(drained.wants(0));
         drained.drain();
         assert!(!drained.wants(0) && drained.queued.is_empty());
@@ -280,31 +284,35 @@ spec:
     #[test]
     fn the_largest_campaign_is_queued_at_once() {
         let campaign = toll_protocol::campaign::parse(CAMPAIGN).expect("is valid");
-        let host =
-            |n: usize| plan::Host { name: format!("host-{n}"), virtual_address: None, mtu: 1500, rate: None };
-        let hosts: Vec<plan::Host> = (0..447).map(host).collect();
+        let host = |n: usize| plan::PlannedHost {
+            name: format!("host-{n}"),
+            virtual_address: None,
+            mtu: 1500,
+            rate: None,
+        };
+        let hosts: Vec<plan::PlannedHost> = (0..447).map(host).collect();
         let mut ids = rand::rng();
         let plan = Arc::new(Plan::new(&campaign, &hosts, 1, || plan::draw(&mut ids)));
         let (mut fleet, zero) = (Fleet::new(false), Duration::ZERO);
-        let mut course = Course::new("c".to_owned(), Stage::Storing, zero);
+        let mut active = ActiveCampaign::new("c".to_owned(), CampaignStage::Storing, zero);
         let began = Instant::now();
-        course.planned(plan.clone(), &mut fleet, &[], zero);
+        active.planned(plan.clone(), &mut fleet, &[], zero);
         let took = began.elapsed();
-        assert!(course.queues.len() == 447 * 446 / 2 && plan.trials.len() == course.queues.len());
+        assert!(active.queues.len() == 447 * 446 / 2 && plan.trials.len() == active.queues.len());
         assert!(took < Duration::from_secs(10), "{took:?}");
 
         // So is whoever is waited for: it is asked of each host that is away.
         let began = Instant::now();
-        assert!((0..447).all(|host| course.wants(host)) && !(447..20_000).any(|host| course.wants(host)));
+        assert!((0..447).all(|host| active.wants(host)) && !(447..20_000).any(|host| active.wants(host)));
         let took = began.elapsed();
         assert!(took < Duration::from_secs(1), "{took:?}");
-        let mut queues = std::mem::take(&mut course.queues);
+        let mut queues = std::mem::take(&mut active.queues);
         for queue in queues.iter_mut().filter(|queue| queue.a == 5 || queue.b == 5) {
             queue.trials.clear();
         }
-        course.put_back(queues);
-        assert!(!course.wants(5) && course.wants(4) && course.queues.len() == 446 * 445 / 2);
-        assert_eq!(course.drain().len(), 446 * 445 / 2);
-        assert!(!course.wants(4));
+        active.put_back(queues);
+        assert!(!active.wants(5) && active.wants(4) && active.queues.len() == 446 * 445 / 2);
+        assert_eq!(active.drain().len(), 446 * 445 / 2);
+        assert!(!active.wants(4));
     }
 }

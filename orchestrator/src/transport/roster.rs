@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, timeout_at};
 use toll_protocol::message::{Instance, ToAgent};
 
-use super::{LinkError, OUTGOING};
+use super::{OUTGOING, TransportError};
 
 /// How long the holder of a name has to answer. QUIC repeats an unanswered question several times meanwhile (RFC 9002, 6.2).
 pub const PROBE: Duration = Duration::from_secs(2);
@@ -60,7 +60,7 @@ impl Roster {
         name: &str,
         instance: Instance,
         connection: &Connection,
-    ) -> Result<(u64, mpsc::Receiver<ToAgent>), LinkError> {
+    ) -> Result<(u64, mpsc::Receiver<ToAgent>), TransportError> {
         // The holder that has been asked and did not answer.
         let mut gone = None;
         for _ in 0..=PROBES {
@@ -72,17 +72,17 @@ impl Roster {
                     {
                         (holder.session, holder.connection.clone())
                     }
-                    None if inner.holders.len() >= MOST => return Err(LinkError::Full),
+                    None if inner.holders.len() >= MOST => return Err(TransportError::Full),
                     _ => return Ok(inner.take(name, instance, connection.clone())),
                 }
             };
             if answers(&holder).await {
                 let (holder, newcomer) = (holder.remote_address(), connection.remote_address());
-                return Err(LinkError::Taken { name: name.to_owned(), holder, newcomer });
+                return Err(TransportError::Taken { name: name.to_owned(), holder, newcomer });
             }
             gone = Some(session);
         }
-        Err(LinkError::Busy { name: name.to_owned() })
+        Err(TransportError::Busy { name: name.to_owned() })
     }
 
     /// The connection has ended: its name is free, unless a newer one has it.

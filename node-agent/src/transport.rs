@@ -24,6 +24,7 @@ use quinn::{
 };
 use tokio::sync::{mpsc, oneshot};
 use toll_protocol::PROTOCOL_VERSION;
+use toll_protocol::error::chain;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::message::{FromAgent, ToAgent};
 
@@ -53,7 +54,7 @@ const LASTING: Duration = Duration::from_secs(5);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
-pub enum LinkError {
+pub enum TransportError {
     /// The certificates can't be used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -109,7 +110,7 @@ pub enum LinkError {
     },
 }
 
-fn client_config(identity: &Identity) -> Result<ClientConfig, LinkError> {
+fn client_config(identity: &Identity) -> Result<ClientConfig, TransportError> {
     let mut transport = TransportConfig::default();
     transport
         .keep_alive_interval(Some(KEEP_ALIVE))
@@ -126,7 +127,7 @@ fn client_config(identity: &Identity) -> Result<ClientConfig, LinkError> {
 
 /// What becomes of the connection.
 #[derive(Debug)]
-pub enum LinkEvent {
+pub enum TransportEvent {
     /// A connection is about to be greeted: the agent's `Hello`, as it is now, is to be sent here.
     HelloWanted(oneshot::Sender<FromAgent>),
     /// The orchestrator, which is at this address, has said `Welcome`.
@@ -140,19 +141,23 @@ pub enum LinkEvent {
 }
 
 /// One agent's connection to its orchestrator.
-pub struct Link {
+pub struct Transport {
     config: ClientConfig,
     orchestrator: HostPort,
     server_name: String,
     judge: Judge,
 }
 
-impl Link {
+impl Transport {
     /// Nothing is sent or looked up yet. `server_name` is the name in the orchestrator's certificate.
     ///
     /// # Errors
-    /// [`LinkError`] if the certificates are of no use.
-    pub fn new(orchestrator: HostPort, server_name: String, identity: &Identity) -> Result<Self, LinkError> {
+    /// [`TransportError`] if the certificates are of no use.
+    pub fn new(
+        orchestrator: HostPort,
+        server_name: String,
+        identity: &Identity,
+    ) -> Result<Self, TransportError> {
         Ok(Self { config: client_config(identity)?, orchestrator, server_name, judge: identity.judge()? })
     }
 
@@ -161,12 +166,12 @@ impl Link {
     pub async fn run(
         self,
         mut outgoing: mpsc::Receiver<FromAgent>,
-        events: mpsc::Sender<LinkEvent>,
+        events: mpsc::Sender<TransportEvent>,
         mut stop: oneshot::Receiver<()>,
     ) {
         let mut back_off = SHORTEST_BACK_OFF;
         loop {
-            let (error, event): (_, fn(String) -> LinkEvent) = tokio::select! {
+            let (error, event): (_, fn(String) -> TransportEvent) = tokio::select! {
                 greeted = self.dial(&events) => match greeted {
                     Ok(session) => {
                         tracing::info!(
@@ -179,14 +184,14 @@ impl Link {
                         }
                         match served {
                             Ok(()) => return,
-                            Err(error) => (error, LinkEvent::Lost),
+                            Err(error) => (error, TransportEvent::Lost),
                         }
                     }
-                    Err(error) => (error, LinkEvent::NotConnected),
+                    Err(error) => (error, TransportEvent::NotConnected),
                 },
                 _ = &mut stop => return,
             };
-            let reason = crate::chain(&error);
+            let reason = chain(&error);
             let wait = back_off.mul_f64(rand::random_range(0.5..1.0));
             tracing::warn!(orchestrator = %self.orchestrator, retry_in = ?wait, "{reason}");
             if events.send(event(reason)).await.is_err() {
@@ -201,7 +206,7 @@ impl Link {
     }
 
     /// One attempt: addresses, handshake, stream, greeting.
-    async fn dial(&self, events: &mpsc::Sender<LinkEvent>) -> Result<Session, LinkError> {
+    async fn dial(&self, events: &mpsc::Sender<TransportEvent>) -> Result<Session, TransportError> {
         let addresses = self.orchestrator.look_up().await?;
         let greeting = async {
             let attempts = addresses.iter().enumerate();
@@ -209,34 +214,38 @@ impl Link {
             let ((endpoint, connection), _) = select_ok(attempts).await?;
             let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<_>>().ok());
             if !chain.is_some_and(|chain| self.judge.is_an_orchestrators(&chain)) {
-                return Err(LinkError::Purpose);
+                return Err(TransportError::Purpose);
             }
             let (mut send, receive) = connection.open_bi().await?;
             let (answer, hello) = oneshot::channel();
-            events.send(LinkEvent::HelloWanted(answer)).await.map_err(|_| LinkError::Stopping)?;
-            send.write_all(&encode(&hello.await.map_err(|_| LinkError::Stopping)?)?).await?;
+            events.send(TransportEvent::HelloWanted(answer)).await.map_err(|_| TransportError::Stopping)?;
+            send.write_all(&encode(&hello.await.map_err(|_| TransportError::Stopping)?)?).await?;
             let mut incoming = Incoming { stream: receive, decoder: Decoder::default() };
             match incoming.next().await {
                 Ok(ToAgent::Welcome { version: PROTOCOL_VERSION }) => {
                     let address = connection.remote_address().ip();
                     Ok(Session { endpoint, connection, address, send, incoming })
                 }
-                Ok(ToAgent::Welcome { version }) => Err(LinkError::Version { theirs: version }),
-                Ok(_) => Err(LinkError::Unwelcome),
+                Ok(ToAgent::Welcome { version }) => Err(TransportError::Version { theirs: version }),
+                Ok(_) => Err(TransportError::Unwelcome),
                 Err(error) => Err(because(&connection, error)),
             }
         };
-        tokio::time::timeout(GREETING_TIMEOUT, greeting).await.unwrap_or(Err(LinkError::Silent))
+        tokio::time::timeout(GREETING_TIMEOUT, greeting).await.unwrap_or(Err(TransportError::Silent))
     }
 
     /// Connects to the `n`th address of the orchestrator, after those before it had their time.
-    async fn shake_hands(&self, address: SocketAddr, n: u32) -> Result<(Endpoint, Connection), LinkError> {
+    async fn shake_hands(
+        &self,
+        address: SocketAddr,
+        n: u32,
+    ) -> Result<(Endpoint, Connection), TransportError> {
         tokio::time::sleep_until(tokio::time::Instant::now() + NEXT_ADDRESS * n).await;
         let any: SocketAddr = match address {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
-        let endpoint = Endpoint::client(any).map_err(LinkError::Socket)?;
+        let endpoint = Endpoint::client(any).map_err(TransportError::Socket)?;
         let connecting = endpoint.connect_with(self.config.clone(), address, &self.server_name)?;
         Ok((endpoint, connecting.await?))
     }
@@ -256,18 +265,18 @@ impl Session {
     async fn serve(
         self,
         outgoing: &mut mpsc::Receiver<FromAgent>,
-        events: &mpsc::Sender<LinkEvent>,
+        events: &mpsc::Sender<TransportEvent>,
         stop: &mut oneshot::Receiver<()>,
-    ) -> Result<(), LinkError> {
+    ) -> Result<(), TransportError> {
         let Self { endpoint, connection, address, mut send, mut incoming } = self;
-        if events.send(LinkEvent::Connected(address)).await.is_err() {
+        if events.send(TransportEvent::Connected(address)).await.is_err() {
             return Ok(());
         }
         // Two loops side by side: a slow reader on one side never keeps the other direction waiting.
         let reading = async {
             loop {
                 let message = incoming.next().await?;
-                if events.send(LinkEvent::Message(message)).await.is_err() {
+                if events.send(TransportEvent::Message(message)).await.is_err() {
                     return Ok(());
                 }
             }
@@ -281,7 +290,7 @@ impl Session {
                 }
             }
         };
-        let served: Result<(), LinkError> = tokio::select! {
+        let served: Result<(), TransportError> = tokio::select! {
             ended = reading => ended,
             ended = writing => ended,
         };
@@ -294,11 +303,11 @@ impl Session {
             if send.finish().is_ok() {
                 drop(send.stopped().await);
             }
-            Ok::<(), LinkError>(())
+            Ok::<(), TransportError>(())
         };
         match tokio::time::timeout(FLUSH_TIMEOUT, flush).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("the last messages are lost: {}", crate::chain(&error)),
+            Ok(Err(error)) => tracing::warn!("the last messages are lost: {}", chain(&error)),
             Err(_) => tracing::warn!("the orchestrator did not take the last messages in time"),
         }
         endpoint.close(VarInt::from_u32(0), b"the agent stops");
@@ -310,8 +319,8 @@ impl Session {
 }
 
 /// The reason why the connection was closed says more than that a stream ended with it.
-fn because(connection: &Connection, error: LinkError) -> LinkError {
-    connection.close_reason().map_or(error, LinkError::Connection)
+fn because(connection: &Connection, error: TransportError) -> TransportError {
+    connection.close_reason().map_or(error, TransportError::Connection)
 }
 
 /// Messages from a stream.
@@ -321,7 +330,7 @@ struct Incoming {
 }
 
 impl Incoming {
-    async fn next(&mut self) -> Result<ToAgent, LinkError> {
+    async fn next(&mut self) -> Result<ToAgent, TransportError> {
         let mut buffer = [0; 4096];
         loop {
             if let Some(message) = self.decoder.next_message()? {
@@ -329,7 +338,7 @@ impl Incoming {
             }
             match self.stream.read(&mut buffer).await? {
                 Some(length) => self.decoder.push(&buffer[..length]),
-                None => return Err(LinkError::Finished),
+                None => return Err(TransportError::Finished),
             }
         }
     }

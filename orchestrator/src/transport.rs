@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use admission::Verdict;
 use certificate::{Judge, private_key};
-pub use error::LinkError;
+pub use error::TransportError;
 use place::{Door, Held};
 use quinn::{
     Connecting, Connection, ConnectionError, Endpoint, RecvStream, SendStream, ServerConfig, TokioRuntime,
@@ -72,7 +72,7 @@ const READ: usize = 64 << 10;
 
 /// What happens on the connections.
 #[derive(Debug)]
-pub enum LinkEvent {
+pub enum TransportEvent {
     /// An agent was welcomed.
     Connected {
         /// Its name.
@@ -133,11 +133,11 @@ struct Shared {
     door: Door,
     /// Handshakes that came to nothing since the log last told of them.
     failed: AtomicU64,
-    events: mpsc::Sender<LinkEvent>,
+    events: mpsc::Sender<TransportEvent>,
 }
 
 /// Listens for agents and talks to them.
-pub struct Link {
+pub struct Transport {
     endpoint: Endpoint,
     address: SocketAddr,
     shared: Arc<Shared>,
@@ -146,19 +146,19 @@ pub struct Link {
     closing: oneshot::Sender<()>,
 }
 
-impl Link {
+impl Transport {
     /// Listens on `address` as `identity`; only agents with certificates of the same authority are taken. One that is
     /// silent for `agent_timeout` is lost.
     ///
     /// # Errors
-    /// [`LinkError::Certificates`] or [`LinkError::Bind`].
+    /// [`TransportError::Certificates`] or [`TransportError::Bind`].
     pub fn bind(
         address: SocketAddr,
         identity: &Identity,
         agent_timeout: Duration,
-    ) -> Result<(Self, mpsc::Receiver<LinkEvent>), LinkError> {
+    ) -> Result<(Self, mpsc::Receiver<TransportEvent>), TransportError> {
         let config = server_config(identity, agent_timeout)?;
-        let bind = |source| LinkError::Bind { address, source };
+        let bind = |source| TransportError::Bind { address, source };
         let key = private_key(identity)?;
         let socket = std::net::UdpSocket::bind(address).map_err(bind)?;
         let transport = reset::endpoint_config(key.secret_der());
@@ -184,7 +184,7 @@ impl Link {
     }
 
     /// Sends `message` to the agent of `host`. An agent that is away doesn't get it: the scheduler learns of its
-    /// absence by [`LinkEvent::Lost`].
+    /// absence by [`TransportEvent::Lost`].
     pub fn send(&self, host: &str, message: ToAgent) {
         if !self.shared.roster.send(host, message) {
             tracing::warn!(host, "a message could not be sent: the agent is away or does not read");
@@ -210,8 +210,8 @@ impl Link {
     }
 }
 
-fn server_config(identity: &Identity, agent_timeout: Duration) -> Result<ServerConfig, LinkError> {
-    let bad = |error: &dyn std::fmt::Display| LinkError::Certificates(error.to_string());
+fn server_config(identity: &Identity, agent_timeout: Duration) -> Result<ServerConfig, TransportError> {
+    let bad = |error: &dyn std::fmt::Display| TransportError::Certificates(error.to_string());
     let mut config = ServerConfig::with_crypto(Arc::new(certificate::server_config(identity)?));
     config.max_incoming(MOST_INCOMING);
     config.incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(ALL_INCOMING_BYTES);
@@ -297,8 +297,8 @@ async fn serve(
         }
     };
     if let Err(error) = converse(&connection, &place, &shared).await {
-        if let LinkError::Taken { name, holder, newcomer } = error {
-            let event = LinkEvent::Refused { host: name, holder, newcomer };
+        if let TransportError::Taken { name, holder, newcomer } = error {
+            let event = TransportEvent::Refused { host: name, holder, newcomer };
             // Who hears it says it in the log, once for a conflict and not at each attempt.
             let _ = shared.events.send(event).await;
             return;
@@ -308,17 +308,20 @@ async fn serve(
     }
 }
 
-async fn handshake(connecting: Result<Connecting, ConnectionError>) -> Result<Connection, LinkError> {
-    timeout(HANDSHAKE, connecting?).await.map_err(|_| LinkError::SlowHandshake)?.map_err(LinkError::from)
+async fn handshake(connecting: Result<Connecting, ConnectionError>) -> Result<Connection, TransportError> {
+    timeout(HANDSHAKE, connecting?)
+        .await
+        .map_err(|_| TransportError::SlowHandshake)?
+        .map_err(TransportError::from)
 }
 
-async fn converse(connection: &Connection, place: &Held, shared: &Shared) -> Result<(), LinkError> {
+async fn converse(connection: &Connection, place: &Held, shared: &Shared) -> Result<(), TransportError> {
     let mut decoder = Decoder::default();
     let hello = timeout(HELLO, introduce(connection, &mut decoder, &shared.judge)).await;
     let entered = async {
-        let (introduced, to, from) = hello.unwrap_or(Err(LinkError::NoHello))?;
+        let (introduced, to, from) = hello.unwrap_or(Err(TransportError::NoHello))?;
         let entered = shared.roster.enter(&introduced.name, introduced.instance, connection).await?;
-        Ok::<_, LinkError>((introduced, to, from, entered))
+        Ok::<_, TransportError>((introduced, to, from, entered))
     };
     let (introduced, mut to, mut from, (number, queue)) = match entered.await {
         Ok(entered) => entered,
@@ -332,8 +335,10 @@ async fn converse(connection: &Connection, place: &Held, shared: &Shared) -> Res
     let Introduced { name, instance, facts, labels, held } = introduced;
     let session = Session { number, instance, address: connection.remote_address().ip().to_canonical() };
     // The receiver ends only with the campaign: nobody is left to tell.
-    let _ =
-        shared.events.send(LinkEvent::Connected { host: name.clone(), session, facts, labels, held }).await;
+    let _ = shared
+        .events
+        .send(TransportEvent::Connected { host: name.clone(), session, facts, labels, held })
+        .await;
     let ended = async {
         to.write_all(&frame::encode(&ToAgent::Welcome { version: PROTOCOL_VERSION })?).await?;
         tokio::select! {
@@ -344,7 +349,7 @@ async fn converse(connection: &Connection, place: &Held, shared: &Shared) -> Res
     let ended = ended.await;
     shared.roster.leave(&name, number);
     place.leaves();
-    let _ = shared.events.send(LinkEvent::Lost { host: name, session: number }).await;
+    let _ = shared.events.send(TransportEvent::Lost { host: name, session: number }).await;
     ended
 }
 
@@ -364,23 +369,23 @@ async fn introduce(
     connection: &Connection,
     decoder: &mut Decoder,
     judge: &Judge,
-) -> Result<Introduction, LinkError> {
+) -> Result<Introduction, TransportError> {
     let (to, mut from) = connection.accept_bi().await?;
-    let message = next_of(&mut from, decoder, message::LONGEST).await?.ok_or(LinkError::NoHello)?;
+    let message = next_of(&mut from, decoder, message::LONGEST).await?.ok_or(TransportError::NoHello)?;
     let FromAgent::Hello { version, name, instance, facts, labels, held } = message else {
-        return Err(LinkError::NoHello);
+        return Err(TransportError::NoHello);
     };
     if version != PROTOCOL_VERSION {
-        return Err(LinkError::Version { theirs: version });
+        return Err(TransportError::Version { theirs: version });
     }
     if !is_host_name(&name) {
-        return Err(LinkError::NoName);
+        return Err(TransportError::NoName);
     }
     judge.is_for(connection, &name)?;
     Ok((Introduced { name, instance, facts, labels, held }, to, from))
 }
 
-async fn write(stream: &mut SendStream, mut queue: mpsc::Receiver<ToAgent>) -> Result<(), LinkError> {
+async fn write(stream: &mut SendStream, mut queue: mpsc::Receiver<ToAgent>) -> Result<(), TransportError> {
     while let Some(message) = queue.recv().await {
         stream.write_all(&frame::encode(&message)?).await?;
     }
@@ -395,10 +400,10 @@ async fn read(
     stream: &mut RecvStream,
     mut decoder: Decoder,
     (host, session): (&str, u64),
-    events: &mpsc::Sender<LinkEvent>,
-) -> Result<(), LinkError> {
+    events: &mpsc::Sender<TransportEvent>,
+) -> Result<(), TransportError> {
     while let Some(message) = next(stream, &mut decoder).await? {
-        let event = LinkEvent::Message { host: host.to_owned(), session, message, at: Instant::now() };
+        let event = TransportEvent::Message { host: host.to_owned(), session, message, at: Instant::now() };
         if events.send(event).await.is_err() {
             break;
         }
@@ -407,7 +412,7 @@ async fn read(
 }
 
 /// The next message, or `None` at the end of the stream.
-async fn next(stream: &mut RecvStream, decoder: &mut Decoder) -> Result<Option<FromAgent>, LinkError> {
+async fn next(stream: &mut RecvStream, decoder: &mut Decoder) -> Result<Option<FromAgent>, TransportError> {
     next_of(stream, decoder, usize::MAX).await
 }
 
@@ -416,14 +421,14 @@ async fn next_of(
     stream: &mut RecvStream,
     decoder: &mut Decoder,
     most: usize,
-) -> Result<Option<FromAgent>, LinkError> {
+) -> Result<Option<FromAgent>, TransportError> {
     let mut come = 0;
     loop {
         if let Some(message) = decoder.next_message()? {
             return Ok(Some(message));
         }
         match stream.read_chunk(READ, true).await? {
-            Some(_) if come > most => return Err(LinkError::LongHello),
+            Some(_) if come > most => return Err(TransportError::LongHello),
             Some(chunk) => {
                 come += chunk.bytes.len();
                 decoder.push(&chunk.bytes);

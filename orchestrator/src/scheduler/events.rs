@@ -12,9 +12,9 @@ use toll_protocol::trial::TrialId;
 use toll_protocol::units::Span;
 
 use super::{NewCampaign, ResumedCampaign};
-use crate::link::Session;
 use crate::plan::{self, Plan};
 use crate::service::handle::Node;
+use crate::transport::Session;
 
 /// What a scheduler holds to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +129,7 @@ pub enum Command {
         /// The plan.
         plan: Arc<Plan>,
         /// The hosts that it is made for.
-        hosts: Vec<plan::Host>,
+        hosts: Vec<plan::PlannedHost>,
     },
     /// A trial has begun.
     Begun {

@@ -15,23 +15,23 @@ use quinn::rustls::server::WebPkiClientVerifier;
 use quinn::rustls::{RootCertStore, ServerConfig};
 use webpki::{EndEntityCert, KeyUsage};
 
-use super::{ALPN, LinkError};
+use super::{ALPN, TransportError};
 use crate::pki::{FLEET_NAME, Identity};
 
 /// id-kp-clientAuth, 1.3.6.1.5.5.7.3.2, in DER.
 const CLIENT_AUTH: &[u8] = &[0x2b, 6, 1, 5, 5, 7, 3, 2];
 
 /// The key of an identity.
-pub fn private_key(identity: &Identity) -> Result<PrivateKeyDer<'static>, LinkError> {
+pub fn private_key(identity: &Identity) -> Result<PrivateKeyDer<'static>, TransportError> {
     PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).map_err(|error| unusable(&error))
 }
 
-fn unusable(error: &dyn std::fmt::Display) -> LinkError {
-    LinkError::Certificates(error.to_string())
+fn unusable(error: &dyn std::fmt::Display) -> TransportError {
+    TransportError::Certificates(error.to_string())
 }
 
 /// TLS 1.3 with the certificates of both sides.
-pub fn server_config(identity: &Identity) -> Result<QuicServerConfig, LinkError> {
+pub fn server_config(identity: &Identity) -> Result<QuicServerConfig, TransportError> {
     let mut roots = RootCertStore::empty();
     roots.add(authority(identity)?).map_err(|e| unusable(&e))?;
     let provider = Arc::new(ring::default_provider());
@@ -49,7 +49,7 @@ pub fn server_config(identity: &Identity) -> Result<QuicServerConfig, LinkError>
     QuicServerConfig::try_from(tls).map_err(|e| unusable(&e))
 }
 
-fn authority(identity: &Identity) -> Result<CertificateDer<'static>, LinkError> {
+fn authority(identity: &Identity) -> Result<CertificateDer<'static>, TransportError> {
     CertificateDer::from_pem_slice(identity.authority_pem.as_bytes()).map_err(|e| unusable(&e))
 }
 
@@ -61,17 +61,17 @@ pub struct Judge {
 
 impl Judge {
     /// A judge of certificates of the authority of `identity`.
-    pub fn new(identity: &Identity) -> Result<Self, LinkError> {
+    pub fn new(identity: &Identity) -> Result<Self, TransportError> {
         let authority = authority(identity)?;
         let anchor = webpki::anchor_from_trusted_cert(&authority).map_err(|e| unusable(&e))?;
         Ok(Self { authority: anchor.to_owned(), provider: ring::default_provider() })
     }
 
     /// Whether the certificate of the other side, which TLS has verified, is one for agents and names `name`, or any agent.
-    pub fn is_for(&self, connection: &Connection, name: &str) -> Result<(), LinkError> {
+    pub fn is_for(&self, connection: &Connection, name: &str) -> Result<(), TransportError> {
         let chain =
             connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
-        let other = || LinkError::Name { name: name.to_owned() };
+        let other = || TransportError::Name { name: name.to_owned() };
         let chain = chain.ok_or_else(other)?;
         let (leaf, intermediates) = chain.split_first().ok_or_else(other)?;
         let certificate = EndEntityCert::try_from(leaf).map_err(|_| other())?;
@@ -85,7 +85,7 @@ impl Judge {
                 None,
                 None,
             )
-            .map_err(|_| LinkError::Purpose)?;
+            .map_err(|_| TransportError::Purpose)?;
         let is_named = certificate.valid_dns_names().any(|certified| [name, FLEET_NAME].contains(&certified));
         if is_named { Ok(()) } else { Err(other()) }
     }
