@@ -323,6 +323,10 @@ fn report(
     if before.retransmits.zip(after.retransmits).is_some_and(|(begin, end)| end > begin) {
         flags.push(Flag::Retransmits);
     }
+    let dropped = traffic.datagram().and_then(|report| report.delivery?.buffer_drops);
+    if dropped.is_some_and(|dropped| dropped > 0) {
+        flags.push(Flag::Drops);
+    }
     if is_window_bound(&before.window_waits, &after.window_waits, interval) {
         flags.push(Flag::WindowBound);
     }

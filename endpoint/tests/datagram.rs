@@ -10,7 +10,7 @@ use std::time::Duration;
 use relay::{Fate, Relay};
 use support::{DURATION, End, WARM_UP, config, fail};
 use toll_protocol::child::EndpointConfig;
-use toll_protocol::report::EndReport;
+use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::traffic::datagram::{Datagram, Delivery, Report, Search, SizeRun};
 use toll_protocol::traffic::{Timing, Traffic};
 use toll_protocol::trial::{Direction, NativeProgram, Open};
@@ -113,6 +113,8 @@ fn as_fast_as_it_goes_what_is_lost_is_the_buffers() {
     let (listener, _, _) = run(Direction::Send, &datagram, None);
     let delivery = delivery(&listener);
     assert!(delivery.received > 10_000 && delivery.reordered == 0, "{delivery:?}");
+    let drops = delivery.buffer_drops.is_some_and(|drops| drops > 0);
+    assert_eq!(listener.flags.contains(&Flag::Drops), drops, "{listener:?}");
     if delivery.lost > 0 {
         assert!(delivery.buffer_drops.is_some_and(|drops| drops > 0), "{delivery:?}");
     }

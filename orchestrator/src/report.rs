@@ -111,7 +111,10 @@ pub const fn explain(flag: Flag) -> (&'static str, &'static str) {
             "link-bound",
             "Goodput came within 5 % of what the link allows: the arm might do more on a faster one, so a comparison here says nothing of its limit.",
         ),
-        Flag::Drops => ("drops", "Frames were dropped at the adapter or its port."),
+        Flag::Drops => (
+            "drops",
+            "Frames were dropped at the adapter or its port, or datagrams at the receiver's own socket.",
+        ),
         Flag::Steal => ("steal", "The hypervisor below this machine took over 1 % of its CPU time."),
         Flag::CpuWait => (
             "CPU-wait",

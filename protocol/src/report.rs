@@ -24,7 +24,7 @@ pub enum Flag {
     CpuBound,
     /// Goodput was within 5 % of what the link's rate allows.
     LinkBound,
-    /// Frames were dropped at the adapter or the port.
+    /// Frames were dropped at the adapter or the port, or datagrams at the receiver's own socket.
     Drops,
     /// The hypervisor below took over 1 % of the host's CPU time (steal).
     Steal,

