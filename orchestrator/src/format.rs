@@ -96,7 +96,7 @@ pub fn figure(unit: Unit, number: f64) -> String {
     match unit {
         Unit::BytesPerSecond => rate(number),
         Unit::Fraction => percent(number),
-        Unit::PerFrame | Unit::PerMegabyte | Unit::SecondsPerGigabyte => significant(number),
+        Unit::PerFrame | Unit::PerMegabyte | Unit::SecondsPerGigabyte | Unit::PerSecond => significant(number),
         Unit::Seconds => seconds(number),
         // No more than a machine has.
         Unit::Bytes => memory(number as u64),
@@ -108,7 +108,12 @@ pub fn figure_interval(unit: Unit, number: f64, ci95: [f64; 2]) -> String {
     match unit {
         Unit::BytesPerSecond => rate_interval(number, ci95),
         Unit::Fraction => percent_interval(number, ci95),
-        Unit::PerFrame | Unit::PerMegabyte | Unit::SecondsPerGigabyte | Unit::Seconds | Unit::Bytes => {
+        Unit::PerFrame
+        | Unit::PerMegabyte
+        | Unit::SecondsPerGigabyte
+        | Unit::PerSecond
+        | Unit::Seconds
+        | Unit::Bytes => {
             ci95.map(|limit| figure(unit, limit)).join("–")
         }
     }

@@ -13,8 +13,11 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::latencies::Percentiles;
 use crate::report::EndReport;
 use crate::result::Run;
+use crate::traffic::stream::Flow;
+use crate::traffic::{TrafficReport, request_response};
 use crate::trial::Direction;
 use crate::units::Span;
 
@@ -31,6 +34,8 @@ pub enum Unit {
     PerMegabyte,
     /// Seconds for each 10^9 bytes of payload.
     SecondsPerGigabyte,
+    /// A number a second.
+    PerSecond,
     /// Seconds.
     Seconds,
     /// Bytes of memory.
@@ -41,7 +46,12 @@ impl Unit {
     /// What a number in it is multiplied by to be in units without a prefix, as Prometheus has them.
     pub const fn base(self) -> f64 {
         match self {
-            Self::BytesPerSecond | Self::Fraction | Self::PerFrame | Self::Seconds | Self::Bytes => 1.0,
+            Self::BytesPerSecond
+            | Self::Fraction
+            | Self::PerFrame
+            | Self::PerSecond
+            | Self::Seconds
+            | Self::Bytes => 1.0,
             Self::PerMegabyte => 1e-6,
             Self::SecondsPerGigabyte => 1e-9,
         }
@@ -62,6 +72,8 @@ pub enum Better {
 pub enum Compare {
     /// As a ratio, paired within blocks. It takes numbers above 0.
     Ratio,
+    /// As a difference, paired within blocks: what virtualisation adds. It takes any numbers.
+    Difference,
     /// Not at all: native has none, or the two mean different things.
     None,
 }
@@ -144,6 +156,115 @@ pub static GOODPUT: Figure = Figure {
         help: "Median goodput at the receiver over the cell's measured runs, bytes per second.",
     }),
     of_run: |_, run| run.goodput_bytes_per_second,
+};
+
+/// Transactions of requests and responses.
+pub static TRANSACTIONS: Figure = Figure {
+    id: "transactions",
+    title: "transactions/s",
+    unit: Unit::PerSecond,
+    metric: Some(Metric {
+        name: "toll_cell_transactions_per_second",
+        limit: Some(Limits {
+            name: "toll_cell_transactions_limit_per_second",
+            help: "Limits of the 95 % interval of the median of transactions per second; absent below 3 runs.",
+        }),
+        part: None,
+        help: "Transactions per second that the end on `a` completed, median over the runs.",
+    }),
+    of_run: |_, run| {
+        let end = run.a.as_ref()?;
+        let number = end.received_bytes as f64 / asked(run)?.response.0 as f64;
+        (end.interval.0 > 0).then(|| number / end.interval.seconds())
+    },
+    ..GOODPUT
+};
+
+/// Latency that half of the transactions kept below.
+pub static LATENCY_P50: Figure = Figure {
+    id: "latency-p50",
+    title: "latency p50",
+    unit: Unit::Seconds,
+    better: Better::Lower,
+    compare: Compare::Difference,
+    ends: Ends::All,
+    metric: Some(Metric { part: Some("p50"), ..LATENCY }),
+    of_run: |_, run| latency(run, |percentiles| percentiles.p50),
+};
+
+const LATENCY: Metric = Metric {
+    name: "toll_cell_latency_seconds",
+    limit: None,
+    part: None,
+    help: "Latency of transactions asked by the end on `a` in seconds, by percentile, median over the runs.",
+};
+
+/// Latency that 90 % of the transactions kept below.
+pub static LATENCY_P90: Figure = Figure {
+    id: "latency-p90",
+    title: "latency p90",
+    metric: Some(Metric { part: Some("p90"), ..LATENCY }),
+    of_run: |_, run| latency(run, |percentiles| percentiles.p90),
+    ..LATENCY_P50
+};
+
+/// Latency that 99 % of the transactions kept below.
+pub static LATENCY_P99: Figure = Figure {
+    id: "latency-p99",
+    title: "latency p99",
+    metric: Some(Metric { part: Some("p99"), ..LATENCY }),
+    of_run: |_, run| latency(run, |percentiles| percentiles.p99),
+    ..LATENCY_P50
+};
+
+/// Latency that 99.9 % of the transactions kept below.
+pub static LATENCY_P999: Figure = Figure {
+    id: "latency-p99.9",
+    title: "latency p99.9",
+    metric: Some(Metric { part: Some("p99.9"), ..LATENCY }),
+    of_run: |_, run| latency(run, |percentiles| percentiles.p999),
+    ..LATENCY_P50
+};
+
+/// The longest latency of a run.
+pub static LATENCY_MAX: Figure = Figure {
+    id: "latency-max",
+    title: "latency max",
+    metric: Some(Metric { part: Some("max"), ..LATENCY }),
+    of_run: |_, run| latency(run, |percentiles| percentiles.max),
+    ..LATENCY_P50
+};
+
+/// Transactions without a response in time.
+pub static LOST_TRANSACTIONS: Figure = Figure {
+    id: "lost-transactions",
+    title: "lost",
+    unit: Unit::Fraction,
+    better: Better::Lower,
+    compare: Compare::None,
+    ends: Ends::All,
+    metric: Some(Metric {
+        name: "toll_cell_lost_transactions_ratio",
+        limit: None,
+        part: None,
+        help: "Share of the transactions of the end on `a` that got no response in time, median over the runs.",
+    }),
+    of_run: |_, run| asked(run)?.loss(),
+};
+
+/// CPU time of all threads of the arm's end for each transaction, of a run without a background.
+pub static CPU_PER_TRANSACTION: Figure = Figure {
+    id: "cpu-per-transaction",
+    title: "CPU/transaction",
+    compare: Compare::Ratio,
+    metric: None,
+    of_run: |direction, run| {
+        let end = run.a.as_ref()?;
+        let transactions = (TRANSACTIONS.of_run)(direction, run).filter(|number| *number > 0.0)?;
+        background(run).is_empty().then_some(())?;
+        (end.interval.0 > 0).then_some(cpu_time(end)?.seconds() / end.interval.seconds() / transactions)
+    },
+    ..LATENCY_P50
 };
 
 /// CPU time of all threads of the arm's end.
@@ -244,7 +365,7 @@ pub static EXITS_PER_MEGABYTE: Figure = Figure {
         help: "Exits of the guest on `a` per payload byte, median over the runs; times 10^6 for exits per megabyte.",
     }),
     of_run: |_, run| {
-        let end = run.a.as_ref()?;
+        let end = run.a.as_ref().filter(|end| end.traffic.is_bulk())?;
         let exits = end.exits.as_ref()?.total();
         (end.bytes() > 0).then(|| exits as f64 * 1e6 / end.bytes() as f64)
     },
@@ -282,8 +403,16 @@ pub static MEMORY: Figure = Figure {
 };
 
 /// All of them, in the order in which they are shown.
-pub static FIGURES: [&Figure; 10] = [
+pub static FIGURES: [&Figure; 18] = [
     &GOODPUT,
+    &TRANSACTIONS,
+    &LATENCY_P50,
+    &LATENCY_P90,
+    &LATENCY_P99,
+    &LATENCY_P999,
+    &LATENCY_MAX,
+    &LOST_TRANSACTIONS,
+    &CPU_PER_TRANSACTION,
     &CPU,
     &IDLE,
     &CPU_GUEST,
@@ -295,6 +424,30 @@ pub static FIGURES: [&Figure; 10] = [
     &MEMORY,
 ];
 
+/// What the arm's end measured of requests and responses, if that was its traffic.
+fn request_response(run: &Run) -> Option<&request_response::Report> {
+    match &run.a.as_ref()?.traffic {
+        TrafficReport::RequestResponse(report) => Some(report),
+        TrafficReport::Stream(_) => None,
+    }
+}
+
+/// The transactions of the arm's end.
+fn asked(run: &Run) -> Option<&request_response::Asked> {
+    request_response(run)?.asked.as_ref()
+}
+
+/// The connections beside its transactions.
+fn background(run: &Run) -> &[Flow] {
+    request_response(run).map_or(&[], |report| &report.background)
+}
+
+/// A percentile of its latencies in seconds.
+fn latency(run: &Run, of: impl Fn(&Percentiles) -> Span) -> Option<f64> {
+    let percentiles = asked(run)?.latencies.percentiles();
+    (percentiles.count > 0).then(|| of(&percentiles).seconds())
+}
+
 /// CPU time of all threads of an end that carry traffic; nothing if none was read.
 fn cpu_time(end: &EndReport) -> Option<Span> {
     let total = end.threads.iter().map(|thread| thread.total.0).fold(0, u64::saturating_add);
@@ -304,7 +457,7 @@ fn cpu_time(end: &EndReport) -> Option<Span> {
 /// CPU-seconds per 10^9 bytes at the arm's end: CPU time by its clock and goodput by the receiver's are both taken per second
 /// first, as the two intervals may differ a little.
 fn cpu_per_gigabyte(run: &Run, time: impl Fn(&EndReport) -> Option<Span>) -> Option<f64> {
-    let end = run.a.as_ref()?;
+    let end = run.a.as_ref().filter(|end| end.traffic.is_bulk())?;
     let goodput = run.goodput_bytes_per_second.filter(|goodput| *goodput > 0.0)?;
     (end.interval.0 > 0).then_some(time(end)?.seconds() / end.interval.seconds() / goodput * 1e9)
 }

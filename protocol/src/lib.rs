@@ -10,6 +10,7 @@ pub mod facts;
 pub mod figure;
 pub mod file;
 pub mod frame;
+pub mod latencies;
 pub mod message;
 pub mod metrics;
 pub mod peer;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::facts::HostFacts;
 use crate::figure::{Figure, FigureId};
+use crate::latencies::Latencies;
 use crate::printable;
 use crate::report::{EndReport, Failure, Flag};
 use crate::trial::{Direction, EndKind, TrialId};
@@ -124,6 +125,17 @@ pub struct RatioEstimate {
     pub blocks: u32,
 }
 
+/// A paired difference with its 95 % bootstrap interval, in the figure's unit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DifferenceEstimate {
+    /// Mean difference, paired within blocks.
+    pub estimate: f64,
+    /// Lower and upper limit; `None` from fewer than 3 blocks.
+    pub ci95: Option<[f64; 2]>,
+    /// Blocks in which both arms were measured.
+    pub blocks: u32,
+}
+
 /// A figure of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FigureEstimate {
@@ -132,6 +144,9 @@ pub struct FigureEstimate {
     pub median: MedianEstimate,
     /// The same relative to that of the native arm with the same pair, workload and direction, paired within blocks.
     pub to_native: Option<RatioEstimate>,
+    /// What it is more than native's, for figures that are compared so, paired within blocks.
+    #[serde(default)]
+    pub over_native: Option<DifferenceEstimate>,
 }
 
 /// Exits of one cause, over the measured runs of a cell.
@@ -228,6 +243,9 @@ pub struct CellResult {
     pub counts: RunCounts,
     /// Its figures; one that no run has is not there.
     pub figures: BTreeMap<FigureId, FigureEstimate>,
+    /// Latencies of all its measured runs together, for pictures; `None` for traffic without any.
+    #[serde(default)]
+    pub latencies: Option<Latencies>,
     /// Exits by cause; `None` for an end that has no KVM.
     pub exits_by_cause: Option<BTreeMap<String, CauseSummary>>,
     /// Flags of any measured run, with the number of runs that carry each.
@@ -250,6 +268,11 @@ impl CellResult {
     /// Median of a figure of it.
     pub fn median(&self, figure: &'static Figure) -> Option<f64> {
         self.estimate(figure).map(|estimate| estimate.median)
+    }
+
+    /// What a figure of it is more than native's.
+    pub fn over_native(&self, figure: &'static Figure) -> Option<DifferenceEstimate> {
+        self.figure(figure).and_then(|estimate| estimate.over_native)
     }
 
     /// A figure of it relative to native's.

@@ -8,6 +8,7 @@
 //!                                           EndReport {.., traffic: TrafficReport} <-'
 //! ```
 
+pub mod request_response;
 pub mod stream;
 
 use std::fmt;
@@ -40,7 +41,7 @@ macro_rules! kinds {
             }
 
             /// The one kind that is written, checked.
-            fn check_kind(&self, path: &[Step], arms: Arms, out: &mut Findings) -> Option<Checked> {
+            fn check_kind(&self, path: &[Step], arms: Arms<'_>, out: &mut Findings) -> Option<Checked> {
                 $(if let Some(kind) = &self.$field {
                     let path = [path, &[Step::Field(Traffic::$field())]].concat();
                     return kind.check(&path, arms, out);
@@ -94,11 +95,24 @@ macro_rules! kinds {
 kinds! {
     /// Bulk TCP.
     Stream stream stream;
+    /// Transactions: how many a second, and their latency.
+    RequestResponse request_response request_response;
 }
 
 impl fmt::Display for Traffic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.field())
+    }
+}
+
+impl TrafficReport {
+    /// Whether its payload is what it is about, so that costs are told for bytes of it; those of transactions are told for
+    /// each.
+    pub const fn is_bulk(&self) -> bool {
+        match self {
+            Self::Stream(_) => true,
+            Self::RequestResponse(_) => false,
+        }
     }
 }
 
@@ -150,16 +164,34 @@ pub struct Checked {
     pub traffic: Traffic,
 }
 
-/// What a workload has to know of the arms of its campaign.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Arms {
+/// What a workload has to know of its campaign: of the arms, and of the other workloads.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Arms<'a> {
     /// Whether one of them runs iperf3.
     pub iperf3: bool,
+    /// Whether one of them has a virtual adapter.
+    pub has_virtual: bool,
+    /// MTU of the trials in bytes of IP packet, where the campaign says it.
+    pub mtu: Option<u32>,
+    /// All workloads, as they are written.
+    pub workloads: &'a [Workload],
+}
+
+/// The one place where a kind is refused that only `toll-endpoint` runs.
+pub(crate) fn refuse_other_ends(kind: &str, path: &[Step], arms: Arms<'_>, out: &mut Findings) {
+    let others = [
+        (arms.iperf3, "with `program: iperf3`, which has no such traffic"),
+        (arms.has_virtual, "with a virtual adapter, whose payload program has no such traffic"),
+    ];
+    for (_, why) in others.into_iter().filter(|(has, _)| *has) {
+        let message = format!("`{kind}` runs on arms `native: {{}}`, and the campaign has one {why}: give it a campaign of its own");
+        out.add(path, message);
+    }
 }
 
 impl Workload {
     /// What it asks for; what is wrong with it is told.
-    pub(crate) fn check(&self, path: &[Step], arms: Arms, out: &mut Findings) -> Option<Checked> {
+    pub(crate) fn check(&self, path: &[Step], arms: Arms<'_>, out: &mut Findings) -> Option<Checked> {
         let written = self.written();
         match written[..] {
             [] => {
@@ -189,7 +221,7 @@ pub(crate) fn timing(
     warm_up: Option<Span>,
     duration: Option<Span>,
     path: &[Step],
-    arms: Arms,
+    arms: Arms<'_>,
     out: &mut Findings,
 ) -> Timing {
     let below = |field| [path, &[Step::Field(field)]].concat();

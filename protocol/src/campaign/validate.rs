@@ -46,6 +46,11 @@ pub(super) struct Finding {
 pub struct Findings(Vec<Finding>);
 
 impl Findings {
+    /// What is found of a value that is looked at from elsewhere, and told at its own place.
+    pub(crate) fn aside() -> Self {
+        Self(Vec::new())
+    }
+
     /// Each costs a walk through the document, which finds its line: a hostile one could have a hundred thousand.
     pub(crate) fn add(&mut self, path: &[Step], message: impl Into<String>) {
         match self.0.len() {
@@ -84,7 +89,7 @@ pub(super) fn validate(document: &Document) -> Result<Campaign, Vec<Finding>> {
     let asked = mtu(&spec.hosts, lab, out);
     let mtu = asked.or(lab.map(|lab| lab.mtu)).map(u32::from);
     let arms = arms(spec, &peers, mtu, out);
-    let workloads = workloads(spec, out);
+    let workloads = workloads(spec, mtu, out);
     let blocks = spec.blocks.unwrap_or(5);
     if !BLOCKS.contains(&blocks) {
         let message = format!("{blocks} is out of range: write {} to {}", BLOCKS.start(), BLOCKS.end());
@@ -331,7 +336,7 @@ fn io_pin(
     Some(io)
 }
 
-fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
+fn workloads(spec: &schema::Spec, mtu: Option<u32>, out: &mut Findings) -> Vec<Workload> {
     let path = [Field("spec"), Field("workloads")];
     if !count(spec.workloads.len(), MAX_WORKLOADS, "workload", &path, out) {
         return Vec::new();
@@ -339,7 +344,12 @@ fn workloads(spec: &schema::Spec, out: &mut Findings) -> Vec<Workload> {
     let runs_iperf3 = |arm: &schema::Arm| {
         arm.native.as_ref().is_some_and(|native| native.program == Some(schema::Program::Iperf3))
     };
-    let arms = Arms { iperf3: spec.arms.iter().any(runs_iperf3) };
+    let arms = Arms {
+        iperf3: spec.arms.iter().any(runs_iperf3),
+        has_virtual: spec.arms.iter().any(|arm| arm.guest.is_some() || arm.same_stack.is_some()),
+        mtu,
+        workloads: &spec.workloads,
+    };
     let mut names = BTreeSet::new();
     let mut workloads = Vec::new();
     for (index, written) in spec.workloads.iter().enumerate() {

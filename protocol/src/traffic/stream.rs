@@ -35,7 +35,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    pub(super) fn check(&self, path: &[Step], arms: Arms, out: &mut Findings) -> Option<Checked> {
+    pub(super) fn check(&self, path: &[Step], arms: Arms<'_>, out: &mut Findings) -> Option<Checked> {
         let Stream { write_size, flows } = Stream::default();
         let write_size = self.write_size.unwrap_or(write_size);
         if !WRITE_SIZE.contains(&write_size) {
@@ -58,6 +58,13 @@ pub struct Stream {
     pub write_size: Bytes,
     /// TCP connections each way, side by side. Where payload goes both ways, there are so many for each.
     pub flows: u32,
+}
+
+impl Stream {
+    /// Whether an end can have it.
+    pub fn is_possible(&self) -> bool {
+        WRITE_SIZE.contains(&self.write_size) && (1..=128).contains(&self.flows)
+    }
 }
 
 impl Default for Stream {
