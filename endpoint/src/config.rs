@@ -7,6 +7,7 @@ use std::time::Duration;
 use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
 use toll_protocol::child::EndpointConfig;
+use toll_protocol::traffic::dscp::Dscp;
 use toll_protocol::traffic::{Job, Timing, Traffic};
 use toll_protocol::trial::NativeProgram;
 use toll_protocol::units::{Bytes, Span};
@@ -88,6 +89,36 @@ pub enum ConfigError {
     },
 }
 
+/// What the sockets of an end are to be; what is nothing is the system's own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// Largest TCP segment in bytes, if it is to be smaller than what the interface carries.
+    pub segment: Option<u32>,
+    /// TCP congestion control by name.
+    pub congestion_control: Option<String>,
+    /// Code point of differentiated services.
+    pub dscp: Option<Dscp>,
+    /// Send and receive buffer in bytes.
+    pub buffer: Option<usize>,
+    /// Whether sends are made without a copy.
+    pub zero_copy: bool,
+}
+
+impl SocketOptions {
+    /// Those of a job whose path carries segments of so many bytes.
+    fn of(traffic: &Traffic, segment: Option<u16>) -> Self {
+        match traffic {
+            Traffic::Stream(stream) => Self {
+                segment: segment.into_iter().chain(stream.max_segment_size).min().map(u32::from),
+                congestion_control: stream.congestion_control.clone(),
+                dscp: stream.dscp,
+                buffer: stream.socket_buffer.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX)),
+                zero_copy: stream.zero_copy,
+            },
+        }
+    }
+}
+
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
@@ -97,8 +128,8 @@ pub struct Plan {
     pub bind: SocketAddrV4,
     /// The interface by which alone it sends and receives.
     pub interface: OsString,
-    /// Largest TCP segment in bytes, if it is to be smaller than what the interface carries.
-    pub segment: Option<u32>,
+    /// What its sockets are to be.
+    pub sockets: SocketOptions,
     /// Its part in the traffic.
     pub job: Job,
     /// CPU to pin the traffic to.
@@ -148,7 +179,7 @@ impl TryFrom<EndpointConfig> for Plan {
             program,
             bind: SocketAddrV4::new(address, 0),
             interface: interface.into(),
-            segment: segment.map(u32::from),
+            sockets: SocketOptions::of(&job.traffic, segment),
             job,
             cpu,
             deadline: deadline.duration(),

@@ -221,11 +221,22 @@ fn client(plan: &Plan, peer: SocketAddrV4) -> Result<Vec<String>, Iperf3Error> {
     match &plan.job.traffic {
         Traffic::Stream(stream) => {
             arguments.extend(["--length".to_owned(), stream.write_size.0.to_string()]);
+            arguments.extend(["--parallel".to_owned(), stream.flows.to_string()]);
         }
     }
-    arguments.extend(["--congestion".to_owned(), congestion()?.to_owned()]);
+    let congestion_control = match &plan.sockets.congestion_control {
+        Some(name) => name.clone(),
+        None => congestion()?.to_owned(),
+    };
+    arguments.extend(["--congestion".to_owned(), congestion_control]);
+    if let Some(dscp) = plan.sockets.dscp {
+        arguments.extend(["--tos".to_owned(), dscp.traffic_class().to_string()]);
+    }
+    if let Some(buffer) = plan.sockets.buffer {
+        arguments.extend(["--window".to_owned(), buffer.to_string()]);
+    }
     arguments.extend(["--connect-timeout".to_owned(), CONNECT_LIMIT.as_millis().to_string()]);
-    if let Some(segment) = plan.segment {
+    if let Some(segment) = plan.sockets.segment {
         // Of the client alone: what it says in its SYN binds the server too.
         arguments.extend(["--set-mss".to_owned(), segment.to_string()]);
     }

@@ -19,3 +19,4 @@ pub mod meter;
 pub mod socket;
 pub mod traffic;
 pub mod worker;
+pub mod zero_copy;

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, bind, connect as start_connect,
-    listen as start_listening, setsockopt, socket, sockopt,
+    getsockopt, listen as start_listening, setsockopt, socket, sockopt,
 };
 use toll_protocol::trial::CONGESTION_CONTROLS;
 use toll_protocol::units::Span;
@@ -18,6 +18,7 @@ use toll_protocol::units::Span;
 use crate::clock::waited;
 use crate::config::Plan;
 use crate::control::{Control, ControlError};
+use crate::zero_copy;
 
 /// How long a connection may take to come about, the other end being up.
 pub const CONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -45,9 +46,28 @@ pub enum SocketError {
     },
     /// Trials need a congestion control that doesn't depend on the host's default.
     #[error(
-        "neither congestion control, cubic nor reno, can be set: see net.ipv4.tcp_allowed_congestion_control"
+        "no congestion control {names} can be set: see net.ipv4.tcp_available_congestion_control and \
+         tcp_allowed_congestion_control"
     )]
-    Congestion(#[source] io::Error),
+    Congestion {
+        /// Those that were tried.
+        names: String,
+        /// The system's word.
+        source: io::Error,
+    },
+    /// The host does not give buffers of that size.
+    #[error(
+        "socket buffers of {asked} bytes were asked for and {found} were given: see net.core.rmem_max and wmem_max"
+    )]
+    Buffer {
+        /// What was asked for.
+        asked: usize,
+        /// The smaller one that was given.
+        found: usize,
+    },
+    /// It can't be told or asked their size.
+    #[error("the socket's buffers can't be set")]
+    BufferCall(#[source] io::Error),
     /// Nobody came, or nobody answered.
     #[error("waited {waited} for {what}")]
     TimedOut {
@@ -65,17 +85,37 @@ fn io_error(call: &'static str, address: SocketAddrV4) -> impl Fn(io::Error) -> 
     move |source| SocketError::Io { call, address, source }
 }
 
-/// Sets the congestion control, in the order of [`CONGESTION_CONTROLS`]. Must come before the handshake: bbr, a
-/// common default, leaves its pacing on a socket that it has once controlled.
-fn set_congestion(socket: &impl AsFd) -> Result<(), SocketError> {
+/// Sets the congestion control: the one that is asked for, else the first of [`CONGESTION_CONTROLS`] that can be. Must come
+/// before the handshake: bbr, a common default, leaves its pacing on a socket that it has once controlled.
+fn set_congestion(socket: &impl AsFd, asked: Option<&str>) -> Result<(), SocketError> {
     let mut refusal = Errno::ENOENT;
-    for name in CONGESTION_CONTROLS {
+    let names = asked.map_or_else(|| CONGESTION_CONTROLS.to_vec(), |name| vec![name]);
+    for name in &names {
         match setsockopt(socket, sockopt::TcpCongestion, &OsString::from(name)) {
             Ok(()) => return Ok(()),
             Err(errno) => refusal = errno,
         }
     }
-    Err(SocketError::Congestion(refusal.into()))
+    let names = names.join(" and no ");
+    Err(SocketError::Congestion { names, source: refusal.into() })
+}
+
+/// Sets both buffers of a socket, beyond net.core.[rw]mem_max where the process has the right to (CAP_NET_ADMIN). The kernel
+/// doubles what it is told, for its own records (socket(7)); a window is of half of what it then has.
+fn set_buffers(socket: &impl AsFd, bytes: usize) -> Result<(), SocketError> {
+    let send = || setsockopt(socket, sockopt::SndBufForce, &bytes);
+    let receive = || setsockopt(socket, sockopt::RcvBufForce, &bytes);
+    if send().and_then(|()| receive()).is_ok() {
+        return Ok(());
+    }
+    let set = setsockopt(socket, sockopt::SndBuf, &bytes)
+        .and_then(|()| setsockopt(socket, sockopt::RcvBuf, &bytes))
+        .and_then(|()| Ok((getsockopt(socket, sockopt::SndBuf)?, getsockopt(socket, sockopt::RcvBuf)?)));
+    match set {
+        Ok((send, receive)) if send.min(receive) >= bytes => Ok(()),
+        Ok((send, receive)) => Err(SocketError::Buffer { asked: bytes, found: send.min(receive) / 2 }),
+        Err(errno) => Err(SocketError::BufferCall(errno.into())),
+    }
 }
 
 /// A socket that is bound to the plan's address and `port` (0: the kernel chooses), so that what the peer answers comes to the
@@ -91,13 +131,24 @@ pub fn open(plan: &Plan, port: u16) -> Result<OwnedFd, SocketError> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd: OwnedFd =
         socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Tcp).map_err(failed("socket"))?;
-    set_congestion(&fd)?;
+    let options = &plan.sockets;
+    set_congestion(&fd, options.congestion_control.as_deref())?;
     setsockopt(&fd, sockopt::BindToDevice, &plan.interface).map_err(|errno| SocketError::Interface {
         interface: plan.interface.clone(),
         source: errno.into(),
     })?;
-    if let Some(segment) = plan.segment {
+    if let Some(segment) = options.segment {
         setsockopt(&fd, sockopt::TcpMaxSeg, &segment).map_err(failed("setsockopt of TCP_MAXSEG"))?;
+    }
+    if let Some(dscp) = options.dscp {
+        let traffic_class = i32::from(dscp.traffic_class());
+        setsockopt(&fd, sockopt::Ipv4Tos, &traffic_class).map_err(failed("setsockopt of IP_TOS"))?;
+    }
+    if let Some(bytes) = options.buffer {
+        set_buffers(&fd, bytes)?;
+    }
+    if options.zero_copy {
+        zero_copy::allow(&fd).map_err(failed("setsockopt of SO_ZEROCOPY"))?;
     }
     setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(failed("setsockopt"))?;
     bind(fd.as_raw_fd(), &SockaddrIn::from(address)).map_err(failed("bind"))?;

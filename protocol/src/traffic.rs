@@ -8,6 +8,7 @@
 //!                                           EndReport {.., traffic: TrafficReport} <-'
 //! ```
 
+pub mod dscp;
 pub mod request_response;
 pub mod stream;
 
@@ -169,8 +170,10 @@ pub struct Checked {
 pub struct Arms<'a> {
     /// Whether one of them runs iperf3.
     pub iperf3: bool,
-    /// Whether one of them has a virtual adapter.
-    pub has_virtual: bool,
+    /// Whether one of them runs the payload program.
+    pub payload: bool,
+    /// Whether one of them has a `nat` port.
+    pub nat: bool,
     /// MTU of the trials in bytes of IP packet, where the campaign says it.
     pub mtu: Option<u32>,
     /// All workloads, as they are written.
@@ -181,7 +184,7 @@ pub struct Arms<'a> {
 pub(crate) fn refuse_other_ends(kind: &str, path: &[Step], arms: Arms<'_>, out: &mut Findings) {
     let others = [
         (arms.iperf3, "with `program: iperf3`, which has no such traffic"),
-        (arms.has_virtual, "with a virtual adapter, whose payload program has no such traffic"),
+        (arms.payload, "with a virtual adapter, whose payload program has no such traffic"),
     ];
     for (_, why) in others.into_iter().filter(|(has, _)| *has) {
         let message = format!("`{kind}` runs on arms `native: {{}}`, and the campaign has one {why}: give it a campaign of its own");
@@ -250,7 +253,7 @@ pub(crate) fn directions(written: Option<&[Direction]>, path: &[Step], out: &mut
     let Some(written) = written else { return vec![Direction::Send, Direction::Receive] };
     let path = [path, &[Step::Field("directions")]].concat();
     if written.is_empty() {
-        out.add(&path, "is empty: write `[send, receive]` or one of them");
+        out.add(&path, "is empty: write `[send, receive]`, one of them or `both`");
     }
     out.distinct(written, &path, |direction| format!("`{direction}`"));
     written.to_vec()

@@ -10,16 +10,17 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddrV4, TcpListener, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::poll::PollFlags;
+use nix::sys::socket::{MsgFlags, recv};
 use toll_child::confinement::Confinement;
 use toll_protocol::child::ChildEvent;
 use toll_protocol::report::EndReport;
 use toll_protocol::traffic::TrafficReport;
-use toll_protocol::traffic::stream::{Flow as FlowReport, Report, Stream};
+use toll_protocol::traffic::stream::{Flow as FlowReport, Report, Stream, ZeroCopy};
 use toll_protocol::trial::{EndReady, Open};
 
 use super::TrafficError;
@@ -29,9 +30,12 @@ use crate::control::{Control, ControlError};
 use crate::measure::{self, Application};
 use crate::socket::{self, SocketError};
 use crate::worker::{News, Traffic, Worker, WorkerError, pattern};
+use crate::zero_copy::{Counts, Sender};
 
 /// How often the kernel is asked whether the peer has acknowledged all.
 const CLOSED_POLL: Duration = Duration::from_millis(1);
+/// How often a socket is looked at that can't be polled for its peer's FIN.
+const FIN_POLL: Duration = Duration::from_millis(5);
 /// Times that two ports in a row are looked for.
 const PORT_TRIES: u32 = 64;
 
@@ -123,17 +127,32 @@ struct Flow {
     stream: Arc<TcpStream>,
     worker: Worker,
     sends: bool,
-    /// Whether the socket of a sender is polled for its peer's FIN.
+    /// Whether the socket of a sender is looked at for its peer's FIN.
     watch: bool,
     /// Whether this end has half-closed it.
     closing: bool,
     /// Payload bytes when the interval began and when it ended.
     bytes: [u64; 2],
+    /// What became of sends without a copy.
+    zero_copy: Option<Arc<Counts>>,
 }
 
 impl Flow {
     fn bytes(&self) -> u64 {
         if self.sends { self.worker.sent_bytes() } else { self.worker.received_bytes() }
+    }
+
+    /// Whether poll(2) tells of its peer's FIN. Where sends are made without a copy, it tells of each that is done (POLLERR), and
+    /// the socket is looked at every so often instead.
+    fn is_polled(&self) -> bool {
+        self.watch && self.zero_copy.is_none()
+    }
+
+    /// The receiver has what it measures: a sender stops.
+    fn closes(&mut self) {
+        self.watch = false;
+        self.worker.stop();
+        self.half_close();
     }
 
     /// Sends a FIN after what the kernel holds. At a sender that also ends the send that waits for room.
@@ -173,15 +192,28 @@ impl Flows {
             let name = if one { "traffic".to_owned() } else { format!("traffic-{number}") };
             let stream = Arc::new(stream);
             let socket = Arc::clone(&stream);
-            let body = move |traffic: &Traffic| {
-                if sends {
-                    send(traffic, &socket, &pattern(write_size))
-                } else {
-                    receive(traffic, &socket, &mut vec![0; write_size])
+            let zero_copy = (sends && parameters.zero_copy).then(Arc::<Counts>::default);
+            let counts = zero_copy.clone();
+            let body = move |traffic: &Traffic| match counts {
+                Some(counts) => {
+                    let mut sender = Sender::new(counts);
+                    // The kernel may read it for as long as the process lives, which ends with the trial.
+                    let buffer: &'static [u8] = pattern(write_size).leak();
+                    send(traffic, buffer, |bytes| sender.send(&socket, bytes))
                 }
+                None if sends => send(traffic, &pattern(write_size), |bytes| (&*socket).write(bytes)),
+                None => receive(traffic, &socket, &mut vec![0; write_size]),
             };
             let worker = Worker::start(name, cpu, &news, clock, body)?;
-            flows.push(Flow { stream, worker, sends, watch: sends, closing: false, bytes: [0; 2] });
+            flows.push(Flow {
+                stream,
+                worker,
+                sends,
+                watch: sends,
+                closing: false,
+                bytes: [0; 2],
+                zero_copy,
+            });
         }
         Ok(Self { flows, news, told: false })
     }
@@ -193,25 +225,29 @@ impl Application for Flows {
     }
 
     fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)> {
-        let watched = self.flows.iter().filter(|flow| flow.watch);
+        let watched = self.flows.iter().filter(|flow| flow.is_polled());
         let sockets = watched.map(|flow| (flow.stream.as_fd(), PollFlags::POLLIN));
         [(self.news.as_fd(), PollFlags::POLLIN)].into_iter().chain(sockets).collect()
     }
 
     fn look(&mut self, events: &[PollFlags]) -> Result<bool, TrafficError> {
-        let Some((news, sockets)) = events.split_first() else { return Ok(false) };
+        let (news, sockets) = events.split_first().map_or((PollFlags::empty(), events), |(n, s)| (*n, s));
         if !news.is_empty() {
             self.news.take();
         }
         let mut ended = false;
-        for (flow, events) in self.flows.iter_mut().filter(|flow| flow.watch).zip(sockets) {
+        for flow in self.flows.iter_mut().filter(|flow| flow.watch && !flow.is_polled()) {
+            if is_fin(&flow.stream)? {
+                flow.closes();
+                ended = true;
+            }
+        }
+        for (flow, events) in self.flows.iter_mut().filter(|flow| flow.is_polled()).zip(sockets) {
             if events.intersects(PollFlags::POLLERR | PollFlags::POLLHUP) {
                 // A reset: the traffic thread's next send says so, with its own words.
                 flow.watch = false;
             } else if events.contains(PollFlags::POLLIN) && is_fin(&flow.stream)? {
-                flow.watch = false;
-                flow.worker.stop();
-                flow.half_close();
+                flow.closes();
                 ended = true;
             }
         }
@@ -220,7 +256,9 @@ impl Application for Flows {
 
     fn look_again(&self, now: Duration) -> Option<Duration> {
         // After a half-close poll(2) shows POLLHUP at once, and nothing else for the acknowledgement.
-        self.flows.iter().any(Flow::is_unacknowledged).then_some(now + CLOSED_POLL)
+        let closing = self.flows.iter().any(Flow::is_unacknowledged).then_some(now + CLOSED_POLL);
+        let looks = self.flows.iter().any(|flow| flow.watch && !flow.is_polled());
+        closing.or(looks.then_some(now + FIN_POLL))
     }
 
     fn retransmits(&self) -> Option<u64> {
@@ -275,27 +313,36 @@ impl Application for Flows {
             let (sent_bytes, received_bytes) = if flow.sends { (bytes, 0) } else { (0, bytes) };
             FlowReport { sent_bytes, received_bytes }
         };
-        TrafficReport::Stream(Report { flows: self.flows.iter().map(flow).collect() })
+        let zero_copies = self.flows.iter().filter_map(|flow| flow.zero_copy.as_ref());
+        let zero_copy = zero_copies.map(|counts| counts.done()).reduce(|sum, more| ZeroCopy {
+            sends: sum.sends.saturating_add(more.sends),
+            copied: sum.copied.saturating_add(more.copied),
+        });
+        TrafficReport::Stream(Report { flows: self.flows.iter().map(flow).collect(), zero_copy })
     }
 }
 
 /// Whether what a sender's socket can read is the receiver's FIN; a reset is left to the traffic thread.
 fn is_fin(stream: &TcpStream) -> Result<bool, TrafficError> {
-    match stream.peek(&mut [0]) {
+    match recv(stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
         Ok(0) => Ok(true),
         Ok(_) => Err(TrafficError::UnexpectedPayload),
         Err(_) => Ok(false),
     }
 }
 
-/// Blocking sends of `buffer` until the thread is told to stop.
-fn send(traffic: &Traffic, mut stream: &TcpStream, buffer: &[u8]) -> Result<(), WorkerError> {
+/// Blocking sends of `buffer`, by `send_some`, until the thread is told to stop.
+fn send<'b>(
+    traffic: &Traffic,
+    buffer: &'b [u8],
+    mut send_some: impl FnMut(&'b [u8]) -> std::io::Result<usize>,
+) -> Result<(), WorkerError> {
     // Before the send and not after it: a send returns when the kernel has taken all of it, which for a
     // large write is long after the first byte has left.
     traffic.begin();
     let (mut offset, mut bytes) = (0, 0);
     while !traffic.stops() {
-        match stream.write(&buffer[offset..]) {
+        match send_some(&buffer[offset..]) {
             Ok(0) => return Err(traffic.failed("send", ErrorKind::WriteZero.into())),
             Ok(taken) => {
                 offset += taken;

@@ -44,7 +44,7 @@ fn an_unknown_field_is_refused_with_the_known_ones() {
         problems("writeSize", "wirteSize"),
         [
             "line 12, column 45: spec.workloads[0].stream: unknown field `wirteSize`, expected one of `directions`, \
-          `writeSize`, `warmUp`, `duration`"
+          `flows`, `writeSize`, `congestionControl`, `dscp`, `maxSegmentSize`, `socketBuffer`, `zeroCopy`, `warmUp`, `duration`"
         ]
     );
 }
@@ -159,7 +159,7 @@ fn an_empty_matrix_is_refused() {
     assert_eq!(
         found,
         [
-            "line 12, column 28: spec.workloads[0].stream.directions: is empty: write `[send, receive]` or one of them"
+            "line 12, column 28: spec.workloads[0].stream.directions: is empty: write `[send, receive]`, one of them or `both`"
         ]
     );
     let no_arms = GOOD

@@ -60,6 +60,19 @@ impl Findings {
         }
     }
 
+    /// Finds a value that is out of its range.
+    pub(crate) fn range<T: Copy + PartialOrd + std::fmt::Display>(
+        &mut self,
+        value: T,
+        range: &std::ops::RangeInclusive<T>,
+        path: &[Step],
+    ) {
+        if !range.contains(&value) {
+            let (least, most) = (range.start(), range.end());
+            self.add(path, format!("{value} is out of range: write {least} to {most}"));
+        }
+    }
+
     /// Finds values that stand in a list twice.
     pub(crate) fn distinct<T: Ord>(&mut self, values: &[T], path: &[Step], show: impl Fn(&T) -> String) {
         let mut seen = BTreeSet::new();
@@ -344,9 +357,14 @@ fn workloads(spec: &schema::Spec, mtu: Option<u32>, out: &mut Findings) -> Vec<W
     let runs_iperf3 = |arm: &schema::Arm| {
         arm.native.as_ref().is_some_and(|native| native.program == Some(schema::Program::Iperf3))
     };
+    let port = |arm: &schema::Arm| {
+        let guest = arm.guest.as_ref().and_then(|guest| guest.port.clone());
+        guest.or_else(|| arm.same_stack.as_ref().and_then(|same| same.port.clone()))
+    };
     let arms = Arms {
         iperf3: spec.arms.iter().any(runs_iperf3),
-        has_virtual: spec.arms.iter().any(|arm| arm.guest.is_some() || arm.same_stack.is_some()),
+        payload: spec.arms.iter().any(|arm| arm.guest.is_some() || arm.same_stack.is_some()),
+        nat: spec.arms.iter().filter_map(port).any(|port| port.nat.is_some()),
         mtu,
         workloads: &spec.workloads,
     };

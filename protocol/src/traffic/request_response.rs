@@ -55,7 +55,8 @@ pub struct Manifest {
     /// Whether an open loop waits for its moments on the CPU in place of asleep, which is more punctual and costs a CPU. Default
     /// false.
     pub busy_wait: Option<bool>,
-    /// What takes longer is lost, 1ms to 2s. Default 1s.
+    /// A transaction of UDP, or with a connection of its own, that takes longer is lost, 1ms to 2s; on a persistent connection
+    /// none is, and so long is waited for those that are open at the end. Default 1s.
     pub timeout: Option<Span>,
     /// Name of a stream of this campaign that runs beside it, each way that it names at the same time: latency under load.
     pub background: Option<String>,
@@ -129,18 +130,12 @@ impl Manifest {
                 return None;
             }
             (Some(rate), None) => {
-                if !RATE.contains(&rate) {
-                    let message = format!("{rate} is out of range: write {} to {}", RATE.start(), RATE.end());
-                    out.add(&at("rate"), message);
-                }
+                out.range(rate, &RATE, &at("rate"));
                 Load::OpenLoop { rate, busy_wait }
             }
             (None, depth) => {
                 let depth = depth.unwrap_or(1);
-                if !DEPTH.contains(&depth) {
-                    let message = format!("{depth} is out of range: write {} to {}", DEPTH.start(), DEPTH.end());
-                    out.add(&at("depth"), message);
-                }
+                out.range(depth, &DEPTH, &at("depth"));
                 if busy_wait {
                     out.add(&at("busyWait"), "a closed loop waits for no moment: add `rate`, or leave it out");
                 }
@@ -157,10 +152,7 @@ impl Manifest {
             }
         }
         let timeout = self.timeout.unwrap_or(Span::from_millis(1_000));
-        if !TIMEOUT.contains(&timeout) {
-            let message = format!("{timeout} is out of range: write {} to {}", TIMEOUT.start(), TIMEOUT.end());
-            out.add(&at("timeout"), message);
-        }
+        out.range(timeout, &TIMEOUT, &at("timeout"));
         let background = match &self.background {
             Some(name) => Some(background(name, arms, &at("background"), out)?),
             None => None,
@@ -244,7 +236,7 @@ pub struct RequestResponse {
     pub load: Load,
     /// How long a TCP connection is kept.
     pub connection: Connection,
-    /// What takes longer is lost.
+    /// What takes longer is lost, unless the connection is persistent: there nothing is, before the end.
     pub timeout: Span,
     /// What runs beside them.
     pub background: Option<Background>,
