@@ -8,8 +8,9 @@ use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
 use toll_protocol::child::EndpointConfig;
 use toll_protocol::traffic::dscp::Dscp;
+use toll_protocol::traffic::request_response::Background;
 use toll_protocol::traffic::{Job, Timing, Traffic};
-use toll_protocol::trial::NativeProgram;
+use toll_protocol::trial::{NativeProgram, Open};
 use toll_protocol::units::{Bytes, Span};
 
 /// The longest send or receive call.
@@ -38,6 +39,9 @@ pub enum ConfigError {
         /// `toll-endpoint` or `iperf3`.
         program: &'static str,
     },
+    /// The traffic is none that the program has.
+    #[error("the traffic can't be run: {0}")]
+    Traffic(String),
     /// The interval is empty or too long.
     #[error(
         "a measured interval of {duration} was asked for: it must be over 0ns and at most {MAX_DURATION}"
@@ -115,6 +119,7 @@ impl SocketOptions {
                 buffer: stream.socket_buffer.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX)),
                 zero_copy: stream.zero_copy,
             },
+            Traffic::RequestResponse(_) => Self { segment: segment.map(u32::from), ..Self::default() },
         }
     }
 }
@@ -138,6 +143,23 @@ pub struct Plan {
     pub deadline: Duration,
 }
 
+impl Plan {
+    /// The same for a stream that runs beside requests and responses.
+    pub fn of_background(&self, background: &Background) -> Self {
+        let traffic = Traffic::Stream(background.stream.clone());
+        let direction = match self.job.open {
+            Open::Connect => background.direction,
+            Open::Listen => background.direction.opposite(),
+        };
+        let segment = self.sockets.segment.and_then(|segment| u16::try_from(segment).ok());
+        Self {
+            sockets: SocketOptions::of(&traffic, segment),
+            job: Job { direction, traffic, ..self.job.clone() },
+            ..self.clone()
+        }
+    }
+}
+
 impl TryFrom<EndpointConfig> for Plan {
     type Error = ConfigError;
 
@@ -152,6 +174,14 @@ impl TryFrom<EndpointConfig> for Plan {
                 let size = stream.write_size;
                 if size.0 == 0 || size > limit {
                     return Err(ConfigError::WriteSize { size, limit, program: name });
+                }
+            }
+            Traffic::RequestResponse(parameters) => {
+                if program == NativeProgram::Iperf3 {
+                    return Err(ConfigError::Traffic("iperf3 has no requests and responses".to_owned()));
+                }
+                if let Some(fault) = parameters.fault() {
+                    return Err(ConfigError::Traffic(fault));
                 }
             }
         }
@@ -199,7 +229,7 @@ fn allowed(cpu: u32) -> Option<usize> {
 mod tests {
     use proptest::prelude::*;
     use toll_protocol::traffic::stream::Stream;
-    use toll_protocol::trial::{Direction, Open, TrialId};
+    use toll_protocol::trial::{Direction, TrialId};
     use toll_protocol::units::InterfaceAddress;
 
     use super::*;

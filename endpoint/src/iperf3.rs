@@ -223,6 +223,8 @@ fn client(plan: &Plan, peer: SocketAddrV4) -> Result<Vec<String>, Iperf3Error> {
             arguments.extend(["--length".to_owned(), stream.write_size.0.to_string()]);
             arguments.extend(["--parallel".to_owned(), stream.flows.to_string()]);
         }
+        // Refused with the configuration.
+        Traffic::RequestResponse(_) => {}
     }
     let congestion_control = match &plan.sockets.congestion_control {
         Some(name) => name.clone(),

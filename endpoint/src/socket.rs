@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -153,6 +153,32 @@ pub fn open(plan: &Plan, port: u16) -> Result<OwnedFd, SocketError> {
     setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(failed("setsockopt"))?;
     bind(fd.as_raw_fd(), &SockaddrIn::from(address)).map_err(failed("bind"))?;
     Ok(fd)
+}
+
+/// A UDP socket on the plan's address and a port that the kernel chooses, bound to its interface as those of TCP are. What it
+/// sends is never cut into fragments (RFC 1191): what is too long for the path is refused.
+///
+/// # Errors
+/// [`SocketError::Io`] or [`SocketError::Interface`].
+pub fn datagrams(plan: &Plan) -> Result<(UdpSocket, SocketAddrV4), SocketError> {
+    let address = SocketAddrV4::new(*plan.bind.ip(), 0);
+    let failed = |call: &'static str| move |errno: Errno| io_error(call, address)(errno.into());
+    let fd: OwnedFd =
+        socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp)
+            .map_err(failed("socket"))?;
+    setsockopt(&fd, sockopt::BindToDevice, &plan.interface).map_err(|errno| SocketError::Interface {
+        interface: plan.interface.clone(),
+        source: errno.into(),
+    })?;
+    rustix::net::sockopt::set_ip_mtu_discover(&fd, rustix::net::sockopt::Ipv4PathMtuDiscovery::DO)
+        .map_err(|errno| io_error("setsockopt of IP_MTU_DISCOVER", address)(errno.into()))?;
+    bind(fd.as_raw_fd(), &SockaddrIn::from(address)).map_err(failed("bind"))?;
+    let socket = UdpSocket::from(fd);
+    match socket.local_addr() {
+        Ok(SocketAddr::V4(bound)) => Ok((socket, bound)),
+        Ok(_) => Err(io_error("getsockname", address)(io::ErrorKind::InvalidData.into())),
+        Err(source) => Err(io_error("getsockname", address)(source)),
+    }
 }
 
 /// Listens on the plan's address and `port` (0: the kernel chooses); connections inherit what the socket was made with.

@@ -1,8 +1,10 @@
 //! Kinds of traffic over kernel sockets: one file each, named as in [`toll_protocol::traffic`], and one line in [`run`].
 
+pub mod request_response;
 pub mod stream;
 
 use toll_child::confinement::{Confinement, ConfinementError};
+use toll_protocol::latencies::LatenciesError;
 use toll_protocol::report::EndReport;
 use toll_protocol::traffic::Traffic;
 use toll_protocol::units::Span;
@@ -31,6 +33,9 @@ pub enum TrafficError {
     /// The interval could not be measured.
     #[error("the stream gave no figure")]
     Meter(#[from] MeterError),
+    /// Latencies could not be kept.
+    #[error("the latencies could not be kept")]
+    Latencies(#[from] LatenciesError),
     /// A receiver sent payload.
     #[error("the receiver sent payload: it is to send nothing but its FIN")]
     UnexpectedPayload,
@@ -60,5 +65,6 @@ impl From<SocketError> for TrafficError {
 pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Result<EndReport, TrafficError> {
     match &plan.job.traffic {
         Traffic::Stream(stream) => stream::run(control, plan, stream, confinement),
+        Traffic::RequestResponse(parameters) => request_response::run(control, plan, parameters, confinement),
     }
 }

@@ -54,6 +54,8 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
         patience_ns: nanoseconds(PATIENCE),
         write_size: match &config.job.traffic {
             Traffic::Stream(stream) => u32::try_from(stream.write_size.0).unwrap_or(u32::MAX),
+            // Refused with the configuration.
+            Traffic::RequestResponse(_) => 0,
         },
         direction: match config.job.direction {
             Direction::Send => direction::SEND,

@@ -28,6 +28,9 @@ const PCNET_MTU_MAX: u16 = 1500;
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
+    /// The payload program has no such traffic.
+    #[error("the payload program has no traffic `{0}`")]
+    Traffic(&'static str),
     /// A size is out of its range.
     #[error("{what} is {value}: from {least} to {most} is possible")]
     Range {
@@ -175,6 +178,7 @@ impl TryFrom<VmmConfig> for EndConfig {
                 range("the number of flows", stream.flows, 1, 1)?;
                 range("the write size", stream.write_size, *WRITE_SIZE.start(), *WRITE_SIZE.end())?;
             }
+            Traffic::RequestResponse(_) => return Err(ConfigError::Traffic(job.traffic.field())),
         }
         if job.direction == Direction::Both {
             return Err(ConfigError::BothWays);

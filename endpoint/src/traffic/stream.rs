@@ -9,7 +9,7 @@
 //! port: those whose payload it receives come to the one that it tells, the others to the next.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,63 +52,113 @@ pub fn run(
     let direction = plan.job.direction;
     let (connections, deadline) = match plan.job.open {
         Open::Listen => {
-            let listeners = listen(plan)?;
+            let (first, mut listeners) = listen_in_a_row(plan, || socket::listen(plan, 0), ways(plan).len() - 1)?;
+            listeners.insert(0, first);
             confinement.enter(0)?;
             let (peer, deadline) = ready(control, plan, listeners[0].1)?;
-            let mut connections = Vec::new();
-            // What this end receives comes to the first port.
-            let ways = [(false, direction.receives()), (true, direction.sends())];
-            let ways = ways.into_iter().filter(|(_, used)| *used);
-            for ((sends, _), (listener, address)) in ways.zip(&listeners) {
-                for _ in 0..stream.flows {
-                    let stream = socket::accept(control, listener, *address, *peer.ip(), deadline)?;
-                    connections.push((stream, sends));
-                }
-            }
-            (connections, deadline)
+            (accept(control, plan, stream, &listeners, *peer.ip(), deadline)?, deadline)
         }
         Open::Connect => {
-            // What this end sends goes to the first port.
-            let ways = [(true, direction.sends()), (false, direction.receives())];
-            let ways = ways.into_iter().filter(|(_, used)| *used).map(|(sends, _)| sends);
-            let sockets: Vec<(OwnedFd, bool, u16)> = ways
-                .zip(0..)
-                .flat_map(|(sends, port)| (0..stream.flows).map(move |_| (sends, port)))
-                .map(|(sends, port)| Ok((socket::open(plan, 0)?, sends, port)))
-                .collect::<Result<_, SocketError>>()?;
+            let sockets = open(plan, stream)?;
             confinement.enter(0)?;
             let (peer, deadline) = ready(control, plan, plan.bind)?;
-            let mut connections = Vec::new();
-            for (socket, sends, port) in sockets {
-                let peer = SocketAddrV4::new(*peer.ip(), peer.port().wrapping_add(port));
-                connections.push((socket::connect(control, socket, peer, deadline)?, sends));
-            }
-            (connections, deadline)
+            (connect(control, sockets, peer, deadline)?, deadline)
         }
     };
-    let flows = Flows::start(connections, stream, plan.cpu, control.clock())?;
+    let flows = Flows::start(connections, stream, "traffic", plan.cpu, control.clock())?;
     measure::run(control, flows, direction, plan.job.timing, deadline)
 }
 
-/// A listener for each way that payload takes, on ports in a row.
-fn listen(plan: &Plan) -> Result<Vec<(TcpListener, SocketAddrV4)>, SocketError> {
-    let both = plan.job.direction.sends() && plan.job.direction.receives();
+/// Whether this end sends on the connections of each port, in their order: the first port is that of what the listening end
+/// receives.
+pub(super) fn ways(plan: &Plan) -> Vec<bool> {
+    let direction = plan.job.direction;
+    let (send, receive) = ((true, direction.sends()), (false, direction.receives()));
+    let ways = match plan.job.open {
+        Open::Listen => [receive, send],
+        Open::Connect => [send, receive],
+    };
+    ways.into_iter().filter(|(_, used)| *used).map(|(sends, _)| sends).collect()
+}
+
+/// A socket that listens, and its address.
+pub(super) type Listening<T> = (T, SocketAddrV4);
+
+/// What `first` gives, and `more` listeners on the ports after its port.
+///
+/// # Errors
+/// [`SocketError`].
+pub(super) fn listen_in_a_row<T>(
+    plan: &Plan,
+    first: impl Fn() -> Result<Listening<T>, SocketError>,
+    more: usize,
+) -> Result<(Listening<T>, Vec<Listening<TcpListener>>), SocketError> {
     let mut tries = 0;
     loop {
-        let first = socket::listen(plan, 0)?;
-        if !both {
-            return Ok(vec![first]);
-        }
+        let first = first()?;
         tries += 1;
-        let next = first.1.port().checked_add(1).map(|port| socket::listen(plan, port));
-        match next {
-            Some(Ok(next)) => return Ok(vec![first, next]),
-            // It is another socket's, or there is none.
-            Some(Err(_)) | None if tries < PORT_TRIES => {}
-            Some(Err(error)) => return Err(error),
-            None => {}
+        let ports = (1..).take(more).map_while(|after| first.1.port().checked_add(after));
+        let others: Result<Vec<_>, SocketError> = ports.map(|port| socket::listen(plan, port)).collect();
+        match others {
+            Ok(others) if others.len() == more => return Ok((first, others)),
+            // One is another socket's, or there is none.
+            Ok(_) => {}
+            Err(_) if tries < PORT_TRIES => {}
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// Accepts the connections of a stream by the listeners of its ports: each, and whether this end sends on it.
+///
+/// # Errors
+/// [`SocketError`].
+pub(super) fn accept(
+    control: &mut Control,
+    plan: &Plan,
+    stream: &Stream,
+    listeners: &[Listening<TcpListener>],
+    peer: Ipv4Addr,
+    deadline: Duration,
+) -> Result<Vec<(TcpStream, bool)>, SocketError> {
+    let mut connections = Vec::new();
+    for (sends, (listener, address)) in ways(plan).into_iter().zip(listeners) {
+        for _ in 0..stream.flows {
+            connections.push((socket::accept(control, listener, *address, peer, deadline)?, sends));
+        }
+    }
+    Ok(connections)
+}
+
+/// Sockets that are not connected yet: whether this end sends on each, and its port, counted from the first.
+pub(super) type Unconnected = Vec<(OwnedFd, bool, u16)>;
+
+/// Sockets for the connections of a stream.
+///
+/// # Errors
+/// [`SocketError`].
+pub(super) fn open(plan: &Plan, stream: &Stream) -> Result<Unconnected, SocketError> {
+    let flows = ways(plan).into_iter().zip(0..);
+    let flows = flows.flat_map(|(sends, port)| (0..stream.flows).map(move |_| (sends, port)));
+    flows.map(|(sends, port)| Ok((socket::open(plan, 0)?, sends, port))).collect()
+}
+
+/// Connects them to the ports from that of `peer` on.
+///
+/// # Errors
+/// [`SocketError`].
+pub(super) fn connect(
+    control: &mut Control,
+    sockets: Unconnected,
+    peer: SocketAddrV4,
+    deadline: Duration,
+) -> Result<Vec<(TcpStream, bool)>, SocketError> {
+    let mut connections = Vec::with_capacity(sockets.len());
+    for (socket, sends, port) in sockets {
+        let peer = SocketAddrV4::new(*peer.ip(), peer.port().wrapping_add(port));
+        connections.push((socket::connect(control, socket, peer, deadline)?, sends));
+    }
+    Ok(connections)
 }
 
 /// Says that the end is up and waits for `Start`; the peer and the moment of the deadline.
@@ -169,7 +219,7 @@ impl Flow {
 }
 
 /// The connections of a stream.
-struct Flows {
+pub(super) struct Flows {
     flows: Vec<Flow>,
     news: News,
     /// Whether the peer's first FIN has been told of.
@@ -177,10 +227,11 @@ struct Flows {
 }
 
 impl Flows {
-    /// Starts a thread for each connection: the stream, and whether this end sends on it.
-    fn start(
+    /// Starts a thread of this name for each connection: the stream, and whether this end sends on it.
+    pub(super) fn start(
         connections: Vec<(TcpStream, bool)>,
         parameters: &Stream,
+        name: &str,
         cpu: Option<usize>,
         clock: Clock,
     ) -> Result<Self, TrafficError> {
@@ -189,7 +240,7 @@ impl Flows {
         let one = connections.len() == 1;
         let mut flows = Vec::with_capacity(connections.len());
         for (number, (stream, sends)) in connections.into_iter().enumerate() {
-            let name = if one { "traffic".to_owned() } else { format!("traffic-{number}") };
+            let name = if one { name.to_owned() } else { format!("{name}-{number}") };
             let stream = Arc::new(stream);
             let socket = Arc::clone(&stream);
             let zero_copy = (sends && parameters.zero_copy).then(Arc::<Counts>::default);
@@ -216,6 +267,34 @@ impl Flows {
             });
         }
         Ok(Self { flows, news, told: false })
+    }
+
+    /// The measured interval is over.
+    pub(super) fn mark(&mut self) {
+        for flow in &mut self.flows {
+            flow.bytes[1] = flow.bytes();
+        }
+    }
+
+    /// Closes what is this end's to close: the connections that it receives on. Whether there are any.
+    pub(super) fn close(&mut self) -> bool {
+        let receiving = self.flows.iter_mut().filter(|flow| !flow.sends);
+        receiving.map(Flow::half_close).count() > 0
+    }
+
+    /// Whether one of them has come to its end before it was closed.
+    pub(super) fn has_broken_off(&self) -> bool {
+        self.flows.iter().any(|flow| flow.worker.is_finished() && !flow.closing)
+    }
+
+    /// What crossed each in the measured interval.
+    pub(super) fn counted(&self) -> Vec<FlowReport> {
+        let counted = |flow: &Flow| {
+            let bytes = flow.bytes[1].saturating_sub(flow.bytes[0]);
+            let (sent_bytes, received_bytes) = if flow.sends { (bytes, 0) } else { (0, bytes) };
+            FlowReport { sent_bytes, received_bytes }
+        };
+        self.flows.iter().map(counted).collect()
     }
 }
 
@@ -272,18 +351,15 @@ impl Application for Flows {
     }
 
     fn measured(&mut self) -> bool {
-        for flow in &mut self.flows {
-            flow.bytes[1] = flow.bytes();
-        }
-        let receiving = self.flows.iter_mut().filter(|flow| !flow.sends);
-        receiving.map(Flow::half_close).count() > 0
+        self.mark();
+        self.close()
     }
 
     fn end(&mut self) {}
 
     fn is_over(&self) -> bool {
         self.flows.iter().all(|flow| flow.worker.is_finished() && !flow.is_unacknowledged())
-            || self.flows.iter().any(|flow| flow.worker.is_finished() && !flow.closing)
+            || self.has_broken_off()
     }
 
     fn abandon(&mut self) {
@@ -293,7 +369,7 @@ impl Application for Flows {
     }
 
     fn finish(self, closing: bool) -> Result<TrafficReport, TrafficError> {
-        let report = self.figures();
+        let report = self.figures()?;
         for flow in self.flows {
             if !flow.worker.is_finished() {
                 continue;
@@ -307,18 +383,13 @@ impl Application for Flows {
         Ok(report)
     }
 
-    fn figures(&self) -> TrafficReport {
-        let flow = |flow: &Flow| {
-            let bytes = flow.bytes[1].saturating_sub(flow.bytes[0]);
-            let (sent_bytes, received_bytes) = if flow.sends { (bytes, 0) } else { (0, bytes) };
-            FlowReport { sent_bytes, received_bytes }
-        };
+    fn figures(&self) -> Result<TrafficReport, TrafficError> {
         let zero_copies = self.flows.iter().filter_map(|flow| flow.zero_copy.as_ref());
         let zero_copy = zero_copies.map(|counts| counts.done()).reduce(|sum, more| ZeroCopy {
             sends: sum.sends.saturating_add(more.sends),
             copied: sum.copied.saturating_add(more.copied),
         });
-        TrafficReport::Stream(Report { flows: self.flows.iter().map(flow).collect(), zero_copy })
+        Ok(TrafficReport::Stream(Report { flows: self.counted(), zero_copy }))
     }
 }
 
