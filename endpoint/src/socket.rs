@@ -155,6 +155,9 @@ pub fn open(plan: &Plan, port: u16) -> Result<OwnedFd, SocketError> {
     Ok(fd)
 }
 
+/// Bytes that a UDP socket is to hold: what a second of an open loop brings while its end has no CPU should not be lost.
+const DATAGRAM_BUFFER: usize = 8 << 20;
+
 /// A UDP socket on the plan's address and a port that the kernel chooses, bound to its interface as those of TCP are. What it
 /// sends is never cut into fragments (RFC 1191): what is too long for the path is refused.
 ///
@@ -170,6 +173,10 @@ pub fn datagrams(plan: &Plan) -> Result<(UdpSocket, SocketAddrV4), SocketError> 
         interface: plan.interface.clone(),
         source: errno.into(),
     })?;
+    // Beyond net.core.rmem_max where the process has the right to (CAP_NET_ADMIN), else as far as that goes.
+    if setsockopt(&fd, sockopt::RcvBufForce, &DATAGRAM_BUFFER).is_err() {
+        setsockopt(&fd, sockopt::RcvBuf, &DATAGRAM_BUFFER).map_err(failed("setsockopt of SO_RCVBUF"))?;
+    }
     rustix::net::sockopt::set_ip_mtu_discover(&fd, rustix::net::sockopt::Ipv4PathMtuDiscovery::DO)
         .map_err(|errno| io_error("setsockopt of IP_MTU_DISCOVER", address)(errno.into()))?;
     bind(fd.as_raw_fd(), &SockaddrIn::from(address)).map_err(failed("bind"))?;

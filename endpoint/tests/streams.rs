@@ -27,6 +27,7 @@ fn run(direction: Direction, parameters: &Stream) -> (EndReport, EndReport) {
 fn flows(report: &EndReport) -> &Report {
     match &report.traffic {
         TrafficReport::Stream(report) => report,
+        other => support::fail(&format!("{other:?}")),
     }
 }
 

@@ -10,6 +10,7 @@
 //! word: its header is that of a [`Recorder`], or it is none of ours.
 
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -138,11 +139,18 @@ impl Percentiles {
 }
 
 /// Latencies that were measured.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Latencies {
     /// In the V2 encoding, and found to be good.
     encoded: Vec<u8>,
     percentiles: Percentiles,
+}
+
+impl fmt::Debug for Latencies {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Its thousands of bytes say nothing to a reader.
+        f.debug_tuple("Latencies").field(&self.percentiles).finish()
+    }
 }
 
 impl Latencies {

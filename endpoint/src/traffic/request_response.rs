@@ -17,7 +17,7 @@ mod udp;
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use nix::poll::PollFlags;
@@ -244,15 +244,24 @@ fn asking(
     Ok((Box::new(body), tallies))
 }
 
-/// The thread of an end that answers.
-fn answering(carrier: Carrier, peer: Ipv4Addr, parameters: Parameters, marks: Arc<Marks>) -> Body {
-    Box::new(move |traffic: &Traffic| match &carrier {
-        Carrier::Stream(stream) => tcp::answer(traffic, stream, &parameters, &marks),
-        Carrier::Datagrams(socket) => udp::answer(traffic, socket, peer, &parameters, &marks),
-        Carrier::Listener(listener) => per_request::answer(traffic, listener, peer, &parameters, &marks),
-        // An end that connects does not answer.
-        Carrier::PerRequest(_) => Ok(()),
-    })
+/// The thread of an end that answers, and what keeps it until its costs have been read, which only a running thread has.
+fn answering(carrier: Carrier, peer: Ipv4Addr, parameters: Parameters, marks: Arc<Marks>) -> (Body, Sender<()>) {
+    let (kept, until) = channel();
+    let body = move |traffic: &Traffic| {
+        match &carrier {
+            Carrier::Stream(stream) => tcp::answer(traffic, stream, &parameters),
+            Carrier::Datagrams(socket) => udp::answer(traffic, socket, peer, &parameters),
+            Carrier::Listener(listener) => per_request::answer(traffic, listener, peer, &parameters),
+            // An end that connects does not answer.
+            Carrier::PerRequest(_) => Ok(()),
+        }?;
+        marks.set_over();
+        traffic.tell();
+        // Nothing is ever sent: it ends when the other side is dropped.
+        let _ = until.recv();
+        Ok(())
+    };
+    (Box::new(body), kept)
 }
 
 /// Transactions, and the stream beside them.
@@ -268,6 +277,8 @@ struct Exchange {
     marks: Arc<Marks>,
     /// Of an end that asks.
     tallies: Option<Receiver<Tally>>,
+    /// Keeps the thread of an end that answers.
+    kept: Option<Sender<()>>,
     background: Option<Flows>,
     /// Whether the end of the answering end's peer has been told of.
     told: bool,
@@ -285,12 +296,16 @@ impl Exchange {
         let Opened { carrier, peer, background, deadline: _ } = opened;
         let parameters = Parameters::from(parameters);
         let marks = Arc::<Marks>::default();
-        let (body, tallies) = match plan.job.open {
-            Open::Connect => {
-                let (body, tallies) = asking(carrier.clone(), plan.clone(), parameters, Arc::clone(&marks))?;
-                (body, Some(tallies))
+        let of_thread = (carrier.clone(), Arc::clone(&marks));
+        let (body, tallies, kept) = match (plan.job.open, of_thread) {
+            (Open::Connect, (carrier, marks)) => {
+                let (body, tallies) = asking(carrier, plan.clone(), parameters, marks)?;
+                (body, Some(tallies), None)
             }
-            Open::Listen => (answering(carrier.clone(), peer, parameters, Arc::clone(&marks)), None),
+            (Open::Listen, (carrier, marks)) => {
+                let (body, kept) = answering(carrier, peer, parameters, marks);
+                (body, None, Some(kept))
+            }
         };
         let flows = |(flows, of): (_, &Background)| Flows::start(flows, &of.stream, "background", None, clock);
         let mut exchange = Self {
@@ -303,6 +318,7 @@ impl Exchange {
             clock,
             marks,
             tallies,
+            kept,
             background: background.map(flows).transpose()?,
             told: false,
             shut: false,
@@ -441,6 +457,7 @@ impl Application for Exchange {
     }
 
     fn end(&mut self) {
+        self.kept = None;
         if let Some(background) = &mut self.background {
             background.close();
         }

@@ -178,7 +178,6 @@ pub fn answer(
     listener: &TcpListener,
     peer: Ipv4Addr,
     parameters: &Parameters,
-    marks: &Marks,
 ) -> Result<(), WorkerError> {
     listener.set_nonblocking(false).map_err(|source| traffic.failed("fcntl", source))?;
     let mut request = vec![0; parameters.request];
@@ -204,7 +203,6 @@ pub fn answer(
         };
         match first {
             Ok(0) => {
-                marks.set_over();
                 return Ok(());
             }
             Ok(length) if stream.read_exact(&mut request[length..]).is_ok() => {}

@@ -63,7 +63,6 @@ pub fn answer(
     traffic: &Traffic,
     mut stream: &TcpStream,
     parameters: &Parameters,
-    marks: &Marks,
 ) -> Result<(), WorkerError> {
     let mut requests = vec![0; parameters.request.max(BATCH)];
     let response = pattern(parameters.response);
@@ -73,7 +72,6 @@ pub fn answer(
     loop {
         let read = match stream.read(&mut requests) {
             Ok(0) if partial == 0 => {
-                marks.set_over();
                 // Its FIN tells the asking end that this one has seen its own.
                 let _ = stream.shutdown(Shutdown::Write);
                 return Ok(());

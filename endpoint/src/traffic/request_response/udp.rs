@@ -25,7 +25,7 @@ const HEADER: usize = 8;
 const LONGEST: usize = 1 << 16;
 /// How long the answer to an end may take.
 const END_AGAIN: Duration = Duration::from_millis(100);
-/// Ends that are sent.
+/// Ends that are sent: for less time than the control thread is patient for.
 const ENDS: u32 = 20;
 /// Datagrams that are taken before the schedule is looked at again.
 const BATCH: u32 = 64;
@@ -134,7 +134,7 @@ pub fn end(traffic: &Traffic, socket: &UdpSocket) -> Result<(), WorkerError> {
                         return Ok(());
                     }
                 }
-                Err(error) if is_time(&error) => {}
+                Err(error) if is_time(&error) => break,
                 Err(error) if is_refused(&error) => return Ok(()),
                 Err(source) => return Err(traffic.failed("recv", source)),
             }
@@ -149,7 +149,6 @@ pub fn answer(
     socket: &UdpSocket,
     peer: Ipv4Addr,
     parameters: &Parameters,
-    marks: &Marks,
 ) -> Result<(), WorkerError> {
     socket.set_nonblocking(false).map_err(|source| traffic.failed("fcntl", source))?;
     let mut request = vec![0; LONGEST];
@@ -189,7 +188,6 @@ pub fn answer(
                 write(&mut request, Kind::Ended, number);
                 // If it is lost, the peer asks again, and finds the port closed.
                 let _ = socket.send_to(&request[..HEADER], from);
-                marks.set_over();
                 return Ok(());
             }
             _ => {}
