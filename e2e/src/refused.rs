@@ -69,7 +69,9 @@ const ONE_QUEUE: &str =
     "a hub and address translation have one queue: write `queuePairs: 1`, or another port";
 const ONE_ORDER: &str = "impairments and a capture are of one queue, in whose order frames go: write `queuePairs: 1`, or leave \
                          them out";
-const CONDITION: &str = "must be exactly one condition: `toll: {atMost: 10%}`, `goodput: {atLeast: 1Gbit}`";
+const CONDITION: &str =
+    "must be exactly one condition: `toll: {atMost: 10%}`, `ratio: {to: ARM, atLeast: 10%}`";
+const RELATIONS: &str = "must say exactly one of `atMost: 10%`, `atLeast: 10%` and `within: 10%`";
 const WITHIN: &str = "is out of range: write more than 0% and at most 50%";
 const PORT: &str = "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; leave it out for what the host's \
      agent offers";
@@ -84,7 +86,7 @@ pub const CASES: &[Refused] = &[
     ),
     naming(SELECT, "{}", "names no hosts", "names no hosts of a fleet"),
     one(SELECT, "{select: {atLeast: 1}}", "is out of range: write 2 to 1000"),
-    one(SELECT, "{select: {}, lab: {count: 17}}", "a lab has 2 to 16 hosts"),
+    one(SELECT, "{select: {}, lab: {count: 17}}", "is out of range: write 2 to 16"),
     one(SELECT, "{select: {}, lab: {count: 2, link: {mtu: 100}}}", "is out of range: write 576 to 9000"),
     one(SELECT, "{select: {}, mtu: 575}", "is out of range: write 576 to 9000"),
     one(
@@ -97,7 +99,7 @@ pub const CASES: &[Refused] = &[
     one(
         SELECT,
         "{select: {}, lab: {count: 2, link: {rate: 999kbit}}}",
-        "is below 1Mbit, the slowest link a lab makes",
+        "is out of range: write 1Mbit to 1000Gbit",
     ),
     one(
         "\n    - {name: native, native: {}}\n    - {name: virtio, guest: {os: payload, adapter: {virtioNet: {}}}}",
@@ -223,7 +225,11 @@ pub const CASES: &[Refused] = &[
         "workload `none` is nothing yet: write `stream: {}`",
         "a workload is nothing yet: write `stream: {}`",
     ),
-    one(STREAM, "stream: {directions: []}", "is empty: write `[send, receive]` or one of them"),
+    one(STREAM, "stream: {directions: []}", "is empty: write `[send, receive]`, one of them or `both`"),
+    one(STREAM, "stream: {flows: 129}", "is out of range: write 1 to 128"),
+    one(STREAM, "stream: {maxSegmentSize: 87}", "is out of range: write 88 to 32767"),
+    one(STREAM, "stream: {socketBuffer: 65MiB}", "is out of range: write 4KiB to 64MiB"),
+    one(STREAM, "stream: {socketBuffer: large}", NO_SIZE),
     naming(
         STREAM,
         "stream: {directions: [send, send]}",
@@ -235,7 +241,7 @@ pub const CASES: &[Refused] = &[
     one(STREAM, "stream: {writeSize: 0B}", "is out of range: write 1B to 1MiB"),
     one(STREAM, "stream: {duration: soon}", NO_SPAN),
     one(STREAM, "stream: {warmUp: long}", NO_SPAN),
-    one(STREAM, "stream: {warmUp: 11m}", "is over 10m"),
+    one(STREAM, "stream: {warmUp: 11m}", "is out of range: write 0s to 10m"),
     one(STREAM, "stream: {duration: 2h}", "is out of range: write 100ms to 1h"),
     one(STREAM, "stream: {duration: 99ms}", "is out of range: write 100ms to 1h"),
     one(BLOCKS, "blocks: 0", "is out of range: write 1 to 1000"),
@@ -245,12 +251,20 @@ pub const CASES: &[Refused] = &[
     one(BLOCKS, "gates: [{toll: {atMost: 10%}, goodput: {atLeast: 1Gbit}}]", CONDITION),
     one(BLOCKS, "gates: [{cells: {arm: virtio}}]", CONDITION),
     one(BLOCKS, "gates: [{firstFrame: {atMost: 5ms}, memory: {atMost: 2MiB}}]", CONDITION),
-    one(BLOCKS, "gates: [{ratio: {to: native}}]", "must say exactly one of `atLeast: 95%` and `within: 2%`"),
+    one(BLOCKS, "gates: [{ratio: {to: native}}]", RELATIONS),
+    one(BLOCKS, "gates: [{ratio: {to: native, atLeast: 95%, within: 2%}}]", RELATIONS),
+    one(BLOCKS, "gates: [{ratio: {of: cpu, to: native, atMost: much%}}]", NO_SHARE),
+    one(BLOCKS, "gates: [{toll: {}}]", "must say exactly one of `atMost: 10%` and `atLeast: 10%`"),
     one(
         BLOCKS,
-        "gates: [{ratio: {to: native, atLeast: 95%, within: 2%}}]",
-        "must say exactly one of `atLeast: 95%` and `within: 2%`",
+        "gates: [{idle: {atMost: 10%, atLeast: 1%}}]",
+        "must say exactly one of `atMost: 10%` and `atLeast: 10%`",
     ),
+    one(BLOCKS, "gates: [{goodput: {}}]", "must say exactly one of `atMost: 100Mbit` and `atLeast: 100Mbit`"),
+    one(BLOCKS, "gates: [{cpu: {}}]", "must say exactly one of `atMost: 500ms` and `atLeast: 500ms`"),
+    one(BLOCKS, "gates: [{memory: {}}]", "must say exactly one of `atMost: 64KiB` and `atLeast: 64KiB`"),
+    one(BLOCKS, "gates: [{exitsPerFrame: {}}]", "must say exactly one of `atMost: 1` and `atLeast: 1`"),
+    one(BLOCKS, "gates: [{cpuHost: {atMost: long}}]", NO_SPAN),
     one(BLOCKS, "gates: [{ratio: {to: native, within: 51%}}]", WITHIN),
     one(BLOCKS, "gates: [{ratio: {to: native, within: 0%}}]", WITHIN),
     one(BLOCKS, "gates: [{ratio: {to: native, within: much%}}]", NO_SHARE),
@@ -326,6 +340,8 @@ pub const BY_SHAPE: &[Refused] = &[
     naming(BLOCKS, "pairs: none", "none", ""),
     naming(BLOCKS, "peers: [other]", "other", ""),
     naming(STREAM, "stream: {duration: 200}", "duration", ""),
+    naming(BLOCKS, "gates: [{memory: {within: 2%}}]", "within", ""),
+    naming(BLOCKS, "gates: [{ratio: {of: memory, to: native, atMost: 90%}}]", "memory", ""),
 ];
 
 #[cfg(test)]

@@ -146,7 +146,8 @@ pub fn run<A: Application>(
     deadline: Duration,
 ) -> Result<EndReport, TrafficError> {
     let connected = control.clock().now();
-    let meter = Meter::new(application.peers_end(direction), timing.warm_up.duration(), timing.duration.duration());
+    let meter =
+        Meter::new(application.peers_end(direction), timing.warm_up.duration(), timing.duration.duration());
     let costs = [Costs::default(), Costs::default()];
     Run { application, meter, costs, direction, connected, deadline, closing: None }.drive(control)
 }

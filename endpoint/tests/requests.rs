@@ -74,8 +74,11 @@ fn check(parameters: &RequestResponse, answered: &EndReport, asking: &EndReport)
     for report in [answered, asking] {
         // As many requests as responses, but for those that are under way.
         let (request, response) = (parameters.request.0, parameters.response.0);
-        let (requests, responses) =
-            if report == asking { (report.sent_bytes, report.received_bytes) } else { (report.received_bytes, report.sent_bytes) };
+        let (requests, responses) = if report == asking {
+            (report.sent_bytes, report.received_bytes)
+        } else {
+            (report.received_bytes, report.sent_bytes)
+        };
         let (requests, responses) = (requests / request, responses / response);
         assert!(requests.abs_diff(responses) <= open + responses / 10 + 5, "{requests} and {responses}");
         assert_eq!(validity::no_figure(Direction::Both, report), None);
@@ -265,7 +268,8 @@ fn a_peer_that_goes_is_named() {
         samples_until(&mut asking, 1);
         drop(answering);
         let reason = asking.failure().reason;
-        let known = ["Connection reset by peer", "Connection refused", "failed to fill whole buffer", "Broken pipe"];
+        let known =
+            ["Connection reset by peer", "Connection refused", "failed to fill whole buffer", "Broken pipe"];
         assert!(known.iter().any(|known| reason.contains(known)), "{reason}");
     }
 }
@@ -299,7 +303,8 @@ fn a_last_transaction_that_is_never_answered_is_lost() {
 
 #[test]
 fn what_no_end_can_do_is_refused_with_its_configuration() {
-    let refused = |parameters: RequestResponse| End::configured(end(Open::Listen, &parameters)).failure().reason;
+    let refused =
+        |parameters: RequestResponse| End::configured(end(Open::Listen, &parameters)).failure().reason;
     let standard = RequestResponse::default;
     for (parameters, what) in [
         (RequestResponse { request: Bytes(0), ..standard() }, "its request"),

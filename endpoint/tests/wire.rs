@@ -102,8 +102,10 @@ fn a_background_fills_the_queue() {
     wire.queue("tbf rate 50mbit burst 32kb limit 450000");
     let quiet = RequestResponse { load: open_loop(200), ..RequestResponse::default() };
     let direction = Direction::Send;
-    let loaded =
-        RequestResponse { background: Some(Background { stream: Stream::default(), direction }), ..quiet.clone() };
+    let loaded = RequestResponse {
+        background: Some(Background { stream: Stream::default(), direction }),
+        ..quiet.clone()
+    };
     let p50 = |parameters| asked(&run(&wire, parameters)).latencies.percentiles().p50;
     let (quiet, loaded) = (p50(&quiet), p50(&loaded));
     assert!(quiet < Span::from_millis(5), "{quiet}");

@@ -96,7 +96,9 @@ pub fn figure(unit: Unit, number: f64) -> String {
     match unit {
         Unit::BytesPerSecond => rate(number),
         Unit::Fraction => percent(number),
-        Unit::PerFrame | Unit::PerMegabyte | Unit::SecondsPerGigabyte | Unit::PerSecond => significant(number),
+        Unit::PerFrame | Unit::PerMegabyte | Unit::SecondsPerGigabyte | Unit::PerSecond => {
+            significant(number)
+        }
         Unit::Seconds => seconds(number),
         // No more than a machine has.
         Unit::Bytes => memory(number as u64),
@@ -113,9 +115,7 @@ pub fn figure_interval(unit: Unit, number: f64, ci95: [f64; 2]) -> String {
         | Unit::SecondsPerGigabyte
         | Unit::PerSecond
         | Unit::Seconds
-        | Unit::Bytes => {
-            ci95.map(|limit| figure(unit, limit)).join("–")
-        }
+        | Unit::Bytes => ci95.map(|limit| figure(unit, limit)).join("–"),
     }
 }
 

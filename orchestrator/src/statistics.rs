@@ -4,7 +4,7 @@
 //! runs of a cell ------------------> median, 95 % interval            [`median_estimate`]
 //! runs of arm and native by block -> paired ratio, 95 % interval      [`paired_ratio`]
 //!                                    or difference                    [`paired_difference`]
-//! interval and limit --------------> pass | fail | inconclusive       [`at_most`], [`at_least`]
+//! interval and limit --------------> pass | fail | inconclusive       `protocol/src/relation.rs`
 //! ```
 //! **Interval.** Throughput on shared hardware is not normal (Maricq et al., "Taming Performance Variability",
 //! OSDI 2018, 4), so every interval is a percentile bootstrap (Efron & Tibshirani, "An Introduction to the
@@ -21,7 +21,7 @@
 //! of guest/native.
 
 use rand::{Rng, RngExt};
-use toll_protocol::result::{DifferenceEstimate, MedianEstimate, RatioEstimate, Verdict};
+use toll_protocol::result::{DifferenceEstimate, MedianEstimate, RatioEstimate};
 
 #[cfg(test)]
 mod tests;
@@ -121,11 +121,7 @@ struct Paired {
 }
 
 /// Mean difference of the arm's numbers to native's within blocks, each as `scale` has it.
-fn paired<R: Rng>(
-    blocks: &[PairedBlock],
-    scale: impl Fn(f64) -> Option<f64>,
-    rng: &mut R,
-) -> Option<Paired> {
+fn paired<R: Rng>(blocks: &[PairedBlock], scale: impl Fn(f64) -> Option<f64>, rng: &mut R) -> Option<Paired> {
     let scaled = |values: &[f64]| -> Option<Vec<f64>> { values.iter().map(|value| scale(*value)).collect() };
     let paired: Option<Vec<PairedBlock>> = blocks
         .iter()
@@ -151,34 +147,6 @@ fn paired<R: Rng>(
         percentile_interval(means.collect()).map(|limit| estimate + (limit - estimate) * factor)
     });
     Some(Paired { mean: estimate, ci95, blocks: u32::try_from(paired.len()).unwrap_or(u32::MAX) })
-}
-
-/// Whether a figure with this interval is at most `limit`.
-pub fn at_most(ci95: Option<[f64; 2]>, limit: f64) -> Verdict {
-    match ci95 {
-        Some([_, upper]) if upper <= limit => Verdict::Pass,
-        Some([lower, _]) if lower > limit => Verdict::Fail,
-        _ => Verdict::Inconclusive,
-    }
-}
-
-/// Whether a figure with this interval is at least `limit`.
-pub fn at_least(ci95: Option<[f64; 2]>, limit: f64) -> Verdict {
-    match ci95 {
-        Some([lower, _]) if lower >= limit => Verdict::Pass,
-        Some([_, upper]) if upper < limit => Verdict::Fail,
-        _ => Verdict::Inconclusive,
-    }
-}
-
-/// Whether a ratio with this interval is 1 within `margin`, either way: two one-sided tests by the interval's ends.
-pub fn equivalent(ci95: Option<[f64; 2]>, margin: f64) -> Verdict {
-    let (least, most) = (1.0 - margin, 1.0 + margin);
-    match ci95 {
-        Some([lower, upper]) if lower >= least && upper <= most => Verdict::Pass,
-        Some([lower, upper]) if upper < least || lower > most => Verdict::Fail,
-        _ => Verdict::Inconclusive,
-    }
 }
 
 fn mean(values: &[f64]) -> f64 {

@@ -103,7 +103,9 @@ fn compare(
         let generator = |what| generator(header.seed, &cell.key, &format!("{id} {what} native"));
         match id.figure().compare {
             Compare::Ratio => estimate.to_native = paired_ratio(&blocks(), &mut generator("to")),
-            Compare::Difference => estimate.over_native = paired_difference(&blocks(), &mut generator("over")),
+            Compare::Difference => {
+                estimate.over_native = paired_difference(&blocks(), &mut generator("over"))
+            }
             Compare::None => {}
         }
     }
@@ -233,8 +235,8 @@ fn run_of(planned: &PlannedTrial, record: Option<&TrialRecord>, provenance: &Pro
             run.last_words.clone_from(&failure.last_words);
         }
         Some(Outcome::Measured { a, b }) => {
-            run.goodput_bytes_per_second = goodput(planned.cell.direction, a, b);
-            run.flags = flags(planned, a, b, run.goodput_bytes_per_second, provenance);
+            run.goodput_bytes_per_second = received(planned.cell.direction, a, b).sum();
+            run.flags = flags(planned, a, b, provenance);
             run.a = Some(EndReport::clone(a));
             run.b = Some(EndReport::clone(b));
         }
@@ -242,28 +244,28 @@ fn run_of(planned: &PlannedTrial, record: Option<&TrialRecord>, provenance: &Pro
     run
 }
 
-/// What the receiving ends got, each by its own clock; `None` if one of their intervals has no length.
-fn goodput(direction: Direction, a: &EndReport, b: &EndReport) -> Option<f64> {
+/// What each receiving end got a second by its own clock; `None` of one whose interval has no length.
+fn received<'e>(
+    direction: Direction,
+    a: &'e EndReport,
+    b: &'e EndReport,
+) -> impl Iterator<Item = Option<f64>> + use<'e> {
     let rate =
         |end: &EndReport| (end.interval.0 > 0).then(|| end.received_bytes as f64 / end.interval.seconds());
     let receivers = [(direction.receives(), a), (direction.sends(), b)];
-    receivers.into_iter().filter(|(receives, _)| *receives).map(|(_, end)| rate(end)).sum()
+    receivers.into_iter().filter(|(receives, _)| *receives).map(move |(_, end)| rate(end))
 }
 
 /// Flags of both ends, and those that no end can see for itself: what the link allows, and what its agent's build
 /// was.
-fn flags(
-    planned: &PlannedTrial,
-    a: &EndReport,
-    b: &EndReport,
-    goodput: Option<f64>,
-    provenance: &Provenance,
-) -> BTreeSet<Flag> {
+fn flags(planned: &PlannedTrial, a: &EndReport, b: &EndReport, provenance: &Provenance) -> BTreeSet<Flag> {
     let mut flags: BTreeSet<Flag> = a.flags.iter().chain(&b.flags).copied().collect();
-    if let (Some(goodput), Some(rate), Some(mtu)) = (goodput, provenance.link_rate, provenance.mtu) {
+    if let (Some(rate), Some(mtu)) = (provenance.link_rate, provenance.mtu) {
         let mtu = f64::from(mtu);
         let allowed = rate.0 as f64 / 8.0 * (mtu - TCP_IP_HEADERS) / (mtu + ETHERNET_OVERHEAD);
-        if goodput >= LINK_BOUND_SHARE * allowed {
+        // A link carries as much each way.
+        let mut ways = received(planned.cell.direction, a, b).flatten();
+        if ways.any(|goodput| goodput >= LINK_BOUND_SHARE * allowed) {
             flags.insert(Flag::LinkBound);
         }
     }

@@ -7,14 +7,15 @@ use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use toll_protocol::facts::{HostFacts, KvmFact, KvmKind, NicFacts, Wire};
 use toll_protocol::figure::GOODPUT;
+use toll_protocol::relation::AT_LEAST;
 use toll_protocol::report::{
     CpuSplit, EndReport, ExitReport, ExitStat, Failure, Flag, FrameCounters, Sample, ThreadCpu,
 };
 use toll_protocol::result::{
     ArmSummary, CellKey, Gate, GateCondition, GateSelector, HostProvenance, Outcome, Pair, Peer, Provenance,
-    Relation, TrialRecord,
+    TrialRecord,
 };
-use toll_protocol::traffic::TrafficReport;
+use toll_protocol::traffic::{TrafficReport, stream};
 use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram, Port, TrialId};
 use toll_protocol::units::{BitRate, Bytes, Percent, Span};
 
@@ -115,7 +116,7 @@ pub fn gates() -> Vec<Gate> {
             cells: GateSelector { direction: Some(Direction::Send), ..arm("iperf3") },
             condition: GateCondition::on_median(
                 &GOODPUT,
-                Relation::AtLeast,
+                &AT_LEAST,
                 1_168_750_000.0,
                 &BitRate(9_350_000_000),
             ),
@@ -258,6 +259,10 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
     let [guest, vmm, host] = behaviour.cpu.map(share);
     let ways = |bytes: u64| if direction.sends() { (bytes, 0) } else { (0, bytes) };
     let (sent_bytes, received_bytes) = ways(bytes);
+    let flow = |bytes| {
+        let (sent_bytes, received_bytes) = ways(bytes);
+        stream::Flow { sent_bytes, received_bytes }
+    };
     let sample = |step: u64| {
         let (sent_bytes, received_bytes) = ways(bytes * step / 20);
         Sample { at: Span::from_millis(step * 100), sent_bytes, received_bytes }
@@ -265,7 +270,7 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
     EndReport {
         sent_bytes,
         received_bytes,
-        traffic: TrafficReport::Stream(Default::default()),
+        traffic: TrafficReport::Stream(stream::Report { flows: vec![flow(bytes / 2); 2], zero_copy: None }),
         interval,
         samples: (1..=20).map(sample).collect(),
         threads: vec![ThreadCpu {

@@ -16,10 +16,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::latencies::Percentiles;
 use crate::report::EndReport;
 use crate::result::Run;
-use crate::traffic::stream::Flow;
+use crate::traffic::stream::{self, Flow};
 use crate::traffic::{TrafficReport, request_response};
 use crate::trial::Direction;
-use crate::units::Span;
+use crate::units::{Quantity, Span};
 
 /// The unit that a figure is kept in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +43,18 @@ pub enum Unit {
 }
 
 impl Unit {
+    /// What limits of a gate on it are written in, and what the number of that is divided by to be in it; a number of something is
+    /// written without a unit.
+    pub const fn limit(self) -> (Option<Quantity>, f64) {
+        match self {
+            Self::BytesPerSecond => (Some(Quantity::BitRate), 8.0),
+            Self::Fraction => (Some(Quantity::Percent), 1.0),
+            Self::PerFrame | Self::PerMegabyte | Self::PerSecond => (None, 1.0),
+            Self::SecondsPerGigabyte | Self::Seconds => (Some(Quantity::Span), 1e9),
+            Self::Bytes => (Some(Quantity::Bytes), 1.0),
+        }
+    }
+
     /// What a number in it is multiplied by to be in units without a prefix, as Prometheus has them.
     pub const fn base(self) -> f64 {
         match self {
@@ -219,7 +231,7 @@ pub static LATENCY_P99: Figure = Figure {
 
 /// Latency that 99.9 % of the transactions kept below.
 pub static LATENCY_P999: Figure = Figure {
-    id: "latency-p99.9",
+    id: "latency-p999",
     title: "latency p99.9",
     metric: Some(Metric { part: Some("p99.9"), ..LATENCY }),
     of_run: |_, run| latency(run, |percentiles| percentiles.p999),
@@ -265,6 +277,57 @@ pub static CPU_PER_TRANSACTION: Figure = Figure {
         (end.interval.0 > 0).then_some(cpu_time(end)?.seconds() / end.interval.seconds() / transactions)
     },
     ..LATENCY_P50
+};
+
+/// What the arm's peer received of an arm that sends and receives at the same time.
+pub static GOODPUT_SENT: Figure = Figure {
+    id: "goodput-sent",
+    title: "goodput sent",
+    metric: None,
+    of_run: |direction, run| of_both(direction, run.b.as_ref()?),
+    ..GOODPUT
+};
+
+/// What such an arm received.
+pub static GOODPUT_RECEIVED: Figure = Figure {
+    id: "goodput-received",
+    title: "goodput received",
+    metric: None,
+    of_run: |direction, run| of_both(direction, run.a.as_ref()?),
+    ..GOODPUT
+};
+
+/// What the receiving `end` got each second, if both ends receive.
+fn of_both(direction: Direction, end: &EndReport) -> Option<f64> {
+    (direction == Direction::Both && end.traffic.is_bulk() && end.interval.0 > 0)
+        .then(|| end.received_bytes as f64 / end.interval.seconds())
+}
+
+/// How evenly the flows of a stream shared what was received: Jain's index, 1 where all had the same.
+pub static FAIRNESS: Figure = Figure {
+    id: "fairness",
+    title: "fairness of flows",
+    unit: Unit::Fraction,
+    better: Better::Higher,
+    compare: Compare::None,
+    ends: Ends::All,
+    metric: Some(Metric {
+        name: "toll_cell_fairness_ratio",
+        limit: None,
+        part: None,
+        help: "Jain's index of what the flows of a cell received, 1 where all had the same, median over the runs.",
+    }),
+    of_run: |_, run| {
+        let received = |end: &Option<EndReport>| -> Vec<u64> {
+            match end.as_ref().map(|end| &end.traffic) {
+                Some(TrafficReport::Stream(report)) => report.received().collect(),
+                Some(TrafficReport::RequestResponse(_)) | None => Vec::new(),
+            }
+        };
+        // Of each way by itself: the two may have different paths.
+        let ways = [received(&run.a), received(&run.b)];
+        ways.into_iter().filter_map(|shares| stream::fairness(shares.into_iter())).reduce(f64::min)
+    },
 };
 
 /// CPU time of all threads of the arm's end.
@@ -403,8 +466,11 @@ pub static MEMORY: Figure = Figure {
 };
 
 /// All of them, in the order in which they are shown.
-pub static FIGURES: [&Figure; 18] = [
+pub static FIGURES: [&Figure; 21] = [
     &GOODPUT,
+    &GOODPUT_SENT,
+    &GOODPUT_RECEIVED,
+    &FAIRNESS,
     &TRANSACTIONS,
     &LATENCY_P50,
     &LATENCY_P90,

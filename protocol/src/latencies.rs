@@ -124,7 +124,8 @@ pub struct Percentiles {
 
 impl Percentiles {
     fn of(histogram: &Histogram<u64>) -> Self {
-        let at = |quantile| Span(if histogram.is_empty() { 0 } else { histogram.value_at_quantile(quantile) });
+        let at =
+            |quantile| Span(if histogram.is_empty() { 0 } else { histogram.value_at_quantile(quantile) });
         let min = if histogram.is_empty() { 0 } else { histogram.min() };
         Self {
             count: histogram.len(),
@@ -325,7 +326,9 @@ mod tests {
         assert!(with(&[2; MOST_COUNTS]).contains("longer than it should be"));
         assert!(with(&[0x80]).contains("can't be read"));
         assert!(refused(&vec![0; LONGEST + 3]).contains("one has at most"));
-        assert!(serde_json::from_str::<Latencies>("\"?\"").expect_err("is none").to_string().contains("base64"));
+        assert!(
+            serde_json::from_str::<Latencies>("\"?\"").expect_err("is none").to_string().contains("base64")
+        );
     }
 
     #[test]

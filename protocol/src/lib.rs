@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod peer;
 pub mod printable;
 pub mod process;
+pub mod relation;
 pub mod report;
 pub mod result;
 pub mod service;

@@ -11,6 +11,7 @@ use crate::facts::HostFacts;
 use crate::figure::{Figure, FigureId};
 use crate::latencies::Latencies;
 use crate::printable;
+use crate::relation::{AT_MOST, Relation};
 use crate::report::{EndReport, Failure, Flag};
 use crate::trial::{Direction, EndKind, TrialId};
 use crate::units::{BitRate, Percent};
@@ -432,17 +433,6 @@ pub enum Subject {
     RatioTo(String),
 }
 
-/// On which side of its limit what is compared must lie, with the whole of its interval.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Relation {
-    /// At most.
-    AtMost,
-    /// At least.
-    AtLeast,
-    /// A ratio is 1 within so much, either way.
-    Within,
-}
-
 /// A limit as it was written, and as a number in the unit of what is compared.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limit {
@@ -460,7 +450,7 @@ pub struct GateCondition {
     /// What of it.
     pub subject: Subject,
     /// On which side.
-    pub relation: Relation,
+    pub relation: &'static Relation,
     /// Of what.
     pub limit: Limit,
 }
@@ -469,7 +459,7 @@ impl GateCondition {
     /// A limit on the median of a figure: `number` in its unit, `text` as it was written.
     pub fn on_median(
         figure: &'static Figure,
-        relation: Relation,
+        relation: &'static Relation,
         number: f64,
         text: &dyn fmt::Display,
     ) -> Self {
@@ -479,11 +469,16 @@ impl GateCondition {
     /// The toll of a figure is at most so much.
     pub fn toll_at_most(figure: &'static Figure, limit: Percent) -> Self {
         let limit = Limit { number: limit.fraction(), text: limit.to_string() };
-        Self { figure, subject: Subject::Toll, relation: Relation::AtMost, limit }
+        Self { figure, subject: Subject::Toll, relation: &AT_MOST, limit }
     }
 
     /// A limit on the ratio of a figure to that of the arm `to`.
-    pub fn on_ratio(figure: &'static Figure, to: String, relation: Relation, limit: Percent) -> Self {
+    pub fn on_ratio(
+        figure: &'static Figure,
+        to: String,
+        relation: &'static Relation,
+        limit: Percent,
+    ) -> Self {
         let limit = Limit { number: limit.fraction(), text: limit.to_string() };
         Self { figure, subject: Subject::RatioTo(to), relation, limit }
     }
@@ -492,11 +487,7 @@ impl GateCondition {
 impl fmt::Display for GateCondition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { figure: Figure { title, .. }, subject, relation, limit: Limit { text, .. } } = self;
-        let relation = match relation {
-            Relation::AtMost => "at most",
-            Relation::AtLeast => "at least",
-            Relation::Within => "equal within",
-        };
+        let relation = relation.words;
         match subject {
             Subject::Median => write!(f, "{title} {relation} {text}"),
             Subject::Toll => write!(f, "toll {relation} {text}"),

@@ -31,13 +31,14 @@ macro_rules! kinds {
         #[serde(rename_all = "camelCase", deny_unknown_fields)]
         pub struct Workload {
             /// Name, unique in the campaign.
+            #[schemars(extend("x-name" = true))]
             pub name: String,
             $($(#[$doc])* pub $field: Option<$module::Manifest>,)+
         }
 
         impl Workload {
             /// Names of the kinds that are written.
-            fn written(&self) -> Vec<&'static str> {
+            pub(crate) fn written(&self) -> Vec<&'static str> {
                 [$(self.$field.as_ref().map(|_| Traffic::$field()),)+].into_iter().flatten().collect()
             }
 
@@ -89,7 +90,7 @@ macro_rules! kinds {
         }
 
         /// An example of each kind, for who wrote none.
-        const EXAMPLES: &[&str] = &[$($module::EXAMPLE,)+];
+        pub const EXAMPLES: &[&str] = &[$($module::EXAMPLE,)+];
     };
 }
 
@@ -187,7 +188,9 @@ pub(crate) fn refuse_other_ends(kind: &str, path: &[Step], arms: Arms<'_>, out: 
         (arms.payload, "with a virtual adapter, whose payload program has no such traffic"),
     ];
     for (_, why) in others.into_iter().filter(|(has, _)| *has) {
-        let message = format!("`{kind}` runs on arms `native: {{}}`, and the campaign has one {why}: give it a campaign of its own");
+        let message = format!(
+            "`{kind}` runs on arms `native: {{}}`, and the campaign has one {why}: give it a campaign of its own"
+        );
         out.add(path, message);
     }
 }
@@ -199,7 +202,7 @@ impl Workload {
         match written[..] {
             [] => {
                 let examples = EXAMPLES.join("`, `");
-                out.add(path, format!("workload `{}` is nothing yet: write `{examples}`", self.name));
+                out.add_missing(path, format!("workload `{}` is nothing yet: write `{examples}`", self.name));
                 None
             }
             [_] => self.check_kind(path, arms, out),
@@ -216,10 +219,10 @@ impl Workload {
 pub const IPERF3_STEP: Span = Span::from_millis(100);
 /// The intervals that can be measured.
 pub const DURATION: std::ops::RangeInclusive<Span> = Span::from_millis(100)..=Span::from_millis(3_600_000);
-/// The longest warm-up.
-pub const MAX_WARM_UP: Span = Span::from_millis(600_000);
+/// The warm-ups that there may be.
+pub const WARM_UP: std::ops::RangeInclusive<Span> = Span(0)..=Span::from_millis(600_000);
 
-/// `warmUp` and `duration` as every kind has them; what is wrong with them is told.
+/// `warmUp` and `duration` as every kind has them, whose schemas say how long they may be; what else is wrong with them is told.
 pub(crate) fn timing(
     warm_up: Option<Span>,
     duration: Option<Span>,
@@ -229,14 +232,7 @@ pub(crate) fn timing(
 ) -> Timing {
     let below = |field| [path, &[Step::Field(field)]].concat();
     let warm_up = warm_up.unwrap_or(Span::from_millis(500));
-    if warm_up > MAX_WARM_UP {
-        out.add(&below("warmUp"), format!("{warm_up} is over {MAX_WARM_UP}"));
-    }
     let duration = duration.unwrap_or(Span::from_millis(2000));
-    if !DURATION.contains(&duration) {
-        let message = format!("{duration} is out of range: write {} to {}", DURATION.start(), DURATION.end());
-        out.add(&below("duration"), message);
-    }
     if arms.iperf3 {
         for (field, span) in [("warmUp", warm_up), ("duration", duration)] {
             if !span.0.is_multiple_of(IPERF3_STEP.0) {
@@ -248,13 +244,10 @@ pub(crate) fn timing(
     Timing { warm_up, duration }
 }
 
-/// `directions` as most kinds have them; what is wrong with them is told.
-pub(crate) fn directions(written: Option<&[Direction]>, path: &[Step], out: &mut Findings) -> Vec<Direction> {
-    let Some(written) = written else { return vec![Direction::Send, Direction::Receive] };
-    let path = [path, &[Step::Field("directions")]].concat();
-    if written.is_empty() {
-        out.add(&path, "is empty: write `[send, receive]`, one of them or `both`");
-    }
-    out.distinct(written, &path, |direction| format!("`{direction}`"));
-    written.to_vec()
+/// What is wrong with `directions` that are none.
+pub(crate) const NO_DIRECTIONS: &str = "is empty: write `[send, receive]`, one of them or `both`";
+
+/// `directions` as most kinds have them, whose schemas say that there is one, and each once.
+pub(crate) fn directions(written: Option<&[Direction]>) -> Vec<Direction> {
+    written.map_or_else(|| vec![Direction::Send, Direction::Receive], <[Direction]>::to_vec)
 }

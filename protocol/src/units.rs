@@ -3,6 +3,7 @@
 //! a value parses back to the same value.
 
 mod networks;
+mod quantity;
 mod schema;
 
 use std::fmt;
@@ -12,6 +13,9 @@ use std::time::Duration;
 
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+pub use quantity::Quantity;
+pub use schema::QUANTITY;
 
 /// Why a text is no quantity. The message says what would be right.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -161,6 +165,8 @@ const BIT_RATE: Scale = Scale {
     units: &[("bit", 1), ("kbit", 1_000), ("Mbit", 1_000_000), ("Gbit", 1_000_000_000)],
 };
 
+const PERCENT: Scale = Scale { what: "percentage", example: "`10%`", units: &[("%", 1)] };
+
 /// Deserializes a quantity from text, and refuses a bare number with a hint.
 fn from_text<'de, D, T>(deserializer: D, scale: &'static Scale) -> Result<T, D::Error>
 where
@@ -281,7 +287,7 @@ impl fmt::Display for Percent {
 impl FromStr for Percent {
     type Err = UnitError;
     fn from_str(text: &str) -> Result<Self, UnitError> {
-        let (what, example) = ("percentage", "`10%`");
+        let Scale { what, example, .. } = PERCENT;
         let trimmed = text.trim();
         let Some(number) = trimmed.strip_suffix('%') else {
             return Err(UnitError::NoUnit { text: text.to_owned(), what, example });
@@ -301,8 +307,7 @@ impl Serialize for Percent {
 
 impl<'de> Deserialize<'de> for Percent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        const SCALE: Scale = Scale { what: "percentage", example: "`10%`", units: &[("%", 1)] };
-        from_text(deserializer, &SCALE)
+        from_text(deserializer, &PERCENT)
     }
 }
 

@@ -136,7 +136,7 @@ impl Observed {
 
 /// What the control thread waits for.
 enum Happening {
-    Command(ChildCommand<VmmConfig>),
+    Command(Box<ChildCommand<VmmConfig>>),
     Event(Event),
     Time,
 }
@@ -232,8 +232,10 @@ impl Control {
     fn await_start(&mut self, runner: &Runner) -> Result<SocketAddrV4, ControlError> {
         loop {
             match self.next(Some(runner), None)? {
-                Happening::Command(ChildCommand::Start { peer }) => return Ok(peer),
-                Happening::Command(command) => return Err(out_of_turn(&command, "Start")),
+                Happening::Command(command) => match *command {
+                    ChildCommand::Start { peer } => return Ok(peer),
+                    command => return Err(out_of_turn(&command, "Start")),
+                },
                 // A listening program's peer may be quicker than our agent.
                 Happening::Event(event) => ended_early(event)?,
                 Happening::Time => {}
@@ -290,7 +292,7 @@ impl Control {
         loop {
             alarm::set(WATCHDOG_SECONDS);
             if let Some(command) = self.decoder.next_message()? {
-                return Ok(Happening::Command(command));
+                return Ok(Happening::Command(Box::new(command)));
             }
             if let Some(event) = runner.and_then(Runner::take_event) {
                 return Ok(Happening::Event(event));
@@ -320,7 +322,7 @@ impl Control {
     fn command(&mut self, expected: &'static str) -> Result<ChildCommand<VmmConfig>, ControlError> {
         loop {
             match self.next(None, None)? {
-                Happening::Command(command) => return Ok(command),
+                Happening::Command(command) => return Ok(*command),
                 Happening::Event(_) => return Err(ControlError::OutOfTurn { got: "an event", expected }),
                 Happening::Time => {}
             }

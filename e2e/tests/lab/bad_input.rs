@@ -52,6 +52,18 @@ fn invalid() -> Result<()> {
         ),
         ("blocks: 1", "blocks: 1\n  blocks: 2", "c.yaml:12:3:", "`blocks` stands here twice"),
     ];
+    // Of shape and of values, in one list.
+    let faults =
+        [("blocks: 1", "blox: 1"), ("pcnet: {}}", "rtl8139: {}}"), ("duration: 300ms", "duration: 1ms")];
+    let text = faults.iter().fold(good.clone(), |text, (from, to)| text.replacen(from, to, 1));
+    for command in ["run", "validate", "plan"] {
+        let output = toll(command, &text)?;
+        expect(&output, 3)?;
+        let told = String::from_utf8(output.stderr)?;
+        let places = ["c.yaml:8:", "c.yaml:10:", "c.yaml:11:"].map(|place| told.find(place));
+        ensure!(places.is_sorted() && places[0].is_some(), "{command}: {told}");
+        ensure!(told.matches("c.yaml:").count() == 3, "{command}: {told}");
+    }
     for (from, to, place, message) in cases {
         ensure!(good.contains(from), "the test's campaign has no `{from}`");
         for command in ["run", "validate", "plan"] {

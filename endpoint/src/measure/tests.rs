@@ -29,7 +29,8 @@ fn costs(threads: Vec<ThreadCosts>, retransmits: u64) -> Costs {
 
 fn of(direction: Direction, until: u64, costs: [Costs; 2]) -> EndReport {
     let traffic = TrafficReport::Stream(stream::Report::default());
-    let mut report = report(measured(direction, until), costs, direction.receives(), traffic).expect("is over");
+    let mut report =
+        report(measured(direction, until), costs, direction.receives(), traffic).expect("is over");
     report.flags.retain(|flag| *flag != Flag::DebugBuild);
     report
 }

@@ -95,7 +95,8 @@ pub fn run(
     parameters: &RequestResponse,
     confinement: Confinement,
 ) -> Result<EndReport, TrafficError> {
-    let background = parameters.background.as_ref().map(|background| (plan.of_background(background), background));
+    let background =
+        parameters.background.as_ref().map(|background| (plan.of_background(background), background));
     let opened = match plan.job.open {
         Open::Listen => listening(control, plan, parameters, background, confinement)?,
         Open::Connect => connecting(control, plan, parameters, background, confinement)?,
@@ -127,7 +128,9 @@ fn listening<'b>(
         Datagrams(UdpSocket),
     }
     let first = || match parameters.protocol {
-        Protocol::Tcp => socket::listen(plan, 0).map(|(listener, address)| (First::Stream(listener), address)),
+        Protocol::Tcp => {
+            socket::listen(plan, 0).map(|(listener, address)| (First::Stream(listener), address))
+        }
         Protocol::Udp => socket::datagrams(plan).map(|(socket, address)| (First::Datagrams(socket), address)),
     };
     let more = background.as_ref().map_or(0, |(plan, _)| stream::ways(plan).len());
@@ -222,18 +225,24 @@ fn asking(
         let opened = |source| traffic.failed("fcntl", source);
         let (marks, parameters) = (&*marks, &parameters);
         let done = match &carrier {
-            Carrier::Stream(stream) if single => tcp::ping_pong(traffic, stream, parameters, marks, &mut tally),
+            Carrier::Stream(stream) if single => {
+                tcp::ping_pong(traffic, stream, parameters, marks, &mut tally)
+            }
             Carrier::Stream(stream) => tcp::Connection::new(stream, parameters)
                 .map_err(opened)
                 .and_then(|mut wire| ask::ask(traffic, &mut wire, parameters, marks, &mut tally))
                 .and_then(|()| stream.set_nonblocking(false).map_err(opened))
                 .and_then(|()| tcp::close(traffic, stream)),
-            Carrier::Datagrams(socket) if single => udp::ping_pong(traffic, socket, parameters, marks, &mut tally),
+            Carrier::Datagrams(socket) if single => {
+                udp::ping_pong(traffic, socket, parameters, marks, &mut tally)
+            }
             Carrier::Datagrams(socket) => udp::Socket::new(socket, parameters)
                 .map_err(opened)
                 .and_then(|mut wire| ask::ask(traffic, &mut wire, parameters, marks, &mut tally))
                 .and_then(|()| udp::end(traffic, socket)),
-            Carrier::PerRequest(peer) => per_request::ask(traffic, &plan, *peer, parameters, marks, &mut tally),
+            Carrier::PerRequest(peer) => {
+                per_request::ask(traffic, &plan, *peer, parameters, marks, &mut tally)
+            }
             // An end that listens does not ask.
             Carrier::Listener(_) => Ok(()),
         };
@@ -245,7 +254,12 @@ fn asking(
 }
 
 /// The thread of an end that answers, and what keeps it until its costs have been read, which only a running thread has.
-fn answering(carrier: Carrier, peer: Ipv4Addr, parameters: Parameters, marks: Arc<Marks>) -> (Body, Sender<()>) {
+fn answering(
+    carrier: Carrier,
+    peer: Ipv4Addr,
+    parameters: Parameters,
+    marks: Arc<Marks>,
+) -> (Body, Sender<()>) {
     let (kept, until) = channel();
     let body = move |traffic: &Traffic| {
         match &carrier {
@@ -307,7 +321,8 @@ impl Exchange {
                 (body, None, Some(kept))
             }
         };
-        let flows = |(flows, of): (_, &Background)| Flows::start(flows, &of.stream, "background", None, clock);
+        let flows =
+            |(flows, of): (_, &Background)| Flows::start(flows, &of.stream, "background", None, clock);
         let mut exchange = Self {
             carrier,
             parameters,

@@ -52,7 +52,8 @@ pub fn run(
     let direction = plan.job.direction;
     let (connections, deadline) = match plan.job.open {
         Open::Listen => {
-            let (first, mut listeners) = listen_in_a_row(plan, || socket::listen(plan, 0), ways(plan).len() - 1)?;
+            let (first, mut listeners) =
+                listen_in_a_row(plan, || socket::listen(plan, 0), ways(plan).len() - 1)?;
             listeners.insert(0, first);
             confinement.enter(0)?;
             let (peer, deadline) = ready(control, plan, listeners[0].1)?;

@@ -109,7 +109,10 @@ impl Wire {
     pub fn new() -> Self {
         let wire = Self::cut();
         let path = format!("/proc/{}/fd/{}", std::process::id(), wire.far.as_raw_fd());
-        wire.run(Side::Near, &format!("ip link add {INTERFACE} type veth peer name {INTERFACE} netns {path}"));
+        wire.run(
+            Side::Near,
+            &format!("ip link add {INTERFACE} type veth peer name {INTERFACE} netns {path}"),
+        );
         wire.up()
     }
 

@@ -1,20 +1,24 @@
 //! What the schema of a `Campaign` says beyond its shape: bounds, and CEL rules (`x-kubernetes-validations`) for what
 //! `toll validate` refuses, in its words. So a bad object is refused by `kubectl apply`, not hours later.
 //!
+//! What the schema itself says the limits of (`protocol/src/campaign/limits.rs`, the tables of figures and relations) has its rules
+//! made of that, in `made`, `gates` and `workloads`. By hand are those that look at several values at once.
+//!
 //! CEL's cost is estimated from the bounds, so everything that a rule looks at has one. What CEL can't say cheaply is
 //! left to the service, which refuses the object with the condition `Accepted`: parts of a nanosecond or a byte, and
 //! quantities that no 64 bits hold.
 
-#[macro_use]
-mod quantities;
 mod gates;
+mod made;
 mod table;
 mod wires;
+mod workloads;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 use serde_json::{Map, Value, json};
 
-pub(super) use table::{BOUNDS, RULES};
+use made::Made;
+use table::{BOUNDS, RULES};
 
 /// A limit on the values at a path.
 pub(super) struct Bound {
@@ -26,7 +30,7 @@ pub(super) struct Bound {
     pub limit: u64,
 }
 
-/// A CEL rule.
+/// A CEL rule that is written by hand.
 pub(super) struct Rule {
     /// Where, as in [`Bound`].
     pub at: &'static [&'static str],
@@ -47,24 +51,22 @@ pub(super) struct Rule {
 pub(super) fn apply(schema: &mut JSONSchemaProps) -> Result<(), String> {
     let mut root = serde_json::to_value(&*schema).map_err(|error| error.to_string())?;
     clean(&mut root);
+    let made = Made::of_spec();
+    for made::Bound { at, keyword, limit } in made.bounds {
+        object(&mut root, &at)?.insert(keyword.to_owned(), limit.into());
+    }
     for bound in BOUNDS {
         for path in bound.at {
             object(&mut root, path)?.insert(bound.keyword.to_owned(), bound.limit.into());
         }
     }
-    for rule in RULES.iter().chain(gates::RULES).chain(wires::RULES) {
+    for rule in RULES.iter().chain(wires::RULES) {
         for path in rule.at {
-            let mut entry = Map::from_iter([
-                ("rule".to_owned(), rule.rule.into()),
-                ("message".to_owned(), rule.message.into()),
-            ]);
-            entry.extend(rule.expression.map(|text| ("messageExpression".to_owned(), text.into())));
-            entry.extend(rule.field.map(|text| ("fieldPath".to_owned(), text.into())));
-            let rules =
-                object(&mut root, path)?.entry("x-kubernetes-validations").or_insert_with(|| json!([]));
-            let rules = rules.as_array_mut().ok_or_else(|| format!("the rules of `{path}` are no list"))?;
-            rules.push(Value::Object(entry));
+            add(&mut root, path, (rule.rule, rule.message), rule.expression, rule.field)?;
         }
+    }
+    for made::Rule { at, rule, message, expression, field } in &made.rules {
+        add(&mut root, at, (rule, message), expression.as_deref(), *field)?;
     }
     // Lists whose entries have a name: server-side apply merges them by it, and a name that stands twice is named.
     for (path, key) in [("spec.arms", "name"), ("spec.workloads", "name"), ("status.conditions", "type")] {
@@ -73,6 +75,24 @@ pub(super) fn apply(schema: &mut JSONSchemaProps) -> Result<(), String> {
         list.insert("x-kubernetes-list-map-keys".into(), json!([key]));
     }
     *schema = serde_json::from_value(root).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+/// Adds a rule and its message to those at `path`.
+fn add(
+    root: &mut Value,
+    path: &str,
+    (rule, message): (&str, &str),
+    expression: Option<&str>,
+    field: Option<&str>,
+) -> Result<(), String> {
+    let mut entry =
+        Map::from_iter([("rule".to_owned(), rule.into()), ("message".to_owned(), message.into())]);
+    entry.extend(expression.map(|text| ("messageExpression".to_owned(), text.into())));
+    entry.extend(field.map(|text| ("fieldPath".to_owned(), text.into())));
+    let rules = object(root, path)?.entry("x-kubernetes-validations").or_insert_with(|| json!([]));
+    let rules = rules.as_array_mut().ok_or_else(|| format!("the rules of `{path}` are no list"))?;
+    rules.push(Value::Object(entry));
     Ok(())
 }
 

@@ -122,7 +122,7 @@ impl Screen {
         let ascii = |c: char| match c {
             '→' => "->".to_owned(),
             '←' => "<-".to_owned(),
-            '⇄' => "<->".to_owned(),
+            '⇄' | '↔' => "<->".to_owned(),
             '–' | '—' => "-".to_owned(),
             '·' => "|".to_owned(),
             'µ' => "u".to_owned(),

@@ -2,13 +2,12 @@
 
 use toll_protocol::figure::{Ends, Figure};
 use toll_protocol::result::{
-    ArmSummary, CellKey, CellResult, Compared, Gate, GateCondition, GateResult, Peer, Relation, Subject,
-    Verdict,
+    ArmSummary, CellKey, CellResult, Compared, Gate, GateCondition, GateResult, Peer, Subject, Verdict,
 };
 use toll_protocol::trial::EndKind;
 
 use super::{blocks, cell_of_arm, generator};
-use crate::statistics::{at_least, at_most, equivalent, paired_ratio};
+use crate::statistics::paired_ratio;
 
 /// What gates are applied to.
 pub(super) struct Whole<'a> {
@@ -60,11 +59,7 @@ fn judge(condition: &GateCondition, cell: &CellResult, of: &Whole<'_>) -> GateRe
         }
         Subject::RatioTo(arm) => ratio(figure, cell, arm, of),
     };
-    let verdict = match relation {
-        Relation::AtMost => at_most(estimate.1, limit.number),
-        Relation::AtLeast => at_least(estimate.1, limit.number),
-        Relation::Within => equivalent(estimate.1, limit.number),
-    };
+    let verdict = relation.verdict(estimate.1, limit.number);
     result(condition, Some(cell.key.clone()), estimate, verdict)
 }
 

@@ -2,7 +2,8 @@ use toll_protocol::figure::{
     CPU, CPU_GUEST, CPU_HOST, CPU_VMM, EXITS_PER_FRAME, EXITS_PER_MEGABYTE, FIRST_FRAME, GOODPUT, IDLE,
     MEMORY,
 };
-use toll_protocol::result::{Compared, GateCondition, GateSelector, Pair, Relation, Verdict};
+use toll_protocol::relation::{AT_LEAST, AT_MOST, WITHIN};
+use toll_protocol::result::{Compared, GateCondition, GateSelector, Pair, Verdict};
 use toll_protocol::units::{BitRate, Bytes, Percent, Span};
 
 use super::*;
@@ -305,11 +306,11 @@ fn gates_on_other_figures_than_the_toll() {
         gate.clone()
     };
     let at_most = |figure, number, text: &dyn std::fmt::Display| {
-        GateCondition::on_median(figure, Relation::AtMost, number, text)
+        GateCondition::on_median(figure, &AT_MOST, number, text)
     };
     let ratio = |percent: f64| {
         let limit = Percent::from_fraction(percent / 100.0);
-        GateCondition::on_ratio(&GOODPUT, "pcnet".to_owned(), Relation::AtLeast, limit)
+        GateCondition::on_ratio(&GOODPUT, "pcnet".to_owned(), &AT_LEAST, limit)
     };
     let whole = summarise(&header, &records, &[]).expect("belongs together");
     let goodput = |arm| cell(&whole, arm, Direction::Send, Peer::Native).median(&GOODPUT).expect("some");
@@ -320,7 +321,7 @@ fn gates_on_other_figures_than_the_toll() {
     assert_eq!(one(ratio(about * 200.0)).verdict, Verdict::Fail);
     let equal = |within: f64| {
         let within = Percent::from_fraction(within);
-        GateCondition::on_ratio(&GOODPUT, "native".to_owned(), Relation::Within, within)
+        GateCondition::on_ratio(&GOODPUT, "native".to_owned(), &WITHIN, within)
     };
     assert_eq!(one(equal(0.02)).verdict, Verdict::Fail);
     // Of all arms but the one that they are relative to.
@@ -351,7 +352,7 @@ fn a_gate_that_selects_nothing_shows_nothing() {
         condition,
     };
     let gates = [
-        gate(Some("e1000"), GateCondition::on_median(&GOODPUT, Relation::AtLeast, 0.125, &BitRate(1))),
+        gate(Some("e1000"), GateCondition::on_median(&GOODPUT, &AT_LEAST, 0.125, &BitRate(1))),
         gate(None, GateCondition::toll_at_most(&GOODPUT, Percent::from_fraction(0.5))),
         gate(Some("native"), GateCondition::toll_at_most(&GOODPUT, Percent::from_fraction(0.5))),
     ];

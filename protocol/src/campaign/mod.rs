@@ -1,10 +1,12 @@
 //! Campaigns: the schema that users write, and the validated form that everything else works with. A text is
 //! parsed and validated once; after that nothing checks it again.
 
+pub mod limits;
 mod parse;
 pub mod schema;
 #[cfg(test)]
 mod tests;
+mod told;
 mod validate;
 
 use std::collections::BTreeMap;

@@ -2,22 +2,37 @@
 //! that it can be replaced.
 //!
 //! A text goes through in this order, and nothing is built of one that is too large: its characters, its outline (size as
-//! expanded, syntax, places), its shape (serde_yaml), its values (`validate`). All of it is linear in what the limits allow.
+//! expanded, syntax, places), its scalars (serde_yaml), its shape (by the schema), its values (`validate`). All of it is linear in
+//! what the limits allow. Characters and syntax end it at the first fault; all that is wrong after that is told at once.
 
 mod encoding;
 mod events;
+mod limits;
 mod outline;
 #[cfg(test)]
+mod planted;
+mod problems;
+mod scalars;
+mod shape;
+#[cfg(test)]
 mod tests;
+mod typed;
 
-use serde::{Deserialize, Serialize};
+use schemars::generate::SchemaSettings;
+use serde::Serialize;
+use serde::de::DeserializeSeed;
+use serde_json::Value;
 
 pub use encoding::{EncodingError, decode};
 use events::Place;
 use outline::Outline;
 
 use super::schema::Document;
+use super::told::dotted;
 use super::{Campaign, Problem, Step, validate};
+use problems::Found;
+use scalars::Scalars;
+use shape::Shaped;
 
 /// The longest document taken, in bytes: as written, and its values with every alias written out.
 pub const MAX_DOCUMENT: usize = 1 << 20;
@@ -34,7 +49,8 @@ const MAX_DIRECTIVES: usize = 8;
 /// Parses and validates a campaign.
 ///
 /// # Errors
-/// Every problem found: one if the text is not a campaign's shape, else all that validation finds.
+/// Every problem found, in order of place: one if the text is no YAML or no campaign's at all; of very many the first ones, and
+/// the number of the others.
 pub fn parse(text: &str) -> Result<Campaign, Vec<Problem>> {
     let start = Place { line: 1, column: 1 };
     let refused = |place: Place, message: &str| vec![Problem::new(place.line, place.column, message)];
@@ -44,21 +60,31 @@ pub fn parse(text: &str) -> Result<Campaign, Vec<Problem>> {
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     check_characters(text).map_err(|(place, message)| refused(place, &message))?;
-    let outline = Outline::of(text).map_err(|fault| refused(fault.place, &explained(text, &fault)))?;
+    let mut outline = Outline::of(text).map_err(|fault| refused(fault.place, &explained(text, &fault)))?;
     if let Some((field, message)) = foreign(&outline) {
         return Err(refused(outline.place(&[field]), &message));
     }
-    let document = document(text, outline.index).map_err(|problem| vec![problem])?;
-    validate::validate(&document).map_err(|findings| {
-        let problem = |finding: validate::Finding| {
-            let place = outline.place(&finding.path);
-            let path = dotted(&finding.path);
-            let message =
-                if path.is_empty() { finding.message } else { format!("{path}: {}", finding.message) };
-            Problem::new(place.line, place.column, &message)
-        };
-        findings.into_iter().map(problem).collect()
-    })
+    scalars(text, &mut outline).map_err(|problem| vec![problem])?;
+    let schema = schema();
+    let mut shaped = shape::shape(&outline, &schema);
+    shaped.problems.extend(std::mem::take(&mut outline.repeated));
+    let document = typed::document(&mut shaped, &outline, &schema);
+    let Shaped { mut problems, told, .. } = shaped;
+    let Some(document) = document else { return Err(problems.shown()) };
+    let (campaign, findings) = validate::validate(&document, told);
+    problems.extend_with(findings.into_iter().map(|finding| Found {
+        place: outline.place(&finding.path),
+        path: dotted(&finding.path),
+        message: finding.message,
+    }));
+    let problems = problems.shown();
+    if problems.is_empty() { Ok(campaign) } else { Err(problems) }
+}
+
+/// The schema of a document, without references.
+fn schema() -> Value {
+    let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
+    settings.into_generator().into_root_schema_for::<Document>().into()
 }
 
 /// Writes `value` as a YAML document, for people.
@@ -146,46 +172,16 @@ fn foreign(outline: &Outline) -> Option<(Step, String)> {
     Some((Step::Field("apiVersion"), format!("apiVersion: `{version}` is not known: write {API_VERSION}")))
 }
 
-/// Parses the shape alone.
-fn document(text: &str, index: usize) -> Result<Document, Problem> {
-    let document = serde_yaml::Deserializer::from_str(text).nth(index);
+/// Has the outline's scalars told apart.
+fn scalars(text: &str, outline: &mut Outline) -> Result<(), Problem> {
+    let document = serde_yaml::Deserializer::from_str(text).nth(outline.index);
     let Some(document) = document else { return Err(Problem::new(1, 1, "the document is empty")) };
-    Document::deserialize(document).map_err(|error| problem(&error))
+    Scalars { outline, at: 0 }.deserialize(document).map_err(|error| problem(&error))
 }
 
 /// serde_yaml writes the place at the end of its text; here it has fields of its own.
 fn problem(error: &serde_yaml::Error) -> Problem {
     let (line, column) = error.location().map_or((1, 1), |place| (place.line(), place.column()));
     let place = format!(" at line {line} column {column}");
-    Problem::new(line, column, &in_words_of_yaml(&error.to_string().replacen(&place, "", 1)))
-}
-
-/// serde names types of Rust, and ways of writing them that nobody needs here.
-fn in_words_of_yaml(message: &str) -> String {
-    let Some((found, expected)) = message.rsplit_once(", expected ") else { return message.to_owned() };
-    let expected = match expected {
-        "a YAML tag starting with '!'" | "field identifier" => "a word",
-        "a sequence" => "a list",
-        "f64" => "a number",
-        "u32" => "a whole number from 0 to 4294967295",
-        "u64" => "a whole number from 0 to 9223372036854775807",
-        other if other.starts_with("struct ") => "a mapping, such as `{name: value}`",
-        other => other,
-    };
-    let found = found
-        .replace("invalid type: unit value", "invalid type: nothing")
-        .replace("type: sequence", "type: list");
-    format!("{found}, expected {expected}")
-}
-
-fn dotted(path: &[Step]) -> String {
-    let mut text = String::new();
-    for step in path {
-        match step {
-            Step::Field(name) if text.is_empty() => text.push_str(name),
-            Step::Field(name) => text.push_str(&format!(".{name}")),
-            Step::Index(index) => text.push_str(&format!("[{index}]")),
-        }
-    }
-    text
+    Problem::new(line, column, &error.to_string().replacen(&place, "", 1))
 }

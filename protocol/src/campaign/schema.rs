@@ -2,19 +2,32 @@
 //! must be is in [`super::validate`]. Unions are structs of which exactly one field is set, as Kubernetes writes
 //! them, so that the very file is also the Kubernetes object.
 
+pub mod gate;
+
 use std::collections::BTreeMap;
 
+pub use gate::Gate;
 use schemars::JsonSchema;
 use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
+use super::limits::{self, ExactlyOne};
 use crate::result::PaperArm;
 use crate::traffic::Workload;
 use crate::trial::Direction;
 use crate::units::{BitRate, Bytes, Percent, Span};
 
+const NO_PEERS: &str = "is empty: write `[native]`, `[same-arm]` or both";
+const ONE_ADAPTER: ExactlyOne =
+    ExactlyOne { of: &[], say: "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`" };
+const ONE_PORT: ExactlyOne = ExactlyOne {
+    of: &[],
+    say: "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; leave it out for what the \
+          host's agent offers",
+};
+
 /// The whole document.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Document {
     /// `toll.dev/v1alpha1`, as the parser has seen to.
@@ -27,15 +40,17 @@ pub struct Document {
     pub spec: Spec,
     /// What a cluster said of the object; without meaning in a file.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub status: IgnoredAny,
 }
 
 /// Object metadata: all that an object of Kubernetes has, so that one is taken as kubectl writes it. To Toll the name
 /// alone has a meaning.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Metadata {
     /// Name of the campaign.
+    #[schemars(extend("x-name" = true))]
     pub name: String,
     /// Where it is in a cluster.
     pub namespace: Option<String>,
@@ -45,41 +60,55 @@ pub struct Metadata {
     pub annotations: Option<BTreeMap<String, String>>,
     /// Set by a server, as are all that follow.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub creation_timestamp: IgnoredAny,
     /// Of an object that is being deleted.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub deletion_grace_period_seconds: IgnoredAny,
     /// The same.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub deletion_timestamp: IgnoredAny,
     /// Who must agree to a deletion.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub finalizers: IgnoredAny,
     /// What the name was made of.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub generate_name: IgnoredAny,
     /// Counts changes of the spec.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub generation: IgnoredAny,
     /// Who set which field.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub managed_fields: IgnoredAny,
     /// Objects that it belongs to.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub owner_references: IgnoredAny,
     /// Counts changes.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub resource_version: IgnoredAny,
     /// Of old servers.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub self_link: IgnoredAny,
     /// Which object of this name it is.
     #[serde(default)]
+    #[schemars(with = "Anything")]
     pub uid: IgnoredAny,
 }
 
+/// A value that nobody looks at.
+type Anything = serde_json::Value;
+
 /// What to measure.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
     /// Where.
@@ -88,17 +117,24 @@ pub struct Spec {
     #[serde(default)]
     pub pairs: Pairs,
     /// What stands at the ends.
+    #[schemars(length(max = limits::MAX_ENTRIES))]
+    #[schemars(extend("x-named" = "arm", "x-not-empty" = "is empty: a campaign needs at least one arm"))]
     pub arms: Vec<Arm>,
     /// The traffic.
+    #[schemars(length(max = limits::MAX_ENTRIES))]
+    #[schemars(extend("x-named" = "workload", "x-not-empty" = "is empty: a campaign needs at least one workload"))]
     pub workloads: Vec<Workload>,
     /// What virtual arms are measured against. Default `[native]`.
+    #[schemars(extend("x-distinct" = "peer", "x-not-empty" = NO_PEERS))]
     pub peers: Option<Vec<Peer>>,
     /// Repetitions of every arm. Default 5.
+    #[schemars(extend("x-range" = limits::BLOCKS))]
     pub blocks: Option<u32>,
     /// Seed of the order; drawn and recorded if absent.
     pub seed: Option<u64>,
     /// What must hold for exit code 0.
     #[serde(default)]
+    #[schemars(length(max = limits::MAX_ENTRIES))]
     pub gates: Vec<Gate>,
 }
 
@@ -112,6 +148,7 @@ pub struct Hosts {
     pub lab: Option<Lab>,
     /// MTU of every trial in bytes of IP packet, which every host's NIC must carry. Default: that of the NICs, which
     /// must be one.
+    #[schemars(extend("x-range" = limits::MTU))]
     pub mtu: Option<u32>,
 }
 
@@ -123,6 +160,7 @@ pub struct Select {
     #[serde(default)]
     pub match_labels: BTreeMap<String, String>,
     /// The campaign waits until so many hosts are there. Default 2.
+    #[schemars(extend("x-range" = limits::SELECTED))]
     pub at_least: Option<u32>,
 }
 
@@ -131,6 +169,7 @@ pub struct Select {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Lab {
     /// How many hosts, 2 to 16.
+    #[schemars(extend("x-range" = limits::HOSTS))]
     pub count: u32,
     /// The link of each.
     #[serde(default)]
@@ -142,8 +181,10 @@ pub struct Lab {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Link {
     /// Rate in each direction; without it the link is as fast as the machine.
+    #[schemars(extend("x-range" = limits::LINK_RATE))]
     pub rate: Option<BitRate>,
     /// MTU in bytes of IP packet. Default 1500.
+    #[schemars(extend("x-range" = limits::MTU))]
     pub mtu: Option<u32>,
 }
 
@@ -163,6 +204,7 @@ pub enum Pairs {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Arm {
     /// Name, unique in the campaign.
+    #[schemars(extend("x-name" = true))]
     pub name: String,
     /// The host's own kernel TCP.
     pub native: Option<Native>,
@@ -171,6 +213,7 @@ pub struct Arm {
     /// A guest.
     pub guest: Option<Guest>,
     /// Replaces the campaign's `peers` for this arm.
+    #[schemars(extend("x-distinct" = "peer", "x-not-empty" = NO_PEERS))]
     pub peers: Option<Vec<Peer>>,
     /// Which arm of the paper of 2001 it stands for: the report sets the paper's figures beside it.
     pub paper: Option<PaperArm>,
@@ -260,6 +303,7 @@ pub struct VirtualPin {
 /// An adapter: exactly one of `pcnet`, `virtioNet`.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-exactly-one" = ONE_ADAPTER))]
 pub struct Adapter {
     /// AMD Am79C970A.
     pub pcnet: Option<Pcnet>,
@@ -284,10 +328,13 @@ pub struct Pcnet {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SendCombining {
     /// Frames that may wait: with the last of so many all are sent, 1 to 512. Default 3.
+    #[schemars(extend("x-range" = limits::COMBINED))]
     pub threshold: Option<u32>,
     /// Exits a second from which on frames wait, 0 to 1000000. Default 1000.
+    #[schemars(extend("x-range" = limits::EXIT_RATE))]
     pub rate: Option<u32>,
     /// The longest time that a frame waits, 100us to 1s. Default 10ms.
+    #[schemars(extend("x-range" = limits::TICK))]
     pub tick: Option<Span>,
 }
 
@@ -311,12 +358,14 @@ pub struct VirtioNet {
     pub control_queue: Option<bool>,
     /// Pairs of a receive and a transmit queue, 1 to 8; more than one need `controlQueue` and a port with as many: a TAP or
     /// a macvtap. Default 1.
+    #[schemars(extend("x-range" = limits::QUEUE_PAIRS))]
     pub queue_pairs: Option<u32>,
 }
 
 /// A port: at most one field; without one it is what the host's agent offers.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schemars(extend("x-exactly-one" = ONE_PORT))]
 pub struct Port {
     /// A TAP on a bridge with the host's test NIC.
     pub tap: Option<Tap>,
@@ -354,14 +403,19 @@ pub struct Nat {}
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Impairments {
     /// Its rate, 64kbit to 1000Gbit. Default: as much as there is.
+    #[schemars(extend("x-range" = limits::WIRE_RATE))]
     pub rate: Option<BitRate>,
     /// How long a frame is under way, up to 1s. Default: no longer than it is.
+    #[schemars(extend("x-range" = limits::DELAY))]
     pub delay: Option<Span>,
     /// Frames that are lost, 0% to 100%. Default 0%.
+    #[schemars(extend("x-range" = limits::SHARE))]
     pub loss: Option<Percent>,
     /// Frames that come twice. Default 0%.
+    #[schemars(extend("x-range" = limits::SHARE))]
     pub duplicate: Option<Percent>,
     /// Frames that overtake those before them; needs a delay. Default 0%.
+    #[schemars(extend("x-range" = limits::SHARE))]
     pub reorder: Option<Percent>,
 }
 
@@ -370,6 +424,7 @@ pub struct Impairments {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Capture {
     /// Size of its file at most, 64KiB to 1GiB: what comes after that is not captured. Default 64MiB.
+    #[schemars(extend("x-range" = limits::CAPTURE))]
     pub limit: Option<Bytes>,
 }
 
@@ -381,27 +436,6 @@ pub enum Peer {
     Native,
     /// The same arm on the other host: guest to guest.
     SameArm,
-}
-
-/// What must hold for exit code 0: exactly one condition.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Gate {
-    /// Which cells; every virtual cell if empty.
-    #[serde(default)]
-    pub cells: Cells,
-    /// Limit on 1 - ratio to native.
-    pub toll: Option<TollLimit>,
-    /// Limit on median goodput.
-    pub goodput: Option<GoodputLimit>,
-    /// Limit on goodput relative to another arm's.
-    pub ratio: Option<RatioLimit>,
-    /// Limit on exits per 10^6 bytes of payload.
-    pub exits_per_megabyte: Option<CountLimit>,
-    /// Limit on the time from the creation of a guest to its first frame.
-    pub first_frame: Option<TimeLimit>,
-    /// Limit on the memory that an idle virtual end takes beside its guest's own.
-    pub memory: Option<MemoryLimit>,
 }
 
 /// Selects cells.
@@ -416,56 +450,4 @@ pub struct Cells {
     pub direction: Option<Direction>,
     /// A peer.
     pub peer: Option<Peer>,
-}
-
-/// Limit on the toll.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TollLimit {
-    /// At most this.
-    pub at_most: Percent,
-}
-
-/// Limit on goodput.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct GoodputLimit {
-    /// At least this.
-    pub at_least: BitRate,
-}
-
-/// Limit on a ratio of goodputs, paired within blocks: exactly one of `atLeast`, `within`.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RatioLimit {
-    /// Name of the arm that it is relative to.
-    pub to: String,
-    /// At least this: 95%, or 900%.
-    pub at_least: Option<Percent>,
-    /// Equal within so much, either way: 2% is 98% to 102%.
-    pub within: Option<Percent>,
-}
-
-/// Limit on a count.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct CountLimit {
-    /// At most so many.
-    pub at_most: f64,
-}
-
-/// Limit on a time.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct TimeLimit {
-    /// At most this.
-    pub at_most: Span,
-}
-
-/// Limit on memory.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct MemoryLimit {
-    /// At most this.
-    pub at_most: Bytes,
 }

@@ -43,8 +43,9 @@ fn an_unknown_field_is_refused_with_the_known_ones() {
     assert_eq!(
         problems("writeSize", "wirteSize"),
         [
-            "line 12, column 45: spec.workloads[0].stream: unknown field `wirteSize`, expected one of `directions`, \
-          `flows`, `writeSize`, `congestionControl`, `dscp`, `maxSegmentSize`, `socketBuffer`, `zeroCopy`, `warmUp`, `duration`"
+            "line 12, column 45: spec.workloads[0].stream: unknown field `wirteSize`, expected one of `congestionControl`, \
+          `directions`, `dscp`, `duration`, `flows`, `maxSegmentSize`, `socketBuffer`, `warmUp`, `writeSize`, `zeroCopy`: \
+          did you mean `writeSize`?"
         ]
     );
 }
@@ -179,7 +180,7 @@ fn an_arm_is_exactly_one_thing() {
 
 #[test]
 fn limits_are_named() {
-    assert!(problems("count: 2", "count: 1")[0].contains("a lab has 2 to 16 hosts, not 1"));
+    assert!(problems("count: 2", "count: 1")[0].contains("1 is out of range: write 2 to 16"));
     assert!(problems("mtu: 1500", "mtu: 9000")[0].contains("at most 1500 bytes; the trials' MTU is 9000"));
     assert!(problems("duration: 2s", "duration: 1ms")[0].contains("write 100ms to 1h"));
     assert!(problems("writeSize: 64KiB", "writeSize: 0B")[0].contains("write 1B to 1MiB"));
@@ -230,7 +231,42 @@ fn a_document_with_twenty_thousand_mistakes_is_answered_at_once() {
     let some = "    - {name: A}\n".repeat(60);
     let found = parse(&GOOD.replace("  workloads:\n", &format!("{some}  workloads:\n"))).expect_err("wrong");
     assert_eq!(found.len(), 51);
-    assert_eq!(found[50].message, "and more is wrong");
+    let places: Vec<_> = found.iter().map(|problem| (problem.line, problem.column)).collect();
+    assert!(places.is_sorted(), "{places:?}");
+    assert_eq!(found[50].message, "129 more problems are not shown");
+}
+
+#[test]
+fn a_document_with_thirty_thousand_faults_of_shape_is_answered_at_once() {
+    let many: String = (0..30_000).map(|number| format!("x{number}: 1\n")).collect();
+    let found = parse(&format!("{GOOD}{many}")).expect_err("has unknown fields");
+    assert_eq!(found.len(), 51);
+    assert!(
+        found[0].to_string().starts_with("line 15, column 1: unknown field `x0`, expected one of"),
+        "{found:?}"
+    );
+    assert_eq!(found[50].to_string(), "line 65, column 1: 29950 more problems are not shown");
+}
+
+#[test]
+fn what_was_meant_is_said_and_not_missed() {
+    // A misspelt field is not missing too, nor is an arm of a misspelt kind nothing, nor an arm of a misspelt name unknown.
+    for (from, to, place, meant) in [
+        ("{name: quick}", "{nmae: quick}", (3, 12), "name"),
+        ("count: 2", "cuont: 2", (5, 17), "count"),
+        ("      guest:", "      geust:", (9, 7), "guest"),
+        ("name: pcnet", "mame: pcnet", (8, 7), "name"),
+        ("{pcnet: {}}", "{pc-net: {}}", (9, 38), "pcnet"),
+        ("toll: {", "tol: {", (14, 29), "toll"),
+        ("  workloads:", "  work_loads:", (10, 3), "workloads"),
+        ("payload", "Payload", (9, 19), "payload"),
+    ] {
+        assert!(GOOD.contains(from), "{from}");
+        let found = parse(&GOOD.replacen(from, to, 1)).expect_err(to);
+        assert_eq!(found.len(), 1, "{to}: {found:#?}");
+        assert_eq!((found[0].line, found[0].column), place, "{to}: {found:#?}");
+        assert!(found[0].message.ends_with(&format!(": did you mean `{meant}`?")), "{found:#?}");
+    }
 }
 
 #[test]

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::stream::{self, Flow, Stream};
-use super::{Arms, Checked, Traffic, timing};
+use super::{Arms, Checked, DURATION, Traffic, WARM_UP, timing};
 use crate::campaign::{Findings, Step};
 use crate::latencies::Latencies;
 use crate::report::Failure;
@@ -43,12 +43,16 @@ pub struct Manifest {
     /// Default tcp.
     pub protocol: Option<Protocol>,
     /// Bytes of a request, up to 1MiB; with UDP 8B up to what fits the MTU. Default 1B, with UDP 8B.
+    #[schemars(extend("x-range" = SIZE))]
     pub request: Option<Bytes>,
     /// Bytes of a response, as those of a request.
+    #[schemars(extend("x-range" = SIZE))]
     pub response: Option<Bytes>,
     /// Transactions a second, 1 to 1000000: an open loop. Default: a closed loop.
+    #[schemars(extend("x-range" = RATE))]
     pub rate: Option<u32>,
     /// Transactions that are open at a time in a closed loop, 1 to 1024. Default 1.
+    #[schemars(extend("x-range" = DEPTH))]
     pub depth: Option<u32>,
     /// Whether all transactions have one TCP connection, or each its own. Default persistent.
     pub connection: Option<Connection>,
@@ -57,12 +61,15 @@ pub struct Manifest {
     pub busy_wait: Option<bool>,
     /// A transaction of UDP, or with a connection of its own, that takes longer is lost, 1ms to 2s; on a persistent connection
     /// none is, and so long is waited for those that are open at the end. Default 1s.
+    #[schemars(extend("x-range" = TIMEOUT))]
     pub timeout: Option<Span>,
     /// Name of a stream of this campaign that runs beside it, each way that it names at the same time: latency under load.
     pub background: Option<String>,
     /// Left out of the figures. Default 500ms.
+    #[schemars(extend("x-range" = WARM_UP))]
     pub warm_up: Option<Span>,
     /// The interval measured. Default 2s.
+    #[schemars(extend("x-range" = DURATION))]
     pub duration: Option<Span>,
 }
 
@@ -129,15 +136,14 @@ impl Manifest {
                 out.add(&at("depth"), message);
                 return None;
             }
-            (Some(rate), None) => {
-                out.range(rate, &RATE, &at("rate"));
-                Load::OpenLoop { rate, busy_wait }
-            }
+            (Some(rate), None) => Load::OpenLoop { rate, busy_wait },
             (None, depth) => {
                 let depth = depth.unwrap_or(1);
-                out.range(depth, &DEPTH, &at("depth"));
                 if busy_wait {
-                    out.add(&at("busyWait"), "a closed loop waits for no moment: add `rate`, or leave it out");
+                    out.add(
+                        &at("busyWait"),
+                        "a closed loop waits for no moment: add `rate`, or leave it out",
+                    );
                 }
                 Load::ClosedLoop { depth }
             }
@@ -152,7 +158,6 @@ impl Manifest {
             }
         }
         let timeout = self.timeout.unwrap_or(Span::from_millis(1_000));
-        out.range(timeout, &TIMEOUT, &at("timeout"));
         let background = match &self.background {
             Some(name) => Some(background(name, arms, &at("background"), out)?),
             None => None,
@@ -173,7 +178,7 @@ impl Manifest {
     }
 }
 
-/// Bytes of a request or response; what is wrong with them is told.
+/// Bytes of a request or response; what a datagram can't have is told.
 fn size_of(
     protocol: Protocol,
     size: Option<Bytes>,
@@ -181,18 +186,19 @@ fn size_of(
     path: &[Step],
     out: &mut Findings,
 ) -> Bytes {
-    let (least, most, why) = match protocol {
-        Protocol::Tcp => (*SIZE.start(), *SIZE.end(), ""),
-        Protocol::Udp => {
-            let of_mtu = arms.mtu.map(|mtu| u64::from(mtu).saturating_sub(DATAGRAM_HEADERS));
-            let most = of_mtu.map_or(*DATAGRAM.end(), |most| Bytes(most.min(DATAGRAM.end().0)));
-            let why = ": a datagram has the number of its transaction, and is one packet";
-            (*DATAGRAM.start(), most, why)
-        }
-    };
-    let size = size.unwrap_or(least);
-    if size < least || size > most {
-        out.add(path, format!("{size} is out of range: write {least} to {}B{why}", most.0));
+    if protocol == Protocol::Tcp {
+        return size.unwrap_or(*SIZE.start());
+    }
+    let size = size.unwrap_or(*DATAGRAM.start());
+    let of_mtu = arms.mtu.map(|mtu| u64::from(mtu).saturating_sub(DATAGRAM_HEADERS));
+    let most = of_mtu.unwrap_or(u64::MAX).min(DATAGRAM.end().0);
+    if SIZE.contains(&size) && !(*DATAGRAM.start()..=Bytes(most)).contains(&size) {
+        let least = DATAGRAM.start();
+        let message = format!(
+            "{size} is out of range: write {least} to {most}B with UDP, as a datagram has the number of its transaction and is \
+             one packet"
+        );
+        out.add(path, message);
     }
     size
 }
@@ -201,7 +207,11 @@ fn size_of(
 fn background(name: &str, arms: Arms<'_>, path: &[Step], out: &mut Findings) -> Option<Background> {
     let found = arms.workloads.iter().find(|workload| workload.name == name);
     let Some(stream) = found.and_then(|workload| workload.stream.as_ref()) else {
-        let streams: Vec<&str> = arms.workloads.iter().filter_map(|w| w.stream.as_ref().map(|_| w.name.as_str())).collect();
+        if out.has_unclear_names("workloads", arms.workloads.len()) {
+            return None;
+        }
+        let streams: Vec<&str> =
+            arms.workloads.iter().filter_map(|w| w.stream.as_ref().map(|_| w.name.as_str())).collect();
         let known = if streams.is_empty() {
             "it has none: add one, `{name: bulk, stream: {}}`".to_owned()
         } else {

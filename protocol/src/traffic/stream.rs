@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::dscp::Dscp;
-use super::{Arms, Checked, Traffic, directions, timing};
+use super::{Arms, Checked, DURATION, NO_DIRECTIONS, Traffic, WARM_UP, directions, timing};
 use crate::campaign::{Findings, Step};
 use crate::report::Failure;
 use crate::trial::Direction;
@@ -34,24 +34,32 @@ const NAME_MAX: usize = 15;
 #[schemars(rename = "Stream")]
 pub struct Manifest {
     /// Seen from the arm; `both` sends and receives at the same time. Default send and receive, one after the other.
+    #[schemars(extend("x-distinct" = "direction", "x-not-empty" = NO_DIRECTIONS))]
     pub directions: Option<Vec<Direction>>,
     /// TCP connections side by side, 1 to 128; with `both` so many each way. Default 1.
+    #[schemars(extend("x-range" = FLOWS))]
     pub flows: Option<u32>,
     /// Bytes of each send or receive call. Default 64KiB.
+    #[schemars(extend("x-range" = WRITE_SIZE))]
     pub write_size: Option<Bytes>,
     /// Name of a TCP congestion control that every host of the campaign has. Default: cubic, or reno where there is none.
+    #[schemars(regex(pattern = r"^[a-z0-9_-]{1,15}$"))]
     pub congestion_control: Option<String>,
     /// Differentiated services code point of its packets (RFC 2474): a name such as af11, ef, cs1, le, or 0 to 63. Default 0.
     pub dscp: Option<Dscp>,
     /// Largest TCP segment in bytes, 88 to 32767. Default: what the MTU allows.
+    #[schemars(extend("x-range" = MAX_SEGMENT_SIZE))]
     pub max_segment_size: Option<u32>,
     /// Send and receive buffer of each socket, 4KiB to 64MiB, which bounds its window. Default: the kernel adjusts them.
+    #[schemars(extend("x-range" = SOCKET_BUFFER))]
     pub socket_buffer: Option<Bytes>,
     /// Send without a copy (MSG_ZEROCOPY). Default false.
     pub zero_copy: Option<bool>,
     /// Left out of the figure. Default 500ms.
+    #[schemars(extend("x-range" = WARM_UP))]
     pub warm_up: Option<Span>,
     /// The interval measured. Default 2s.
+    #[schemars(extend("x-range" = DURATION))]
     pub duration: Option<Span>,
 }
 
@@ -60,17 +68,9 @@ impl Manifest {
         let below = |field| [path, &[Step::Field(field)]].concat();
         let standard = Stream::default();
         let write_size = self.write_size.unwrap_or(standard.write_size);
-        out.range(write_size, &WRITE_SIZE, &below("writeSize"));
         let flows = self.flows.unwrap_or(standard.flows);
-        out.range(flows, &FLOWS, &below("flows"));
-        let max_segment_size = self.max_segment_size.map(|size| {
-            let (least, most) = (u32::from(*MAX_SEGMENT_SIZE.start()), u32::from(*MAX_SEGMENT_SIZE.end()));
-            out.range(size, &(least..=most), &below("maxSegmentSize"));
-            u16::try_from(size).unwrap_or(*MAX_SEGMENT_SIZE.end())
-        });
-        if let Some(size) = self.socket_buffer {
-            out.range(size, &SOCKET_BUFFER, &below("socketBuffer"));
-        }
+        let size = |size| u16::try_from(size).unwrap_or(*MAX_SEGMENT_SIZE.end());
+        let max_segment_size = self.max_segment_size.map(size);
         if let Some(name) = &self.congestion_control {
             congestion_control(name, &below("congestionControl"), arms, out);
         }
@@ -83,7 +83,7 @@ impl Manifest {
             socket_buffer: self.socket_buffer,
             zero_copy: self.zero_copy.unwrap_or_default(),
         };
-        let directions = directions(self.directions.as_deref(), path, out);
+        let directions = directions(self.directions.as_deref());
         self.check_arms(&stream, &directions, path, arms, out);
         let timing = timing(self.warm_up, self.duration, path, arms, out);
         Some(Checked { directions, timing, traffic: Traffic::Stream(stream) })

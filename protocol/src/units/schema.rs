@@ -4,18 +4,21 @@ use std::borrow::Cow;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
-use super::{
-    AddressRange, BIT_RATE, BYTES, BitRate, Bytes, InterfaceAddress, MacAddress, Percent, SPAN, Scale, Span,
-};
+use super::{AddressRange, BitRate, Bytes, InterfaceAddress, MacAddress, Percent, Quantity, Span};
 
-/// A number and one of the units, as [`Scale::parse`] takes it.
-fn quantity(scale: &Scale) -> Schema {
-    let units = scale.units.iter().map(|(name, _)| *name).collect::<Vec<_>>().join("|");
-    json_schema!({
-        "description": format!("A {} such as {}.", scale.what, scale.example),
-        "type": "string",
-        "pattern": format!(r"^ *[0-9]+(\.[0-9]+)? *({units}) *$"),
-    })
+/// The keyword that says which [`Quantity`] a string is, by its name.
+pub const QUANTITY: &str = "x-quantity";
+
+impl Quantity {
+    /// The schema of its texts.
+    pub fn schema(self) -> Schema {
+        json_schema!({
+            "description": format!("A {self}."),
+            "type": "string",
+            "pattern": self.pattern(),
+            (QUANTITY): self.name(),
+        })
+    }
 }
 
 macro_rules! schema {
@@ -34,18 +37,10 @@ macro_rules! schema {
     };
 }
 
-schema!(Span, quantity(&SPAN));
-schema!(Bytes, quantity(&BYTES));
-schema!(BitRate, quantity(&BIT_RATE));
-// What Rust reads as a finite `f64`, and a percent sign.
-schema!(
-    Percent,
-    json_schema!({
-        "description": "A percentage such as `10%`.",
-        "type": "string",
-        "pattern": r"^ *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)? *% *$",
-    })
-);
+schema!(Span, Quantity::Span.schema());
+schema!(Bytes, Quantity::Bytes.schema());
+schema!(BitRate, Quantity::BitRate.schema());
+schema!(Percent, Quantity::Percent.schema());
 // What they parse; a number out of its range is found by the parser.
 schema!(
     MacAddress,

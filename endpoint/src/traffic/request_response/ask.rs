@@ -90,7 +90,8 @@ pub fn ask<W: Wire>(
                 }
                 // Those that never found room.
                 let unsent = window.asked()..last;
-                let moments = schedule.into_iter().flat_map(|schedule| unsent.clone().map(move |n| schedule.moment(n)));
+                let moments =
+                    schedule.into_iter().flat_map(|schedule| unsent.clone().map(move |n| schedule.moment(n)));
                 moments.for_each(|moment| tally.lose(marks, moment));
                 return Ok(());
             }
@@ -99,7 +100,9 @@ pub fn ask<W: Wire>(
             (Load::OpenLoop { .. }, Some(schedule)) => {
                 schedule.due(now).min(last.unwrap_or(u64::MAX)).saturating_sub(window.asked())
             }
-            (Load::ClosedLoop { depth }, _) if last.is_none() => u64::from(depth).saturating_sub(window.open()),
+            (Load::ClosedLoop { depth }, _) if last.is_none() => {
+                u64::from(depth).saturating_sub(window.open())
+            }
             _ => 0,
         };
         let due = due.min(MOST_OPEN.saturating_sub(window.open()));
@@ -136,7 +139,8 @@ pub fn ask<W: Wire>(
         if any {
             continue;
         }
-        let next = schedule.filter(|_| last.is_none() && !blocked).map(|schedule| schedule.moment(window.asked()));
+        let next =
+            schedule.filter(|_| last.is_none() && !blocked).map(|schedule| schedule.moment(window.asked()));
         let lost = window.oldest().filter(|_| parameters.may_lose).map(|open| open.sent + parameters.timeout);
         let until = [next, lost].into_iter().flatten().min();
         wait(traffic, wire, parameters, blocked, until).map_err(|source| traffic.failed("ppoll", source))?;

@@ -108,7 +108,8 @@ fn wait(traffic: &Traffic, moment: Duration, busy: bool) {
 type CallError = (&'static str, io::Error);
 
 fn is_time(error: &io::Error) -> bool {
-    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) || error.raw_os_error() == Some(libc::EINPROGRESS)
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+        || error.raw_os_error() == Some(libc::EINPROGRESS)
 }
 
 /// A connection to the peer, whose calls take no longer than `timeout`.
@@ -187,7 +188,9 @@ pub fn answer(
         let (mut stream, from) = match listener.accept() {
             Ok(accepted) => accepted,
             // A connection that was gone before it was taken (accept(2), "Error handling").
-            Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => continue,
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {
+                continue;
+            }
             Err(source) => return Err(traffic.failed("accept", source)),
         };
         if from.ip() != IpAddr::V4(peer) {
@@ -220,4 +223,3 @@ pub fn answer(
         }
     }
 }
-

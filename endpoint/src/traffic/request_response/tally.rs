@@ -217,7 +217,7 @@ mod tests {
     fn what_began_in_the_interval_counts_and_nothing_else() {
         let marks = Marks::default();
         let mut tally = Tally::new().expect("good bounds");
-        let mut at = |begin, tally: &mut Tally| tally.complete(&marks, ms(begin), ms(begin + 5));
+        let at = |begin, tally: &mut Tally| tally.complete(&marks, ms(begin), ms(begin + 5));
         at(1, &mut tally);
         marks.begins(ms(10));
         at(9, &mut tally);

@@ -59,11 +59,7 @@ pub fn close(traffic: &Traffic, mut stream: &TcpStream) -> Result<(), WorkerErro
 }
 
 /// Answers each request until the asking end's FIN.
-pub fn answer(
-    traffic: &Traffic,
-    mut stream: &TcpStream,
-    parameters: &Parameters,
-) -> Result<(), WorkerError> {
+pub fn answer(traffic: &Traffic, mut stream: &TcpStream, parameters: &Parameters) -> Result<(), WorkerError> {
     let mut requests = vec![0; parameters.request.max(BATCH)];
     let response = pattern(parameters.response);
     // Of the request that is not whole yet.

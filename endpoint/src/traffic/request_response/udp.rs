@@ -74,7 +74,8 @@ pub fn ping_pong(
     marks: &Marks,
     tally: &mut Tally,
 ) -> Result<(), WorkerError> {
-    let timed = socket.set_nonblocking(false).and_then(|()| socket.set_read_timeout(Some(parameters.timeout)));
+    let timed =
+        socket.set_nonblocking(false).and_then(|()| socket.set_read_timeout(Some(parameters.timeout)));
     timed.map_err(|source| traffic.failed("setsockopt", source))?;
     let mut request = pattern(parameters.request);
     let mut response = vec![0; LONGEST];

@@ -1,21 +1,9 @@
-//! Rules for ports, and for what stands between an adapter and its port; limits and words are those of
-//! `protocol/src/campaign/validate/decorators.rs` and `ports.rs`. That a quantity is one at all is in `table`.
+//! Rules for ports, and for what stands between an adapter and its port; words are those of
+//! `protocol/src/campaign/validate/decorators.rs` and `ports.rs`.
 
 use super::Rule;
 
 const IMPAIRMENTS: &[&str] = &["spec.arms[].guest.impairments", "spec.arms[].sameStack.impairments"];
-const SHARES: &[&str] = &[
-    "spec.arms[].guest.impairments.loss",
-    "spec.arms[].guest.impairments.duplicate",
-    "spec.arms[].guest.impairments.reorder",
-    "spec.arms[].sameStack.impairments.loss",
-    "spec.arms[].sameStack.impairments.duplicate",
-    "spec.arms[].sameStack.impairments.reorder",
-];
-const RATES: &[&str] = &["spec.arms[].guest.impairments.rate", "spec.arms[].sameStack.impairments.rate"];
-const DELAYS: &[&str] = &["spec.arms[].guest.impairments.delay", "spec.arms[].sameStack.impairments.delay"];
-const LIMITS: &[&str] = &["spec.arms[].guest.capture.limit", "spec.arms[].sameStack.capture.limit"];
-
 /// Whether an arm `a` has a port.
 macro_rules! has_port {
     ($port:literal) => {
@@ -36,7 +24,7 @@ macro_rules! one_pair {
     };
 }
 
-pub(in super::super) const RULES: &[Rule] = &[
+pub(super) const RULES: &[Rule] = &[
     Rule {
         at: &["spec"],
         rule: concat!(
@@ -100,49 +88,5 @@ pub(in super::super) const RULES: &[Rule] = &[
         message: "needs a delay: a frame overtakes others by not being delayed",
         expression: None,
         field: Some(".reorder"),
-    },
-    Rule {
-        at: SHARES,
-        rule: concat!(
-            "!self.matches(",
-            percent!(),
-            ") || [double(self.replace('+', '').replace('%', '').trim())].all(n, n >= 0.0 && n <= 100.0)"
-        ),
-        message: "is out of range: write 0% to 100%",
-        expression: Some("self + ' is out of range: write 0% to 100%'"),
-        field: None,
-    },
-    Rule {
-        at: RATES,
-        rule: concat!(
-            "!self.matches(",
-            rate!(),
-            ") || [",
-            bits_per_second!(),
-            "].all(n, n >= 64000.0 && n <= 1e12)"
-        ),
-        message: "is out of range: write 64kbit to 1000Gbit",
-        expression: Some("self + ' is out of range: write 64kbit to 1000Gbit'"),
-        field: None,
-    },
-    Rule {
-        at: DELAYS,
-        rule: concat!("!self.matches(", span!(), ") || duration(self.replace(' ', '')) <= duration('1s')"),
-        message: "is out of range: write 0s to 1s",
-        expression: Some("self + ' is out of range: write 0s to 1s'"),
-        field: None,
-    },
-    Rule {
-        at: LIMITS,
-        rule: concat!(
-            "!self.matches(",
-            bytes!(),
-            ") || [",
-            byte_count!(),
-            "].all(n, n >= 65536.0 && n <= 1073741824.0)"
-        ),
-        message: "is out of range: write 64KiB to 1GiB",
-        expression: Some("self + ' is out of range: write 64KiB to 1GiB'"),
-        field: None,
     },
 ];

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::super::Step;
 use super::events::{Event, Events, Names, Place, SyntaxFault};
+use super::problems::Problems;
 use super::{MAX_DEPTH, MAX_DOCUMENT, MAX_NODES};
 
 /// Types that YAML itself names (1.2, 10.3).
@@ -13,9 +14,12 @@ const KINDS: [&str; 7] = ["bool", "float", "int", "map", "null", "seq", "str"];
 /// What a document is before anybody asks what it means.
 #[derive(Debug)]
 pub(super) struct Outline {
-    nodes: Vec<Node>,
+    /// The first one is the document.
+    pub nodes: Vec<Node>,
     /// Index of the document among those of the text: empty ones may stand before it.
     pub index: usize,
+    /// Keys that stand in a mapping twice.
+    pub repeated: Problems,
 }
 
 /// Values, with every alias written out.
@@ -29,18 +33,41 @@ pub(super) struct Counted {
 
 /// A value.
 #[derive(Debug)]
-struct Node {
-    place: Place,
-    shape: Shape,
+pub(super) struct Node {
+    pub place: Place,
+    pub shape: Shape,
 }
 
 #[derive(Debug)]
-enum Shape {
-    Scalar(Box<str>),
+pub(super) enum Shape {
+    /// Its text, and what that means once [`super::scalars`] has said so.
+    Scalar(Box<str>, Scalar),
     Sequence(Vec<usize>),
-    /// Keys that are no scalars have no name.
-    Mapping(Vec<(Option<Box<str>>, usize)>),
+    Mapping(Vec<Entry>),
     Alias(usize),
+}
+
+/// What a scalar means (YAML 1.2, 10.3).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Scalar {
+    Null,
+    Bool(bool),
+    Whole(i128),
+    Float(f64),
+    Text,
+}
+
+/// An entry of a mapping.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Its key, if that is a scalar.
+    pub name: Option<Box<str>>,
+    /// The key's node.
+    pub key: usize,
+    /// The value's.
+    pub value: usize,
+    /// The key stands in the mapping once before: that is told, and this entry has no meaning.
+    pub repeated: bool,
 }
 
 /// Why a text is no document that is read.
@@ -82,7 +109,7 @@ struct Frame {
     height: usize,
     /// Of a mapping: its keys so far, and the one whose value comes next.
     keys: HashSet<Box<str>>,
-    key: Option<Option<Box<str>>>,
+    key: Option<Entry>,
 }
 
 impl Outline {
@@ -111,7 +138,8 @@ impl Outline {
                 (Event::DocumentEnd, _) => {
                     if !maker.is_empty() {
                         counted.document = maker.total.nodes - before;
-                        found = Some((documents, std::mem::take(&mut maker.nodes)));
+                        let repeated = std::mem::take(&mut maker.repeated);
+                        found = Some((documents, std::mem::take(&mut maker.nodes), repeated));
                     }
                     documents += 1;
                 }
@@ -125,13 +153,13 @@ impl Outline {
                 }
             }
         }
-        let Some((index, nodes)) = found else {
+        let Some((index, nodes, repeated)) = found else {
             let message =
                 "the document is empty: write a campaign, such as manifests/campaigns/quickstart.yaml";
             return Err(Fault { place: Place { line: 1, column: 1 }, message: message.into() });
         };
         counted.text = maker.total.nodes;
-        Ok((Self { nodes, index }, counted))
+        Ok((Self { nodes, index, repeated }, counted))
     }
 
     /// Where the value at `path` stands, or its nearest ancestor that exists.
@@ -143,14 +171,14 @@ impl Outline {
                 None => break,
             }
         }
-        self.nodes.get(at).map_or(Place { line: 1, column: 1 }, |node| node.place)
+        self.place_of(at)
     }
 
     /// The text of the value at `path`, if it is a scalar.
     pub(super) fn scalar(&self, path: &[Step]) -> Option<&str> {
         let at = path.iter().try_fold(0, |at, step| self.child(at, *step))?;
         match &self.resolved(at)?.shape {
-            Shape::Scalar(text) => Some(text),
+            Shape::Scalar(text, _) => Some(text),
             _ => None,
         }
     }
@@ -164,21 +192,46 @@ impl Outline {
         }
     }
 
-    fn child(&self, at: usize, step: Step) -> Option<usize> {
-        match (&self.resolved(at)?.shape, step) {
-            (Shape::Mapping(fields), Step::Field(name)) => {
-                fields.iter().find(|(key, _)| key.as_deref() == Some(name)).map(|(_, value)| *value)
+    /// Where the value at `at` stands.
+    pub(super) fn place_of(&self, at: usize) -> Place {
+        self.nodes.get(at).map_or(Place { line: 1, column: 1 }, |node| node.place)
+    }
+
+    /// The value of a field of the mapping at `at`.
+    pub(super) fn field(&self, at: usize, name: &str) -> Option<usize> {
+        match &self.resolved(at)?.shape {
+            Shape::Mapping(entries) => {
+                entries.iter().find(|entry| entry.name.as_deref() == Some(name)).map(|entry| entry.value)
             }
-            (Shape::Sequence(entries), Step::Index(index)) => entries.get(index).copied(),
             _ => None,
         }
     }
 
+    /// An entry of the list at `at`.
+    pub(super) fn entry(&self, at: usize, index: usize) -> Option<usize> {
+        match &self.resolved(at)?.shape {
+            Shape::Sequence(entries) => entries.get(index).copied(),
+            _ => None,
+        }
+    }
+
+    fn child(&self, at: usize, step: Step) -> Option<usize> {
+        match step {
+            Step::Field(name) => self.field(at, name),
+            Step::Index(index) => self.entry(at, index),
+        }
+    }
+
+    /// The value at `at`, or what its alias leads to.
+    pub(super) fn resolved(&self, at: usize) -> Option<&Node> {
+        self.nodes.get(self.target(at))
+    }
+
     /// An alias leads to an anchor, which stands at no alias.
-    fn resolved(&self, at: usize) -> Option<&Node> {
-        match self.nodes.get(at)? {
-            Node { shape: Shape::Alias(target), .. } => self.nodes.get(*target),
-            node => Some(node),
+    pub(super) fn target(&self, at: usize) -> usize {
+        match self.nodes.get(at) {
+            Some(Node { shape: Shape::Alias(target), .. }) => *target,
+            _ => at,
         }
     }
 }
@@ -193,6 +246,7 @@ struct Maker {
     nodes: Vec<Node>,
     frames: Vec<Frame>,
     anchors: HashMap<Box<[u8]>, Anchored>,
+    repeated: Problems,
     /// Of all documents so far.
     total: Size,
 }
@@ -206,7 +260,7 @@ impl Maker {
     fn is_empty(&self) -> bool {
         match &self.nodes[..] {
             [] => true,
-            [Node { shape: Shape::Scalar(text), .. }] => text.is_empty(),
+            [Node { shape: Shape::Scalar(text, _), .. }] => text.is_empty(),
             _ => false,
         }
     }
@@ -239,7 +293,7 @@ impl Maker {
                 self.tag(&names, place)?;
                 let size = Size { nodes: 1, bytes: text.len(), height: 0 };
                 self.count(place, size)?;
-                let node = self.add(Shape::Scalar(text), place)?;
+                let node = self.add(Shape::Scalar(text, Scalar::Text), place);
                 self.anchor(names.anchor, node, Some(size), place)?;
             }
             Event::Alias(name) => {
@@ -257,7 +311,7 @@ impl Maker {
                 if let Some(frame) = self.frames.last_mut() {
                     frame.height = frame.height.max(size.height + 1);
                 }
-                self.add(Shape::Alias(anchored.node), place)?;
+                self.add(Shape::Alias(anchored.node), place);
             }
             Event::Sequence(names) => self.open(names, Shape::Sequence(Vec::new()), place)?,
             Event::Mapping(names) => self.open(names, Shape::Mapping(Vec::new()), place)?,
@@ -271,7 +325,7 @@ impl Maker {
         self.tag(&names, place)?;
         let before = self.total;
         self.count(place, Size { nodes: 1, ..Size::default() })?;
-        let node = self.add(shape, place)?;
+        let node = self.add(shape, place);
         self.anchor(names.anchor.clone(), node, None, place)?;
         let (keys, key) = (HashSet::new(), None);
         self.frames.push(Frame { node, anchor: names.anchor, before, height: 0, keys, key });
@@ -293,42 +347,37 @@ impl Maker {
     }
 
     /// Adds a value to what began last.
-    fn add(&mut self, shape: Shape, place: Place) -> Result<usize, Fault> {
+    fn add(&mut self, shape: Shape, place: Place) -> usize {
         let node = self.nodes.len();
         self.nodes.push(Node { place, shape });
-        let Some(frame) = self.frames.last_mut() else { return Ok(node) };
-        if !matches!(self.nodes[frame.node].shape, Shape::Mapping(_)) {
-            if let Shape::Sequence(entries) = &mut self.nodes[frame.node].shape {
-                entries.push(node);
-            }
-            return Ok(node);
+        let Some(frame) = self.frames.last_mut() else { return node };
+        let shape = &mut self.nodes[frame.node].shape;
+        if let Shape::Sequence(entries) = shape {
+            entries.push(node);
+            return node;
         }
-        match frame.key.take() {
-            Some(key) => {
-                if let Shape::Mapping(fields) = &mut self.nodes[frame.node].shape {
-                    fields.push((key, node));
-                }
+        if let Some(entry) = frame.key.take() {
+            if let Shape::Mapping(entries) = shape {
+                entries.push(Entry { value: node, ..entry });
             }
-            None => {
-                let key = match &self.nodes[node].shape {
-                    Shape::Alias(target) => &self.nodes[*target].shape,
-                    shape => shape,
-                };
-                let name = if let Shape::Scalar(text) = key { Some(text.clone()) } else { None };
-                if let Some(name) = &name
-                    && !frame.keys.insert(name.clone())
-                {
-                    let within = self.path();
-                    let message = format!("{within}`{name}` stands here twice: keep one of the two");
-                    return Err(Fault { place, message });
-                }
-                frame.key = Some(name);
-            }
+            return node;
         }
-        Ok(node)
+        let key = match &self.nodes[node].shape {
+            Shape::Alias(target) => &self.nodes[*target].shape,
+            shape => shape,
+        };
+        let name = if let Shape::Scalar(text, _) = key { Some(text.clone()) } else { None };
+        let repeated = name.as_ref().is_some_and(|name| !frame.keys.insert(name.clone()));
+        let again = name.clone().filter(|_| repeated);
+        frame.key = Some(Entry { name, key: node, value: node, repeated });
+        if let Some(name) = again {
+            let within = self.path();
+            self.repeated.add(place, &within, || format!("`{name}` stands here twice: keep one of the two"));
+        }
+        node
     }
 
-    /// The path to what began last, as errors begin.
+    /// The path to what began last.
     fn path(&self) -> String {
         let mut path = String::new();
         // Each frame but the last one holds the next.
@@ -338,14 +387,14 @@ impl Maker {
                     path.push_str(&format!("[{}]", entries.len().saturating_sub(1)));
                 }
                 (Shape::Mapping(fields), _) => {
-                    let name = fields.last().and_then(|(key, _)| key.as_deref()).unwrap_or("?");
+                    let name = fields.last().and_then(|entry| entry.name.as_deref()).unwrap_or("?");
                     path.push_str(if path.is_empty() { "" } else { "." });
                     path.push_str(name);
                 }
                 _ => {}
             }
         }
-        if path.is_empty() { path } else { path + ": " }
+        path
     }
 
     /// A name that is given twice would mean the one here and the other there.

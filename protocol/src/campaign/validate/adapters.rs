@@ -1,16 +1,9 @@
 //! Adapters and their switches.
 
 use super::Step::{self, Field};
+use super::limits::PCNET_MTU;
 use super::{Findings, below, schema};
 use crate::trial::{Adapter, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches};
-use crate::units::Span;
-
-/// pcnet is an Ethernet chip: frames of 1518 bytes with FCS (IEEE 802.3).
-const PCNET_MTU: u32 = 1500;
-/// Frames that send combining may hold back: a ring's.
-const COMBINED: std::ops::RangeInclusive<u32> = 1..=512;
-const MAX_EXIT_RATE: u32 = 1_000_000;
-const TICK: std::ops::RangeInclusive<u64> = 100_000..=1_000_000_000;
 
 pub(super) fn adapter(
     written: &schema::Adapter,
@@ -26,42 +19,22 @@ pub(super) fn adapter(
                     format!("carries frames of at most {PCNET_MTU} bytes; the trials' MTU is {mtu}");
                 out.add(&below(&path, &[Field("pcnet")]), message);
             }
-            Some(pcnet(written, &below(&path, &[Field("pcnet")]), out))
+            Some(pcnet(written))
         }
         (None, Some(written)) => Some(virtio_net(written, &below(&path, &[Field("virtioNet")]), out)),
-        _ => {
-            out.add(&path, "must be exactly one adapter: `{pcnet: {}}` or `{virtioNet: {}}`");
-            None
-        }
+        // That is told by the schema.
+        _ => None,
     }
 }
 
-fn pcnet(written: &schema::Pcnet, path: &[Step], out: &mut Findings) -> Adapter {
+fn pcnet(written: &schema::Pcnet) -> Adapter {
     let send_combining = written.send_combining.as_ref().map(|written| {
-        let path = below(path, &[Field("sendCombining")]);
         let default = SendCombining::default();
-        let threshold = written.threshold.unwrap_or(default.threshold);
-        if !COMBINED.contains(&threshold) {
-            let message =
-                format!("{threshold} is out of range: write {} to {}", COMBINED.start(), COMBINED.end());
-            out.add(&below(&path, &[Field("threshold")]), message);
+        SendCombining {
+            threshold: written.threshold.unwrap_or(default.threshold),
+            rate: written.rate.unwrap_or(default.rate),
+            tick: written.tick.unwrap_or(default.tick),
         }
-        let rate = written.rate.unwrap_or(default.rate);
-        if rate > MAX_EXIT_RATE {
-            out.add(
-                &below(&path, &[Field("rate")]),
-                format!("{rate} is out of range: write 0 to {MAX_EXIT_RATE}"),
-            );
-        }
-        let tick = written.tick.unwrap_or(default.tick);
-        if !TICK.contains(&tick.0) {
-            let (least, most) = (Span(*TICK.start()), Span(*TICK.end()));
-            out.add(
-                &below(&path, &[Field("tick")]),
-                format!("{tick} is out of range: write {least} to {most}"),
-            );
-        }
-        SendCombining { threshold, rate, tick }
     });
     Adapter::Pcnet(PcnetSwitches {
         io_in_kernel: written.io_in_kernel.unwrap_or(false),
@@ -72,12 +45,7 @@ fn pcnet(written: &schema::Pcnet, path: &[Step], out: &mut Findings) -> Adapter 
 
 fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) -> Adapter {
     let on = |switch: Option<bool>| switch.unwrap_or(false);
-    let count = written.queue_pairs.unwrap_or(1);
-    let queue_pairs = QueuePairs::new(count).unwrap_or_else(|| {
-        let message = format!("{count} is out of range: write 1 to {}", QueuePairs::MAX);
-        out.add(&below(path, &[Field("queuePairs")]), message);
-        QueuePairs::ONE
-    });
+    let queue_pairs = written.queue_pairs.and_then(QueuePairs::new).unwrap_or(QueuePairs::ONE);
     let switches = VirtioNetSwitches {
         checksum_offload: on(written.checksum_offload),
         tso: on(written.tso),

@@ -1,30 +1,21 @@
 //! Gates: which cells, and what must hold of them.
 
-use std::fmt::Display;
-
 use super::Step::{self, Field, Index};
-use super::{Findings, below, count, peer, schema};
-use crate::figure::{EXITS_PER_MEGABYTE, FIRST_FRAME, Figure, GOODPUT, MEMORY};
-use crate::result::{Gate, GateCondition, GateSelector, Relation, Subject};
+use super::{Findings, below, peer, schema};
+use crate::relation::Relation;
+use crate::result::{Gate, GateCondition, GateSelector, Limit, Subject};
 use crate::units::Percent;
-
-const MAX_GATES: usize = 64;
-/// Further apart than this nothing is equal.
-const WIDEST: Percent = Percent::from_fraction(0.5);
+use schema::gate::{Condition, Limited};
 
 pub(super) fn gates(spec: &schema::Spec, out: &mut Findings) -> Vec<Gate> {
-    if !spec.gates.is_empty()
-        && !count(spec.gates.len(), MAX_GATES, "gate", &[Field("spec"), Field("gates")], out)
-    {
-        return Vec::new();
-    }
     let mut gates = Vec::new();
     for (index, written) in spec.gates.iter().enumerate() {
         let path = [Field("spec"), Field("gates"), Index(index)];
         let cells = &written.cells;
         known_arm(spec, cells.arm.as_ref(), &below(&path, &[Field("cells"), Field("arm")]), out);
         let known = |name: &String| spec.workloads.iter().any(|other| other.name == *name);
-        if let Some(workload) = cells.workload.as_ref().filter(|name| !known(name)) {
+        let unclear = out.has_unclear_names("workloads", spec.workloads.len());
+        if let Some(workload) = cells.workload.as_ref().filter(|name| !unclear && !known(name)) {
             out.add(
                 &below(&path, &[Field("cells"), Field("workload")]),
                 format!("there is no workload `{workload}`"),
@@ -39,27 +30,47 @@ pub(super) fn gates(spec: &schema::Spec, out: &mut Findings) -> Vec<Gate> {
         };
         gates.push(Gate { cells, condition });
     }
-    if let Some(baseline) = spec.arms.iter().find(|arm| arm.native.is_some()) {
-        for (index, gate) in spec.gates.iter().enumerate() {
-            if gate.toll.is_some() && gate.cells.arm.as_ref() == Some(&baseline.name) {
-                let path = [Field("spec"), Field("gates"), Index(index), Field("cells"), Field("arm")];
+    tolls(spec, out);
+    gates
+}
+
+/// A toll is relative to the first native arm.
+fn tolls(spec: &schema::Spec, out: &mut Findings) {
+    let arms = [Field("spec"), Field("arms")];
+    let unclear = (0..spec.arms.len()).find(|arm| out.is_unclear(&below(&arms, &[Index(*arm)])));
+    let baseline = spec.arms.iter().position(|arm| arm.native.is_some());
+    // An arm before it that can't be read may be the baseline.
+    let known = unclear.is_none_or(|unclear| baseline.is_some_and(|baseline| baseline < unclear));
+    if !known || out.told.covers(&arms) {
+        return;
+    }
+    let baseline = baseline.and_then(|baseline| spec.arms.get(baseline));
+    for (index, gate) in spec.gates.iter().enumerate() {
+        if !gate.conditions.iter().any(|condition| condition.form.of == Limited::Toll) {
+            continue;
+        }
+        let path = [Field("spec"), Field("gates"), Index(index), Field("cells"), Field("arm")];
+        match baseline {
+            Some(baseline) if gate.cells.arm.as_ref() == Some(&baseline.name) => {
                 let message = format!(
                     "`{}` is the baseline that tolls are relative to: name another arm",
                     baseline.name
                 );
                 out.add(&path, message);
             }
+            Some(_) => {}
+            None => {
+                let message = "a toll is relative to native: add an arm `native: {}`";
+                out.add(&[Field("spec"), Field("gates")], message);
+                break;
+            }
         }
     }
-    let tolls = gates.iter().any(|gate| gate.condition.subject == Subject::Toll);
-    if tolls && !spec.arms.iter().any(|arm| arm.native.is_some()) {
-        out.add(&[Field("spec"), Field("gates")], "a toll is relative to native: add an arm `native: {}`");
-    }
-    gates
 }
 
 fn known_arm(spec: &schema::Spec, name: Option<&String>, path: &[Step], out: &mut Findings) {
-    if let Some(arm) = name.filter(|arm| !spec.arms.iter().any(|other| other.name == **arm)) {
+    let unclear = out.has_unclear_names("arms", spec.arms.len());
+    if let Some(arm) = name.filter(|arm| !unclear && !spec.arms.iter().any(|other| other.name == **arm)) {
         out.add(path, format!("there is no arm `{arm}`"));
     }
 }
@@ -70,71 +81,171 @@ fn condition(
     path: &[Step],
     out: &mut Findings,
 ) -> Option<GateCondition> {
-    let schema::Gate { cells, toll, goodput, ratio, exits_per_megabyte, first_frame, memory } = written;
-    let at_most = |figure: &'static Figure, number, text: &dyn Display| {
-        Some(GateCondition::on_median(figure, Relation::AtMost, number, text))
-    };
-    let conditions = [
-        toll.as_ref().map(|limit| Some(GateCondition::toll_at_most(&GOODPUT, limit.at_most))),
-        goodput.as_ref().map(|limit| {
-            let limit = limit.at_least;
-            Some(GateCondition::on_median(&GOODPUT, Relation::AtLeast, limit.0 as f64 / 8.0, &limit))
-        }),
-        ratio.as_ref().map(|limit| self::ratio(spec, cells, limit, &below(path, &[Field("ratio")]), out)),
-        exits_per_megabyte.as_ref().map(|limit| {
-            let limit = exits(limit.at_most, path, out);
-            at_most(&EXITS_PER_MEGABYTE, limit, &limit)
-        }),
-        first_frame.as_ref().map(|limit| at_most(&FIRST_FRAME, limit.at_most.seconds(), &limit.at_most)),
-        memory.as_ref().map(|limit| at_most(&MEMORY, limit.at_most.0 as f64, &limit.at_most)),
-    ];
-    let mut written = conditions.into_iter().flatten();
-    if let (Some(condition), None) = (written.next(), written.next()) {
-        return condition;
-    }
-    out.add(
-        path,
-        "must be exactly one condition: `toll: {atMost: 10%}`, `goodput: {atLeast: 1Gbit}`, `ratio: {to: ARM, atLeast: \
-         95%}`, `ratio: {to: ARM, within: 2%}`, `exitsPerMegabyte: {atMost: 1}`, `firstFrame: {atMost: 5ms}` or `memory: \
-         {atMost: 2MiB}`",
-    );
-    None
+    let conditions: Vec<_> =
+        written.conditions.iter().map(|condition| one(spec, written, condition, path, out)).collect();
+    conditions.into_iter().next()?
 }
 
-fn ratio(
+fn one(
     spec: &schema::Spec,
-    cells: &schema::Cells,
-    limit: &schema::RatioLimit,
+    gate: &schema::Gate,
+    condition: &'_ Condition,
     path: &[Step],
     out: &mut Findings,
 ) -> Option<GateCondition> {
-    let schema::RatioLimit { to, at_least, within } = limit;
-    known_arm(spec, Some(to), &below(path, &[Field("to")]), out);
-    if cells.arm.as_ref() == Some(to) {
-        out.add(&below(path, &[Field("to")]), format!("`{to}` relative to itself is 100%: name another arm"));
+    let Condition { form, figure, to, limits } = condition;
+    let path = below(path, &[Field(&form.field)]);
+    if let Some(to) = to {
+        known_arm(spec, Some(to), &below(&path, &[Field("to")]), out);
+        if gate.cells.arm.as_ref() == Some(to) {
+            let message = format!("`{to}` relative to itself is 100%: name another arm");
+            out.add(&below(&path, &[Field("to")]), message);
+        }
     }
-    let to = to.clone();
-    match (*at_least, *within) {
-        (Some(limit), None) => Some(GateCondition::on_ratio(&GOODPUT, to, Relation::AtLeast, limit)),
-        (None, Some(within)) => {
-            if !(within.fraction() > 0.0 && within.fraction() <= WIDEST.fraction()) {
-                let message = format!("{within} is out of range: write more than 0% and at most {WIDEST}");
-                out.add(&below(path, &[Field("within")]), message);
-            }
-            Some(GateCondition::on_ratio(&GOODPUT, to, Relation::Within, within))
+    for (relation, limit) in limits {
+        if let Some(why) = out_of_range(form.quantity.is_none(), relation, limit) {
+            out.add(&below(&path, &[Field(relation.id)]), format!("{} is out of range: {why}", limit.text));
         }
-        _ => {
-            out.add(path, "must say exactly one of `atLeast: 95%` and `within: 2%`");
-            None
+    }
+    let [(relation, limit)] = &limits[..] else { return None };
+    let subject = match form.of {
+        Limited::Toll => Subject::Toll,
+        Limited::Ratio => Subject::RatioTo(to.clone()?),
+        Limited::Median(_) => Subject::Median,
+    };
+    Some(GateCondition { figure, subject, relation, limit: limit.clone() })
+}
+
+/// What a limit must be that is none of such a relation.
+fn out_of_range(is_bare: bool, relation: &Relation, limit: &Limit) -> Option<String> {
+    match relation.widest {
+        Some(widest) if !(limit.number > 0.0 && limit.number <= widest) => {
+            Some(format!("write more than 0% and at most {}", Percent::from_fraction(widest)))
         }
+        None if is_bare && limit.number < 0.0 => Some("write 0 or more".into()),
+        Some(_) | None => None,
     }
 }
 
-/// The limit; what is wrong with it is told.
-fn exits(limit: f64, path: &[Step], out: &mut Findings) -> f64 {
-    if !(limit.is_finite() && limit >= 0.0) {
-        let path = below(path, &[Field("exitsPerMegabyte"), Field("atMost")]);
-        out.add(&path, format!("{limit} is out of range: write 0 or more"));
+#[cfg(test)]
+mod tests {
+    use super::super::super::parse;
+    use super::super::schema::gate::{COMPARED, FORMS, Form};
+    use super::*;
+    use crate::figure::FIGURES;
+    use crate::relation::{AT_LEAST, AT_MOST, RELATIONS, WITHIN};
+
+    /// The gates of a campaign, written as a list in one line.
+    fn gates(written: &str) -> Result<Vec<Gate>, Vec<String>> {
+        let text = format!(
+            "apiVersion: toll.dev/v1alpha1\nkind: Campaign\nmetadata: {{name: gated}}\nspec:\n  hosts: {{select: {{}}}}\n  arms: \
+             [{{name: native, native: {{}}}}, {{name: other, native: {{}}}}]\n  workloads: [{{name: bulk, stream: {{}}}}]\n  \
+             gates: {written}\n"
+        );
+        parse(&text)
+            .map(|campaign| campaign.gates)
+            .map_err(|problems| problems.into_iter().map(|problem| problem.message).collect())
     }
-    limit
+
+    #[test]
+    fn every_figure_of_the_table_has_a_gate_with_every_relation() {
+        for figure in FIGURES {
+            let form = FORMS.iter().find(|form| form.of == Limited::Median(figure)).expect(figure.id);
+            let (sample, number) = match figure.unit.limit() {
+                (Some(quantity), divisor) => (
+                    quantity.sample().to_owned(),
+                    quantity.read(quantity.sample()).expect("is one").0 / divisor,
+                ),
+                (None, divisor) => ("3".to_owned(), 3.0 / divisor),
+            };
+            for relation in RELATIONS {
+                let written = format!("[{{{}: {{{}: {sample}}}}}]", form.field, relation.id);
+                let found = gates(&written);
+                if relation.widest.is_some() {
+                    assert!(found.expect_err(&written)[0].contains("unknown field `within`"));
+                    continue;
+                }
+                let condition = &found.expect(&written)[0].condition;
+                assert_eq!((condition.figure, &condition.subject), (figure, &Subject::Median), "{written}");
+                assert_eq!((condition.relation, &condition.limit.text), (relation, &sample), "{written}");
+                assert!((condition.limit.number / number - 1.0).abs() < 1e-12, "{written}: {condition:?}");
+            }
+        }
+        let fields: Vec<&str> = FORMS.iter().map(|form| form.field.as_str()).collect();
+        assert_eq!(fields[..4], ["toll", "ratio", "goodput", "cpu"]);
+        assert!(fields.contains(&"exitsPerMegabyte"), "{fields:?}");
+        assert!(Form::named("exits-per-megabyte").is_none());
+    }
+
+    #[test]
+    fn a_ratio_is_of_any_figure_that_is_compared() {
+        for (name, figure) in COMPARED.iter() {
+            let found = gates(&format!(
+                "[{{cells: {{arm: other}}, ratio: {{of: {name}, to: native, atMost: 90%}}}}]"
+            ));
+            let condition = &found.expect(name)[0].condition;
+            assert_eq!((condition.figure, condition.relation), (*figure, &AT_MOST));
+            assert_eq!(condition.to_string(), format!("{} at most 90% of native's", figure.title));
+        }
+        let short = gates("[{ratio: {to: native, within: 2%}}, {ratio: {to: native, atLeast: 900%}}]")
+            .expect("are good");
+        assert_eq!((short[0].condition.figure.id, short[0].condition.relation), ("goodput", &WITHIN));
+        assert_eq!((short[1].condition.relation, short[1].condition.limit.number), (&AT_LEAST, 9.0));
+        let toll =
+            gates("[{cells: {arm: other}, toll: {atMost: 10%}}, {toll: {atLeast: 1%}}]").expect("are good");
+        assert_eq!(toll[0].condition.to_string(), "toll at most 10%");
+        assert_eq!(toll[1].condition.to_string(), "toll at least 1%");
+    }
+
+    #[test]
+    fn all_that_is_wrong_with_gates_is_told() {
+        for (written, told) in [
+            (
+                "[{ratio: {of: memory, to: native, atMost: 90%}}]",
+                &["unknown variant `memory`, expected `goodput` or `cpu`"][..],
+            ),
+            ("[{ratio: {atMost: 90%}}]", &["missing field `to`"]),
+            (
+                "[{ratio: {to: native}}]",
+                &["must say exactly one of `atMost: 10%`, `atLeast: 10%` and `within: 10%`"],
+            ),
+            (
+                "[{ratio: {to: nativ, within: 60%}}]",
+                &["no arm `nativ`", "60% is out of range: write more than 0% and at most 50%"],
+            ),
+            (
+                "[{cells: {arm: other}, ratio: {to: other, within: 0%}}]",
+                &["`other` relative to itself", "0% is out of range"],
+            ),
+            ("[{firstFrame: {atMost: 5}}]", &["`5` has no unit"]),
+            ("[{cpu: {atMost: 5MiB}}]", &["`5MiB` has an unknown unit: a duration"]),
+            (
+                "[{memory: {atMost: 1MiB, atLeast: 1B}}]",
+                &["must say exactly one of `atMost: 64KiB` and `atLeast: 64KiB`"],
+            ),
+            ("[{exitsPerFrame: {atMost: -1}}]", &["-1 is out of range: write 0 or more"]),
+            ("[{exitsPerFrame: {atMost: .inf}}]", &["floating point `.inf`, expected a number"]),
+            (
+                "[{}]",
+                &[
+                    "must be exactly one condition: `toll: {atMost: 10%}`, `ratio: {to: ARM, atLeast: 10%}`, `goodput: {atLeast: 100Mbit}`",
+                ],
+            ),
+            (
+                "[{memory: {atMost: 1MiB}, toll: {atMost: much%}}]",
+                &["must be exactly one condition", "`much%` is no percentage"],
+            ),
+            ("[{memry: {atMost: 1MiB}}]", &["did you mean `memory`?"]),
+            (
+                "[{toll: }, {cells: {arm: native}, toll: {atMost: 10%}}]",
+                &["must be exactly one condition", "`native` is the baseline"],
+            ),
+        ] {
+            let found = gates(written).expect_err(written);
+            assert_eq!(found.len(), told.len(), "{written}: {found:#?}");
+            for words in told {
+                assert!(found.iter().any(|message| message.contains(words)), "{written}: {found:#?}");
+            }
+        }
+    }
 }

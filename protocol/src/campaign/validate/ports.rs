@@ -4,9 +4,10 @@ use super::Step::{self, Field};
 use super::{Findings, below, schema};
 use crate::decorators::Decorators;
 use crate::result::Peer;
-use crate::trial::{Adapter, EndKind, Port, QueuePairs};
+use crate::trial::{Adapter, Port, QueuePairs};
 
-pub(super) fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Findings) -> Option<Port> {
+/// The port that is written; that it is exactly one is told by the schema.
+pub(super) fn port(written: Option<&schema::Port>) -> Option<Port> {
     let Some(schema::Port { tap, macvtap, hub, nat }) = written else { return Some(Port::Host) };
     let all = [
         (tap.is_some(), Port::Tap),
@@ -15,13 +16,7 @@ pub(super) fn port(written: Option<&schema::Port>, path: &[Step], out: &mut Find
         (nat.is_some(), Port::Nat),
     ];
     let mut named = all.into_iter().filter_map(|(named, port)| named.then_some(port));
-    if let (Some(port), None) = (named.next(), named.next()) {
-        return Some(port);
-    }
-    let message = "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; \
-                   leave it out for what the host's agent offers";
-    out.add(&below(path, &[Field("port")]), message);
-    None
+    named.next().filter(|_| named.next().is_none())
 }
 
 /// What an arm has that is of one queue.
@@ -35,44 +30,41 @@ fn of_one_queue(port: Port, decorators: &Decorators) -> Option<&'static str> {
     )
 }
 
-/// What a port is that no wire of a host is: for `peers` of an arm, its adapter's offloads and queue pairs.
+/// What a port is that no wire of a host is: for the peers of an arm, which are said at `peers_path`, and for the offloads and queue
+/// pairs of the adapter of its end, which is at `path`. What is wrong with the adapter or the port itself is told.
 pub(super) fn check(
-    kind: &EndKind,
+    adapter: Option<&Adapter>,
+    port: Option<Port>,
     decorators: &Decorators,
-    peers: &[Peer],
+    (peers, peers_path): (&[Peer], &[Step]),
     path: &[Step],
     out: &mut Findings,
 ) {
-    let (engine, adapter, port) = match kind {
-        EndKind::Native { .. } => return,
-        EndKind::SameStack { adapter, port } => ("sameStack", adapter, *port),
-        EndKind::Guest { adapter, port } => ("guest", adapter, *port),
-    };
+    let Some(port) = port else { return };
+    let arm = path.split_last().map_or(path, |(_, arm)| arm);
+    let are_known = !out.is_wrong(peers_path);
     match port {
-        Port::Hub if peers.contains(&Peer::Native) => {
+        Port::Hub if are_known && peers.contains(&Peer::Native) => {
             let message =
                 "a hub joins two ends of the arm and no native one: write `peers: [same-arm]` in the arm";
-            out.add(path, message);
+            out.add(arm, message);
         }
-        Port::Nat if peers.contains(&Peer::SameArm) => {
+        Port::Nat if are_known && peers.contains(&Peer::SameArm) => {
             let message =
                 "nobody can connect to an end behind address translation: write `peers: [native]` in the arm";
-            out.add(path, message);
+            out.add(arm, message);
         }
         _ => {}
     }
-    if let (Port::Nat, Adapter::VirtioNet(switches)) = (port, adapter)
-        && switches.offloads()
-    {
+    let Some(Adapter::VirtioNet(switches)) = adapter else { return };
+    if port == Port::Nat && switches.offloads() {
         let message = "address translation carries whole frames with their checksums: leave `checksumOffload`, `tso` and \
                        `segmentCombining` off";
-        out.add(&below(path, &[Field(engine), Field("port"), Field("nat")]), message);
+        out.add(&below(path, &[Field("port"), Field("nat")]), message);
     }
-    if let Adapter::VirtioNet(switches) = adapter
-        && switches.queue_pairs > QueuePairs::ONE
+    if switches.queue_pairs > QueuePairs::ONE
         && let Some(fault) = of_one_queue(port, decorators)
     {
-        let path = below(path, &[Field(engine), Field("adapter"), Field("virtioNet"), Field("queuePairs")]);
-        out.add(&path, fault);
+        out.add(&below(path, &[Field("adapter"), Field("virtioNet"), Field("queuePairs")]), fault);
     }
 }
