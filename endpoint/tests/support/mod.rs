@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
@@ -21,6 +22,12 @@ use toll_protocol::units::{Bytes, InterfaceAddress, Span};
 
 pub const WARM_UP: Span = Span::from_millis(100);
 pub const DURATION: Span = Span::from_millis(500);
+
+/// The program: cargo names it to a test, and an example finds it beside its own folder.
+fn program() -> PathBuf {
+    let beside = || std::env::current_exe().expect("a path").with_file_name("../toll-endpoint");
+    option_env!("CARGO_BIN_EXE_toll-endpoint").map_or_else(beside, PathBuf::from)
+}
 
 /// A running `toll-endpoint`, with the agent's end of its control socket; killed when dropped.
 pub struct End {
@@ -38,7 +45,7 @@ impl End {
     pub fn spawn_with(stderr: Stdio) -> Self {
         let (socket, theirs) = UnixStream::pair().expect("a socket pair");
         socket.set_read_timeout(Some(Duration::from_secs(20))).expect("a time limit");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_toll-endpoint"));
+        let mut command = Command::new(program());
         command.arg("--control-fd").arg(theirs.as_raw_fd().to_string()).stdin(Stdio::null()).stderr(stderr);
         // Only the child's own copy loses its close-on-exec flag: ends that other tests start at the same time
         // must not inherit it, as it would keep the socket open.

@@ -19,7 +19,7 @@ pub fn cells(result: &CampaignResult) -> Markup {
     let columns = columns(result);
     html! {
         h2 { "All cells" }
-        p.note { "Medians over the runs; intervals are 95 %. A dash is a figure that does not exist or could not be taken." }
+        p.note { "Medians over the runs; intervals are 95 %. A second line is what a figure is more than native's in the same block. A dash is a figure that does not exist or could not be taken." }
         div.wide {
             table {
                 thead {
@@ -71,7 +71,13 @@ fn cell_row(result: &CampaignResult, cell: &CellResult, columns: &[&'static Figu
             }
             @for figure in columns {
                 @let text = cell.median(figure).map(|number| format::figure(figure.unit, number));
-                td.r { (text.unwrap_or_else(|| format::ABSENT.to_owned())) }
+                td.r {
+                    (text.unwrap_or_else(|| format::ABSENT.to_owned()))
+                    @if let Some(over) = cell.over_native(figure) {
+                        br;
+                        small { (format::difference(figure.unit, &over)) }
+                    }
+                }
             }
             td.r.bad[counts.measured < counts.planned] { (counts.measured) "/" (counts.planned) }
             td { @for (flag, runs) in &cell.flags { span.flag { (explain(*flag).0) " " (runs) } " " } }
