@@ -3,6 +3,8 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::os::fd::AsRawFd;
 
 use support::{End, config, pair};
 use toll_protocol::child::EndpointConfig;
@@ -85,6 +87,47 @@ fn sends_without_a_copy_say_that_loopback_copies_them() {
     assert!(receiver.received_bytes > 0);
 }
 
+/// The SYN of a connecting end, as the kernel of who listens has kept it: IPv4 and TCP header.
+fn saved_syn(parameters: Stream) -> Vec<u8> {
+    /// Of the kernel's linux/tcp.h.
+    const TCP_SAVE_SYN: libc::c_int = 27;
+    const TCP_SAVED_SYN: libc::c_int = 28;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listens");
+    let on: libc::c_int = 1;
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: `on` is `length` readable bytes.
+    let set = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_SAVE_SYN,
+            (&raw const on).cast(),
+            length,
+        )
+    };
+    assert_eq!(set, 0, "the kernel keeps SYNs");
+    let SocketAddr::V4(address) = listener.local_addr().expect("an address") else { unreachable!("IPv4") };
+    let mut end = End::configured(stream(Direction::Send, Open::Connect, parameters));
+    end.ready();
+    end.start(address);
+    let (accepted, _) = listener.accept().expect("connects");
+    let mut syn = vec![0; 256];
+    let mut length = syn.len() as libc::socklen_t;
+    // SAFETY: `syn` is `length` writable bytes, of which the kernel fills as many as it says.
+    let got = unsafe {
+        libc::getsockopt(
+            accepted.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_SAVED_SYN,
+            syn.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    assert_eq!(got, 0, "a SYN was kept");
+    syn.truncate(length as usize);
+    syn
+}
+
 #[test]
 fn options_of_sockets_are_taken_or_refused_by_name() {
     let parameters = Stream {
@@ -96,6 +139,14 @@ fn options_of_sockets_are_taken_or_refused_by_name() {
     };
     let (sender, receiver) = run(Direction::Send, &parameters);
     assert!(sender.sent_bytes > 0 && receiver.received_bytes > 0);
+    let syn = saved_syn(parameters);
+    // Fields of RFC 791, 3.1 and RFC 9293, 3.1.
+    let (version_and_length, traffic_class) = (syn[0], syn[1]);
+    assert_eq!((version_and_length, traffic_class), (0x45, 10 << 2), "af11: {syn:?}");
+    assert!(syn[40..].starts_with(&[2, 4, 2, 24]), "the first option is a largest segment of 536: {syn:?}");
+    let plain = saved_syn(Stream::default());
+    assert_eq!(plain[1], 0, "{plain:?}");
+    assert!(!plain[40..].starts_with(&[2, 4, 2, 24]), "{plain:?}");
     let unknown = Stream { congestion_control: Some("nosuch".into()), ..Stream::default() };
     let reason = End::configured(stream(Direction::Send, Open::Listen, unknown)).failure().reason;
     assert!(reason.contains("no congestion control nosuch can be set"), "{reason}");

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, JoinError, JoinHandle};
 use toll_protocol::PROTOCOL_VERSION;
 use toll_protocol::facts::NicFacts;
+use toll_protocol::lack::lack;
 use toll_protocol::message::{FromAgent, Instance, ToAgent};
 use toll_protocol::report::Failure;
 use toll_protocol::trial::{EndSpec, TrialId};
@@ -32,7 +33,7 @@ use crate::link::{Link, LinkError, LinkEvent};
 use crate::metrics::Metrics;
 use crate::network::{self, Changes, Network, NetworkConfig, NetworkError};
 use crate::outbox::Outbox;
-use crate::runner::{Host, Runner, refusal};
+use crate::runner::{Host, Runner};
 use crate::trial::Event;
 use crate::users::Users;
 
@@ -435,7 +436,8 @@ impl Agent {
         let failure = match running {
             _ if stopping => Some(Failure::new("the agent was told to stop")),
             Some(other) => Some(Failure::new(format!("this host is busy with trial {other}"))),
-            None => refusal(&self.host.facts, &end),
+            None => lack(&end, &self.host.facts)
+                .map(|lack| Failure::new(format!("this host can't run the end: {lack}"))),
         };
         if self.trials.len() >= MOST_TRIALS {
             tracing::error!(%trial, "refused: too many trials that were never torn down");

@@ -12,10 +12,10 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Engine, Outside, VmmConfig, VmmPort};
-use toll_protocol::facts::{HostFacts, KvmFact, NicFacts};
+use toll_protocol::facts::{HostFacts, NicFacts};
 use toll_protocol::message::FromAgent;
 use toll_protocol::report::{EndReport, Failure};
-use toll_protocol::trial::{Adapter, EndKind, EndReady, EndSpec, NativeProgram, Port, TrialId};
+use toll_protocol::trial::{Adapter, EndKind, EndReady, EndSpec, Port, TrialId};
 use toll_protocol::units::Bytes;
 use toll_protocol::validity;
 
@@ -60,34 +60,6 @@ impl Host {
     /// The program of native ends, which ends those of a user too.
     pub(crate) fn endpoint(&self) -> PathBuf {
         self.programs.join("toll-endpoint")
-    }
-}
-
-/// What this host lacks for an end, if it lacks something.
-pub(crate) fn refusal(facts: &HostFacts, end: &EndSpec) -> Option<Failure> {
-    let refused = |why: String| Some(Failure::new(why));
-    let asked = match &end.kind {
-        EndKind::Native { program: NativeProgram::Iperf3 } => {
-            let why = facts.iperf3.as_ref().err()?;
-            return refused(format!("this host can't run iperf3: {why}"));
-        }
-        EndKind::Native { .. } => return None,
-        EndKind::Guest { port, .. } | EndKind::SameStack { port, .. } => *port,
-    };
-    if let (EndKind::Guest { .. }, KvmFact::Unusable { reason, .. }) = (&end.kind, &facts.kvm) {
-        return refused(format!("this host can't run a guest: {reason}"));
-    }
-    if !asked.is_on_the_wire() {
-        return None;
-    }
-    let Some(wire) = facts.wire else { return refused("this host has no test NIC".to_owned()) };
-    match (wire.port(asked), &facts.tun) {
-        (None, _) => refused(format!(
-            "this host has no port `{asked}`: its virtual ends reach the wire by {wire}; leave the port out of the \
-             campaign, or start the agent with another --wire"
-        )),
-        (Some(Port::Tap), Err(reason)) => refused(format!("this host can't create a TAP: {reason}")),
-        (Some(_), _) => None,
     }
 }
 
@@ -459,6 +431,3 @@ enum Configure {
 fn failed(event: impl FnOnce(Failure) -> Event) -> impl FnOnce(NetworkError) -> Event {
     |error| event(Failure::new(crate::chain(&error)))
 }
-
-#[cfg(test)]
-mod tests;

@@ -1,6 +1,7 @@
 //! What crosses a machine or a file in Toll: units, the campaign schema, messages between processes and
 //! results. Pure data and pure functions; nothing here does I/O, so every other crate may depend on it.
 
+pub mod adapters;
 pub mod bounded;
 pub mod campaign;
 pub mod child;
@@ -10,6 +11,7 @@ pub mod facts;
 pub mod figure;
 pub mod file;
 pub mod frame;
+pub mod lack;
 pub mod latencies;
 pub mod message;
 pub mod metrics;

@@ -239,13 +239,14 @@ pub struct FrameCounters {
     pub transmit_frames: u64,
     /// Their bytes, Ethernet header included, FCS not.
     pub transmit_bytes: u64,
-    /// Frames the guest sent that the port refused.
+    /// Frames the guest sent that the port refused, or took and had no room for.
     pub transmit_drops: u64,
     /// Frames given to the guest.
     pub receive_frames: u64,
     /// Their bytes, Ethernet header included, FCS not.
     pub receive_bytes: u64,
-    /// Frames for the guest that found no buffer, or that its driver may not get: longer than its MTU, or to be cut up.
+    /// Frames for the guest that found no buffer or no room on an impaired wire, or that its driver may not get: longer than
+    /// its MTU, or to be cut up.
     pub receive_drops: u64,
     /// Frames that came and that the driver of a virtio-net does not want: its filter kept them away, or they are another
     /// station's and it may not get them.

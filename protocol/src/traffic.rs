@@ -176,7 +176,7 @@ pub struct Arms<'a> {
     /// Whether one of them has a `nat` port.
     pub nat: bool,
     /// MTU of the trials in bytes of IP packet, where the campaign says it.
-    pub mtu: Option<u32>,
+    pub mtu: Option<u16>,
     /// All workloads, as they are written.
     pub workloads: &'a [Workload],
 }

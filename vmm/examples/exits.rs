@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ] {
         let job = Job {
             open: Open::Connect,
-            direction: Direction::Send,
+            direction: Direction::Receive,
             timing: Timing { warm_up: Span(0), duration: Span(1) },
             traffic: Traffic::Stream(Stream { write_size: Bytes(1), ..Stream::default() }),
         };
@@ -39,7 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             gateway: None,
             mtu: 1500,
             memory: Bytes(4 << 20),
-            job,
+            job: job.clone(),
             cpu: None,
             io_cpu: None,
             deadline: Span::from_millis(1),
@@ -53,7 +53,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 other => return Err(format!("{other:?}").into()),
             }
         };
-        let report = recording.report(Direction::Receive, Vec::new())?;
+        let report = recording.report(&job, Vec::new())?;
         let exits = report.exits.ok_or("a guest has exits")?;
         let each = report.interval.seconds() * 1e6 / exits.total() as f64;
         let kvm = (exits.kvm_userspace, exits.kvm_all);

@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
-use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, direction, open, virtio_net};
+use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, direction, kind, open, virtio_net};
 use toll_protocol::traffic::Traffic;
 use toll_protocol::trial::{Adapter, Direction, Open, VirtioNetSwitches};
 
@@ -52,16 +52,7 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
         warm_up_ns: config.job.timing.warm_up.0,
         duration_ns: config.job.timing.duration.0,
         patience_ns: nanoseconds(PATIENCE),
-        write_size: match &config.job.traffic {
-            Traffic::Stream(stream) => u32::try_from(stream.write_size.0).unwrap_or(u32::MAX),
-            // Refused with the configuration.
-            Traffic::RequestResponse(_) => 0,
-        },
-        direction: match config.job.direction {
-            Direction::Send => direction::SEND,
-            Direction::Receive => direction::RECEIVE,
-            Direction::Both => 0,
-        },
+        traffic: traffic(config),
         open: match config.job.open {
             Open::Listen => open::LISTEN,
             Open::Connect => open::CONNECT,
@@ -79,6 +70,26 @@ pub fn boot_info(config: &EndConfig, program: &Program, adapter_base: u64, tsc_h
             Program::SelfTest(case) => *case,
         },
         switches: switches(&config.adapter),
+    }
+}
+
+fn traffic(config: &EndConfig) -> toll_guest_abi::Traffic {
+    let direction = match config.job.direction {
+        Direction::Send => direction::SEND,
+        Direction::Receive => direction::RECEIVE,
+        Direction::Both => direction::BOTH,
+    };
+    match &config.job.traffic {
+        Traffic::Stream(stream) => toll_guest_abi::Traffic {
+            kind: kind::STREAM,
+            direction,
+            flows: stream.flows,
+            write_size: u32::try_from(stream.write_size.0).unwrap_or(u32::MAX),
+        },
+        // Refused with the configuration, and no kind that the program knows.
+        Traffic::RequestResponse(_) => {
+            toll_guest_abi::Traffic { kind: 0, direction, flows: 0, write_size: 0 }
+        }
     }
 }
 

@@ -4,11 +4,14 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use toll_guest_abi::MAX_FLOWS;
+use toll_protocol::adapters::Conflict;
+
 use toll_protocol::child::{Engine, VmmConfig, VmmPort};
 use toll_protocol::decorators::{Capture, Impairments};
 use toll_protocol::traffic::stream::WRITE_SIZE;
 use toll_protocol::traffic::{Job, Traffic};
-use toll_protocol::trial::{Adapter, Direction, Open, QueuePairs};
+use toll_protocol::trial::{Adapter, Open, QueuePairs};
 use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress};
 
 use crate::layout::{LARGE_PAGE, MEMORY_MAX, MEMORY_MIN};
@@ -18,12 +21,6 @@ pub const LISTEN_PORT: u16 = 5201;
 
 /// Longest name of an interface: IFNAMSIZ less the terminating zero.
 const INTERFACE_NAME_MAX: usize = 15;
-/// RFC 791: the datagram that every host must take.
-const MTU_MIN: u16 = 576;
-/// Jumbo frames.
-const MTU_MAX: u16 = 9000;
-/// The Am79C970A has no frames over the 1518 bytes of IEEE 802.3.
-const PCNET_MTU_MAX: u16 = 1500;
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -49,9 +46,9 @@ pub enum ConfigError {
     /// The port's name is no interface name.
     #[error("`{0}` is no name of an interface: 1 to 15 printable characters without `/`, `%`, `:` and space")]
     PortName(String),
-    /// Segmentation without checksums.
-    #[error("the adapter's switch tso needs checksumOffload (virtio 1.2, 5.1.3.1)")]
-    Segmentation,
+    /// Switches of the adapter that lack another.
+    #[error("{switch}: {0}", switch = .0.switch())]
+    Switches(Conflict),
     /// Several queue pairs without what they need.
     #[error("more than one queue pair and {0} don't go together")]
     QueuePairs(&'static str),
@@ -67,9 +64,6 @@ pub enum ConfigError {
     /// Behind address translation.
     #[error("address translation and {0} don't go together")]
     Translation(&'static str),
-    /// The payload program does not do it.
-    #[error("the payload program does not send and receive at the same time")]
-    BothWays,
     /// The job measures nothing or never ends.
     #[error("{0} must not be 0")]
     Zero(&'static str),
@@ -175,30 +169,24 @@ impl TryFrom<VmmConfig> for EndConfig {
         } = config;
         match &job.traffic {
             Traffic::Stream(stream) => {
-                range("the number of flows", stream.flows, 1, 1)?;
+                range("the number of flows", stream.flows, 1, MAX_FLOWS as u32)?;
                 range("the write size", stream.write_size, *WRITE_SIZE.start(), *WRITE_SIZE.end())?;
             }
             Traffic::RequestResponse(_) => return Err(ConfigError::Traffic(job.traffic.field())),
-        }
-        if job.direction == Direction::Both {
-            return Err(ConfigError::BothWays);
         }
         range("guest memory", memory, Bytes(MEMORY_MIN), Bytes(MEMORY_MAX))?;
         if !memory.0.is_multiple_of(LARGE_PAGE) {
             return Err(ConfigError::MemoryMultiple(memory));
         }
-        match adapter {
-            Adapter::Pcnet(_) => range("the MTU of a pcnet adapter", mtu, MTU_MIN, PCNET_MTU_MAX)?,
-            Adapter::VirtioNet(_) => range("the MTU", mtu, MTU_MIN, MTU_MAX)?,
-        }
-        if matches!(&adapter, Adapter::VirtioNet(switches) if switches.tso && !switches.checksum_offload) {
-            return Err(ConfigError::Segmentation);
+        let (least, most) = adapter.mtus().into_inner();
+        range("the MTU of the adapter", mtu, least, most)?;
+        if let Some(conflict) = adapter.conflicts().into_iter().next() {
+            return Err(ConfigError::Switches(conflict));
         }
         if let Adapter::VirtioNet(switches) = &adapter
             && switches.queue_pairs > QueuePairs::ONE
         {
             let lacking = match &port {
-                _ if !switches.control_queue => Some("no control queue"),
                 VmmPort::Hub { .. } | VmmPort::Nat { .. } => Some("a port of one queue"),
                 _ if impairments.is_some() => Some("impairments"),
                 _ if capture.is_some() => Some("a capture"),
@@ -272,7 +260,7 @@ mod tests {
     use toll_protocol::child::Outside;
     use toll_protocol::traffic::Timing;
     use toll_protocol::traffic::stream::Stream;
-    use toll_protocol::trial::{TrialId, VirtioNetSwitches};
+    use toll_protocol::trial::{Direction, TrialId, VirtioNetSwitches};
     use toll_protocol::units::Span;
 
     use super::*;
@@ -374,7 +362,10 @@ mod tests {
             let queue_pairs = QueuePairs::new(2).expect("two");
             Adapter::VirtioNet(VirtioNetSwitches { control_queue, queue_pairs, ..Default::default() })
         };
-        assert!(refused(|c| c.adapter = pairs(false)).contains("no control queue"));
+        assert!(
+            refused(|c| c.adapter = pairs(false))
+                .contains("queuePairs: more than one need the control queue")
+        );
         let several = |change: fn(&mut VmmConfig)| {
             refused(|c| {
                 c.adapter = pairs(true);

@@ -25,7 +25,7 @@ use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
 use toll_protocol::cpu::HostCpu;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
-use toll_protocol::trial::{Adapter, Direction, EndReady};
+use toll_protocol::trial::{Adapter, EndReady};
 use toll_protocol::units::{InterfaceAddress, Span};
 use toll_protocol::validity;
 use toll_vnic::port::capture::{Capture, HEADER_BYTES};
@@ -37,11 +37,12 @@ use toll_vnic::port::tap::Tap;
 use toll_vnic::port::{Framing, Port, PortError};
 
 use crate::boot::Program;
+use crate::claim::ClaimError;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
 use crate::footprint;
 use crate::kvm::KvmError;
 use crate::link::Event;
-use crate::recording::{ClaimError, Recording};
+use crate::recording::Recording;
 use crate::runner::{self, Devices, Runner, StartError};
 
 /// Time between two samples.
@@ -200,10 +201,9 @@ impl Control {
         let overhead = footprint::beside(runner.pages().memory());
         let peer = self.await_start(&runner)?;
         runner.start_traffic(peer);
-        let direction = config.job.direction;
-        let (recording, observed) = self.measure(&runner, direction, config.deadline)?;
+        let (recording, observed) = self.measure(&runner, config.deadline)?;
         let host_cpu = observed.host_cpu();
-        let mut report = recording.report(direction, observed.samples)?;
+        let mut report = recording.report(&config.job, observed.samples)?;
         report.overhead = overhead;
         report.host_cpu = host_cpu;
         report.flags.extend(host_cpu.filter(HostCpu::is_stolen).map(|_| Flag::Steal));
@@ -246,7 +246,6 @@ impl Control {
     fn measure(
         &mut self,
         runner: &Runner,
-        direction: Direction,
         limit: Duration,
     ) -> Result<(Box<Recording>, Observed), ControlError> {
         let deadline = Instant::now() + limit;
@@ -275,9 +274,7 @@ impl Control {
                     }
                     if let Some(start) = measuring.filter(|_| due.is_some_and(|due| now >= due)) {
                         let at = Span::from(now.saturating_duration_since(start));
-                        let bytes = runner.measured_bytes();
-                        let (sent_bytes, received_bytes) =
-                            if direction.sends() { (bytes, 0) } else { (0, bytes) };
+                        let (sent_bytes, received_bytes) = runner.measured_bytes();
                         let sample = Sample { at, sent_bytes, received_bytes };
                         observed.samples.push(sample);
                         self.send(&ChildEvent::Sample(sample))?;

@@ -19,6 +19,7 @@ compile_error!("toll-vmm is built with panics that unwind: take panic = \"abort\
 mod alarm;
 pub mod boot;
 pub mod bus;
+pub mod claim;
 pub mod clock;
 pub mod config;
 pub mod control;

@@ -23,13 +23,14 @@ use toll_vnic::adapter::{Adapter, AdapterError};
 use toll_vnic::port::arrivals::Arrivals;
 
 use crate::alarm::Alarm;
+use crate::claim::Claim;
 use crate::clock::{CpuClock, Timebase, ticks};
 use crate::exits::Exits;
 use crate::io_thread::IoClocks;
 use crate::kvm::KvmCounts;
 use crate::link::{Event, Reporter};
 use crate::memory::SharedPages;
-use crate::recording::{Claim, Recording, Snapshot};
+use crate::recording::{Recording, Snapshot};
 
 /// Least distance of two looks at the port: about 10 us at the 2 to 4 GHz of any host.
 const LOOK_TICKS: u64 = 30_000;
@@ -447,13 +448,7 @@ impl Machine {
         let (Some(start), Some(end)) = (self.snapshots.0.take(), self.snapshots.1.take()) else {
             return Err(MachineError::Early { phase: self.phase });
         };
-        let status = self.pages.status();
-        let claim = Claim {
-            start_bytes: status.measure_start_bytes.load(Ordering::Acquire),
-            end_bytes: status.measure_end_bytes.load(Ordering::Acquire),
-            start_ns: status.measure_start_ns.load(Ordering::Acquire),
-            end_ns: status.measure_end_ns.load(Ordering::Acquire),
-        };
+        let claim = Claim::of(self.pages.status());
         let (created, first_frame, memory) = (self.created, self.first_frame, self.memory);
         Ok(Box::new(Recording { start, end, claim, created, first_frame, memory }))
     }

@@ -1,6 +1,6 @@
 //! Guest memory, and typed views of the pages that the guest and the VMM share.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use toll_guest_abi::{BootInfo, Command, MESSAGE_LENGTH, Status};
 use toll_vnic::GuestMemory;
@@ -144,11 +144,14 @@ impl SharedPages {
         (length > 0).then(|| text.chars().map(printable).collect())
     }
 
-    /// Payload bytes since the measured interval began, as the guest counts them: progress, not a result.
-    pub fn measured_bytes(&self) -> u64 {
-        let status = self.status();
-        let start = status.measure_start_bytes.load(Ordering::Acquire);
-        status.bytes.load(Ordering::Acquire).saturating_sub(start)
+    /// Payload bytes sent and received since the measured interval began, as the guest counts them: progress, not a result.
+    pub fn measured_bytes(&self) -> (u64, u64) {
+        let Status { now, start, .. } = self.status();
+        let since = |now: &AtomicU64, start: &AtomicU64| {
+            let start = start.load(Ordering::Acquire);
+            now.load(Ordering::Acquire).saturating_sub(start)
+        };
+        (since(&now.sent, &start.sent), since(&now.received, &start.received))
     }
 }
 
@@ -156,7 +159,7 @@ const _: () = {
     // The sum of the fields' sizes: no padding hides in it.
     assert!(
         size_of::<BootInfo>()
-            == 8 + 4 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 4 + 2 + 6 + 8 + 8
+            == 8 + 4 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 * 4 + 4 + 4 + 4 + 4 + 4 + 4 + 2 + 6 + 8 + 8
     );
     assert!(size_of::<Status>() <= crate::layout::PAGE as usize);
     assert!(size_of::<Command>() <= crate::layout::PAGE as usize);
@@ -180,8 +183,8 @@ mod tests {
     #[test]
     fn progress_of_a_hostile_counter_does_not_wrap() {
         let pages = SharedPages::new(&allocate(4 << 20).expect("memory")).expect("pages");
-        pages.status().measure_start_bytes.store(10, Ordering::Relaxed);
-        assert_eq!(pages.measured_bytes(), 0);
+        pages.status().start.sent.store(10, Ordering::Relaxed);
+        assert_eq!(pages.measured_bytes(), (0, 0));
     }
 
     #[test]

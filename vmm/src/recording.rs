@@ -8,12 +8,12 @@ use toll_protocol::report::{
     CpuSplit, EndReport, ExitReport, Flag, FrameCounters, FrameStages, FrameWay, Part, Sample, Spared, Stage,
     ThreadCpu, ThreadTime,
 };
-use toll_protocol::traffic::{TrafficReport, stream};
-use toll_protocol::trial::Direction;
+use toll_protocol::traffic::{Job, TrafficReport, stream};
 use toll_protocol::units::Span;
 use toll_protocol::validity;
 use toll_vnic::stages::{Noted, Way};
 
+use crate::claim::{Claim, ClaimError};
 use crate::clock::Timebase;
 use crate::exits::Exits;
 use crate::io_thread::{self, IoTicks};
@@ -63,19 +63,6 @@ pub struct Snapshot {
     pub exits: Option<(Exits, KvmCounts)>,
 }
 
-/// What the program says it measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Claim {
-    /// Payload bytes when the interval began.
-    pub start_bytes: u64,
-    /// Payload bytes when it ended.
-    pub end_bytes: u64,
-    /// The program's clock when it began.
-    pub start_ns: u64,
-    /// The program's clock when it ended.
-    pub end_ns: u64,
-}
-
 /// All that is known of a program that ended well.
 #[derive(Debug, Clone)]
 pub struct Recording {
@@ -93,40 +80,14 @@ pub struct Recording {
     pub memory: u64,
 }
 
-/// Why a program's figures are not believed.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum ClaimError {
-    /// It ended before it began, or fewer bytes had come later.
-    #[error("the program's counters run backwards: {0:?}")]
-    Backwards(Claim),
-    /// Its clock and the VMM's disagree.
-    #[error("the program's interval is {program:?}, the VMM saw {vmm:?}")]
-    Clock {
-        /// By the program's clock.
-        program: Duration,
-        /// By the VMM's clock.
-        vmm: Duration,
-    },
-    /// More bytes than crossed the adapter.
-    #[error("the program counts {claimed} bytes of payload; {crossed} bytes of frames crossed its adapter")]
-    Bytes {
-        /// By the program.
-        claimed: u64,
-        /// By the adapter.
-        crossed: u64,
-    },
-}
-
 impl Recording {
-    /// The report of the measured interval, of a program whose payload goes this way.
+    /// The report of the measured interval, of a program that did `job`.
     ///
     /// # Errors
     /// [`ClaimError`] if the program's own figures are impossible.
-    pub fn report(&self, direction: Direction, samples: Vec<Sample>) -> Result<EndReport, ClaimError> {
+    pub fn report(&self, job: &Job, samples: Vec<Sample>) -> Result<EndReport, ClaimError> {
         let Self { start, end, claim, .. } = self;
-        let backwards = ClaimError::Backwards(*claim);
-        let bytes = claim.end_bytes.checked_sub(claim.start_bytes).ok_or(backwards)?;
-        let interval = claim.end_ns.checked_sub(claim.start_ns).ok_or(ClaimError::Backwards(*claim))?;
+        let (carried, interval) = claim.interval()?;
         let seen = end.at.instant().saturating_duration_since(start.at.instant());
         let program = Duration::from_nanos(interval);
         if program.abs_diff(seen) > CLOCK_TOLERANCE.max(seen / 50) || interval == 0 {
@@ -134,9 +95,11 @@ impl Recording {
         }
         let frames = end.frames.since(&start.frames);
         let crossed = frames.receive_bytes.saturating_add(frames.transmit_bytes);
+        let bytes = carried.sent.saturating_add(carried.received);
         if bytes > crossed.saturating_add(self.memory) {
             return Err(ClaimError::Bytes { claimed: bytes, crossed });
         }
+        let flows = claim.of_flows(job, carried)?;
 
         let ns_per_tick = end.at.nanoseconds_per_tick_since(&start.at);
         let exits = self.exits(ns_per_tick);
@@ -172,11 +135,10 @@ impl Recording {
         if exits.as_ref().is_some_and(|exits| exits.kvm_userspace.is_some_and(|kvm| kvm != exits.total())) {
             flags.push(Flag::ExitCountMismatch);
         }
-        let (sent_bytes, received_bytes) = if direction.sends() { (bytes, 0) } else { (0, bytes) };
         Ok(EndReport {
-            sent_bytes,
-            received_bytes,
-            traffic: TrafficReport::Stream(stream::Report::default()),
+            sent_bytes: carried.sent,
+            received_bytes: carried.received,
+            traffic: TrafficReport::Stream(stream::Report { flows, zero_copy: None }),
             interval: Span(interval),
             samples,
             threads: threads
@@ -297,7 +259,12 @@ fn difference(before: Option<Duration>, after: Option<Duration>) -> Option<Durat
 
 #[cfg(test)]
 mod tests {
+    use toll_protocol::traffic::stream::{Flow, Stream};
+    use toll_protocol::traffic::{Timing, Traffic};
+    use toll_protocol::trial::{Direction, Open};
+
     use super::*;
+    use crate::claim::Carried;
     use crate::exits::Cause;
 
     fn snapshot(at: Timebase, millis: u64) -> Snapshot {
@@ -322,12 +289,29 @@ mod tests {
         }
     }
 
+    /// Two flows, received.
+    fn job() -> Job {
+        Job {
+            open: Open::Listen,
+            direction: Direction::Receive,
+            timing: Timing { warm_up: Span(0), duration: Span::from_millis(3) },
+            traffic: Traffic::Stream(Stream { flows: 2, ..Stream::default() }),
+        }
+    }
+
     fn recording() -> Recording {
         let start = Timebase::now();
         while start.instant().elapsed() < Duration::from_millis(3) {}
         let end = Timebase::now();
         let interval = end.instant().duration_since(start.instant()).as_nanos() as u64;
-        let claim = Claim { start_bytes: 100, end_bytes: 1100, start_ns: 5, end_ns: 5 + interval };
+        let received = |received| Carried { sent: 0, received };
+        let claim = Claim {
+            start: received(100),
+            end: received(1100),
+            flows: vec![400, 600, 0],
+            start_ns: 5,
+            end_ns: 5 + interval,
+        };
         let (created, first_frame) = (start.instant(), Some(end.instant()));
         Recording {
             start: snapshot(start, 0),
@@ -344,7 +328,7 @@ mod tests {
         let mut recording = recording();
         recording.start.frames.receive_frames = 7;
         recording.end.frames.receive_frames = 9;
-        let report = recording.report(Direction::Receive, Vec::new()).expect("good");
+        let report = recording.report(&job(), Vec::new()).expect("good");
         assert_eq!((report.received_bytes, report.interval.0), (1000, recording.claim.end_ns - 5));
         assert_eq!(report.frames.expect("virtual").receive_frames, 2);
         assert_eq!(
@@ -355,12 +339,29 @@ mod tests {
     }
 
     #[test]
+    fn each_flow_is_told_with_the_way_it_went() {
+        let flow = |sent_bytes, received_bytes| Flow { sent_bytes, received_bytes };
+        let flows = |recording: &Recording, job: &Job| {
+            let TrafficReport::Stream(report) = recording.report(job, Vec::new()).expect("good").traffic;
+            report.flows
+        };
+        let mut recording = recording();
+        assert_eq!(flows(&recording, &job()), [flow(0, 400), flow(0, 600)]);
+        let traffic = Traffic::Stream(Stream { flows: 1, ..Stream::default() });
+        let both = Job { direction: Direction::Both, traffic, ..job() };
+        (recording.claim.end.sent, recording.claim.end.received) = (600, 500);
+        assert_eq!(flows(&recording, &both), [flow(0, 400), flow(600, 0)]);
+        (recording.claim.end.sent, recording.claim.end.received) = (400, 700);
+        assert_eq!(flows(&recording, &Job { open: Open::Connect, ..both }), [flow(400, 0), flow(0, 600)]);
+    }
+
+    #[test]
     fn parts_of_the_cpu_time_add_up_to_it() {
         let mut recording = recording();
         (recording.end.program_ticks, recording.end.model_ticks) = (3_000_000, 1_000_000);
         recording.end.port_ticks = 500_000;
         let CpuSplit { guest: Some(guest), vmm: Some(vmm), host: Some(host) } =
-            recording.report(Direction::Receive, Vec::new()).expect("good").cpu
+            recording.report(&job(), Vec::new()).expect("good").cpu
         else {
             panic!("all parts are known");
         };
@@ -372,7 +373,7 @@ mod tests {
     fn a_thread_that_waited_for_a_cpu_is_flagged() {
         let mut recording = recording();
         let waited = |recording: &Recording| {
-            recording.report(Direction::Receive, Vec::new()).expect("good").flags.contains(&Flag::CpuWait)
+            recording.report(&job(), Vec::new()).expect("good").flags.contains(&Flag::CpuWait)
         };
         recording.end.run_delay = Some(Duration::from_secs(1));
         assert!(!waited(&recording), "unknown at the begin");
@@ -386,7 +387,7 @@ mod tests {
     fn either_thread_of_the_data_path_may_have_been_the_limit() {
         let mut recording = recording();
         let bound = |recording: &Recording| {
-            recording.report(Direction::Receive, Vec::new()).expect("good").flags.contains(&Flag::CpuBound)
+            recording.report(&job(), Vec::new()).expect("good").flags.contains(&Flag::CpuBound)
         };
         assert!(!bound(&recording), "2 ms of 3");
         let io = |millis| {
@@ -403,7 +404,7 @@ mod tests {
     fn retransmissions_count_inside_the_interval_only() {
         let mut recording = recording();
         let flagged = |recording: &Recording| {
-            recording.report(Direction::Receive, Vec::new()).expect("good").flags.contains(&Flag::Retransmits)
+            recording.report(&job(), Vec::new()).expect("good").flags.contains(&Flag::Retransmits)
         };
         (recording.start.retransmits, recording.end.retransmits) = (3, 3);
         assert!(!flagged(&recording));
@@ -416,13 +417,15 @@ mod tests {
         let refused = |change: fn(&mut Recording)| {
             let mut recording = recording();
             change(&mut recording);
-            recording.report(Direction::Receive, Vec::new()).expect_err("refused")
+            recording.report(&job(), Vec::new()).expect_err("refused")
         };
-        assert!(matches!(refused(|r| r.claim.end_bytes = 99), ClaimError::Backwards(_)));
-        assert!(matches!(refused(|r| r.claim.end_ns = 4), ClaimError::Backwards(_)));
+        assert!(matches!(refused(|r| r.claim.end.received = 99), ClaimError::Backwards { .. }));
+        assert!(matches!(refused(|r| r.claim.end_ns = 4), ClaimError::Backwards { .. }));
         assert!(matches!(refused(|r| r.claim.end_ns = r.claim.start_ns), ClaimError::Clock { .. }));
         assert!(matches!(refused(|r| r.claim.end_ns = u64::MAX), ClaimError::Clock { .. }));
-        assert!(matches!(refused(|r| r.claim.end_bytes = u64::MAX), ClaimError::Bytes { .. }));
+        assert!(matches!(refused(|r| r.claim.end.received = u64::MAX), ClaimError::Bytes { .. }));
+        assert!(matches!(refused(|r| r.claim.flows[0] = 401), ClaimError::Flows { .. }));
+        assert!(matches!(refused(|r| r.claim.flows[0] = u64::MAX), ClaimError::Flows { .. }));
     }
 
     #[test]
@@ -434,19 +437,9 @@ mod tests {
         exits.enter(Cause::Wait, 0, 0, 0, 0);
         recording.end.exits = Some((exits.clone(), kvm(11)));
         assert!(
-            !recording
-                .report(Direction::Receive, Vec::new())
-                .expect("good")
-                .flags
-                .contains(&Flag::ExitCountMismatch)
+            !recording.report(&job(), Vec::new()).expect("good").flags.contains(&Flag::ExitCountMismatch)
         );
         recording.end.exits = Some((exits, kvm(12)));
-        assert!(
-            recording
-                .report(Direction::Receive, Vec::new())
-                .expect("good")
-                .flags
-                .contains(&Flag::ExitCountMismatch)
-        );
+        assert!(recording.report(&job(), Vec::new()).expect("good").flags.contains(&Flag::ExitCountMismatch));
     }
 }

@@ -232,8 +232,8 @@ impl Runner {
         self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()
     }
 
-    /// Payload bytes of the measured interval so far: read without an exit.
-    pub fn measured_bytes(&self) -> u64 {
+    /// Payload bytes sent and received in the measured interval so far: read without an exit.
+    pub fn measured_bytes(&self) -> (u64, u64) {
         self.pages.measured_bytes()
     }
 

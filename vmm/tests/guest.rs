@@ -74,8 +74,13 @@ fn ended(runner: &Runner) -> Ended {
 fn report(adapter: Adapter, case: u64) -> Result<(EndReport, u64), Failed> {
     let runner = boot(adapter, case);
     let recording = ended(&runner).map_err(|failure| format!("{failure:#?}"))?;
-    let bytes = runner.pages().status().bytes.load(std::sync::atomic::Ordering::Acquire);
-    Ok((recording.report(Direction::Receive, Vec::new())?, bytes))
+    let bytes = runner.pages().status().now.received.load(std::sync::atomic::Ordering::Acquire);
+    Ok((recording.report(&receiving(), Vec::new())?, bytes))
+}
+
+/// What a program that carries nothing is said to do.
+fn receiving() -> Job {
+    Job { direction: Direction::Receive, ..config(Adapter::Pcnet(Default::default())).job }
 }
 
 fn failure(case: u64) -> Failure {
@@ -95,7 +100,7 @@ fn a_guest_boots_to_ready() -> Result<(), Failed> {
     runner.start_traffic("10.77.0.9:7".parse()?);
     let failure = ended(&runner).expect_err("it ends without having measured");
     check(failure.reason.contains("before it had measured"), &failure)?;
-    let peer = runner.pages().status().bytes.load(std::sync::atomic::Ordering::Acquire) as u32;
+    let peer = runner.pages().status().now.received.load(std::sync::atomic::Ordering::Acquire) as u32;
     check(peer.to_ne_bytes() == [10, 77, 0, 9], &peer)
 }
 
@@ -174,7 +179,7 @@ fn faults(case: u64, fault: &str, length: u64) -> Result<(), Failed> {
     let runner = boot(Adapter::Pcnet(Default::default()), case);
     let failure = ended(&runner).expect_err("the guest fails");
     // The program has told where the instruction is. Where it is a trap and no fault, the CPU is behind it already.
-    let rip = runner.pages().status().bytes.load(std::sync::atomic::Ordering::Acquire) + length;
+    let rip = runner.pages().status().now.received.load(std::sync::atomic::Ordering::Acquire) + length;
     let fault = fault.replace("RIP", &format!("{rip:#x}"));
     check(failure.reason == format!("the guest faulted at rip {rip:#x}: {fault}"), &failure)?;
     let words = |line: &str| check(failure.last_words.iter().any(|word| word.starts_with(line)), &failure);
@@ -219,7 +224,7 @@ fn without_gates() -> Result<(), Failed> {
     pages.memory().write_slice(&gates, GuestAddress(layout::IDT))?;
     runner.start_traffic("10.77.0.9:7".parse()?);
     let failure = ended(&runner).expect_err("the guest fails");
-    let rip = pages.status().bytes.load(std::sync::atomic::Ordering::Acquire);
+    let rip = pages.status().now.received.load(std::sync::atomic::Ordering::Acquire);
     let lost =
         failure.reason.starts_with("the guest stopped at an instruction that KVM does not tell: KVM_EXIT_");
     let words = |line: &str| failure.last_words.iter().any(|word| word.starts_with(line));
@@ -254,7 +259,7 @@ fn a_panic_leaves_its_words() -> Result<(), Failed> {
 fn hostile_counters_are_not_believed() -> Result<(), Failed> {
     let recording =
         ended(&boot(Adapter::Pcnet(Default::default()), 8)).map_err(|failure| format!("{failure:#?}"))?;
-    let error = recording.report(Direction::Receive, Vec::new()).expect_err("refused");
+    let error = recording.report(&receiving(), Vec::new()).expect_err("refused");
     check(error.to_string().contains("bytes of payload"), &error)
 }
 

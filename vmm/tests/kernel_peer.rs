@@ -17,7 +17,7 @@ use std::time::Duration;
 use libtest_mimic::{Arguments, Failed, Trial};
 use program::{End, PORT, VIRTIO_NET};
 use support::{PATIENCE, bring_up, enter_namespace};
-use toll_guest::program::pattern;
+use toll_guest::pattern;
 use toll_protocol::trial::{QueuePairs, VirtioNetSwitches};
 use toll_vmm::io_thread::Remote;
 use toll_vnic::port::tap::Tap;

@@ -13,6 +13,8 @@ use support::{Transfer, Vmm, bring_up, check, enter_namespace, expect, failure, 
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
 use toll_protocol::decorators::{Impairments, Millionths};
 use toll_protocol::report::{EndReport, Flag};
+use toll_protocol::traffic::TrafficReport;
+use toll_protocol::traffic::stream::Flow;
 use toll_protocol::trial::{Adapter, Direction, Open, PcnetSwitches, VirtioNetSwitches};
 use toll_protocol::units::{MacAddress, Span};
 
@@ -130,6 +132,32 @@ fn joined() -> Result<(), Failed> {
     Ok(())
 }
 
+/// Parallel flows between two guests, both ways at once: each end tells what each flow carried, in the same order by ports.
+fn parallel() -> Result<(), Failed> {
+    for (number, adapter) in adapters().into_iter().enumerate() {
+        let case = Transfer { flows: 3, ..case(number as u8, Engine::Kvm, adapter, Direction::Both) };
+        let reports = on_a_hub(&case)?;
+        let flows = reports.each_ref().map(|report| {
+            let TrafficReport::Stream(stream) = &report.traffic else { panic!("{report:?}") };
+            stream.flows.clone()
+        });
+        for (report, flows) in reports.iter().zip(&flows) {
+            let sum = |of: fn(&Flow) -> u64| flows.iter().map(of).sum::<u64>();
+            check(flows.len() == 6, flows)?;
+            check(sum(|flow| flow.sent_bytes) == report.sent_bytes && report.sent_bytes > 0, report)?;
+            let received = sum(|flow| flow.received_bytes);
+            check(received == report.received_bytes && received > 0, report)?;
+        }
+        let sends = |flow: &Flow| flow.sent_bytes > 0 && flow.received_bytes == 0;
+        let receives = |flow: &Flow| flow.sent_bytes == 0 && flow.received_bytes > 0;
+        // The listening end's first port is that of what it receives.
+        let [connects, listens] = &flows;
+        check(connects[..3].iter().all(sends) && connects[3..].iter().all(receives), connects)?;
+        check(listens[..3].iter().all(receives) && listens[3..].iter().all(sends), listens)?;
+    }
+    Ok(())
+}
+
 fn on_a_hub(case: &Transfer) -> Result<[EndReport; 2], Failed> {
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
     let (one, other): (OwnedFd, OwnedFd) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?;
@@ -205,6 +233,7 @@ fn main() -> ExitCode {
         test("a_translator_carries_a_stream_over_a_bad_wire", worse),
         test("a_connection_that_is_refused_is_refused_to_the_guest", refused),
         test("two_guests_of_one_host_talk_without_its_network", joined),
+        test("flows_in_parallel_go_both_ways_at_once", parallel),
         test("what_is_no_hub_is_refused", no_hub),
     ];
     // One namespace, one address of its loop-back at a time.

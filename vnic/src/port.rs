@@ -15,6 +15,8 @@ mod tun;
 
 use std::os::fd::BorrowedFd;
 
+use toll_protocol::report::FrameCounters;
+
 use crate::vnet_header;
 
 /// Why a port can't go on.
@@ -115,6 +117,26 @@ pub enum Sent {
     Dropped,
 }
 
+/// Frames that a port lost and nobody heard of at the time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Of those that it had taken.
+    pub transmit: u64,
+    /// Of those for the adapter.
+    pub receive: u64,
+}
+
+impl Lost {
+    /// What an adapter has counted, and these.
+    pub(crate) fn beside(self, counted: FrameCounters) -> FrameCounters {
+        FrameCounters {
+            transmit_drops: counted.transmit_drops + self.transmit,
+            receive_drops: counted.receive_drops + self.receive,
+            ..counted
+        }
+    }
+}
+
 /// A place for Ethernet frames (without FCS). Never blocks.
 pub trait Port: Send {
     /// Sends one frame, gathered from `parts`.
@@ -150,6 +172,11 @@ pub trait Port: Send {
     /// [`PortError::Io`].
     fn set_attached(&mut self, _attached: bool) -> Result<(), PortError> {
         Ok(())
+    }
+
+    /// What was lost inside of the port for want of room. None in one that holds no frames.
+    fn lost(&self) -> Lost {
+        Lost::default()
     }
 
     /// Descriptor that becomes readable when a frame has come.

@@ -70,7 +70,11 @@ async fn measure(pair: &mut Pair, trial: TrialId, kind: EndKind) {
 async fn refuse(peer: &mut Peer, trial: TrialId, kind: EndKind) {
     peer.prepare(trial, virtual_end(kind)).await;
     let failure = peer.ready(trial).await.expect_err("there is no KVM");
-    assert!(failure.reason.starts_with("this host can't run a guest: "), "{}", failure.reason);
+    assert!(
+        failure.reason.starts_with("this host can't run the end: no guest can run: "),
+        "{}",
+        failure.reason
+    );
     assert_eq!(peer.tear_down(trial).await, Vec::<String>::new());
     peer.prepare(trial, native(Direction::Receive, Open::Listen, DURATION)).await;
     peer.ready(trial).await.expect("ready");

@@ -2,11 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use toll_protocol::facts::{HostFacts, KvmFact};
-use toll_protocol::trial::{Adapter, EndKind, EndSpec, NativeProgram, Port};
-
-/// pcnet is an Ethernet chip: frames of 1518 bytes with FCS (IEEE 802.3).
-const PCNET_MTU: u16 = 1500;
+use toll_protocol::facts::HostFacts;
+use toll_protocol::lack::lack;
+use toll_protocol::trial::{EndKind, EndSpec};
 
 /// The machine's number of the host's `n`th CPU. A lab gives each host some of the machine's, a container too;
 /// pinning by the machine's numbers would work for root and take the CPU of another host.
@@ -23,43 +21,13 @@ pub(super) fn obstacle(end: &EndSpec, facts: &HostFacts) -> Option<String> {
             "the arm is pinned to CPU {cpu} of the host, which has {count} (the first is 0)"
         ));
     }
-    match &end.kind {
-        EndKind::Guest { adapter, port } => match &facts.kvm {
-            KvmFact::Unusable { reason, .. } => Some(format!("no guest can run: {reason}")),
-            KvmFact::Usable(_) => virtual_obstacle(end, adapter, *port, facts),
-        },
-        EndKind::SameStack { adapter, port } => virtual_obstacle(end, adapter, *port, facts),
-        EndKind::Native { program: NativeProgram::Iperf3 } => {
-            facts.iperf3.as_ref().err().map(|why| format!("iperf3 can't run: {why}"))
-        }
-        EndKind::Native { .. } => None,
+    if let Some(lack) = lack(end, facts) {
+        return Some(lack.to_string());
     }
-}
-
-fn virtual_obstacle(end: &EndSpec, adapter: &Adapter, port: Port, facts: &HostFacts) -> Option<String> {
-    let granted = facts.wire.map(|wire| (wire, wire.port(port)));
-    if let Some((wire, None)) = granted {
-        return Some(format!(
-            "the arm asks for the port {port}, and this host's wire is {wire}: leave `port` out of the arm, or \
-             start the agent with another --wire"
-        ));
-    }
-    let tap = matches!(granted, Some((_, Some(Port::Tap)))) || granted.is_none() && port.is_on_the_wire();
-    if let (true, Err(why)) = (tap, &facts.tun) {
-        return Some(format!("no TAP device: {why}"));
-    }
-    if end.address.address == Ipv4Addr::UNSPECIFIED {
-        return Some(
-            "no address is left for a guest: start the agent with --guest-addresses FIRST-LAST, addresses of the \
-             test NIC's network that nobody else uses"
-                .into(),
-        );
-    }
-    if matches!(adapter, Adapter::Pcnet(_)) && end.mtu > PCNET_MTU {
-        return Some(format!(
-            "pcnet carries packets of at most {PCNET_MTU} bytes; the path's MTU is {}",
-            end.mtu
-        ));
-    }
-    None
+    let is_virtual = matches!(end.kind, EndKind::Guest { .. } | EndKind::SameStack { .. });
+    (is_virtual && end.address.address == Ipv4Addr::UNSPECIFIED).then(|| {
+        "no address is left for a guest: start the agent with --guest-addresses FIRST-LAST, addresses of the test NIC's \
+         network that nobody else uses"
+            .to_owned()
+    })
 }

@@ -16,6 +16,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use toll_protocol::adapters::ETHERNET_MTU;
 use toll_protocol::facts::{HostFacts, NicFacts};
 use toll_protocol::service::{AgentState, AgentStatus};
 use toll_protocol::trial::TrialId;
@@ -29,9 +30,6 @@ use super::process::Process;
 use crate::link::Session;
 use crate::plan::{self, Cell};
 use crate::service::handle::Node;
-
-/// What a path carries that says nothing else (IEEE 802.3).
-const ETHERNET_MTU: u16 = 1500;
 
 /// A host that has been away for so long, and that no campaign waits for, is no host of the fleet any more.
 const FORGOTTEN: Duration = Duration::from_secs(3600);

@@ -5,6 +5,7 @@ use std::ops::RangeInclusive;
 
 use serde::Serialize;
 
+use crate::adapters::{ETHERNET_MTU, MTUS};
 use crate::trial::QueuePairs;
 use crate::units::{BitRate, Bytes, Percent, Span};
 
@@ -49,12 +50,10 @@ pub fn is_name(text: &str) -> bool {
     (1..=LONGEST_NAME).contains(&text.len()) && text.chars().all(allowed) && edges
 }
 
-/// Bytes of an IP packet: IPv4 requires 576 of every host (RFC 791); virtual adapters here take frames up to 9000.
-pub const MTU: RangeInclusive<u32> = 576..=9000;
-/// pcnet is an Ethernet chip: frames of 1518 bytes with FCS (IEEE 802.3).
-pub const PCNET_MTU: u32 = 1500;
+/// Bytes of an IP packet.
+pub const MTU: RangeInclusive<u32> = *MTUS.start() as u32..=*MTUS.end() as u32;
 /// MTU of a lab's links that don't say it.
-pub const LAB_MTU: u32 = 1500;
+pub const LAB_MTU: u32 = ETHERNET_MTU as u32;
 /// Hosts of a lab.
 pub const HOSTS: RangeInclusive<u32> = 2..=16;
 /// Rates of a lab's links.

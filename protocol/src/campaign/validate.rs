@@ -141,11 +141,11 @@ fn factors(spec: &schema::Spec) -> Vec<Vec<Step>> {
 }
 
 /// The MTU that trials will have, as far as the document says it.
-fn mtu_of_trials(asked: Option<u16>, lab: Option<Lab>, out: &Findings) -> Option<u32> {
+fn mtu_of_trials(asked: Option<u16>, lab: Option<Lab>, out: &Findings) -> Option<u16> {
     let hosts = [Field("spec"), Field("hosts")];
     let wrong = |steps: &[Step]| out.is_wrong(&below(&hosts, steps));
     let of_lab = || lab.filter(|_| !wrong(&[Field("lab"), Field("link"), Field("mtu")])).map(|lab| lab.mtu);
-    if wrong(&[Field("mtu")]) { None } else { asked.or_else(of_lab).map(u32::from) }
+    if wrong(&[Field("mtu")]) { None } else { asked.or_else(of_lab) }
 }
 
 impl Campaign {
@@ -189,16 +189,16 @@ fn lab(hosts: &schema::Hosts, out: &mut Findings) -> Option<Lab> {
 
 /// The MTU that trials are asked to have.
 fn mtu(hosts: &schema::Hosts, lab: Option<Lab>, out: &mut Findings) -> Option<u16> {
-    let mtu = hosts.mtu?;
     let path = [Field("spec"), Field("hosts"), Field("mtu")];
-    if let Some(lab) = lab.filter(|lab| u32::from(lab.mtu) < mtu) {
+    let mtu = u16::try_from(hosts.mtu?).ok()?;
+    if let Some(lab) = lab.filter(|lab| lab.mtu < mtu) {
         let message = format!(
             "is over {}, the MTU of the lab's links: write less, or a larger `lab.link.mtu`",
             lab.mtu
         );
         out.add(&path, message);
     }
-    u16::try_from(mtu).ok()
+    Some(mtu)
 }
 
 fn select(hosts: &schema::Hosts) -> Option<Select> {
@@ -218,7 +218,7 @@ fn peers(peers: Option<&[schema::Peer]>) -> Vec<Peer> {
     peers.map_or_else(|| vec![Peer::Native], |peers| peers.iter().copied().map(peer).collect())
 }
 
-fn arms(spec: &schema::Spec, peers: &[Peer], mtu: Option<u32>, out: &mut Findings) -> Vec<Arm> {
+fn arms(spec: &schema::Spec, peers: &[Peer], mtu: Option<u16>, out: &mut Findings) -> Vec<Arm> {
     let path = |index| [Field("spec"), Field("arms"), Index(index)];
     let arms = spec.arms.iter().enumerate();
     arms.filter_map(|(index, written)| arm(written, &path(index), peers, mtu, out)).collect()
@@ -228,7 +228,7 @@ fn arm(
     written: &schema::Arm,
     path: &[Step],
     peers_of_all: &[Peer],
-    mtu: Option<u32>,
+    mtu: Option<u16>,
     out: &mut Findings,
 ) -> Option<Arm> {
     let (mut decorated, mut io_cpu) = (Decorators::default(), None);
@@ -315,7 +315,7 @@ fn io_pin(
     Some(io)
 }
 
-fn workloads(spec: &schema::Spec, mtu: Option<u32>, out: &mut Findings) -> Vec<Workload> {
+fn workloads(spec: &schema::Spec, mtu: Option<u16>, out: &mut Findings) -> Vec<Workload> {
     let runs_iperf3 = |arm: &schema::Arm| {
         arm.native.as_ref().is_some_and(|native| native.program == Some(schema::Program::Iperf3))
     };

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64};
 /// `BootInfo::magic`: "TOLLBOOT".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"TOLLBOOT");
 /// Version of this interface.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// Doorbells: 32-bit writes to an I/O port.
 pub mod doorbell {
@@ -27,13 +27,13 @@ pub mod doorbell {
 pub mod phase {
     /// Set up, listening or waiting for `Command::start`.
     pub const READY: u32 = 1;
-    /// Connected; the warm-up has begun.
+    /// Every flow has carried payload; the warm-up has begun.
     pub const WARM_UP: u32 = 2;
     /// The measured interval has begun.
     pub const MEASURE: u32 = 3;
     /// The measured interval is over.
     pub const MEASURED: u32 = 4;
-    /// The connection is closed; nothing more will be sent.
+    /// The traffic is over; nothing more will be sent.
     pub const CLOSED: u32 = 5;
 }
 
@@ -62,13 +62,25 @@ pub mod virtio_net {
     pub const CONTROL_QUEUE: u64 = 1 << 5;
 }
 
-/// `BootInfo::direction`.
+/// `Traffic::kind`: what traffic the program carries.
+pub mod kind {
+    /// Bulk TCP: `direction`, `flows` and `write_size`.
+    pub const STREAM: u32 = 1;
+}
+
+/// `Traffic::direction`.
 pub mod direction {
     /// The program sends.
     pub const SEND: u32 = 1;
     /// The program receives.
     pub const RECEIVE: u32 = 2;
+    /// The program does both at the same time, by flows of their own. Those whose payload the listening end receives come
+    /// to its `listen_port`, the others to the next one.
+    pub const BOTH: u32 = 3;
 }
+
+/// Flows that a program carries each way at most.
+pub const MAX_FLOWS: usize = 128;
 
 /// `BootInfo::open`.
 pub mod open {
@@ -76,6 +88,20 @@ pub mod open {
     pub const LISTEN: u32 = 1;
     /// The program connects to `Command::peer_*` once `Command::start` is 1.
     pub const CONNECT: u32 = 2;
+}
+
+/// What traffic the program carries, and its parameters.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct Traffic {
+    /// One of [`kind`].
+    pub kind: u32,
+    /// One of [`direction`].
+    pub direction: u32,
+    /// Flows in parallel, each way, 1 to [`MAX_FLOWS`].
+    pub flows: u32,
+    /// Bytes of each send or receive call.
+    pub write_size: u32,
 }
 
 /// Written by the VMM before the guest starts, read-only for the guest.
@@ -102,10 +128,8 @@ pub struct BootInfo {
     pub duration_ns: u64,
     /// How long an end that has measured waits for a word of its peer before it gives the connection up, nanoseconds.
     pub patience_ns: u64,
-    /// Bytes of each send or receive call.
-    pub write_size: u32,
-    /// One of [`direction`].
-    pub direction: u32,
+    /// What it is to carry.
+    pub traffic: Traffic,
     /// One of [`open`].
     pub open: u32,
     /// MTU in bytes of IP packet.
@@ -118,7 +142,7 @@ pub struct BootInfo {
     pub gateway: [u8; 4],
     /// Queue pairs that a virtio-net driver is to use.
     pub queue_pairs: u32,
-    /// TCP port to listen on.
+    /// TCP port to listen on, and the next one if payload goes both ways.
     pub listen_port: u16,
     /// MAC address; zero bytes pad it.
     pub mac: [u8; 6],
@@ -143,21 +167,37 @@ pub struct Command {
 /// Longest last words, in bytes.
 pub const MESSAGE_LENGTH: usize = 512;
 
+/// What a program has carried.
+#[repr(C)]
+#[derive(Debug)]
+pub struct Counters {
+    /// Payload bytes that the stack has accepted from the application.
+    pub sent: AtomicU64,
+    /// Payload bytes that the application has received.
+    pub received: AtomicU64,
+}
+
+impl Counters {
+    const fn zero() -> Self {
+        Self { sent: AtomicU64::new(0), received: AtomicU64::new(0) }
+    }
+}
+
 /// Written by the guest, read by the VMM at any time.
 #[repr(C)]
 #[derive(Debug)]
 pub struct Status {
-    /// Payload bytes since the connection opened: received by the application, or accepted by the stack.
-    pub bytes: AtomicU64,
-    /// `bytes` when the measured interval began.
-    pub measure_start_bytes: AtomicU64,
-    /// `bytes` when it ended.
-    pub measure_end_bytes: AtomicU64,
+    /// Of all flows since they opened.
+    pub now: Counters,
+    /// `now` when the measured interval began.
+    pub start: Counters,
+    /// `now` when it ended.
+    pub end: Counters,
     /// Program's clock when it began, nanoseconds.
-    pub measure_start_ns: AtomicU64,
+    pub start_ns: AtomicU64,
     /// Program's clock when it ended, nanoseconds.
-    pub measure_end_ns: AtomicU64,
-    /// Segments of payload sent more than once since the connection opened, stored before the doorbells that begin and
+    pub end_ns: AtomicU64,
+    /// Segments of payload sent more than once since the connections opened, stored before the doorbells that begin and
     /// end the measured interval.
     pub retransmits: AtomicU32,
     /// Causes that the interrupt handler has found and the program has not yet taken. The VMM doesn't let the
@@ -168,6 +208,9 @@ pub struct Status {
     pub in_service: AtomicU32,
     /// Length of `message`, or 0.
     pub message_length: AtomicU32,
+    /// Payload bytes that each flow carried in the measured interval, stored before the doorbell that ends it. Together
+    /// they are `end` less `start`. First those that come to the listening end's first port.
+    pub flows: [AtomicU64; 2 * MAX_FLOWS],
     /// Last words of a program that panicked, UTF-8.
     pub message: [core::sync::atomic::AtomicU8; MESSAGE_LENGTH],
 }
@@ -175,15 +218,16 @@ pub struct Status {
 impl Default for Status {
     fn default() -> Self {
         Self {
-            bytes: AtomicU64::new(0),
-            measure_start_bytes: AtomicU64::new(0),
-            measure_end_bytes: AtomicU64::new(0),
-            measure_start_ns: AtomicU64::new(0),
-            measure_end_ns: AtomicU64::new(0),
+            now: Counters::zero(),
+            start: Counters::zero(),
+            end: Counters::zero(),
+            start_ns: AtomicU64::new(0),
+            end_ns: AtomicU64::new(0),
             retransmits: AtomicU32::new(0),
             interrupt_causes: AtomicU32::new(0),
             in_service: AtomicU32::new(0),
             message_length: AtomicU32::new(0),
+            flows: [const { AtomicU64::new(0) }; 2 * MAX_FLOWS],
             message: [const { core::sync::atomic::AtomicU8::new(0) }; MESSAGE_LENGTH],
         }
     }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use nix::sched::{CloneFlags, unshare};
 use support::{End, Outcome, PCNET, VIRTIO_NET};
+use toll_guest_abi::direction;
 use toll_vnic::port::Framing;
 use toll_vnic::port::memory::pair;
 use toll_vnic::port::tap::Tap;
@@ -121,7 +122,8 @@ fn main() {
             ip("link set bench0 master bridge0");
             ip("link set bench0 up");
             let kernel = peer(!sends);
-            let end = End { adapter, sends, host: 1, peer: 254, listens: false, ..base };
+            let direction = if sends { direction::SEND } else { direction::RECEIVE };
+            let end = End { adapter, direction, host: 1, peer: 254, listens: false, ..base };
             let (result, outcome) = end.run(Box::new(tap));
             result.unwrap();
             kernel.join().unwrap();
@@ -131,7 +133,8 @@ fn main() {
     for (name, adapter) in [("pcnet", PCNET), ("virtio-net", VIRTIO_NET)] {
         let (one, other) = pair(1000).unwrap();
         let outcome = thread::scope(|scope| {
-            let receiver = End { adapter, sends: false, listens: true, host: 2, peer: 1, ..base };
+            let receiver =
+                End { adapter, direction: direction::RECEIVE, listens: true, host: 2, peer: 1, ..base };
             let receiving = scope.spawn(move || receiver.run(Box::new(other)));
             let (result, _) = End { adapter, ..base }.run(Box::new(one));
             result.unwrap();

@@ -1,4 +1,4 @@
-//! The payload program as a library: adapter drivers, smoltcp and bulk traffic over a [`platform::Platform`].
+//! The payload program as a library: adapter drivers, smoltcp and traffic over a [`platform::Platform`].
 //! In a guest the platform is port I/O, MMIO and doorbells; in a same-stack process it is the adapter model
 //! itself, so both run the very same code above it.
 #![cfg_attr(not(test), no_std)]
@@ -9,6 +9,9 @@ pub mod driver;
 pub mod platform;
 pub mod program;
 mod retransmits;
+mod traffic;
+
+pub use traffic::pattern;
 
 #[cfg(test)]
 extern crate self as toll_guest;

@@ -33,9 +33,9 @@ pub trait Platform: Registers {
     /// `Status::interrupt_causes`; 0 if the handler has not run.
     fn take_interrupt(&mut self) -> u32;
 
-    /// Payload that a receive call gave the application: discarded, as bulk traffic is, unless a platform looks at
-    /// it (a test that verifies every byte).
-    fn received(&mut self, _bytes: &[u8]) {}
+    /// Payload of a flow, by its number, that a receive call gave the application: discarded, as bulk traffic is, unless
+    /// a platform looks at it (a test that verifies every byte).
+    fn received(&mut self, _flow: usize, _bytes: &[u8]) {}
 }
 
 /// Memory that the program and the adapter share.

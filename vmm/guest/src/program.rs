@@ -1,65 +1,44 @@
-//! The traffic of a trial's end: one bulk TCP connection, measured over an interval.
+//! The course of a trial's end: an interface, sockets, phases and the measured interval. What it carries is an
+//! [`Application`], and no business of this file.
 //!
 //! ```text
 //!  SET_UP -> READY -> WARM_UP -> MEASURE -> MEASURED -> CLOSED
 //!    |         |         |          |          |
-//!    |         |         |          |          '- receiver: FIN, drains; sender: sends on until it sees the FIN,
-//!    |         |         |          |             then FIN; the connection ends
+//!    |         |         |          |          '- the application ends its traffic, until all is over
 //!    |         |         |          '- `duration` later
-//!    |         |         '- `warm_up` after the first payload byte
-//!    |         '- listens, or connects once `Command::start` is 1; WARM_UP begins with the first payload byte
-//!    '- adapter, TCP and buffers; the address is announced (RFC 5227, 3)
+//!    |         |         '- `warm_up` after every flow has carried payload
+//!    |         '- listens, or connects once `Command::start` is 1
+//!    '- adapter, stack and buffers; the address is announced (RFC 5227, 3)
 //! ```
 //! Both ends measure by their own clock; goodput is what the receiver counts.
 
 use core::fmt;
 use core::sync::atomic::Ordering;
 
-use smoltcp::iface::{
-    Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet, SocketStorage,
-};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketSet};
 use smoltcp::phy::{Device as _, TxToken as _};
-use smoltcp::socket::tcp;
 use smoltcp::time::{Duration, Instant};
 use smoltcp::wire::{
     ArpOperation, ArpPacket, ArpRepr, EthernetAddress, EthernetFrame, EthernetProtocol, IpAddress, IpCidr,
     Ipv4Address,
 };
 use toll_guest_abi::{
-    BootInfo, Command, MAGIC, Status, VERSION, adapter, direction, open, phase, virtio_net,
+    BootInfo, Command, MAGIC, MAX_FLOWS, Status, VERSION, adapter, direction, open, phase, virtio_net,
 };
 
 use crate::device::Device;
-use crate::dma::Dma;
 use crate::driver::pcnet::{self, PcnetDriver};
 use crate::driver::virtio_net::{MAX_PAIRS, Setup, VirtioNetDriver};
 use crate::driver::{Driver, DriverError, ETHERNET_HEADER};
 use crate::platform::Platform;
 use crate::retransmits::Retransmits;
+use crate::traffic::{Application, Counters, Progress, Stack, Traffic, places};
 
-/// TCP buffer on the side that carries the payload. At an MTU of 1500 the receive window is about 360 frames:
-/// the TAP's queue holds 1000, so it never drops. Twice as much made no figure better over TAP, bridge and veth, and
-/// half of it doubled the number of waits.
-const BULK_BUFFER: usize = 512 << 10;
-/// The same of a sender where segments of 64 KiB cross the adapter: 16 of them. With four times as much it waits less often,
-/// and overruns the queue of a link of 10 Gb/s: what is lost there costs it seconds.
-const LARGE_SEND_BUFFER: usize = 1 << 20;
-/// The same of a receiver, whose acknowledgements leave when it waits: with a window of 1 MiB its peer waits for them, and a
-/// guest receives half of what the host process does. What its peer may send at once is its peer's own to find out.
-const LARGE_RECEIVE_BUFFER: usize = 4 << 20;
-/// The least that it may shrink to in a small arena.
-const MIN_BULK_BUFFER: usize = 64 << 10;
-/// TCP buffer on the other side.
-const QUIET_BUFFER: usize = 16 << 10;
-/// Longest send or receive call.
-const MAX_WRITE_SIZE: usize = 16 << 20;
 /// Limits of the MTU: RFC 791's minimum host, and jumbo frames.
 const MTUS: core::ops::RangeInclusive<u32> = 576..=9000;
-/// What is left to do in TIME-WAIT within this time is still ours; the rest is waiting for old duplicates.
-const TIME_WAIT_WORK: Duration = Duration::from_millis(50);
 /// Frames sent before the program looks at its clock and its peer again.
 const TURN: usize = 4;
-/// Share of the interval, in hundredths, that a sender must have measured when the receiver ends the connection.
+/// Share of the interval, in hundredths, that a sender must have measured when the receiver ends the traffic.
 /// The receiver ends it by its own clock; a sender that was kept from running began later, and what it has
 /// measured by then, over the time that it really took, is as good a figure of its cost. Goodput is the
 /// receiver's.
@@ -73,7 +52,7 @@ pub enum ProgramError {
         /// Its name.
         field: &'static str,
     },
-    /// The arena is too small.
+    /// The arena is too small for so many flows.
     Arena {
         /// Bytes that are needed.
         needed: u64,
@@ -97,7 +76,9 @@ impl fmt::Display for ProgramError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BootInfo { field } => write!(f, "the boot information's {field} is out of range"),
-            Self::Arena { needed, found } => write!(f, "the arena has {found} bytes and {needed} are needed"),
+            Self::Arena { needed, found } => {
+                write!(f, "the guest's memory has {found} bytes for traffic, and so many flows need {needed}")
+            }
             Self::Driver(error) => write!(f, "the adapter does not come up: {error}"),
             Self::Reset => f.write_str("the connection was refused or reset"),
             Self::PeerClosed => {
@@ -116,12 +97,6 @@ impl From<DriverError> for ProgramError {
     }
 }
 
-/// The byte at `offset` of the buffer that is sent again and again: position-dependent over more than a frame, so
-/// that a test sees bytes that are lost, doubled or moved.
-pub const fn pattern(offset: usize) -> u8 {
-    ((offset as u32).wrapping_mul(0x9e37_79b1) >> 24) as u8
-}
-
 /// Runs the program to its end: CLOSED, or an error.
 ///
 /// # Errors
@@ -136,24 +111,20 @@ pub fn run<P: Platform>(
     check(boot.magic == MAGIC, "magic")?;
     check(boot.version == VERSION, "version")?;
     check(MTUS.contains(&boot.mtu), "mtu")?;
-    check((1..=MAX_WRITE_SIZE).contains(&(boot.write_size as usize)), "write_size")?;
-    check(matches!(boot.direction, direction::SEND | direction::RECEIVE), "direction")?;
     check(matches!(boot.open, open::LISTEN | open::CONNECT), "open")?;
     check((1..=30).contains(&boot.prefix), "prefix")?;
     check(boot.duration_ns > 0, "duration_ns")?;
     check(boot.patience_ns >= 1_000_000, "patience_ns")?;
     let mtu = boot.mtu as usize;
     let longest = mtu + ETHERNET_HEADER;
-    let mut storage = [SocketStorage::EMPTY];
     let retransmits = Retransmits::default();
     match boot.adapter {
         adapter::PCNET => {
             check(longest <= pcnet::LONGEST, "mtu")?;
             check(boot.switches == 0, "switches")?;
-            let buffers = Buffers::fit(boot, PcnetDriver::memory(), BULK_BUFFER)?;
+            let traffic = Traffic::of(boot, false, Budget::beside(PcnetDriver::memory(), boot))?;
             let driver = PcnetDriver::open(platform, boot.mac)?;
-            let device = Device { platform, driver, mtu, retransmits };
-            Program::new(device, boot, command, status, buffers).run(&mut storage)
+            carry(Device { platform, driver, mtu, retransmits }, boot, command, status, traffic)
         }
         adapter::VIRTIO_NET => {
             let tso = boot.switches & virtio_net::TSO != 0;
@@ -161,61 +132,61 @@ pub fn run<P: Platform>(
             let pairs = boot.queue_pairs as usize;
             check((1..=MAX_PAIRS).contains(&pairs), "queue_pairs")?;
             check(pairs == 1 || boot.switches & virtio_net::CONTROL_QUEUE != 0, "queue_pairs")?;
-            let sends = boot.direction == direction::SEND;
+            let sends = sends(boot);
             let setup = Setup { mtu, mac: boot.mac, switches: boot.switches, sends, pairs };
-            let bulk = match (tso, sends) {
-                (true, true) => LARGE_SEND_BUFFER,
-                (true, false) => LARGE_RECEIVE_BUFFER,
-                (false, _) => BULK_BUFFER,
-            };
-            let buffers = Buffers::fit(boot, setup.memory(), bulk)?;
+            let traffic = Traffic::of(boot, tso, Budget::beside(setup.memory(), boot))?;
             let driver = VirtioNetDriver::open(platform, setup)?;
-            let device = Device { platform, driver, mtu, retransmits };
-            Program::new(device, boot, command, status, buffers).run(&mut storage)
+            carry(Device { platform, driver, mtu, retransmits }, boot, command, status, traffic)
         }
         _ => check(false, "adapter"),
     }
 }
 
-/// Sizes of the program's buffers, in bytes.
-#[derive(Debug, Clone, Copy)]
-struct Buffers {
-    receive: usize,
-    send: usize,
-    application: usize,
+/// Whether this end sends payload.
+const fn sends(boot: &BootInfo) -> bool {
+    boot.traffic.direction != direction::RECEIVE
 }
 
-impl Buffers {
-    /// What fits in the arena beside `driver` bytes of rings and frames, `most` bytes on the side of the payload.
-    fn fit(boot: &BootInfo, driver: usize, most: usize) -> Result<Self, ProgramError> {
-        // Each of the five allocations may lose up to a page to its alignment.
-        let fixed = driver + boot.write_size as usize + QUIET_BUFFER + 5 * 4096;
-        let found = usize::try_from(boot.arena_length).unwrap_or(usize::MAX);
-        let bulk = found.saturating_sub(fixed).min(most);
-        if bulk < MIN_BULK_BUFFER {
-            let needed = (fixed + MIN_BULK_BUFFER) as u64;
-            return Err(ProgramError::Arena { needed, found: boot.arena_length });
-        }
-        let (receive, send) =
-            if boot.direction == direction::SEND { (QUIET_BUFFER, bulk) } else { (bulk, QUIET_BUFFER) };
-        Ok(Self { receive, send, application: boot.write_size as usize })
+/// Whether it receives payload.
+const fn receives(boot: &BootInfo) -> bool {
+    boot.traffic.direction != direction::SEND
+}
+
+fn carry<P: Platform, D: Driver>(
+    device: Device<'_, P, D>,
+    boot: &BootInfo,
+    command: &Command,
+    status: &Status,
+    traffic: Traffic<'_>,
+) -> Result<(), ProgramError> {
+    match traffic {
+        Traffic::Stream(stream) => Program::new(device, boot, command, status, stream).run(),
     }
 }
 
-/// TSval of the TCP timestamps option (RFC 7323, 3): a tick of 2^22 cycles, which is one or two milliseconds (5.4). With the
-/// option, which every kernel's TCP uses, a segment carries as many bytes as the kernel's, and a full link the same goodput.
-fn timestamp() -> u32 {
-    // SAFETY: RDTSC reads a counter; the program's clock is it, or the system lets every process read it.
-    let cycles = unsafe { core::arch::x86_64::_rdtsc() };
-    (cycles >> 22) as u32
+/// The arena, and what of it an application may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Budget {
+    /// Bytes that there are.
+    found: u64,
+    /// Bytes that the driver takes.
+    driver: usize,
+    /// Bytes that are left.
+    pub(crate) left: usize,
 }
 
-/// Memory for as long as the program runs.
-fn buffer<'b>(platform: &mut impl Platform, length: usize) -> &'b mut [u8] {
-    let mut bytes = Dma::allocate(platform, length, 64).bytes(0, length);
-    // SAFETY: the platform hands memory out once, zeroed, and keeps it while the program runs; nothing else,
-    // the adapter included, knows of it.
-    unsafe { bytes.as_mut() }
+impl Budget {
+    fn beside(driver: usize, boot: &BootInfo) -> Self {
+        let found = boot.arena_length;
+        // The driver's one allocation may lose up to a page to its alignment.
+        let driver = driver + 4096;
+        Self { found, driver, left: usize::try_from(found).unwrap_or(usize::MAX).saturating_sub(driver) }
+    }
+
+    /// An application can't do with less than `needed` bytes.
+    pub(crate) fn too_small(self, needed: usize) -> ProgramError {
+        ProgramError::Arena { needed: (self.driver + needed) as u64, found: self.found }
+    }
 }
 
 /// Where the program is in its interval.
@@ -223,7 +194,7 @@ fn buffer<'b>(platform: &mut impl Platform, length: usize) -> &'b mut [u8] {
 enum State {
     /// CONNECT, and the order to do so has not come.
     AwaitingStart,
-    /// No payload byte has been seen.
+    /// Some flow has carried nothing yet.
     Opening,
     WarmUp {
         until: u64,
@@ -233,23 +204,19 @@ enum State {
         until: u64,
     },
     Measured,
-    /// The sender has seen the peer's FIN and sends its own.
-    Closing,
-    Closed,
 }
 
-struct Program<'p, 's, P, D> {
+struct Program<'p, 's, P, D, A> {
     device: Device<'p, P, D>,
     interface: Interface,
-    buffers: Buffers,
-    application: &'s mut [u8],
+    sockets: SocketSet<'s>,
+    application: A,
     boot: &'s BootInfo,
     command: &'s Command,
     status: &'s Status,
-    bytes: u64,
-    /// How much of the application's buffer the stack has taken in the current send call.
-    taken: usize,
     state: State,
+    /// What each flow had carried when the interval began.
+    before: [u64; 2 * MAX_FLOWS],
 }
 
 /// microseconds of the platform's clock, the stack's resolution.
@@ -257,31 +224,31 @@ fn instant(now_ns: u64) -> Instant {
     Instant::from_micros((now_ns / 1000) as i64)
 }
 
-impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
+fn publish(to: &toll_guest_abi::Counters, counters: Counters) {
+    to.sent.store(counters.sent, Ordering::Relaxed);
+    to.received.store(counters.received, Ordering::Relaxed);
+}
+
+impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A> {
     fn new(
         mut device: Device<'p, P, D>,
         boot: &'s BootInfo,
         command: &'s Command,
         status: &'s Status,
-        buffers: Buffers,
+        application: A,
     ) -> Self {
         let now = instant(device.platform.now_ns());
         let mut config = Config::new(EthernetAddress(boot.mac).into());
         config.random_seed = boot.random_seed;
         let interface = Interface::new(config, &mut device, now);
-        let application = buffer(device.platform, buffers.application);
-        if boot.direction == direction::SEND {
-            for (offset, byte) in application.iter_mut().enumerate() {
-                *byte = pattern(offset);
-            }
-        }
-        let (bytes, taken) = (0, 0);
+        let sockets = SocketSet::new(places(device.platform, application.sockets()));
         let state = if boot.open == open::LISTEN { State::Opening } else { State::AwaitingStart };
-        Self { device, interface, buffers, application, boot, command, status, bytes, taken, state }
+        let before = [0; 2 * MAX_FLOWS];
+        Self { device, interface, sockets, application, boot, command, status, state, before }
     }
 
-    /// The interface's address, and a socket that listens if it is to.
-    fn open(&mut self, sockets: &mut SocketSet<'s>) -> Result<SocketHandle, ProgramError> {
+    /// The interface's address, and the application's sockets.
+    fn open(&mut self) -> Result<(), ProgramError> {
         let address = IpCidr::new(IpAddress::Ipv4(self.boot.address.into()), self.boot.prefix as u8);
         let mut full = false;
         self.interface.update_ip_addrs(|addresses| full = addresses.push(address).is_err());
@@ -293,16 +260,8 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
             let routed = self.interface.routes_mut().add_default_ipv4_route(gateway);
             routed.map_err(|_| ProgramError::Stack { order: "take the gateway" })?;
         }
-        let receive = buffer(self.device.platform, self.buffers.receive);
-        let send = buffer(self.device.platform, self.buffers.send);
-        let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(receive), tcp::SocketBuffer::new(send));
-        socket.set_congestion_control(tcp::CongestionControl::Reno);
-        socket.set_tsval_generator(Some(timestamp));
-        if self.boot.open == open::LISTEN {
-            let listening = socket.listen(self.boot.listen_port);
-            listening.map_err(|_| ProgramError::Stack { order: "listen" })?;
-        }
-        Ok(sockets.add(socket))
+        let mut stack = Stack { interface: &mut self.interface, sockets: &mut self.sockets };
+        self.application.open(&mut stack, self.device.platform, self.boot)
     }
 
     /// ARP announcement (RFC 5227, 3): bridges learn the port and neighbours the address before the first segment.
@@ -326,9 +285,8 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
         });
     }
 
-    fn run(mut self, storage: &'s mut [SocketStorage<'s>]) -> Result<(), ProgramError> {
-        let mut sockets = SocketSet::new(storage);
-        let handle = self.open(&mut sockets)?;
+    fn run(mut self) -> Result<(), ProgramError> {
+        self.open()?;
         self.announce();
         self.device.platform.phase(phase::READY);
         loop {
@@ -337,35 +295,28 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
             let now = instant(self.device.platform.now_ns());
             // What has come is taken as a whole, then the application reads, then one acknowledgement goes out
             // with the window that this leaves.
-            while self.interface.poll_ingress_single(now, &mut self.device, &mut sockets)
+            while self.interface.poll_ingress_single(now, &mut self.device, &mut self.sockets)
                 != PollIngressSingleResult::None
             {}
-            self.step(&mut sockets, handle)?;
+            self.step()?;
             // A turn is short: where a frame costs a dozen exits, a window's worth of them would keep the program
             // from its clock, and from what has come, for a quarter of a second.
-            if (0..TURN)
-                .all(|_| self.interface.poll_egress(now, &mut self.device, &mut sockets) != PollResult::None)
-            {
+            if (0..TURN).all(|_| {
+                self.interface.poll_egress(now, &mut self.device, &mut self.sockets) != PollResult::None
+            }) {
                 continue;
             }
 
             let now_ns = self.device.platform.now_ns();
-            let left = self.interface.poll_delay(instant(now_ns), &sockets);
-            let finished = match sockets.get_mut::<tcp::Socket>(handle).state() {
-                tcp::State::TimeWait => left.is_none_or(|left| left > TIME_WAIT_WORK),
-                tcp::State::Closed => self.state == State::Closed,
-                _ => false,
-            };
-            if finished {
+            let left = self.interface.poll_delay(instant(now_ns), &self.sockets);
+            let stack = Stack { interface: &mut self.interface, sockets: &mut self.sockets };
+            if self.state == State::Measured && self.application.is_over(&stack, left) {
                 // The last acknowledgement may be in the ring.
                 self.device.platform.wait(0);
                 self.device.platform.phase(phase::CLOSED);
                 return Ok(());
             }
-            // A connection that ended in the stack's turn is the application's to learn of.
-            let ended = sockets.get::<tcp::Socket>(handle).state() == tcp::State::Closed
-                && matches!(self.state, State::Measured | State::Closing);
-            let timeout = if ended { 0 } else { self.timeout(now_ns, left) };
+            let timeout = self.timeout(now_ns, left);
             self.device.platform.wait(timeout);
         }
     }
@@ -383,92 +334,26 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
     }
 
     /// The application's turn.
-    fn step(&mut self, sockets: &mut SocketSet<'s>, handle: SocketHandle) -> Result<(), ProgramError> {
-        let socket = sockets.get_mut::<tcp::Socket>(handle);
+    fn step(&mut self) -> Result<(), ProgramError> {
+        let mut stack = Stack { interface: &mut self.interface, sockets: &mut self.sockets };
         if self.state == State::AwaitingStart {
             if self.command.start.load(Ordering::Acquire) == 1 {
-                self.connect(socket)?;
+                let address =
+                    Ipv4Address::from(self.command.peer_address.load(Ordering::Relaxed).to_ne_bytes());
+                let port = self.command.peer_port.load(Ordering::Relaxed) as u16;
+                self.application.connect(&mut stack, (IpAddress::Ipv4(address), port).into())?;
                 self.state = State::Opening;
             }
             return Ok(());
         }
-        // A socket that listened and was reset before it was open listens again.
-        if socket.state() == tcp::State::Closed {
-            return match self.state {
-                State::Closing | State::Closed => {
-                    self.state = State::Closed;
-                    Ok(())
-                }
-                // What is measured is measured. A receiver that ended badly says so itself, and one that closed
-                // and was gone before its FIN was seen here is no fault of the sender's.
-                State::Measured => {
-                    self.state = State::Closed;
-                    Ok(())
-                }
-                _ => Err(ProgramError::Reset),
-            };
-        }
-        let peer_closed =
-            if self.boot.direction == direction::SEND { self.send(socket) } else { self.receive(socket) };
-        self.status.bytes.store(self.bytes, Ordering::Relaxed);
-        self.advance(socket, peer_closed)
-    }
-
-    fn connect(&mut self, socket: &mut tcp::Socket<'s>) -> Result<(), ProgramError> {
-        let address = Ipv4Address::from(self.command.peer_address.load(Ordering::Relaxed).to_ne_bytes());
-        let port = self.command.peer_port.load(Ordering::Relaxed) as u16;
-        // Dynamic ports (RFC 6335, 6).
-        let local = 49152 + (self.boot.random_seed % 16384) as u16;
-        socket
-            .connect(self.interface.context(), (IpAddress::Ipv4(address), port), local)
-            .map_err(|_| ProgramError::Stack { order: "connect" })
-    }
-
-    /// Send calls of `write_size` bytes until the stack takes no more. Whether the peer has closed its end.
-    fn send(&mut self, socket: &mut tcp::Socket<'s>) -> bool {
-        if !socket.may_send() {
-            return false;
-        }
-        if !socket.may_recv() {
-            return true;
-        }
-        while let Ok(count @ 1..) = socket.send_slice(&self.application[self.taken..]) {
-            self.bytes += count as u64;
-            self.taken += count;
-            if self.taken == self.application.len() {
-                self.taken = 0;
-            }
-        }
-        false
-    }
-
-    /// Receive calls of up to `write_size` bytes until there are no more. Whether the peer has closed its end.
-    fn receive(&mut self, socket: &mut tcp::Socket<'s>) -> bool {
-        loop {
-            match socket.recv_slice(self.application) {
-                Ok(0) => return false,
-                Ok(count) => {
-                    self.device.platform.received(&self.application[..count]);
-                    self.bytes += count as u64;
-                }
-                Err(tcp::RecvError::Finished) => return true,
-                // Not open yet.
-                Err(tcp::RecvError::InvalidState) => return false,
-            }
-        }
-    }
-
-    /// Sends a FIN after what is in the buffer. What is still missing when the patience ends is part of the closing
-    /// only.
-    fn close(&self, socket: &mut tcp::Socket<'s>) {
-        socket.close();
-        socket.set_timeout(Some(Duration::from_micros(self.boot.patience_ns / 1000)));
+        let progress = self.application.turn(&mut stack, self.device.platform)?;
+        publish(&self.status.now, self.application.counters());
+        self.advance(progress)
     }
 
     /// Moves through the interval; see the diagram of the module.
-    fn advance(&mut self, socket: &mut tcp::Socket<'s>, peer_closed: bool) -> Result<(), ProgramError> {
-        let sends = self.boot.direction == direction::SEND;
-        if self.state == State::Opening && self.bytes > 0 {
+    fn advance(&mut self, progress: Progress) -> Result<(), ProgramError> {
+        if self.state == State::Opening && progress == Progress::Flowing {
             let now = self.device.platform.now_ns();
             self.state = State::WarmUp { until: now.saturating_add(self.boot.warm_up_ns) };
             self.device.platform.phase(phase::WARM_UP);
@@ -477,37 +362,46 @@ impl<'p, 's, P: Platform, D: Driver> Program<'p, 's, P, D> {
             let now = self.device.platform.now_ns();
             if now >= until {
                 self.state = State::Measure { since: now, until: now.saturating_add(self.boot.duration_ns) };
-                self.status.measure_start_bytes.store(self.bytes, Ordering::Relaxed);
-                self.status.measure_start_ns.store(now, Ordering::Relaxed);
+                for (before, flow) in self.before.iter_mut().zip(self.application.flows()) {
+                    *before = flow;
+                }
+                publish(&self.status.start, self.application.counters());
+                self.status.start_ns.store(now, Ordering::Relaxed);
                 self.status.retransmits.store(self.device.retransmits.count(), Ordering::Relaxed);
                 self.device.platform.phase(phase::MEASURE);
             }
         }
         if let State::Measure { since, until } = self.state {
             let now = self.device.platform.now_ns();
-            let enough = (now - since) / 100 >= (until - since) / 10_000 * ENOUGH;
-            if now >= until || (sends && peer_closed && enough) {
-                self.state = State::Measured;
-                self.status.measure_end_bytes.store(self.bytes, Ordering::Relaxed);
-                self.status.measure_end_ns.store(now, Ordering::Relaxed);
-                self.status.retransmits.store(self.device.retransmits.count(), Ordering::Relaxed);
-                self.device.platform.phase(phase::MEASURED);
-                if !sends {
-                    self.close(socket);
-                }
+            let peer_measured = progress == Progress::PeerMeasured;
+            if peer_measured && (now - since) / 100 < (until - since) / 10_000 * ENOUGH {
+                return Err(ProgramError::PeerClosed);
             }
-        }
-        if !peer_closed {
-            return Ok(());
+            // An end that receives too goes on with that.
+            if now >= until || (peer_measured && !receives(self.boot)) {
+                self.state = State::Measured;
+                self.end(now);
+                let mut stack = Stack { interface: &mut self.interface, sockets: &mut self.sockets };
+                let patience = Duration::from_micros(self.boot.patience_ns / 1000);
+                self.application.measured(&mut stack, patience);
+            }
         }
         match self.state {
-            State::Measured if sends => {
-                self.close(socket);
-                self.state = State::Closing;
-                Ok(())
+            State::Opening | State::WarmUp { .. } if progress == Progress::PeerMeasured => {
+                Err(ProgramError::PeerClosed)
             }
-            State::Measured | State::Closing | State::Closed => Ok(()),
-            _ => Err(ProgramError::PeerClosed),
+            _ => Ok(()),
         }
+    }
+
+    /// What the interval has brought.
+    fn end(&mut self, now: u64) {
+        for ((to, before), flow) in self.status.flows.iter().zip(self.before).zip(self.application.flows()) {
+            to.store(flow - before, Ordering::Relaxed);
+        }
+        publish(&self.status.end, self.application.counters());
+        self.status.end_ns.store(now, Ordering::Relaxed);
+        self.status.retransmits.store(self.device.retransmits.count(), Ordering::Relaxed);
+        self.device.platform.phase(phase::MEASURED);
     }
 }

@@ -5,13 +5,28 @@
 //! when the window opens, without a loss: segments of one byte are left out.
 
 use smoltcp::wire::TcpSeqNumber;
+use toll_guest_abi::MAX_FLOWS;
 
-/// The count of one connection at a time; a SYN begins another.
-#[derive(Debug, Default)]
+/// The count of all connections of a program. Those of one program differ by their ports alone.
+#[derive(Debug)]
 pub(crate) struct Retransmits {
     count: u32,
+    connections: [Connection; 2 * MAX_FLOWS],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Connection {
+    /// Source and destination port as they lie in the segment: 0 of a place that is free.
+    ports: [u8; 4],
     /// The sequence number after the highest byte sent.
-    next: Option<TcpSeqNumber>,
+    next: TcpSeqNumber,
+}
+
+impl Default for Retransmits {
+    fn default() -> Self {
+        let free = Connection { ports: [0; 4], next: TcpSeqNumber(0) };
+        Self { count: 0, connections: [free; 2 * MAX_FLOWS] }
+    }
 }
 
 impl Retransmits {
@@ -20,17 +35,23 @@ impl Retransmits {
         self.count
     }
 
-    /// Looks at an Ethernet frame that the stack sends.
+    /// Looks at an Ethernet frame that the stack sends. A SYN begins a connection, or begins it anew; segments of those that
+    /// there is no place for are left out.
     pub(crate) fn sent(&mut self, frame: &[u8]) {
-        let Some(Segment { syn, first, length }) = Segment::of(frame) else { return };
+        let Some(Segment { syn, ports, first, length }) = Segment::of(frame) else { return };
+        if !syn && length <= 1 {
+            return;
+        }
+        let known =
+            |connection: &&mut Connection| connection.ports == ports || (syn && connection.ports == [0; 4]);
+        let Some(connection) = self.connections.iter_mut().find(known) else { return };
         if syn {
-            self.next = Some(first + 1);
-        } else if length > 1 {
-            if self.next.is_some_and(|next| first < next) {
+            *connection = Connection { ports, next: first + 1 };
+        } else {
+            if first < connection.next {
                 self.count = self.count.saturating_add(1);
             }
-            let end = first + length;
-            self.next = Some(self.next.map_or(end, |next| next.max(end)));
+            connection.next = connection.next.max(first + length);
         }
     }
 }
@@ -38,6 +59,7 @@ impl Retransmits {
 /// What matters of a TCP segment.
 struct Segment {
     syn: bool,
+    ports: [u8; 4],
     first: TcpSeqNumber,
     /// Bytes of payload.
     length: usize,
@@ -71,6 +93,7 @@ impl Segment {
         let data_offset = usize::from(headers[TCP + 12] >> 4) * 4;
         Some(Self {
             syn: headers[TCP + 13] & SYN != 0,
+            ports: [headers[TCP], headers[TCP + 1], headers[TCP + 2], headers[TCP + 3]],
             first: TcpSeqNumber(i32::from_be_bytes(first)),
             length: total.checked_sub(TCP - IP + data_offset)?,
         })
@@ -95,6 +118,7 @@ mod tests {
         packet.set_next_header(IpProtocol::Tcp);
         let mut segment = TcpPacket::new_unchecked(packet.payload_mut());
         segment.set_header_len(20);
+        segment.set_src_port(49152);
         segment.set_seq_number(TcpSeqNumber(first as i32));
         segment.set_syn(syn);
         bytes
@@ -122,21 +146,33 @@ mod tests {
 
     #[test]
     fn rfc_9293_s3_8_6_1_a_probe_is_none() {
-        assert_eq!(count(&[(false, 0, 100), (false, 100, 1), (false, 100, 1), (false, 100, 100)]), 0);
+        assert_eq!(
+            count(&[
+                (true, u32::MAX, 0),
+                (false, 0, 100),
+                (false, 100, 1),
+                (false, 100, 1),
+                (false, 100, 100)
+            ]),
+            0
+        );
     }
 
     #[test]
     fn acknowledgements_and_a_new_connection_are_none() {
-        assert_eq!(count(&[(false, 500, 100), (false, 500, 0), (true, 10, 0), (false, 11, 100)]), 0);
+        assert_eq!(
+            count(&[(true, 499, 0), (false, 500, 100), (false, 500, 0), (true, 10, 0), (false, 11, 100)]),
+            0
+        );
     }
 
     #[test]
     fn what_is_no_segment_is_passed_over() {
-        let whole = frame(false, 0, 4);
+        let whole = frame(true, 0, 4);
         let mut retransmits = Retransmits::default();
         for end in 0..whole.len() {
             retransmits.sent(&whole[..end]);
         }
-        assert_eq!((retransmits.count(), retransmits.next), (0, None));
+        assert_eq!((retransmits.count(), retransmits.connections[0].ports), (0, [0; 4]));
     }
 }

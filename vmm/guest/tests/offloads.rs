@@ -46,8 +46,8 @@ fn sender(switches: VirtioNetSwitches) -> End {
 }
 
 fn receiver(switches: VirtioNetSwitches) -> End {
-    let End { host, peer, sends, listens, .. } = End::receiver(VIRTIO_NET);
-    End { host, peer, sends, listens, ..sender(switches) }
+    let End { host, peer, direction, listens, .. } = End::receiver(VIRTIO_NET);
+    End { host, peer, direction, listens, ..sender(switches) }
 }
 
 /// Runs both ends to their end; every byte that was sent must arrive at its place.

@@ -2,18 +2,19 @@
 //! at the other end of its TAP.
 #![allow(dead_code, reason = "each user of this module needs a part of it")]
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::mem::zeroed;
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
-use nix::sched::{CloneFlags, unshare};
-use toll_guest::program::pattern;
+use nix::sched::{CloneFlags, setns, unshare};
+use toll_guest::pattern;
 use toll_protocol::child::{ChildCommand, ChildEvent, Engine, Outside, VmmConfig, VmmPort};
 use toll_protocol::decorators::Impairments;
 use toll_protocol::frame::{Decoder, encode};
@@ -171,6 +172,8 @@ pub struct Transfer {
     /// Of the virtual end.
     pub open: Open,
     pub write_size: u64,
+    /// Each way.
+    pub flows: u32,
     pub warm_up: Duration,
     pub duration: Duration,
     pub mtu: u16,
@@ -180,8 +183,18 @@ pub struct Transfer {
     pub translated: bool,
     /// What is wrong with the wire behind the port.
     pub impairments: Option<Impairments>,
+    /// Where the kernel's end is, if it is not at the TAP itself.
+    pub far: Option<Arc<Far>>,
     /// Distinguishes transfers of one process: TAP name and network.
     pub number: u8,
+}
+
+/// A kernel's end in another network namespace, which has the address.
+#[derive(Debug)]
+pub struct Far {
+    pub namespace: File,
+    /// That the TAP becomes a port of.
+    pub bridge: String,
 }
 
 impl Transfer {
@@ -193,6 +206,7 @@ impl Transfer {
             direction: Direction::Send,
             open: Open::Connect,
             write_size: 65_536,
+            flows: 1,
             warm_up: Duration::from_millis(100),
             duration: Duration::from_millis(400),
             mtu: 1500,
@@ -200,6 +214,7 @@ impl Transfer {
             memory: 16 << 20,
             translated: false,
             impairments: None,
+            far: None,
             number,
         }
     }
@@ -221,7 +236,11 @@ impl Transfer {
                 open: self.open,
                 direction: self.direction,
                 timing: Timing { warm_up: self.warm_up.into(), duration: self.duration.into() },
-                traffic: Traffic::Stream(Stream { write_size: Bytes(self.write_size), ..Stream::default() }),
+                traffic: Traffic::Stream(Stream {
+                    write_size: Bytes(self.write_size),
+                    flows: self.flows,
+                    ..Stream::default()
+                }),
             },
             cpu: self.cpu,
             io_cpu: None,
@@ -246,6 +265,8 @@ pub struct Transferred {
     pub samples: Vec<Sample>,
     /// Bytes that the kernel end received or sent, over the whole connection.
     pub kernel_bytes: u64,
+    /// Bits a second that it received after the warm-up.
+    pub kernel_goodput: Option<f64>,
 }
 
 /// Runs a transfer through the protocol an agent speaks.
@@ -275,20 +296,23 @@ pub fn disturbed_transfer(
         // An alias is up if its interface is.
         bring_up("lo", Ipv4Addr::LOCALHOST, u16::MAX).map_err(text("lo"))?;
     }
-    bring_up(&interface, transfer.host_address(), transfer.mtu).map_err(text("interface"))?;
+    match &transfer.far {
+        None => bring_up(&interface, transfer.host_address(), transfer.mtu).map_err(text("interface"))?,
+        Some(far) => join(&interface, &far.bridge).map_err(text("bridge"))?,
+    }
     vmm.send(&ChildCommand::PortAttached).map_err(text("PortAttached"))?;
     let ready = expect(&mut vmm, |event| match event {
         ChildEvent::Ready(ready) => Some(ready),
         _ => None,
     })?;
-    let listener = TcpListener::bind((transfer.host_address(), 0)).map_err(text("listen"))?;
+    let listener = listen(transfer).map_err(text("listen"))?;
     set_congestion_control(&listener);
     let port = listener.local_addr().map_err(text("listen"))?.port();
     let peer = SocketAddrV4::new(transfer.host_address(), port);
     vmm.send(&ChildCommand::Start { peer }).map_err(text("Start"))?;
     let (open, direction, write_size) = (transfer.open, transfer.direction, transfer.write_size as usize);
-    let whole = transfer.warm_up + transfer.duration;
-    let kernel = std::thread::spawn(move || -> io::Result<u64> {
+    let times = [transfer.warm_up, transfer.duration];
+    let kernel = std::thread::spawn(move || -> io::Result<(u64, Option<f64>)> {
         let mut stream = match open {
             Open::Connect => listener.accept()?.0,
             Open::Listen => TcpStream::connect_timeout(&ready.address.into(), PATIENCE)?,
@@ -297,8 +321,8 @@ pub fn disturbed_transfer(
         stream.set_write_timeout(Some(PATIENCE))?;
         set_congestion_control(&stream);
         match direction {
-            Direction::Send => receive(&mut stream, whole + Duration::from_millis(50), write_size),
-            Direction::Receive => send(&mut stream),
+            Direction::Send => receive(&mut stream, times, write_size),
+            Direction::Receive => send(&mut stream).map(|sent| (sent, None)),
             Direction::Both => Err(io::ErrorKind::Unsupported.into()),
         }
     });
@@ -314,11 +338,30 @@ pub fn disturbed_transfer(
             other => return Err(format!("{other:?} came out of turn")),
         }
     };
-    let kernel_bytes = kernel.join().map_err(|_| "the kernel end panicked")?.map_err(text("kernel end"))?;
+    let (kernel_bytes, kernel_goodput) =
+        kernel.join().map_err(|_| "the kernel end panicked")?.map_err(text("kernel end"))?;
     if !vmm.wait().map_err(text("wait"))? {
         return Err("toll-vmm did not end well".into());
     }
-    Ok(Transferred { report, samples, kernel_bytes })
+    Ok(Transferred { report, samples, kernel_bytes, kernel_goodput })
+}
+
+/// Makes `interface` a port of `bridge`.
+fn join(interface: &str, bridge: &str) -> io::Result<()> {
+    let status = Command::new("ip").args(["link", "set", interface, "master", bridge, "up"]).status()?;
+    if status.success() { Ok(()) } else { Err(io::Error::other("ip link set failed")) }
+}
+
+/// A listener of the kernel's end: a socket stays in the namespace that it was made in.
+fn listen(transfer: &Transfer) -> io::Result<TcpListener> {
+    let (address, far) = (transfer.host_address(), transfer.far.clone());
+    let bind = move || {
+        if let Some(far) = far {
+            setns(&far.namespace, CloneFlags::CLONE_NEWNET)?;
+        }
+        TcpListener::bind((address, 0))
+    };
+    std::thread::spawn(bind).join().map_err(|_| io::Error::other("a thread panicked"))?
 }
 
 /// The next event, as far as `wanted` takes it.
@@ -336,24 +379,36 @@ pub fn failure(vmm: &mut Vmm) -> Result<Failure, String> {
     })
 }
 
-/// Receives until `whole` has passed since the first byte, then half-closes and drains; checks every byte. The
-/// payload program sends the same `write_size` bytes again and again.
-fn receive(stream: &mut TcpStream, whole: Duration, write_size: usize) -> io::Result<u64> {
+/// Receives until warm-up and duration have passed since the first byte, then half-closes and drains; checks every byte. The
+/// payload program sends the same `write_size` bytes again and again. Bytes, and bits a second after the warm-up.
+fn receive(
+    stream: &mut TcpStream,
+    [warm_up, duration]: [Duration; 2],
+    write_size: usize,
+) -> io::Result<(u64, Option<f64>)> {
     let mut buffer = vec![0; 1 << 20];
     // A period more than the longest read, so that any part of the stream is a slice of it.
     let expected: Vec<u8> = (0..write_size).map(pattern).cycle().take(buffer.len() + write_size).collect();
     let (mut total, mut first, mut closed) = (0_u64, None, false);
+    let (mut warm, mut goodput) = (None, None);
     loop {
         let length = stream.read(&mut buffer)?;
         if length == 0 {
-            return Ok(total);
+            return Ok((total, goodput));
         }
         let phase = (total % write_size as u64) as usize;
         if buffer[..length] != expected[phase..phase + length] {
             return Err(io::Error::other(format!("other bytes than the pattern's after {total}")));
         }
         total += length as u64;
-        if first.get_or_insert_with(Instant::now).elapsed() > whole && !closed {
+        let elapsed = first.get_or_insert_with(Instant::now).elapsed();
+        if elapsed >= warm_up {
+            let (since, before) = *warm.get_or_insert((elapsed, total));
+            if goodput.is_none() && elapsed >= warm_up + duration {
+                goodput = Some((total - before) as f64 * 8.0 / (elapsed - since).as_secs_f64());
+            }
+        }
+        if elapsed > warm_up + duration + Duration::from_millis(50) && !closed {
             closed = true;
             stream.shutdown(Shutdown::Write)?;
         }

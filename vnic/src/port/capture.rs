@@ -12,7 +12,7 @@ use std::io::Write;
 use std::os::fd::BorrowedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Framing, Offloads, Port, PortError, Sent};
+use super::{Framing, Lost, Offloads, Port, PortError, Sent};
 use crate::piece::{Piece, PieceMut};
 
 /// Magic of a file with nanoseconds, in the byte order of its writer.
@@ -124,6 +124,10 @@ impl Port for Capture {
 
     fn set_attached(&mut self, attached: bool) -> Result<(), PortError> {
         self.port.set_attached(attached)
+    }
+
+    fn lost(&self) -> Lost {
+        self.port.lost()
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

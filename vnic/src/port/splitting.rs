@@ -15,7 +15,7 @@
 
 use std::os::fd::BorrowedFd;
 
-use super::{Framing, Offloads, Port, PortError, Sent};
+use super::{Framing, Lost, Offloads, Port, PortError, Sent};
 use crate::piece::{Piece, PieceMut, write_at};
 use crate::segment::{self, CHECKSUM, LONGEST_HEADERS, Segment};
 use crate::vnet_header::{CSUM_OFFSET, CSUM_START, FLAGS, GSO_SIZE, GSO_TYPE, LENGTH as HEADER, NEEDS_CSUM};
@@ -146,6 +146,10 @@ impl Port for Splitting {
 
     fn set_attached(&mut self, attached: bool) -> Result<(), PortError> {
         self.port.set_attached(attached)
+    }
+
+    fn lost(&self) -> Lost {
+        self.port.lost()
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

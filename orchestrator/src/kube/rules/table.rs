@@ -1,12 +1,13 @@
 //! Bounds and rules that are written by hand, from the whole object inwards: those that look at several values at once. Words are
 //! those of the validator (`protocol/src/campaign/validate.rs`).
 
-use toll_protocol::campaign::limits::{LAB_MTU, LONGEST_NAME, MTU, PCNET_MTU};
+use toll_protocol::adapters::ETHERNET_MTU;
+use toll_protocol::campaign::limits::{LAB_MTU, LONGEST_NAME, MTU};
 
 use super::{Bound, Rule};
 
 // Limits that stand in rules below as they do in protocol.
-const _: () = assert!(*MTU.end() == 9000 && LAB_MTU == 1500 && PCNET_MTU == 1500);
+const _: () = assert!(*MTU.end() == 9000 && LAB_MTU == 1500 && ETHERNET_MTU == 1500);
 
 /// How often an arm of a gate is a baseline.
 macro_rules! baseline_toll {

@@ -1,30 +1,37 @@
 //! Adapters and their switches.
 
 use super::Step::{self, Field};
-use super::limits::PCNET_MTU;
 use super::{Findings, below, schema};
 use crate::trial::{Adapter, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches};
 
 pub(super) fn adapter(
     written: &schema::Adapter,
     path: &[Step],
-    mtu: Option<u32>,
+    mtu: Option<u16>,
     out: &mut Findings,
 ) -> Option<Adapter> {
     let path = below(path, &[Field("adapter")]);
-    match (&written.pcnet, &written.virtio_net) {
+    let (path, adapter) = match (&written.pcnet, &written.virtio_net) {
         (Some(written), None) => {
-            if let Some(mtu) = mtu.filter(|mtu| *mtu > PCNET_MTU) {
-                let message =
-                    format!("carries frames of at most {PCNET_MTU} bytes; the trials' MTU is {mtu}");
-                out.add(&below(&path, &[Field("pcnet")]), message);
-            }
-            Some(pcnet(written))
+            let path = below(&path, &[Field("pcnet")]);
+            (path, pcnet(written))
         }
-        (None, Some(written)) => Some(virtio_net(written, &below(&path, &[Field("virtioNet")]), out)),
+        (None, Some(written)) => {
+            let path = below(&path, &[Field("virtioNet")]);
+            (path, virtio_net(written))
+        }
         // That is told by the schema.
-        _ => None,
+        _ => return None,
+    };
+    for conflict in adapter.conflicts() {
+        out.add(&below(&path, &[Field(conflict.switch())]), conflict.to_string());
     }
+    let most = *adapter.mtus().end();
+    if let Some(mtu) = mtu.filter(|mtu| *mtu > most) {
+        let message = format!("carries frames of at most {most} bytes; the trials' MTU is {mtu}");
+        out.add(&path, message);
+    }
+    Some(adapter)
 }
 
 fn pcnet(written: &schema::Pcnet) -> Adapter {
@@ -43,7 +50,7 @@ fn pcnet(written: &schema::Pcnet) -> Adapter {
     })
 }
 
-fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) -> Adapter {
+fn virtio_net(written: &schema::VirtioNet) -> Adapter {
     let on = |switch: Option<bool>| switch.unwrap_or(false);
     let queue_pairs = written.queue_pairs.and_then(QueuePairs::new).unwrap_or(QueuePairs::ONE);
     let switches = VirtioNetSwitches {
@@ -56,18 +63,5 @@ fn virtio_net(written: &schema::VirtioNet, path: &[Step], out: &mut Findings) ->
         control_queue: on(written.control_queue),
         queue_pairs,
     };
-    // virtio 1.2, 5.1.3.1: VIRTIO_NET_F_HOST_TSO4 requires VIRTIO_NET_F_CSUM.
-    if switches.tso && !switches.checksum_offload {
-        out.add(
-            &below(path, &[Field("tso")]),
-            "needs the checksum offload (virtio 1.2, 5.1.3.1): write `checksumOffload: true, tso: true`",
-        );
-    }
-    // VIRTIO_NET_F_MQ requires VIRTIO_NET_F_CTRL_VQ.
-    if switches.queue_pairs > QueuePairs::ONE && !switches.control_queue {
-        let message =
-            "more than one need the control queue (virtio 1.2, 5.1.3.1): write `controlQueue: true` too";
-        out.add(&below(path, &[Field("queuePairs")]), message);
-    }
     Adapter::VirtioNet(switches)
 }

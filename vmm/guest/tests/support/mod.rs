@@ -14,9 +14,13 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use toll_guest::driver::pcnet::handle_interrupt;
+use toll_guest::pattern;
 use toll_guest::platform::{DmaRegion, Platform, Registers};
-use toll_guest::program::{self, ProgramError, pattern};
-use toll_guest_abi::{BootInfo, Command, MAGIC, Status, VERSION, adapter, direction, open, virtio_net};
+use toll_guest::program::{self, ProgramError};
+use toll_guest_abi::{
+    BootInfo, Command, Counters, MAGIC, MAX_FLOWS, Status, Traffic, VERSION, adapter, direction, kind, open,
+    virtio_net,
+};
 use toll_protocol::report::FrameCounters;
 use toll_protocol::trial::VirtioNetSwitches;
 use toll_protocol::units::MacAddress;
@@ -38,7 +42,9 @@ pub const LONG_PATIENCE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, Copy)]
 pub struct End {
     pub adapter: u32,
-    pub sends: bool,
+    /// One of [`direction`].
+    pub direction: u32,
+    pub flows: u32,
     pub listens: bool,
     /// Last byte of 10.9.0.x and of the MAC address.
     pub host: u8,
@@ -58,7 +64,8 @@ impl End {
     pub fn sender(adapter: u32) -> Self {
         Self {
             adapter,
-            sends: true,
+            direction: direction::SEND,
+            flows: 1,
             listens: false,
             host: 1,
             peer: 2,
@@ -74,7 +81,7 @@ impl End {
     }
 
     pub fn receiver(adapter: u32) -> Self {
-        Self { sends: false, listens: true, host: 2, peer: 1, ..Self::sender(adapter) }
+        Self { direction: direction::RECEIVE, listens: true, host: 2, peer: 1, ..Self::sender(adapter) }
     }
 
     pub fn mac(&self) -> MacAddress {
@@ -93,8 +100,12 @@ impl End {
             warm_up_ns: self.warm_up.as_nanos() as u64,
             duration_ns: self.duration.as_nanos() as u64,
             patience_ns: self.patience.as_nanos() as u64,
-            write_size: self.write_size,
-            direction: if self.sends { direction::SEND } else { direction::RECEIVE },
+            traffic: Traffic {
+                kind: kind::STREAM,
+                direction: self.direction,
+                flows: self.flows,
+                write_size: self.write_size,
+            },
             open: if self.listens { open::LISTEN } else { open::CONNECT },
             mtu: self.mtu,
             address: [10, 9, 0, self.host],
@@ -146,14 +157,24 @@ impl End {
         command.peer_port.store(PORT.into(), Ordering::Relaxed);
         command.start.store(1, Ordering::Release);
         let result = program::run(&mut platform, &boot, &command, &status);
-        let count = |field: &std::sync::atomic::AtomicU64| field.load(Ordering::Relaxed);
+        let now = carried(&status.now);
+        let (start, end) = (carried(&status.start), carried(&status.end));
+        let measured = Carried {
+            sent: end.sent.saturating_sub(start.sent),
+            received: end.received.saturating_sub(start.received),
+        };
+        let bytes = |carried: Carried| {
+            if self.direction == direction::SEND { carried.sent } else { carried.received }
+        };
+        let time = |field: &AtomicU64| Duration::from_nanos(field.load(Ordering::Relaxed));
         let outcome = Outcome {
-            bytes: count(&status.bytes),
-            measured: count(&status.measure_end_bytes).saturating_sub(count(&status.measure_start_bytes)),
-            interval: Duration::from_nanos(
-                count(&status.measure_end_ns).saturating_sub(count(&status.measure_start_ns)),
-            ),
-            verified: platform.verified,
+            bytes: bytes(now),
+            measured: bytes(measured),
+            carried: now,
+            measured_both_ways: measured,
+            flows: status.flows.iter().map(|flow| flow.load(Ordering::Relaxed)).collect(),
+            interval: time(&status.end_ns).saturating_sub(time(&status.start_ns)),
+            verified: platform.verified.iter().sum(),
             phases: platform.phases.clone(),
             counters: platform.adapter.counters(),
             waits: platform.waits,
@@ -164,11 +185,29 @@ impl End {
     }
 }
 
+/// Bytes of payload, each way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Carried {
+    pub sent: u64,
+    pub received: u64,
+}
+
+fn carried(counters: &Counters) -> Carried {
+    let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    Carried { sent: load(&counters.sent), received: load(&counters.received) }
+}
+
 /// What a program did.
 #[derive(Debug, Clone)]
 pub struct Outcome {
+    /// Of the direction that it is about: received by one that does both.
     pub bytes: u64,
+    /// The same in the interval.
     pub measured: u64,
+    pub carried: Carried,
+    pub measured_both_ways: Carried,
+    /// What each flow carried in the interval; those that there are not, nothing.
+    pub flows: Vec<u64>,
     pub interval: Duration,
     /// Received bytes that were what the sender's pattern has at their place.
     pub verified: u64,
@@ -203,7 +242,8 @@ pub struct HostPlatform {
     pub causes: u32,
     write_size: usize,
     check: bool,
-    verified: u64,
+    /// Of each flow.
+    verified: Vec<u64>,
     phases: Vec<u32>,
     waits: u64,
     pub accesses: BTreeMap<(Access, u64), u64>,
@@ -243,7 +283,7 @@ impl HostPlatform {
             causes: 0,
             write_size: end.write_size as usize,
             check: end.verifies,
-            verified: 0,
+            verified: vec![0; 2 * MAX_FLOWS],
             phases: Vec::new(),
             waits: 0,
             accesses: BTreeMap::new(),
@@ -323,13 +363,14 @@ impl Platform for HostPlatform {
         std::mem::take(&mut self.causes)
     }
 
-    fn received(&mut self, bytes: &[u8]) {
+    fn received(&mut self, flow: usize, bytes: &[u8]) {
         if !self.check {
             return;
         }
+        let verified = &mut self.verified[flow];
         for byte in bytes {
-            assert_eq!(*byte, pattern(self.verified as usize % self.write_size), "at {}", self.verified);
-            self.verified += 1;
+            assert_eq!(*byte, pattern(*verified as usize % self.write_size), "flow {flow} at {verified}");
+            *verified += 1;
         }
     }
 }

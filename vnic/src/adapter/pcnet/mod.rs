@@ -430,7 +430,7 @@ impl Adapter for Pcnet {
     }
 
     fn counters(&self) -> FrameCounters {
-        self.bus.counters
+        self.bus.port.lost().beside(self.bus.counters)
     }
 
     fn register_name(&self, offset: u64) -> &'static str {

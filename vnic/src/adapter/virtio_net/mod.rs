@@ -437,7 +437,7 @@ impl Adapter for VirtioNet {
     }
 
     fn counters(&self) -> FrameCounters {
-        self.bus.counters
+        self.bus.pairs.lost().fold(self.bus.counters, |counters, lost| lost.beside(counters))
     }
 
     fn register_name(&self, offset: u64) -> &'static str {

@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
-use crate::port::{Offloads, Port, PortError};
+use crate::port::{Lost, Offloads, Port, PortError};
 
 const NAME: &str = "queue pairs";
 
@@ -98,6 +98,11 @@ impl Pairs {
     /// Which frames may come unfinished.
     pub(super) fn set_offloads(&mut self, offloads: Offloads) -> Result<(), PortError> {
         self.pairs.iter_mut().try_for_each(|pair| pair.port.set_offloads(offloads))
+    }
+
+    /// What the ports lost inside.
+    pub(super) fn lost(&self) -> impl Iterator<Item = Lost> {
+        self.pairs.iter().map(|pair| pair.port.lost())
     }
 
     /// Readable while a frame waits in the port of an enabled pair.

@@ -4,36 +4,48 @@
 //!  enter --lost--> gone
 //!    |  --twice--> two of it
 //!    v
-//!  serialise at `rate` (a queue of 1000 frames; the frame that finds it full is dropped), then `delay`
-//!    |  --reordered--> no delay: it overtakes
+//!  delayed: waits for `delay`
+//!    |  --overtakes: is not delayed
 //!    v
-//!  leave, when due; frames due at one time leave in the order of their entry
+//!  queue: serialised at `rate` (1000 frames wait; the frame that finds them is dropped)
+//!    |  due: when its last bit is on the wire
+//!    v
+//!  serve: what is due is released together, at most once a `quantum` while more wait ---> leave
 //! ```
+//! **Wire time.** Each frame's time is reckoned by bytes and does not depend on when anybody looks: a wake-up that is late
+//! releases all that is due. One that is later than [`BURST`] would release more than a wire may; the wire then stands still
+//! for what is beyond, and its clock falls behind the host's.
+//!
+//! So in any interval at most `rate` times ([`BURST`] + [`GRAIN`] + the interval) and a frame leave, and a queue that never
+//! empties carries the rate as long as it is served every [`BURST`].
+//!
 //! The order of the draws is fixed, and each frame draws all three: a frame's fate depends on its number and the seed.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::VecDeque;
+use std::num::NonZero;
 use std::time::Duration;
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::Impairments;
+use super::{BURST, GRAIN, Impairments, QUANTUM};
 use crate::piece::Piece;
 
-/// Frames that are under way at most: what a Linux interface queues (txqueuelen), plus what a delay holds.
-const MOST: usize = 4000;
-/// Frames that wait for the rate at most.
+/// Frames that wait for the rate at most: what a Linux interface queues (txqueuelen).
 const QUEUE: usize = 1000;
-/// Buffers that are kept for frames to come.
-const SPARE: usize = 64;
+/// Bytes that are under way at most, [`OVERHEAD`] included: a second at 500 Mb/s.
+const MOST_BYTES: usize = 64 << 20;
+/// What a frame takes beside its bytes, or a little more.
+const OVERHEAD: usize = 128;
+/// Buffers that are kept for frames to come: more than one [`QUANTUM`] releases at 10 Gb/s.
+const SPARE: usize = 256;
+const NANOSECONDS: u64 = 1_000_000_000;
 
 /// A frame under way.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug)]
 struct Entry {
+    /// Wire time at which it goes on: out of the delay, or out of the lane.
     due: Duration,
-    /// In the order of entry.
-    number: u64,
     frame: Vec<u8>,
 }
 
@@ -42,10 +54,25 @@ pub(super) struct Lane {
     impairments: Impairments,
     header: usize,
     fate: ChaCha8Rng,
-    under_way: BinaryHeap<Reverse<Entry>>,
-    /// When the last bit of what is queued is on the wire.
+    /// In the order of entry, which is that of their times.
+    delayed: VecDeque<Entry>,
+    /// On the wire or before it, in the order of their times.
+    queue: VecDeque<Entry>,
+    /// Bytes of both.
+    held: usize,
+    /// Wire time at which the last bit of what is queued is on the wire.
     free: Duration,
-    number: u64,
+    /// What `free` is too early by, in nanoseconds times the rate.
+    remainder: u64,
+    /// How far wire time is behind the host's.
+    stood: Duration,
+    /// Wire time of the last release.
+    released: Duration,
+    /// Frames that are due until then are released.
+    horizon: Duration,
+    /// Wire time of the next release, if anything waits for one.
+    wake: Option<Duration>,
+    drops: u64,
     spare: Vec<Vec<u8>>,
 }
 
@@ -56,53 +83,170 @@ impl Lane {
             impairments,
             header,
             fate: ChaCha8Rng::seed_from_u64(seed),
-            under_way: BinaryHeap::new(),
+            delayed: VecDeque::new(),
+            queue: VecDeque::new(),
+            held: 0,
             free: Duration::ZERO,
-            number: 0,
+            remainder: 0,
+            stood: Duration::ZERO,
+            released: Duration::ZERO,
+            horizon: Duration::ZERO,
+            wake: None,
+            drops: 0,
             spare: Vec::new(),
         }
     }
 
-    /// Takes a frame. Whether the queue had room for it; a frame that the wire loses is taken too.
-    pub fn enter(&mut self, parts: &[Piece<'_>], now: Duration) -> bool {
-        let Impairments { rate, delay, loss, duplicate, reorder, .. } = self.impairments;
+    /// Takes a frame that came at `came`. Whether there was room for it; a frame that the wire loses is taken too.
+    pub fn enter(&mut self, parts: &[Piece<'_>], came: Duration) -> bool {
+        let Impairments { loss, duplicate, reorder, .. } = self.impairments;
         let [lost, twice, overtakes] =
             [loss, duplicate, reorder].map(|share| self.fate.random::<f64>() < share);
-        let length = parts.iter().map(|part| part.len()).sum::<usize>().saturating_sub(self.header);
-        let copies = if lost { 0 } else { 1 + usize::from(twice) };
-        for _ in 0..copies {
-            let start = self.free.max(now);
-            let time = match rate {
-                0 => Duration::ZERO,
-                rate => Duration::from_secs_f64(length as f64 * 8.0 / rate as f64),
-            };
-            // So long a queue is the time that its frames take.
-            let queued = time.checked_mul(QUEUE as u32).is_some_and(|most| start - now > most);
-            if queued || self.under_way.len() >= MOST {
-                return false;
-            }
-            self.free = start + time;
-            let due = self.free + if overtakes { Duration::ZERO } else { delay };
-            let mut frame = self.spare.pop().unwrap_or_default();
-            frame.clear();
-            parts.iter().for_each(|part| part.append_to(&mut frame));
-            self.under_way.push(Reverse(Entry { due, number: self.number, frame }));
-            self.number += 1;
+        if lost {
+            return true;
+        }
+        let now = self.wire_time(came);
+        self.mature(now);
+        let taken = self.take(parts, now, overtakes);
+        if twice && taken && !self.take(parts, now, overtakes) {
+            self.drops += 1;
+        }
+        taken
+    }
+
+    /// Takes one copy of a frame. Whether there was room for it.
+    fn take(&mut self, parts: &[Piece<'_>], now: Duration, overtakes: bool) -> bool {
+        let length: usize = parts.iter().map(Piece::len).sum();
+        if self.held + length + OVERHEAD > MOST_BYTES {
+            return false;
+        }
+        let mut frame = self.spare.pop().unwrap_or_default();
+        frame.clear();
+        parts.iter().for_each(|part| part.append_to(&mut frame));
+        self.held += length + OVERHEAD;
+        let delay = self.impairments.delay;
+        let due = if delay.is_zero() || overtakes {
+            let Some(due) = self.serialise(frame, now) else { return false };
+            due
+        } else {
+            // Times that went back would be a fault of the caller's clock.
+            let due = (now + delay).max(self.delayed.back().map_or(Duration::ZERO, |last| last.due));
+            self.delayed.push_back(Entry { due, frame });
+            due
+        };
+        if self.wake.is_none_or(|wake| due < wake) {
+            self.plan();
         }
         true
     }
 
-    /// When the next frame is due.
-    pub fn due(&self) -> Option<Duration> {
-        self.under_way.peek().map(|Reverse(entry)| entry.due)
-    }
-
-    /// A frame that is due.
-    pub fn leave(&mut self, now: Duration) -> Option<Vec<u8>> {
-        if self.due()? > now {
+    /// Puts a frame on the wire at `ready`, behind those that are there, unless too many wait; when it is due.
+    fn serialise(&mut self, frame: Vec<u8>, ready: Duration) -> Option<Duration> {
+        let full = self.queue.len() > QUEUE && {
+            let gone = self.queue.partition_point(|entry| entry.due <= ready);
+            // One of them is on the wire.
+            self.queue.len() - gone > QUEUE
+        };
+        if full && self.impairments.rate > 0 {
+            self.held -= frame.len() + OVERHEAD;
+            self.spare(frame);
             return None;
         }
-        self.under_way.pop().map(|Reverse(entry)| entry.frame)
+        (self.free, self.remainder) = self.end(frame.len(), ready);
+        self.queue.push_back(Entry { due: self.free, frame });
+        Some(self.free)
+    }
+
+    /// When a frame of `length` bytes that is put on the wire at `ready` is on it, and what that is too early by.
+    fn end(&self, length: usize, ready: Duration) -> (Duration, u64) {
+        let (start, remainder) = if ready > self.free { (ready, 0) } else { (self.free, self.remainder) };
+        let Some(rate) = NonZero::new(self.impairments.rate) else { return (start, 0) };
+        // The longest frame at 1 bit/s: below 2^53.
+        let bits = length.saturating_sub(self.header) as u64 * 8;
+        let time = bits.saturating_mul(NANOSECONDS).saturating_add(remainder);
+        (start + Duration::from_nanos(time / rate), time % rate)
+    }
+
+    /// When the first frame leaves of those that are due after `horizon`.
+    fn first(&self, horizon: Duration) -> Option<Duration> {
+        let released = self.queue.partition_point(|entry| entry.due <= horizon);
+        let delayed = || self.delayed.front().map(|entry| self.end(entry.frame.len(), entry.due).0);
+        self.queue.get(released).map(|entry| entry.due).or_else(delayed)
+    }
+
+    /// Puts on the wire what has been delayed long enough at `now`.
+    fn mature(&mut self, now: Duration) {
+        while let Some(Entry { due, frame }) = self.delayed.pop_front_if(|entry| entry.due <= now) {
+            if self.serialise(frame, due).is_none() {
+                self.drops += 1;
+            }
+        }
+    }
+
+    /// Wire time at the host's `now`: not so late that more than a burst would be due.
+    fn wire_time(&self, now: Duration) -> Duration {
+        let now = now.saturating_sub(self.stood);
+        match self.first(self.horizon) {
+            Some(first) if self.impairments.rate > 0 => now.min(first.max(self.released) + BURST),
+            _ => now,
+        }
+    }
+
+    /// How much early a frame may leave: a timer would be later than that.
+    fn grain(&self) -> Duration {
+        if self.impairments.rate > 0 { GRAIN } else { Duration::ZERO }
+    }
+
+    /// Time between two releases while more waits.
+    fn quantum(&self) -> Duration {
+        // A delay is to be right within a few hundredths.
+        if self.impairments.rate > 0 { QUANTUM } else { QUANTUM.min(self.impairments.delay / 20) }
+    }
+
+    /// Plans the next release: when the first frame is due; but if there are several, not before a quantum has passed
+    /// since the last release, or all are due.
+    fn plan(&mut self) {
+        let last = self.delayed.back().or(self.queue.back()).map_or(Duration::ZERO, |entry| entry.due);
+        let together = last.min(self.released + self.quantum());
+        self.wake = self.first(self.horizon).map(|first| first.max(together));
+    }
+
+    /// Releases what is due at `now`, if it is time. The host's time, as in [`due`](Self::due).
+    pub fn serve(&mut self, now: Duration) {
+        let Some(wake) = self.wake.filter(|_| !self.has_released()) else { return };
+        let at = self.wire_time(now);
+        if at.saturating_add(self.grain()) < wake {
+            return;
+        }
+        self.stood = now.saturating_sub(at);
+        self.mature(at);
+        (self.released, self.horizon) = (at, at.saturating_add(self.grain()));
+        self.plan();
+    }
+
+    /// Whether frames are released that nobody has taken.
+    pub fn has_released(&self) -> bool {
+        self.queue.front().is_some_and(|first| first.due <= self.horizon)
+    }
+
+    /// When to [`serve`](Self::serve) next: at once, while there are released frames.
+    pub fn due(&self) -> Option<Duration> {
+        if self.has_released() {
+            return Some(Duration::ZERO);
+        }
+        self.wake.map(|wake| wake.saturating_add(self.stood))
+    }
+
+    /// A released frame.
+    pub fn leave(&mut self) -> Option<Vec<u8>> {
+        let frame = self.queue.pop_front_if(|first| first.due <= self.horizon)?.frame;
+        self.held -= frame.len() + OVERHEAD;
+        Some(frame)
+    }
+
+    /// Frames that found no room after they had been taken.
+    pub fn drops(&self) -> u64 {
+        self.drops
     }
 
     /// Takes a frame's buffer back.
@@ -114,124 +258,4 @@ impl Lane {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn enter(lane: &mut Lane, byte: u8, length: usize, now: Duration) -> bool {
-        lane.enter(&[Piece::new(&vec![byte; length])], now)
-    }
-
-    /// First bytes of all frames that leave until `end`, and when.
-    fn all(lane: &mut Lane, end: Duration) -> Vec<(u8, Duration)> {
-        let mut left = Vec::new();
-        while let Some(due) = lane.due().filter(|due| *due <= end) {
-            let frame = lane.leave(due).expect("it is due");
-            left.push((frame[0], due));
-        }
-        left
-    }
-
-    const MS: Duration = Duration::from_millis(1);
-    const FOR_EVER: Duration = Duration::from_secs(1_000_000);
-
-    #[test]
-    fn a_good_wire_changes_nothing() {
-        let mut lane = Lane::new(Impairments::default(), 1, 0);
-        (0..200).for_each(|n| assert!(enter(&mut lane, n, 60, MS)));
-        assert_eq!(all(&mut lane, MS), (0..200).map(|n| (n, MS)).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn a_frame_takes_its_bits_at_the_rate_and_then_the_delay() {
-        // 1000 bytes at 8 Mb/s: 1 ms.
-        let impairments = Impairments { rate: 8_000_000, delay: 5 * MS, ..Impairments::default() };
-        let mut lane = Lane::new(impairments, 1, 0);
-        (0..3).for_each(|n| assert!(enter(&mut lane, n, 1000, MS)));
-        assert_eq!(lane.leave(6 * MS), None, "it left early");
-        assert_eq!(all(&mut lane, FOR_EVER), [(0, 7 * MS), (1, 8 * MS), (2, 9 * MS)]);
-        // An idle wire has no credit.
-        assert!(enter(&mut lane, 9, 1000, 100 * MS));
-        assert_eq!(all(&mut lane, FOR_EVER), [(9, 106 * MS)]);
-    }
-
-    #[test]
-    fn a_header_before_a_frame_takes_no_time() {
-        let mut lane = Lane::new(Impairments { rate: 8_000_000, ..Impairments::default() }, 1, 12);
-        (0..2).for_each(|n| assert!(enter(&mut lane, n, 1012, MS)));
-        assert_eq!(all(&mut lane, FOR_EVER), [(0, 2 * MS), (1, 3 * MS)]);
-    }
-
-    #[test]
-    fn a_full_queue_drops() {
-        let mut lane = Lane::new(Impairments { rate: 8_000_000, ..Impairments::default() }, 1, 0);
-        let taken = (0..3000).filter(|_| enter(&mut lane, 0, 1000, MS)).count();
-        assert_eq!(taken, QUEUE + 1, "one is on the wire");
-        let mut held = Lane::new(Impairments { delay: FOR_EVER, ..Impairments::default() }, 1, 0);
-        assert_eq!((0..10_000).filter(|_| enter(&mut held, 0, 60, MS)).count(), MOST);
-    }
-
-    #[test]
-    fn shares_are_what_was_asked_for_and_fate_is_the_seeds() {
-        let impairments =
-            Impairments { loss: 0.1, duplicate: 0.05, reorder: 0.2, delay: MS, ..Impairments::default() };
-        let run = |seed| {
-            let mut lane = Lane::new(impairments, seed, 0);
-            let mut left = Vec::new();
-            for n in 0..10_000_u32 {
-                let now = n * 2 * MS;
-                enter(&mut lane, (n % 251) as u8, 60, now);
-                left.extend(all(&mut lane, now + MS));
-            }
-            left
-        };
-        let once = run(7);
-        assert_eq!(once, run(7));
-        assert_ne!(once, run(8));
-        // 9000 that are not lost, of which a twentieth comes twice: 9450.
-        assert!((9300..9600).contains(&once.len()), "{}", once.len());
-        let at_once = once.iter().filter(|(_, due)| due.as_millis() % 2 == 0).count();
-        assert!((1750..2050).contains(&at_once), "{at_once} overtook");
-    }
-
-    #[test]
-    fn a_frame_that_is_not_delayed_overtakes() {
-        let impairments = Impairments { reorder: 0.5, delay: 10 * MS, ..Impairments::default() };
-        let mut lane = Lane::new(impairments, 3, 0);
-        (0..20).for_each(|n| assert!(enter(&mut lane, n, 60, u32::from(n) * MS)));
-        let order: Vec<u8> = all(&mut lane, FOR_EVER).into_iter().map(|(n, _)| n).collect();
-        let mut sorted = order.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, (0..20).collect::<Vec<_>>());
-        assert_ne!(order, sorted);
-    }
-
-    proptest! {
-        #[test]
-        fn whatever_enters_leaves_when_due_or_is_lost(
-            seed: u64,
-            rate in prop_oneof![Just(0), 1_000..10_000_000_000_u64],
-            delay in 0..1_000_000_u64,
-            shares in prop::array::uniform3(0.0..=1.0_f64),
-            frames in prop::collection::vec((1..2000_usize, 0..1_000_000_u64), 1..100),
-        ) {
-            let [loss, duplicate, reorder] = shares;
-            let delay = Duration::from_micros(delay);
-            let mut lane = Lane::new(Impairments { rate, delay, loss, duplicate, reorder, seed }, seed, 0);
-            let (mut now, mut entered, mut left) = (Duration::ZERO, 0, 0);
-            for (length, after) in frames {
-                now += Duration::from_micros(after);
-                entered += usize::from(enter(&mut lane, 1, length, now));
-                let before = now;
-                while let Some(due) = lane.due().filter(|due| *due <= before) {
-                    prop_assert!(lane.leave(due).is_some());
-                    left += 1;
-                }
-            }
-            left += all(&mut lane, Duration::MAX).len();
-            prop_assert!(left <= 2 * entered + 1);
-            prop_assert_eq!(lane.due(), None);
-        }
-    }
-}
+mod tests;

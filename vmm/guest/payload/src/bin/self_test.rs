@@ -53,7 +53,7 @@ macro_rules! faulting {
     };
     ($status:expr, $instruction:literal, $phase:expr) => {{
         doorbell::phase($phase);
-        // SAFETY: the store is into `status.bytes`. The instruction faults, and the VMM ends the program then.
+        // SAFETY: the store is into `status.now.received`. The instruction faults, and the VMM ends the program then.
         unsafe {
             asm!(
                 "lea {at}, [rip + 2f]",
@@ -61,7 +61,7 @@ macro_rules! faulting {
                 "2:",
                 $instruction,
                 at = out(reg) _,
-                bytes = in(reg) $status.bytes.as_ptr(),
+                bytes = in(reg) $status.now.received.as_ptr(),
                 inout("rax") MARK => _,
                 in("rcx") 0_u64,
             );
@@ -94,7 +94,7 @@ fn main(
         case::EXECUTE_DATA => {
             static CODE: [u8; 1] = [0xc3];
             doorbell::phase(phase::READY);
-            status.bytes.store(CODE.as_ptr() as u64, Ordering::Relaxed);
+            status.now.received.store(CODE.as_ptr() as u64, Ordering::Relaxed);
             // SAFETY: none: data is not executable, so this faults, which is the point of the case.
             let function = unsafe { core::mem::transmute::<*const u8, extern "C" fn()>(CODE.as_ptr()) };
             function();
@@ -117,8 +117,8 @@ fn main(
         case::PANIC => panic!("the case that panics, {}", boot.mtu),
         case::HOSTILE_STATUS => {
             measured(status, &mut platform, |_| Ok(()))?;
-            status.bytes.store(u64::MAX, Ordering::Relaxed);
-            status.measure_end_bytes.store(u64::MAX, Ordering::Relaxed);
+            status.now.received.store(u64::MAX, Ordering::Relaxed);
+            status.end.received.store(u64::MAX, Ordering::Relaxed);
             status.in_service.store(u32::MAX, Ordering::Relaxed);
         }
         case::HOSTILE_PHASE => doorbell::phase(u32::MAX),
@@ -131,7 +131,7 @@ fn main(
         }
         case::STACK_OVERFLOW => {
             doorbell::phase(phase::READY);
-            status.bytes.store(dive(boot.tsc_hz), Ordering::Relaxed);
+            status.now.received.store(dive(boot.tsc_hz), Ordering::Relaxed);
         }
         case::WAIT_FOR_START => {
             doorbell::phase(phase::READY);
@@ -139,7 +139,7 @@ fn main(
                 doorbell::wait(u32::MAX);
             }
             let peer = command.peer_address.load(Ordering::Acquire);
-            status.bytes.store(u64::from(peer), Ordering::Release);
+            status.now.received.store(u64::from(peer), Ordering::Release);
         }
         case::ACCESSES => measured(status, &mut platform, |platform| {
             // RAP of pcnet, MagicValue of virtio-mmio.
@@ -162,9 +162,9 @@ fn measured(
 ) -> Result<(), &'static str> {
     platform.phase(phase::READY);
     platform.phase(phase::MEASURE);
-    status.measure_start_ns.store(platform.now_ns(), Ordering::Release);
+    status.start_ns.store(platform.now_ns(), Ordering::Release);
     work(platform)?;
-    status.measure_end_ns.store(platform.now_ns(), Ordering::Release);
+    status.end_ns.store(platform.now_ns(), Ordering::Release);
     platform.phase(phase::MEASURED);
     Ok(())
 }
@@ -195,7 +195,7 @@ fn frames(
             if platform.take_interrupt() & TINT == 0 {
                 return Err("no interrupt came");
             }
-            status.bytes.fetch_add(1, Ordering::AcqRel);
+            status.now.received.fetch_add(1, Ordering::AcqRel);
         }
         Ok(())
     })
@@ -240,7 +240,7 @@ fn interrupts(
         if status.interrupt_causes.swap(0, Ordering::AcqRel) & IDON == 0 {
             return Err("no interrupt came");
         }
-        status.bytes.fetch_add(1, Ordering::AcqRel);
+        status.now.received.fetch_add(1, Ordering::AcqRel);
     }
     Ok(())
 }

@@ -1,12 +1,11 @@
-//! What an end is refused for.
-
-use toll_protocol::facts::{KvmKind, Wire};
-use toll_protocol::traffic::stream::Stream;
-use toll_protocol::traffic::{Job, Timing, Traffic};
-use toll_protocol::trial::{Direction, Open};
-use toll_protocol::units::{MacAddress, Span};
+use std::net::Ipv4Addr;
 
 use super::*;
+use crate::facts::KvmKind;
+use crate::traffic::stream::Stream;
+use crate::traffic::{Job, Timing, Traffic};
+use crate::trial::{Direction, Open};
+use crate::units::{Bytes, MacAddress, Span};
 
 fn facts(kvm: KvmFact, tun: Result<(), String>) -> HostFacts {
     HostFacts {
@@ -58,17 +57,17 @@ fn an_end_is_refused_for_what_it_needs_and_for_nothing_else() {
     let native = EndKind::Native { program: NativeProgram::Endpoint };
     let iperf3 = EndKind::Native { program: NativeProgram::Iperf3 };
     let why = |facts: &HostFacts, kind: &EndKind| {
-        refusal(facts, &end(kind.clone())).map(|failure| failure.reason).unwrap_or_default()
+        lack(&end(kind.clone()), facts).map(|lack| lack.to_string()).unwrap_or_default()
     };
     let without_kvm =
         facts(KvmFact::Unusable { reason: "not there".to_owned(), last_words: Vec::new() }, Ok(()));
-    assert_eq!(why(&without_kvm, &guest), "this host can't run a guest: not there");
+    assert_eq!(why(&without_kvm, &guest), "no guest can run: not there");
     assert_eq!(why(&without_kvm, &same_stack), "");
     assert_eq!(why(&without_kvm, &native), "");
-    assert_eq!(why(&without_kvm, &iperf3), "this host can't run iperf3: net.ipv4 forbids it");
+    assert_eq!(why(&without_kvm, &iperf3), "iperf3 can't run: net.ipv4 forbids it");
     let without_tun = facts(KvmFact::Usable(KvmKind::Vmx), Err("no device".to_owned()));
-    assert_eq!(why(&without_tun, &guest), "this host can't create a TAP: no device");
-    assert_eq!(why(&without_tun, &same_stack), "this host can't create a TAP: no device");
+    assert_eq!(why(&without_tun, &guest), "no TAP device can be made: no device");
+    assert_eq!(why(&without_tun, &same_stack), "no TAP device can be made: no device");
     assert_eq!(why(&without_tun, &native), "");
 }
 
@@ -77,14 +76,26 @@ fn a_port_is_given_where_the_wire_has_it_and_refused_with_the_reason_elsewhere()
     let why = |wire, tun, port| {
         let facts = HostFacts { wire, ..facts(KvmFact::Usable(KvmKind::Vmx), tun) };
         let kind = EndKind::Guest { adapter: Adapter::Pcnet(Default::default()), port };
-        refusal(&facts, &end(kind)).map(|failure| failure.reason).unwrap_or_default()
+        lack(&end(kind), &facts).map(|lack| lack.to_string()).unwrap_or_default()
     };
     assert_eq!(why(Some(Wire::Macvtap), Err("no device".to_owned()), Port::Host), "");
     assert_eq!(why(Some(Wire::Macvtap), Ok(()), Port::Macvtap), "");
     assert_eq!(why(Some(Wire::Bridge), Ok(()), Port::Host), "");
     let refused = why(Some(Wire::Macvtap), Ok(()), Port::Tap);
-    assert!(refused.contains("no port `tap`") && refused.contains("by macvtap"), "{refused}");
+    assert!(refused.contains("the port tap") && refused.contains("wire is macvtap"), "{refused}");
     let refused = why(Some(Wire::Exclusive), Ok(()), Port::Macvtap);
-    assert!(refused.contains("no port `macvtap`") && refused.contains("by exclusive"), "{refused}");
-    assert_eq!(why(None, Ok(()), Port::Host), "this host has no test NIC");
+    assert!(refused.contains("the port macvtap") && refused.contains("wire is exclusive"), "{refused}");
+    assert_eq!(why(None, Ok(()), Port::Host), "the host has no test NIC: start the agent with --nic");
+}
+
+#[test]
+fn an_adapter_is_not_given_a_path_that_it_can_not_fill() {
+    let facts = facts(KvmFact::Usable(KvmKind::Vmx), Ok(()));
+    let kind = EndKind::SameStack { adapter: Adapter::Pcnet(Default::default()), port: Port::Nat };
+    let jumbo = EndSpec { mtu: 9000, ..end(kind) };
+    let why = lack(&jumbo, &facts).map(|lack| lack.to_string());
+    assert_eq!(why.as_deref(), Some("pcnet carries packets of at most 1500 bytes; the path's MTU is 9000"));
+    let adapter = Adapter::VirtioNet(Default::default());
+    let jumbo = EndSpec { kind: EndKind::SameStack { adapter, port: Port::Nat }, ..jumbo };
+    assert_eq!(lack(&jumbo, &facts), None);
 }
