@@ -12,6 +12,8 @@ mod faults;
 mod full_disk;
 #[path = "lab/lacking.rs"]
 mod lacking;
+#[path = "lab/latency.rs"]
+mod latency;
 #[path = "lab/measuring.rs"]
 mod measuring;
 
@@ -20,6 +22,7 @@ fn main() {
     arguments.test_threads = Some(1);
     let mut tests = bad_input::tests();
     tests.extend(measuring::tests());
+    tests.extend(latency::tests());
     tests.extend(faults::tests());
     tests.extend(lacking::tests());
     tests.extend(full_disk::tests());

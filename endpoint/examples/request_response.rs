@@ -73,7 +73,7 @@ fn sockperf(wire: &Wire, protocol: Protocol) -> Result<Figures> {
     let mut server = wire.at(Side::Far, || command("server").stdout(Stdio::piped()).spawn())?;
     let said = BufReader::new(server.stdout.take().ok_or("no output")?);
     let listens =
-        |line: &std::io::Result<String>| line.as_ref().is_ok_and(|line| line.contains("[SERVER] listen"));
+        |line: &std::io::Result<String>| line.as_ref().is_ok_and(|line| line.contains("to block on socket"));
     said.lines().find(listens).ok_or("the server does not listen")??;
     let client = wire.at(Side::Near, || {
         let (size, seconds) = (SIZE.to_string(), SECONDS.to_string());
