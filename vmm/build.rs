@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={}", root.join(sources).display());
     }
     println!("cargo::rerun-if-changed={}", root.with_file_name("guest-abi").join("src").display());
+    println!("cargo::rerun-if-changed={}", root.join("../../third-party/smoltcp/src").display());
 
     // The payload is always an optimised one: a debug build of the VMM shall not change what the guest does.
     let target_dir = out.join("payload");

@@ -19,9 +19,9 @@ use toll_orchestrator::scheduler::{Phase, Policy};
 use toll_orchestrator::service::store::Store;
 use toll_orchestrator::service::{Observer, Options, Service, handle};
 use toll_protocol::PROTOCOL_VERSION;
-use toll_protocol::facts::{HostFacts, KvmFact, NicFacts};
+use toll_protocol::facts::{HostFacts, NicFacts};
 use toll_protocol::message::{FromAgent, ToAgent};
-use toll_protocol::report::{CpuSplit, EndReport};
+use toll_protocol::report::EndReport;
 use toll_protocol::trial::EndReady;
 use toll_protocol::units::{InterfaceAddress, Span};
 
@@ -91,21 +91,17 @@ async fn bench(count: usize, blocks: usize) -> Result<()> {
         .spawn()?;
     let watch = Watch::default();
     let (handle, questions) = handle::channel();
-    let options = Options {
-        store: Store::fleet(directory.path())?,
-        policy: Policy {
+    let options = Options::new(
+        Store::fleet(directory.path())?,
+        "fleet",
+        Policy {
             limit: usize::MAX,
             grace: Duration::from_secs(30),
             arrival: Duration::from_secs(30),
             settle: Duration::from_secs(1),
             cluster: false,
         },
-        engine: "fleet",
-        lab: None,
-        interim: true,
-        keep: None,
-        keep_for: Duration::ZERO,
-    };
+    );
     let service = Service::new(options, link, events, questions, watch.clone())?;
     let (stop, stopped) = oneshot::channel::<()>();
     let service = tokio::spawn(service.run(async move { drop(stopped.await) }));
@@ -230,31 +226,13 @@ fn address(n: usize) -> InterfaceAddress {
 }
 
 fn hello(n: usize) -> FromAgent {
-    let nic = NicFacts {
-        name: "eth0".into(),
-        driver: None,
-        mtu: 1500,
-        speed_megabits: None,
-        address: Some(address(n)),
-        offloads: Vec::new(),
-    };
+    let nic = NicFacts { address: Some(address(n)), ..NicFacts::new("eth0", 1500) };
     let facts = HostFacts {
         kernel: "simulated".into(),
-        cpu: None,
-        microcode: None,
         cpus: vec![0],
-        memory: None,
-        kvm: KvmFact::Unusable { reason: "this agent is simulated".into(), last_words: Vec::new() },
-        tun: Err("this agent is simulated".into()),
         nic: Some(nic),
-        wire: None,
-        guest_addresses: None,
-        clock_source: None,
-        governor: None,
-        congestion_control: None,
-        toll_version: env!("CARGO_PKG_VERSION").into(),
         build_profile: "release".into(),
-        iperf3: Err("it is not asked for".to_owned()),
+        ..HostFacts::default()
     };
     let (version, name, facts) = (PROTOCOL_VERSION, format!("agent-{n}"), Box::new(facts));
     let instance = toll_protocol::message::Instance(n as u64);
@@ -265,21 +243,6 @@ fn report() -> Box<EndReport> {
     Box::new(EndReport {
         sent_bytes: 1_000_000,
         received_bytes: 1_000_000,
-        traffic: toll_protocol::traffic::TrafficReport::Stream(Default::default()),
-        interval: Span::from(RUN),
-        samples: Vec::new(),
-        threads: Vec::new(),
-        times: Vec::new(),
-        transmit_stages: None,
-        receive_stages: None,
-        host_cpu: None,
-        cpu: CpuSplit::default(),
-        exits: None,
-        frames: None,
-        spared: None,
-        start_to_first_frame: None,
-        overhead: None,
-        nic: None,
-        flags: Vec::new(),
+        ..EndReport::new(toll_protocol::traffic::TrafficReport::Stream(Default::default()), Span::from(RUN))
     })
 }

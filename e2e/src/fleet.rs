@@ -28,6 +28,7 @@ use toll_protocol::result::CampaignResult;
 use toll_protocol::service::{AgentStatus, CampaignPage, CampaignStatus};
 
 use crate::bystander::Bystander;
+use crate::documents;
 use crate::link;
 use crate::machine::{is_in, wait_for};
 use crate::programs;
@@ -343,9 +344,13 @@ impl Fleet {
     }
 
     /// What the orchestrator's HTTP API says.
-    fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+    fn get(&self, path: &str) -> Result<String> {
         let url = format!("http://127.0.0.1:8080/api/v1/{path}");
-        Ok(serde_json::from_str(&crate::prometheus::get(&self.wire_path(), &url, &[])?)?)
+        crate::prometheus::get(&self.wire_path(), &url, &[])
+    }
+
+    fn json<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        Ok(serde_json::from_str(&self.get(path)?)?)
     }
 
     /// The agents, as the orchestrator sees them.
@@ -391,7 +396,7 @@ impl Fleet {
             // It may be away for a moment.
             Ok(self.status(id).ok().filter(|status| status.state.is_over()))
         })?;
-        let result: CampaignResult = self.json(&format!("campaigns/{id}/result"))?;
+        let result = documents::result(self.get(&format!("campaigns/{id}/result"))?.as_bytes())?;
         let counts = status.counts.context("a campaign that is over has counts")?;
         ensure!(counts.over() == counts.planned, "trials don't add up: {counts:?}");
         let runs: Vec<_> = result.cells.iter().flat_map(|cell| &cell.runs).collect();

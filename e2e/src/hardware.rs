@@ -19,6 +19,8 @@ use nix::pty::openpty;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
 use toll_protocol::result::CampaignResult;
 
+use crate::documents;
+
 use crate::machine::wait_for;
 use crate::programs;
 
@@ -321,6 +323,6 @@ impl Said {
         // It fails only where the reader has failed.
         let _ = writer.join();
         ensure!(output.status.success(), "the result can't be unpacked: {}", output.status);
-        Ok(serde_json::from_slice(&output.stdout)?)
+        documents::result(&output.stdout)
     }
 }

@@ -4,6 +4,7 @@
 pub mod bystander;
 pub mod campaigns;
 pub mod dashboards;
+pub mod documents;
 pub mod fleet;
 pub mod hardware;
 pub mod kubernetes;

@@ -24,6 +24,15 @@ pub fn no_tshark() -> Option<&'static str> {
     (!runs("tshark")).then_some("no tshark")
 }
 
+/// Debian's Python, which its packages are for; a path may have another first.
+pub const PYTHON: &str = "/usr/bin/python3";
+
+/// Why no result can be loaded into pandas, if none can.
+pub fn no_pandas() -> Option<&'static str> {
+    let imports = std::process::Command::new(PYTHON).args(["-c", "import pandas"]).output();
+    (!imports.is_ok_and(|output| output.status.success())).then_some("no python3-pandas")
+}
+
 /// Why no arm of iperf3 can run, if none can.
 pub fn no_iperf3() -> Option<&'static str> {
     (!runs("iperf3")).then_some("no iperf3")

@@ -10,6 +10,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use toll_protocol::result::CampaignResult;
 
+use crate::documents;
+
 /// The directory of the programs; they are built when first asked for.
 ///
 /// # Errors
@@ -127,11 +129,11 @@ fn read(from: Option<impl std::io::Read>) -> Vec<u8> {
 /// The result that a run left.
 ///
 /// # Errors
-/// When there is none.
+/// When there is none, or it is not as its schema says.
 pub fn result(out: &Path) -> Result<CampaignResult> {
     let path = out.join("result.json");
     let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
-    Ok(serde_json::from_slice(&text)?)
+    documents::result(&text)
 }
 
 /// Asserts an exit code, and shows the output if it is another.

@@ -71,7 +71,7 @@ const ONE_ORDER: &str = "impairments and a capture are of one queue, in whose or
                          them out";
 const CONDITION: &str =
     "must be exactly one condition: `toll: {atMost: 10%}`, `ratio: {to: ARM, atLeast: 10%}`";
-const RELATIONS: &str = "must say exactly one of `atMost: 10%`, `atLeast: 10%` and `within: 10%`";
+const RELATIONS: &str = "must say exactly one of `atMost: 10%`, `atLeast: 10%`";
 const WITHIN: &str = "is out of range: write more than 0% and at most 50%";
 const PORT: &str = "must be exactly one port: `{tap: {}}`, `{macvtap: {}}`, `{hub: {}}` or `{nat: {}}`; leave it out for what the host's \
      agent offers";

@@ -16,6 +16,8 @@ mod lacking;
 mod latency;
 #[path = "lab/measuring.rs"]
 mod measuring;
+#[path = "lab/pandas.rs"]
+mod pandas;
 
 fn main() {
     let mut arguments = Arguments::from_args();
@@ -26,5 +28,6 @@ fn main() {
     tests.extend(faults::tests());
     tests.extend(lacking::tests());
     tests.extend(full_disk::tests());
+    tests.extend(pandas::tests());
     libtest_mimic::run(&arguments, tests).exit();
 }

@@ -10,7 +10,7 @@ use toll_e2e::machine::{no_iperf3, no_kvm, no_tun};
 use toll_e2e::programs;
 use toll_e2e::suite::conditional;
 use toll_protocol::result::{CampaignResult, RunStatus};
-use toll_protocol::trial::{Adapter, EndKind};
+use toll_protocol::trial::{Adapter, EndKind, Nic};
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../manifests/campaigns");
 
@@ -50,7 +50,7 @@ fn says_what_it_is_about(result: &CampaignResult, page: &str) -> Result<()> {
     for cell in &result.cells {
         let arm =
             result.arms.iter().find(|arm| arm.name == cell.key.arm).context("an arm of the campaign")?;
-        let (EndKind::Guest { adapter, .. } | EndKind::SameStack { adapter, .. }) = &arm.kind else {
+        let EndKind::Virtual { nic: Nic { adapter, .. }, .. } = &arm.kind else {
             continue;
         };
         let ends = cell.runs.iter().filter_map(|run| run.a.as_ref());

@@ -25,6 +25,7 @@ use toll_protocol::validity;
 use crate::clock::{CpuClock, waited};
 use crate::control::Control;
 use crate::meter::{Meter, PeersEnd, Reading, Step};
+use crate::socket::WindowWait;
 use crate::traffic::TrafficError;
 use crate::worker::Worker;
 
@@ -82,6 +83,11 @@ pub trait Application {
     /// Segments retransmitted so far, where the kernel says so.
     fn retransmits(&self) -> Option<u64>;
 
+    /// What each flow that sends has waited for a window of TCP so far, where the kernel says so.
+    fn window_waits(&self) -> Vec<Option<WindowWait>> {
+        Vec::new()
+    }
+
     /// The measured interval begins now.
     fn measures(&mut self) {}
 
@@ -131,6 +137,7 @@ struct Costs {
     threads: Vec<ThreadCosts>,
     control: Option<Duration>,
     retransmits: Option<u64>,
+    window_waits: Vec<Option<WindowWait>>,
     host: Option<HostCpu>,
 }
 
@@ -210,6 +217,7 @@ impl<A: Application> Run<A> {
     fn reading(&self, control: &Control) -> (Reading, Costs) {
         let clock = control.clock();
         let retransmits = self.application.retransmits();
+        let window_waits = self.application.window_waits();
         let (workers, counted) = (self.application.workers(), self.application.counted());
         let mut best: Option<(Duration, Reading, Cpus)> = None;
         for _ in 0..READING_TRIES {
@@ -233,7 +241,7 @@ impl<A: Application> Run<A> {
             cpu,
             ..ThreadCosts::default()
         });
-        let costs = Costs { threads: threads.collect(), control, retransmits, host: None };
+        let costs = Costs { threads: threads.collect(), control, retransmits, window_waits, host: None };
         (reading, costs)
     }
 
@@ -334,6 +342,9 @@ fn report(
     if before.retransmits.zip(after.retransmits).is_some_and(|(begin, end)| end > begin) {
         flags.push(Flag::Retransmits);
     }
+    if is_window_bound(&before.window_waits, &after.window_waits, interval) {
+        flags.push(Flag::WindowBound);
+    }
     if waits {
         flags.push(Flag::CpuWait);
     }
@@ -348,23 +359,21 @@ fn report(
     Ok(EndReport {
         sent_bytes: end.sent_bytes.saturating_sub(begin.sent_bytes),
         received_bytes,
-        traffic,
-        interval: interval.into(),
         samples: measured.samples,
         threads,
-        times: Vec::new(),
-        transmit_stages: None,
-        receive_stages: None,
         host_cpu,
         cpu: CpuSplit { guest: None, vmm: None, host: host.map(Into::into) },
-        exits: None,
-        frames: None,
-        spared: None,
-        start_to_first_frame: None,
-        overhead: None,
-        nic: None,
         flags,
+        ..EndReport::new(traffic, interval.into())
     })
+}
+
+/// Whether flows that send waited for a window for most of `interval`, by readings at both ends of it.
+fn is_window_bound(before: &[Option<WindowWait>], after: &[Option<WindowWait>], interval: Duration) -> bool {
+    let waited = before.iter().zip(after).filter_map(|(before, after)| before.zip(*after));
+    let bound = waited.filter(|(_, after)| after.without_queue);
+    let waited: Duration = bound.map(|(before, after)| after.waited.saturating_sub(before.waited)).sum();
+    validity::window_bound(waited.into(), interval.saturating_mul(after.len() as u32).into())
 }
 
 #[cfg(test)]

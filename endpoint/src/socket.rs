@@ -14,6 +14,7 @@ use nix::sys::socket::{
 };
 use toll_protocol::trial::CONGESTION_CONTROLS;
 use toll_protocol::units::Span;
+use toll_protocol::validity;
 
 use crate::clock::waited;
 use crate::config::Plan;
@@ -302,6 +303,27 @@ pub fn retransmits(stream: &TcpStream) -> Option<u32> {
     let (info, length) = tcp_info(stream)?;
     let filled = std::mem::offset_of!(libc::tcp_info, tcpi_total_retrans) + size_of::<u32>();
     (length >= filled).then_some(info.tcpi_total_retrans)
+}
+
+/// How long a sender has waited for a window, and whether its path has no queue now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowWait {
+    /// The receiver's window (tcp_info.tcpi_rwnd_limited) or the send buffer (tcpi_sndbuf_limited) was all that it waited for.
+    pub waited: Duration,
+    /// By its round trips: see [`validity::is_without_queue`].
+    pub without_queue: bool,
+}
+
+/// What the socket has waited for a window so far, where the kernel says so (Linux 4.10).
+pub fn window_wait(stream: &TcpStream) -> Option<WindowWait> {
+    let (info, length) = tcp_info(stream)?;
+    let filled = std::mem::offset_of!(libc::tcp_info, tcpi_sndbuf_limited) + size_of::<u64>();
+    let [smoothed, shortest] =
+        [info.tcpi_rtt, info.tcpi_min_rtt].map(|rtt| Duration::from_micros(rtt.into()));
+    (length >= filled).then(|| WindowWait {
+        waited: Duration::from_micros(info.tcpi_rwnd_limited.saturating_add(info.tcpi_sndbuf_limited)),
+        without_queue: validity::is_without_queue(smoothed, shortest),
+    })
 }
 
 /// Whether the connection is at its end (CLOSED of RFC 9293, 3.3.2): both FINs are acknowledged, or it was reset.

@@ -177,7 +177,7 @@ pub async fn reserve(
     trial: TrialId,
     end: &EndSpec,
 ) -> Result<Option<Reservation>, CaptureError> {
-    let Some(capture) = end.decorators.capture else { return Ok(None) };
+    let Some(capture) = end.kind.decorators().capture else { return Ok(None) };
     let captures = captures.ok_or(CaptureError::None)?;
     let slow = |_| CaptureError::Slow { folder: captures.folder.clone() };
     let reservation = tokio::time::timeout(LIMIT, captures.reserve(trial, end, capture)).await;

@@ -17,7 +17,7 @@ use prometheus::{
 };
 use toll_protocol::metrics::{BUILD_INFO, Family};
 use toll_protocol::report::{EndReport, Sample};
-use toll_protocol::trial::{Adapter, Direction, EndKind};
+use toll_protocol::trial::{Adapter, Direction, EndKind, Engine};
 
 use crate::trial::{Command, State};
 
@@ -129,11 +129,11 @@ impl Metrics {
         for outcome in families::OUTCOMES {
             self.ended.with_label_values(&[outcome]);
         }
-        let virtual_ends = ["same-stack", "guest"].into_iter().flat_map(|end| {
+        let virtual_ends = Engine::ENDS.into_iter().flat_map(|end| {
             [Adapter::Pcnet(Default::default()), Adapter::VirtioNet(Default::default())]
                 .map(|adapter| (end, adapter.to_string()))
         });
-        let ends = virtual_ends.chain([("native", families::HOST_NIC.to_owned())]);
+        let ends = virtual_ends.chain([("native", EndKind::HOST_NIC.to_owned())]);
         for (end, adapter) in ends {
             if end != "native" {
                 self.filtered.with_label_values(&[end, adapter.as_str()]);
@@ -276,11 +276,7 @@ fn ways<T>(direction: Direction, sent: T, received: T) -> impl Iterator<Item = (
 
 impl Labels {
     fn new(kind: &EndKind, direction: Direction) -> Self {
-        let (end, adapter) = match kind {
-            EndKind::Native { .. } => ("native", families::HOST_NIC.to_owned()),
-            EndKind::SameStack { adapter, .. } => ("same-stack", adapter.to_string()),
-            EndKind::Guest { adapter, .. } => ("guest", adapter.to_string()),
-        };
+        let (end, adapter) = (kind.label(), kind.adapter_label());
         Self { end, adapter, direction }
     }
 }

@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Engine, Outside, VmmConfig, VmmPort};
+use toll_protocol::child::{ChildCommand, ChildEvent, EndpointConfig, Outside, VmmConfig, VmmPort};
 use toll_protocol::facts::{HostFacts, NicFacts};
 use toll_protocol::message::FromAgent;
 use toll_protocol::report::{EndReport, Failure};
-use toll_protocol::trial::{Adapter, EndKind, EndReady, EndSpec, Port, TrialId};
+use toll_protocol::trial::{EndKind, EndReady, EndSpec, Engine, NetworkMode, Nic, TrialId};
 use toll_protocol::units::Bytes;
 use toll_protocol::validity;
 
@@ -267,39 +267,35 @@ impl Runner {
 
     async fn set_up_network(&self, held: &mut Held) -> Result<(), NetworkError> {
         let network = &self.host.network;
-        if self.end.kind.port() != Some(Port::Hub) {
+        let on = self.end.kind.network_mode();
+        if on != Some(NetworkMode::HostOnly) {
             held.nic = network.nic_facts().await?;
             network.check_peer(self.end.peer).await?;
         }
         // Checked above; the ends of a hub reach nobody but each other.
         let peer = self.end.peer.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        match self.end.kind {
-            EndKind::Native { .. } => {
-                held.native = Some(network.native(self.end.mtu).await?);
-                Ok(())
-            }
-            EndKind::Guest { port: Port::Nat, .. } | EndKind::SameStack { port: Port::Nat, .. } => {
+        match on {
+            None => held.native = Some(network.native(self.end.mtu).await?),
+            Some(NetworkMode::Nat) => {
                 let site = network.native(self.end.mtu).await?;
                 held.native = Some(site);
                 let (address, interface) = (site.address.address, network.nic().to_owned());
                 let outside = Outside { address, interface, peer, segment: site.segment };
                 held.port = Some(VmmPort::Nat { outside });
-                Ok(())
             }
-            EndKind::Guest { port: Port::Hub, .. } | EndKind::SameStack { port: Port::Hub, .. } => {
+            Some(NetworkMode::HostOnly) => {
                 let what = "the socket pair of a hub could not be made";
                 let socket = self.host.hubs.take(self.trial);
                 let socket = socket.map_err(|source| NetworkError::Socket { what, source })?;
                 held.port = Some(VmmPort::Hub { descriptor: socket.as_raw_fd() });
                 held.socket = Some(socket);
-                Ok(())
             }
-            EndKind::Guest { .. } | EndKind::SameStack { .. } => {
+            Some(NetworkMode::Bridged) => {
                 held.gateway = network.gateway(self.end.address, peer).await?;
                 held.port = Some(network.set_up(self.trial, &self.station()).await?);
-                Ok(())
             }
         }
+        Ok(())
     }
 
     async fn spawn(&self, held: &mut Held) -> Result<(), Failure> {
@@ -320,12 +316,8 @@ impl Runner {
                 // It looks for iperf3.
                 ("toll-endpoint", Environment::Path, Configure::Endpoint(config))
             }
-            EndKind::Guest { adapter, .. } => {
-                let config = self.vmm_config(Engine::Kvm, adapter, held)?;
-                ("toll-vmm", Environment::Empty, Configure::Vmm(config))
-            }
-            EndKind::SameStack { adapter, .. } => {
-                let config = self.vmm_config(Engine::HostProcess, adapter, held)?;
+            EndKind::Virtual { engine, nic } => {
+                let config = self.vmm_config(*engine, nic, held)?;
                 ("toll-vmm", Environment::Empty, Configure::Vmm(config))
             }
         };
@@ -355,15 +347,15 @@ impl Runner {
         Station { mac, address: address.address, mtu }
     }
 
-    fn vmm_config(&self, engine: Engine, adapter: &Adapter, held: &Held) -> Result<VmmConfig, Failure> {
+    fn vmm_config(&self, engine: Engine, nic: &Nic, held: &Held) -> Result<VmmConfig, Failure> {
         let port = held.port.clone();
         let capture = held.capture.as_ref();
         Ok(VmmConfig {
             trial: self.trial,
             engine,
-            adapter: adapter.clone(),
+            adapter: nic.adapter.clone(),
             port: port.ok_or_else(|| Failure::new("the virtual end's port is not known"))?,
-            impairments: self.end.decorators.impairments,
+            impairments: nic.decorators.impairments,
             capture: capture.map(|reserved| (reserved.capture(), reserved.file().to_owned())),
             mac: self.end.mac,
             address: self.end.address,

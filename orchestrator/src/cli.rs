@@ -12,6 +12,7 @@ use crate::manifest::{self, ManifestError};
 use crate::pki::{DEFAULT_DAYS, files};
 use crate::remote::{self, Question, Server};
 use crate::run::{self, Format};
+use crate::schema::Document;
 use crate::serve::{self, ServeArguments};
 use crate::service::handle::{PAGE, PageQuery};
 use crate::trace::{self, Source};
@@ -53,6 +54,11 @@ enum Command {
     },
     /// Print the definition of the Kubernetes object `Campaign` (YAML)
     Crd,
+    /// Print the JSON Schema of a campaign, for editors, or of result.json
+    Schema {
+        /// Of which document
+        document: Document,
+    },
     /// Say what this machine offers, and what to do about what it lacks
     Doctor,
     /// Be the orchestrator of a fleet: agents dial it, campaigns are submitted to it
@@ -236,6 +242,10 @@ impl Cli {
             },
             Command::Crd => {
                 print_out(&kube::crd::yaml().map_err(anyhow::Error::msg)?)?;
+                Ok(Exit::Ok)
+            }
+            Command::Schema { document } => {
+                print_out(&document.text().map_err(anyhow::Error::msg)?)?;
                 Ok(Exit::Ok)
             }
             Command::Doctor => doctor::run(),

@@ -147,7 +147,7 @@ spec:
         drop(ledger(directory.path(), MANIFEST, false));
         let error = report(directory.path(), None, Format::Text).expect_err("there is none");
         assert!(error.to_string().contains("not planned yet"), "{error}");
-        for (version, word) in [(1, "older"), (99, "newer")] {
+        for (version, word) in [(1, "older"), (2, "older"), (99, "newer")] {
             let file = directory.path().join(LEDGER);
             let connection = rusqlite::Connection::open(&file).expect("opens");
             connection.pragma_update(None, "user_version", version).expect("sets");

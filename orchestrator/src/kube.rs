@@ -6,7 +6,7 @@ pub mod crd;
 mod leader;
 mod lease;
 mod nodes;
-mod rules;
+pub(crate) mod rules;
 mod status;
 
 use std::time::Duration;

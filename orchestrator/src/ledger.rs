@@ -22,63 +22,28 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
-use serde::{Deserialize, Serialize};
-use toll_protocol::result::{ArmSummary, CellKey, Outcome, Provenance, RunStatus, TrialRecord};
+use toll_protocol::result::{Outcome, Provenance, RunStatus, TrialRecord};
 use toll_protocol::trial::TrialId;
 
 use crate::plan;
 
+mod header;
 mod read;
 mod tables;
 #[cfg(test)]
 mod tests;
 
+pub use header::{LedgerHeader, PlannedTrial};
 use tables::{APPLICATION_ID, SCHEMA, connect, failed, from_json, read_header, status_name, to_json};
 
 /// Version of the tables: SQLite's `user_version`.
-pub const SCHEMA_VERSION: i32 = 2;
+pub const SCHEMA_VERSION: i32 = 3;
 
 /// Permissions of the file: whoever can read a database can lock it, and keep its writer waiting for ever.
 const PRIVATE: u32 = 0o600;
 
 /// How long a statement waits for another process that has the file locked.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// A trial of the plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PlannedTrial {
-    /// Its id.
-    pub trial: TrialId,
-    /// The cell that it repeats.
-    pub cell: CellKey,
-    /// Number of its block, from 0.
-    pub block: u32,
-    /// Its place in the order of the campaign, from 0; no two trials share one.
-    pub position: u32,
-}
-
-/// What a ledger knows before the first trial begins.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LedgerHeader {
-    /// The campaign's name.
-    pub campaign: String,
-    /// The campaign as it was written, in UTF-8.
-    pub manifest: String,
-    /// The seed that the order was drawn from.
-    pub seed: u64,
-    /// The arms, in the campaign's order; at most one is the baseline.
-    pub arms: Vec<ArmSummary>,
-    /// Every trial of the campaign.
-    pub planned: Vec<PlannedTrial>,
-    /// Where the figures come from, as far as it is known.
-    pub provenance: Provenance,
-    /// When the campaign was submitted, milliseconds since the Unix epoch.
-    pub submitted_unix_ms: u64,
-    /// The hosts that the plan was made for; `None` before there is a plan.
-    pub hosts: Option<Vec<plan::Host>>,
-    /// Why the campaign was cancelled, if it was.
-    pub cancelled: Option<String>,
-}
 
 /// Something to be kept.
 #[derive(Debug, Clone, PartialEq)]

@@ -22,6 +22,7 @@ pub mod remote;
 pub mod report;
 pub mod run;
 pub mod scheduler;
+pub mod schema;
 pub mod serve;
 pub mod service;
 pub mod show_plan;

@@ -14,10 +14,9 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use toll_protocol::campaign::schema::Pairs;
 use toll_protocol::campaign::{Arm, Campaign, Workload};
-use toll_protocol::decorators::Decorators;
 use toll_protocol::result::{CellKey, Pair, Peer};
 use toll_protocol::traffic::{Checked, Job};
-use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, Open, Port, TrialId};
+use toll_protocol::trial::{Direction, EndKind, EndSpec, NativeProgram, NetworkMode, Open, TrialId};
 use toll_protocol::units::{BitRate, Bytes, InterfaceAddress, MacAddress, Span};
 
 /// Preparing, starting and tearing down one trial, as far as an estimate needs to know.
@@ -58,7 +57,7 @@ pub struct Cell {
 impl Cell {
     /// Whether both ends stand on `pair.a`.
     pub fn is_local(&self) -> bool {
-        self.a.kind.port() == Some(Port::Hub)
+        self.a.kind.network_mode() == Some(NetworkMode::HostOnly)
     }
 
     /// The hosts of its ends.
@@ -203,27 +202,13 @@ fn cell(
     });
     let end = |kind: EndKind, host: &Host, direction, open, (cpu, io_cpu)| {
         let (address, gateway) = address(&kind, host, open);
-        EndSpec {
-            decorators: if matches!(kind, EndKind::Native { .. }) {
-                Decorators::default()
-            } else {
-                arm.decorators
-            },
-            kind,
-            job: Job { open, direction, timing, traffic: traffic.clone() },
-            address,
-            gateway,
-            peer: None,
-            mac: mac(address),
-            mtu,
-            cpu,
-            io_cpu,
-            deadline: Span::from(timing.total().duration() + GRACE.duration() + drain),
-        }
+        let job = Job { open, direction, timing, traffic: traffic.clone() };
+        let deadline = Span::from(timing.total().duration() + GRACE.duration() + drain);
+        EndSpec { gateway, cpu, io_cpu, ..EndSpec::new(kind, job, address, mac(address), mtu, deadline) }
     };
     // The pin counts the CPUs of a host; the far end of a guest-to-guest cell is pinned alike, unless that would be to the
     // same CPU.
-    let local = arm.kind.port() == Some(Port::Hub);
+    let local = arm.kind.network_mode() == Some(NetworkMode::HostOnly);
     let near_cpus = (arm.cpu, arm.io_cpu);
     let far_cpus = if peer == Peer::SameArm && !local { near_cpus } else { (None, None) };
     Cell {
@@ -249,11 +234,11 @@ const PRIVATE_FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 16);
 /// begun there.
 fn address(kind: &EndKind, host: &Host, open: Open) -> (InterfaceAddress, Option<Ipv4Addr>) {
     let private = |address| InterfaceAddress { address, prefix: PRIVATE_PREFIX };
-    match kind.port() {
-        Some(Port::Nat) => (private(PRIVATE), Some(PRIVATE_GATEWAY)),
-        Some(Port::Hub) if open == Open::Listen => (private(PRIVATE_FAR), None),
-        Some(Port::Hub) => (private(PRIVATE), None),
-        Some(Port::Host | Port::Tap | Port::Macvtap) | None => {
+    match kind.network_mode() {
+        Some(NetworkMode::Nat) => (private(PRIVATE), Some(PRIVATE_GATEWAY)),
+        Some(NetworkMode::HostOnly) if open == Open::Listen => (private(PRIVATE_FAR), None),
+        Some(NetworkMode::HostOnly) => (private(PRIVATE), None),
+        Some(NetworkMode::Bridged) | None => {
             (host.virtual_address.unwrap_or(private(Ipv4Addr::UNSPECIFIED)), None)
         }
     }

@@ -52,8 +52,9 @@ pub fn describe(kind: &EndKind) -> String {
     match kind {
         EndKind::Native { program: NativeProgram::Endpoint } => "kernel TCP, no virtualisation".to_owned(),
         EndKind::Native { program: NativeProgram::Iperf3 } => "iperf3, no virtualisation".to_owned(),
-        EndKind::SameStack { adapter, .. } => format!("same stack as a host process, {}", described(adapter)),
-        EndKind::Guest { adapter, .. } => format!("KVM guest, {}", described(adapter)),
+        EndKind::Virtual { engine, nic } => {
+            format!("{}, {}", engine.traits().description, described(&nic.adapter))
+        }
     }
 }
 
@@ -130,6 +131,10 @@ pub const fn explain(flag: Flag) -> (&'static str, &'static str) {
             ("exit count", "The VMM's count of exits and KVM's own differ: exits per frame are not certain.")
         }
         Flag::Retransmits => ("retransmits", "TCP retransmitted during the interval."),
+        Flag::WindowBound => (
+            "window-bound",
+            "TCP waited for its window, the receiver's or the send buffer, and not for the path: the figure is the window's.",
+        ),
         Flag::Captured => {
             ("captured", "What crossed the end's port was written to a file: it is no measurement.")
         }

@@ -17,7 +17,6 @@ use toll_protocol::campaign::{self, Campaign};
 use toll_protocol::printable::{self, printable};
 use toll_protocol::result::{CampaignResult, Outcome, TrialRecord, Verdict};
 use toll_protocol::service::{CampaignState, CampaignStatus};
-use toll_protocol::trial::EndKind;
 
 use crate::exit::{Exit, print_out};
 use crate::lab::{self, AgentProcess, Lab};
@@ -71,7 +70,7 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
     for program in ["toll-vmm", "toll-endpoint"] {
         binaries::beside(program)?;
     }
-    if campaign.arms.iter().any(|arm| !matches!(arm.kind, EndKind::Native { .. })) {
+    if campaign.arms.iter().any(|arm| !arm.kind.is_native()) {
         File::options().read(true).write(true).open("/dev/net/tun").context(
             "no TAP device can be made, and the campaign has virtual arms: /dev/net/tun can't be opened \
              (load the module tun; make the file readable and writable for this user)",
@@ -91,7 +90,7 @@ pub fn run(manifest: &str, campaign: &Campaign, out: Option<PathBuf>, format: Fo
         .build()
         .context("no runtime can be started")?;
     let captures =
-        campaign.arms.iter().any(|arm| arm.decorators.capture.is_some()).then(|| out.join(CAPTURES));
+        campaign.arms.iter().any(|arm| arm.kind.decorators().capture.is_some()).then(|| out.join(CAPTURES));
     if let Some(folder) = &captures {
         fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
     }
@@ -192,13 +191,9 @@ async fn in_lab(
         agents.push(AgentProcess::start(agent, host, link.address(), &identity, captures, log)?);
     }
     let options = Options {
-        store: Store::One(out.to_owned()),
-        policy: POLICY,
-        engine: "lab",
         lab: Some(hosts_of(&lab, spec)),
         interim: false,
-        keep: None,
-        keep_for: Duration::ZERO,
+        ..Options::new(Store::One(out.to_owned()), "lab", POLICY)
     };
     let (handle, questions) = handle::channel();
     let agents = Arc::new(Mutex::new(agents));

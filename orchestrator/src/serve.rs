@@ -158,20 +158,17 @@ async fn lead(arguments: &ServeArguments, stop: watch::Receiver<bool>) -> Result
         .await
         .with_context(|| format!("the HTTP API can't listen on {}", arguments.http))?;
     let socket = Socket::bind(&arguments.socket.clone().unwrap_or_else(socket::own_path))?;
+    let policy = Policy {
+        limit: arguments.max_trials.unwrap_or(usize::MAX),
+        grace: arguments.agent_grace.duration(),
+        arrival: arguments.agent_grace.duration(),
+        settle: SETTLE,
+        cluster: arguments.kube,
+    };
     let options = Options {
-        store,
-        policy: Policy {
-            limit: arguments.max_trials.unwrap_or(usize::MAX),
-            grace: arguments.agent_grace.duration(),
-            arrival: arguments.agent_grace.duration(),
-            settle: SETTLE,
-            cluster: arguments.kube,
-        },
-        engine: if arguments.kube { "kubernetes" } else { "fleet" },
-        lab: None,
-        interim: true,
         keep: arguments.keep.map(NonZeroUsize::get),
         keep_for: if arguments.kube { UNTIL_TOLD } else { Duration::ZERO },
+        ..Options::new(store, if arguments.kube { "kubernetes" } else { "fleet" }, policy)
     };
     let (handle, questions) = handle::channel();
     let agents = link.address();

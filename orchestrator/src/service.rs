@@ -71,8 +71,8 @@ pub struct Options {
     pub store: Store,
     /// What the scheduler holds to.
     pub policy: Policy,
-    /// `lab`, `fleet` or `kubernetes`.
-    pub engine: &'static str,
+    /// Where campaigns run: `lab`, `fleet` or `kubernetes`.
+    pub environment: &'static str,
     /// The hosts of a lab; without them campaigns select theirs.
     pub lab: Option<LabHosts>,
     /// Whether campaigns are summarised while they run, for those who watch their figures. It takes CPU time, which is
@@ -83,6 +83,13 @@ pub struct Options {
     /// How long one that is over is kept at least, from its end and from the start of the service: whoever made it learns of
     /// its end meanwhile.
     pub keep_for: Duration,
+}
+
+impl Options {
+    /// Campaigns select their hosts, are summarised while they run, and are all kept.
+    pub const fn new(store: Store, environment: &'static str, policy: Policy) -> Self {
+        Self { store, policy, environment, lab: None, interim: true, keep: None, keep_for: Duration::ZERO }
+    }
 }
 
 /// A lab, as campaigns on it need to know it.
@@ -421,15 +428,10 @@ impl<O: Observer> Service<O> {
         let lab = self.options.lab.as_ref();
         let mtu = hosts.iter().map(|host| host.mtu).min();
         Provenance {
-            toll_version: env!("CARGO_PKG_VERSION").into(),
-            build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.into(),
-            engine: self.options.engine.into(),
             link_rate: lab.and_then(|lab| lab.rate),
             mtu: lab.map(|lab| lab.mtu).or(mtu),
-            started_unix_ms: unix_ms(),
-            ended_unix_ms: None,
             hosts: self.facts_of(hosts.iter().map(|host| host.name.as_str())),
-            interrupted: false,
+            ..Provenance::new(self.options.environment, unix_ms())
         }
     }
 

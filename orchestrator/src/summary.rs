@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
+use toll_protocol::document::{ApiVersion, ResultKind};
 use toll_protocol::figure::{Compare, Figure, FigureId};
 use toll_protocol::latencies::Latencies;
 use toll_protocol::report::{EndReport, Flag};
@@ -80,6 +81,8 @@ pub fn summarise(
     let of = gates::Whole { seed: header.seed, arms: &header.arms, cells: &cells };
     let gates = gates.iter().flat_map(|gate| gates::apply(gate, &of)).collect();
     Ok(CampaignResult {
+        api_version: ApiVersion,
+        kind: ResultKind,
         campaign: header.campaign.clone(),
         seed: header.seed,
         manifest: header.manifest.clone(),
@@ -288,7 +291,7 @@ fn cell_of(key: &CellKey, runs: Vec<Run>, seed: u64) -> CellResult {
         let of_run = |run: &Run| (id.figure().of_run)(key.direction, run).filter(|number| number.is_finite());
         let numbers: Vec<f64> = runs.iter().filter_map(of_run).collect();
         let median = median_estimate(&numbers, &mut generator(seed, key, id.figure().id))?;
-        Some((id, FigureEstimate { median, to_native: None, over_native: None }))
+        Some((id, FigureEstimate { unit: id.figure().unit, median, to_native: None, over_native: None }))
     };
     CellResult {
         key: key.clone(),
@@ -352,7 +355,7 @@ fn causes<'a>(
         let summary = |(count, handling): (u64, u64)| CauseSummary {
             count,
             per_frame: frames.map(|frames| count as f64 / frames),
-            mean_handling_nanoseconds: (count > 0).then(|| handling as f64 / count as f64),
+            mean_handling_seconds: (count > 0).then(|| handling as f64 / 1e9 / count as f64),
         };
         totals.into_iter().map(|(cause, total)| (cause.to_owned(), summary(total))).collect()
     })

@@ -16,7 +16,7 @@ use toll_protocol::result::{
     TrialRecord,
 };
 use toll_protocol::traffic::{TrafficReport, stream};
-use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram, Port, TrialId};
+use toll_protocol::trial::{Adapter, Direction, EndKind, Engine, NativeProgram, Port, TrialId};
 use toll_protocol::units::{BitRate, Bytes, Percent, Span};
 
 use crate::ledger::{LedgerHeader, PlannedTrial};
@@ -38,7 +38,8 @@ struct Behaviour {
 }
 
 fn behaviours() -> Vec<Behaviour> {
-    let guest = |adapter| EndKind::Guest { adapter, port: Port::Tap };
+    let virtual_end = |engine, adapter| EndKind::behind(engine, adapter, Port::Tap);
+    let guest = |adapter| virtual_end(Engine::Payload, adapter);
     let native = |program| EndKind::Native { program };
     vec![
         Behaviour {
@@ -59,7 +60,7 @@ fn behaviours() -> Vec<Behaviour> {
         },
         Behaviour {
             name: "same-stack",
-            kind: EndKind::SameStack { adapter: Adapter::VirtioNet(Default::default()), port: Port::Tap },
+            kind: virtual_end(Engine::SameStack, Adapter::VirtioNet(Default::default())),
             baseline: false,
             goodput: [2.61e9, 2.95e9],
             cpu: [Some(0.22), Some(0.14), Some(0.61)],
@@ -135,7 +136,7 @@ pub fn campaign() -> (LedgerHeader, Vec<TrialRecord>) {
         for behaviour in &behaviours {
             for direction in [Direction::Send, Direction::Receive] {
                 cells.push(key(behaviour.name, direction, Peer::Native));
-                if matches!(behaviour.kind, EndKind::Guest { .. }) {
+                if behaviour.kind.is_guest() {
                     cells.push(key(behaviour.name, direction, Peer::SameArm));
                 }
             }
@@ -170,16 +171,13 @@ pub fn campaign() -> (LedgerHeader, Vec<TrialRecord>) {
             paper: None,
         })
         .collect();
+    let manifest = "apiVersion: toll.dev/v1alpha1\nkind: Campaign\nmetadata: {name: quickstart}\n";
     let header = LedgerHeader {
-        campaign: "quickstart".to_owned(),
-        manifest: "apiVersion: toll.dev/v1alpha1\nkind: Campaign\nmetadata: {name: quickstart}\n".to_owned(),
-        seed: u64::MAX,
         arms,
         planned,
-        provenance: provenance(),
         submitted_unix_ms: 1_769_879_100_000,
         hosts: Some(Vec::new()),
-        cancelled: None,
+        ..LedgerHeader::new("quickstart", manifest, u64::MAX, provenance())
     };
     (header, records)
 }
@@ -239,7 +237,7 @@ fn outcome(behaviour: &Behaviour, trial: &PlannedTrial, source: &mut Xoshiro256P
 fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
     let interval = Span::from_millis(2_000);
     let bytes = (goodput / 8.0 * interval.seconds()) as u64;
-    let is_guest = matches!(behaviour.kind, EndKind::Guest { .. });
+    let is_guest = behaviour.kind.is_guest();
     let segments = bytes / 1_448;
     let share = |share: Option<f64>| share.map(|share| Span((share * interval.0 as f64) as u64));
     let by_cause: BTreeMap<String, ExitStat> = behaviour
@@ -270,8 +268,6 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
     EndReport {
         sent_bytes,
         received_bytes,
-        traffic: TrafficReport::Stream(stream::Report { flows: vec![flow(bytes / 2); 2], zero_copy: None }),
-        interval,
         samples: (1..=20).map(sample).collect(),
         threads: vec![ThreadCpu {
             name: "traffic".to_owned(),
@@ -279,18 +275,16 @@ fn end(behaviour: &Behaviour, direction: Direction, goodput: f64) -> EndReport {
             user: None,
             system: None,
         }],
-        times: Vec::new(),
-        transmit_stages: None,
-        receive_stages: None,
-        host_cpu: None,
         cpu: CpuSplit { guest, vmm, host },
         exits: is_guest.then_some(ExitReport { by_cause, kvm_userspace: Some(total), kvm_all: None }),
-        frames: (!matches!(behaviour.kind, EndKind::Native { .. })).then_some(frames),
-        spared: None,
+        frames: (!behaviour.kind.is_native()).then_some(frames),
         start_to_first_frame: is_guest.then(|| Span::from_millis(3)),
         overhead: is_guest.then_some(Bytes(320 << 10)),
-        nic: None,
         flags: if is_guest { vec![Flag::CpuBound] } else { Vec::new() },
+        ..EndReport::new(
+            TrafficReport::Stream(stream::Report { flows: vec![flow(bytes / 2); 2], zero_copy: None }),
+            interval,
+        )
     }
 }
 
@@ -301,38 +295,31 @@ pub fn provenance() -> Provenance {
         facts: HostFacts {
             kernel: "6.1.0-31-cloud-amd64 #1 SMP PREEMPT_DYNAMIC Debian 6.1.128-1".to_owned(),
             cpu: Some("AMD EPYC 7B13".to_owned()),
-            microcode: None,
             cpus: vec![0, 1],
             memory: Some(8_332_000_000),
             kvm: KvmFact::Usable(KvmKind::Svm),
             tun: Ok(()),
             nic: Some(NicFacts {
-                name: "toll0".to_owned(),
                 driver: Some("veth".to_owned()),
-                mtu: 1500,
-                speed_megabits: Some(10_000),
+                speed: Some(BitRate(10_000_000_000)),
                 address: address.parse().ok(),
                 offloads: vec!["tx-checksum-ip-generic".to_owned(), "tx-tcp-segmentation".to_owned()],
+                ..NicFacts::new("toll0", 1500)
             }),
             wire: Some(Wire::Exclusive),
-            guest_addresses: None,
             clock_source: Some("tsc".to_owned()),
-            governor: None,
             congestion_control: Some("cubic".to_owned()),
-            toll_version: "0.1.0".to_owned(),
             build_profile: "release".to_owned(),
             iperf3: Ok("3.12".to_owned()),
+            ..HostFacts::default()
         },
     };
     Provenance {
-        toll_version: "0.1.0".to_owned(),
         build_profile: "release".to_owned(),
-        engine: "lab".to_owned(),
         link_rate: Some(BitRate(10_000_000_000)),
         mtu: Some(1500),
-        started_unix_ms: 1_769_879_109_000,
         ended_unix_ms: Some(1_769_879_109_000 + 204_000),
         hosts: vec![host("lab-1", "10.77.0.1/24"), host("lab-2", "10.77.0.2/24")],
-        interrupted: false,
+        ..Provenance::new("lab", 1_769_879_109_000)
     }
 }

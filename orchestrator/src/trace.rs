@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use toll_protocol::file::Content;
 use toll_protocol::printable::printable;
 use toll_protocol::result::{CampaignResult, CellResult, Run};
@@ -85,19 +85,32 @@ fn find(trial: TrialId, directory: &Path) -> Result<(CampaignResult, String)> {
         .filter_map(|file| Some((fs::metadata(&file).ok()?.modified().ok()?, file)))
         .collect();
     results.sort();
-    let mut latest = None;
+    let (mut latest, mut unread) = (None, None);
     for (_, file) in results.into_iter().rev() {
-        // What is none is somebody else's file.
-        let Ok(result) = read(&file) else { continue };
+        let result = match read(&file) {
+            Ok(result) => result,
+            // It may be somebody else's file.
+            Err(error) => {
+                unread.get_or_insert(error);
+                continue;
+            }
+        };
         let name = file.parent().unwrap_or(&file).display().to_string();
         if run_of(&result, trial).is_some() {
             return Ok((result, name));
         }
         latest.get_or_insert((result, name));
     }
-    latest.with_context(|| {
-        format!("no result of toll run is in this directory: name it with --results, or with --campaign that of a service ({trial})")
-    })
+    let none = || {
+        format!(
+            "no result of toll run is in this directory: name it with --results, or with --campaign that of a service ({trial})"
+        )
+    };
+    match (latest, unread) {
+        (Some(latest), _) => Ok(latest),
+        (None, Some(unread)) => Err(unread.context(none())),
+        (None, None) => bail!(none()),
+    }
 }
 
 #[cfg(test)]
@@ -112,6 +125,12 @@ mod tests {
         let result = summarise(&header, &records, &[]).expect("belongs together");
         let directory = tempfile::tempdir().expect("a directory");
         assert!(find(TrialId::new(1), directory.path()).is_err());
+        let old = directory.path().join("toll-old");
+        fs::create_dir(&old).expect("made");
+        fs::write(old.join(RESULT), r#"{"campaign": "c", "manifest": ""}"#).expect("written");
+        let error = find(TrialId::new(1), directory.path()).expect_err("is of another version");
+        assert!(format!("{error:#}").contains("an older Toll wrote it"), "{error:#}");
+        fs::remove_dir_all(old).expect("removed");
         let (known, of) = (result.cells[0].runs[0].trial, directory.path().join("toll-a"));
         fs::create_dir(&of).expect("made");
         fs::write(of.join(RESULT), serde_json::to_string(&result).expect("written")).expect("written");

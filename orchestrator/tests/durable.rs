@@ -61,27 +61,7 @@ fn main() -> ExitCode {
 }
 
 fn header() -> LedgerHeader {
-    LedgerHeader {
-        campaign: "c".to_owned(),
-        manifest: String::new(),
-        seed: 1,
-        arms: Vec::new(),
-        planned: Vec::new(),
-        submitted_unix_ms: 0,
-        hosts: Some(Vec::new()),
-        cancelled: None,
-        provenance: Provenance {
-            toll_version: "0.1.0".to_owned(),
-            build_profile: "debug".to_owned(),
-            engine: "fleet".to_owned(),
-            link_rate: None,
-            mtu: None,
-            started_unix_ms: 0,
-            ended_unix_ms: None,
-            hosts: Vec::new(),
-            interrupted: false,
-        },
-    }
+    LedgerHeader { hosts: Some(Vec::new()), ..LedgerHeader::new("c", "", 1, Provenance::new("fleet", 0)) }
 }
 
 /// What the service and `toll report` keep, step by step.
@@ -93,22 +73,10 @@ fn steps(directory: &Path) -> Result<()> {
     let result = kept::of_ledger(&ledger, &[], &[])?;
     store.write_result("c", &result)?;
     let status = CampaignStatus {
-        id: "c".to_owned(),
-        name: "c".to_owned(),
-        state: CampaignState::Finished,
-        reason: None,
-        counts: None,
-        running: Vec::new(),
-        left: None,
-        hosts: Vec::new(),
-        submitted_unix_ms: 0,
-        started_unix_ms: None,
         ended_unix_ms: Some(1),
-        verdict: None,
-        fault: None,
-        cells: Vec::new(),
+        ..CampaignStatus::new("c", "c", CampaignState::Finished, 0)
     };
-    store.write_status(&Over { status, manifest: String::new() })?;
+    store.write_status(&Over::new(status, String::new()))?;
     println!("the end of a campaign {DONE}");
     write_files(&directory.join("results/of/c"), &result)?;
     println!("a result elsewhere {DONE}");

@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use toll_orchestrator::ledger::{Ledger, LedgerHeader, PlannedTrial, Recorded};
-use toll_protocol::report::{CpuSplit, EndReport, Flag, Sample};
+use toll_protocol::report::{EndReport, Flag, Sample};
 use toll_protocol::result::{ArmSummary, CellKey, Outcome, Pair, Peer, Provenance, TrialRecord};
 use toll_protocol::trial::{Direction, EndKind, NativeProgram, TrialId};
 use toll_protocol::units::Span;
@@ -116,9 +116,6 @@ fn header() -> LedgerHeader {
         position,
     };
     LedgerHeader {
-        campaign: "killed".to_owned(),
-        manifest: String::new(),
-        seed: 1,
         arms: vec![ArmSummary {
             name: "native".to_owned(),
             kind: EndKind::Native { program: NativeProgram::Endpoint },
@@ -126,20 +123,8 @@ fn header() -> LedgerHeader {
             paper: None,
         }],
         planned: (0..5_000).map(planned).collect(),
-        submitted_unix_ms: 0,
         hosts: Some(Vec::new()),
-        cancelled: None,
-        provenance: Provenance {
-            toll_version: "0.1.0".to_owned(),
-            build_profile: "debug".to_owned(),
-            engine: "lab".to_owned(),
-            link_rate: None,
-            mtu: None,
-            started_unix_ms: 0,
-            ended_unix_ms: None,
-            hosts: Vec::new(),
-            interrupted: false,
-        },
+        ..LedgerHeader::new("killed", "", 1, Provenance::new("lab", 0))
     }
 }
 
@@ -149,24 +134,14 @@ fn measured(planned: &PlannedTrial) -> TrialRecord {
     let end = EndReport {
         sent_bytes: bytes,
         received_bytes: bytes,
-        traffic: toll_protocol::traffic::TrafficReport::Stream(Default::default()),
-        interval: Span::from_millis(2_000),
         samples: (1..=20)
             .map(|i| Sample { at: Span::from_millis(i * 100), sent_bytes: 0, received_bytes: bytes / 20 * i })
             .collect(),
-        threads: Vec::new(),
-        times: Vec::new(),
-        transmit_stages: None,
-        receive_stages: None,
-        host_cpu: None,
-        cpu: CpuSplit::default(),
-        exits: None,
-        frames: None,
-        spared: None,
-        start_to_first_frame: None,
-        overhead: None,
-        nic: None,
         flags: vec![Flag::Steal],
+        ..EndReport::new(
+            toll_protocol::traffic::TrafficReport::Stream(Default::default()),
+            Span::from_millis(2_000),
+        )
     };
     TrialRecord {
         trial: planned.trial,

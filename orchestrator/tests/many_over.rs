@@ -37,22 +37,10 @@ fn forget() {
 fn over(store: &Store, number: u64) -> std::io::Result<()> {
     let id = format!("c-{number}");
     let status = CampaignStatus {
-        id: id.clone(),
-        name: "c".to_owned(),
-        state: CampaignState::Finished,
-        reason: None,
-        counts: None,
-        running: Vec::new(),
-        left: None,
-        hosts: Vec::new(),
-        submitted_unix_ms: number,
-        started_unix_ms: None,
         ended_unix_ms: Some(number),
-        verdict: None,
-        fault: None,
-        cells: Vec::new(),
+        ..CampaignStatus::new(&id, "c", CampaignState::Finished, number)
     };
-    let over = Over { status, manifest: "#".repeat(DOCUMENT) };
+    let over = Over::new(status, "#".repeat(DOCUMENT));
     fs::create_dir(store.directory(&id))?;
     fs::write(store.directory(&id).join("status.json"), serde_json::to_string(&over)?)
 }
@@ -63,21 +51,17 @@ fn service(store: Store) -> (Service<Nobody>, handle::Handle) {
     let (link, events) =
         Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
-    let options = Options {
+    let options = Options::new(
         store,
-        policy: Policy {
+        "fleet",
+        Policy {
             limit: 1,
             grace: Duration::ZERO,
             arrival: Duration::ZERO,
             settle: Duration::ZERO,
             cluster: false,
         },
-        engine: "fleet",
-        lab: None,
-        interim: true,
-        keep: None,
-        keep_for: Duration::ZERO,
-    };
+    );
     (Service::new(options, link, events, questions, Nobody).expect("starts"), handle)
 }
 

@@ -20,76 +20,13 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::decorators::{Capture, Impairments};
+use crate::engine::Engine;
 use crate::frame::Message;
+pub use crate::port::{Outside, VmmPort};
 use crate::report::{EndReport, Failure, Sample};
 use crate::traffic::Job;
 use crate::trial::{Adapter, EndReady, NativeProgram, TrialId};
 use crate::units::{Bytes, InterfaceAddress, MacAddress, Span};
-
-/// What runs the payload program.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Engine {
-    /// A KVM guest.
-    Kvm,
-    /// A thread of the process itself: the same-stack arm.
-    HostProcess,
-}
-
-/// The host side of a virtual end's adapter, as the VMM opens it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub enum VmmPort {
-    /// A TAP that the VMM creates and the agent puts on a bridge.
-    Tap {
-        /// Its name, at most 15 bytes.
-        name: String,
-    },
-    /// A macvtap link that the agent has made. The VMM opens its character device by the number, since a network
-    /// namespace has no node in /dev of its own.
-    Macvtap {
-        /// Name of the link, at most 15 bytes: the device of this number must be that link's.
-        name: String,
-        /// Major number of the device.
-        major: u32,
-        /// Minor number of the device.
-        minor: u32,
-    },
-    /// One end of a private Ethernet: a socket that keeps the borders of its messages (SOCK_SEQPACKET), each of them a frame.
-    Hub {
-        /// The descriptor, inherited from the agent.
-        descriptor: i32,
-    },
-    /// Address translation by the VMM itself.
-    Nat {
-        /// The host's side of it.
-        outside: Outside,
-    },
-}
-
-/// The host's side of address translation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Outside {
-    /// The host's address that the end's connections come from: that of the test NIC.
-    pub address: Ipv4Addr,
-    /// The test NIC, by which alone they leave.
-    pub interface: String,
-    /// The one address that they go to.
-    pub peer: Ipv4Addr,
-    /// Largest TCP segment in bytes, where the trial's MTU is smaller than the NIC's.
-    pub segment: Option<u16>,
-}
-
-impl VmmPort {
-    /// Name of the interface, of a port that is one.
-    pub fn interface(&self) -> Option<&str> {
-        match self {
-            Self::Tap { name } | Self::Macvtap { name, .. } => Some(name),
-            Self::Hub { .. } | Self::Nat { .. } => None,
-        }
-    }
-}
 
 /// A virtual end: the one document that configures `toll-vmm`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,7 +34,7 @@ impl VmmPort {
 pub struct VmmConfig {
     /// The trial it belongs to.
     pub trial: TrialId,
-    /// Guest or host process.
+    /// What runs the program.
     pub engine: Engine,
     /// The adapter model.
     pub adapter: Adapter,

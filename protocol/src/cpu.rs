@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::units::Span;
+use crate::units::numbers::{self, Seconds};
 
 /// Steal is told of from this share of the host's CPU time on.
 const STEAL: f64 = 0.01;
@@ -21,16 +22,28 @@ const fn span(ticks: u64) -> Span {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct HostCpu {
     /// Programs, those with a low priority and guests of KVM included.
+    #[serde(rename = "user_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub user: Span,
     /// The kernel, for programs and of its own accord.
+    #[serde(rename = "system_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub system: Span,
     /// Interrupts.
+    #[serde(rename = "irq_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub irq: Span,
     /// Soft interrupts: most of what the kernel does with received frames.
+    #[serde(rename = "softirq_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub softirq: Span,
     /// What the hypervisor below gave to others while a CPU here had work.
+    #[serde(rename = "steal_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub steal: Span,
     /// Nothing to do, waits for disks included.
+    #[serde(rename = "idle_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub idle: Span,
 }
 

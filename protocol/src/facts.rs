@@ -1,11 +1,13 @@
 //! What an agent knows of its host: the provenance of every figure measured on it. What could not be found out
 //! is `None`.
 
+mod found;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::trial::Port;
-use crate::units::{AddressRange, InterfaceAddress};
+pub use crate::port::Wire;
+use crate::units::{AddressRange, BitRate, InterfaceAddress, numbers};
 
 /// Which KVM the host offers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -20,8 +22,7 @@ pub enum KvmKind {
 }
 
 /// KVM on a host, or why there is none.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KvmFact {
     /// Guests have run for a moment.
     Usable(KvmKind),
@@ -30,8 +31,6 @@ pub enum KvmFact {
         /// One sentence.
         reason: String,
         /// The last words of a guest that did not run: its registers, its last exits, a line each.
-        #[serde(default)]
-        #[serde(deserialize_with = "crate::bounded::last_lines::<_, { crate::bounded::MOST_WORDS }>")]
         last_words: Vec<String>,
     },
 }
@@ -45,8 +44,10 @@ pub struct NicFacts {
     pub driver: Option<String>,
     /// MTU in bytes.
     pub mtu: u32,
-    /// Speed in Mb/s, where the driver says one.
-    pub speed_megabits: Option<u32>,
+    /// Its speed, where the driver says one.
+    #[serde(rename = "speed_bits_per_second", with = "numbers")]
+    #[schemars(with = "Option<u64>")]
+    pub speed: Option<BitRate>,
     /// Its IPv4 address.
     pub address: Option<InterfaceAddress>,
     /// Offloads that are on, by their ethtool names.
@@ -60,46 +61,17 @@ const LONGEST_WORD: usize = 64;
 const MOST_OFFLOADS: usize = 128;
 
 impl NicFacts {
+    /// An interface of which no more is known.
+    pub fn new(name: &str, mtu: u32) -> Self {
+        let name = name.to_owned();
+        Self { name, driver: None, mtu, speed: None, address: None, offloads: Vec::new() }
+    }
+
     /// Whether it is no longer than what a kernel says of an interface. What an agent says is kept for as long as its host
     /// is known.
     pub fn is_bounded(&self) -> bool {
         let words = self.driver.iter().chain([&self.name]).chain(&self.offloads);
         self.offloads.len() <= MOST_OFFLOADS && words.into_iter().all(|word| word.len() <= LONGEST_WORD)
-    }
-}
-
-/// How the virtual ends of a host reach the wire that its test NIC is on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Wire {
-    /// The NIC is the agent's alone: each trial puts it on a bridge of the trial's own, with a TAP.
-    Exclusive,
-    /// The NIC is a bridge that the host has already: TAPs are put on it, and nothing else is touched.
-    Bridge,
-    /// A macvtap device on the NIC (mode bridge): the NIC, its addresses and its traffic are untouched.
-    Macvtap,
-}
-
-impl Wire {
-    /// The port that it gives to an end which asks for `port`, or `None` if it can't give that one.
-    pub const fn port(self, port: Port) -> Option<Port> {
-        match (self, port) {
-            (Self::Exclusive | Self::Bridge, Port::Host | Port::Tap) => Some(Port::Tap),
-            (Self::Macvtap, Port::Host | Port::Macvtap) => Some(Port::Macvtap),
-            (Self::Exclusive | Self::Bridge, Port::Macvtap) | (Self::Macvtap, Port::Tap) => None,
-            // Of no wire: any host has them.
-            (_, Port::Hub | Port::Nat) => Some(port),
-        }
-    }
-}
-
-impl std::fmt::Display for Wire {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Exclusive => "exclusive",
-            Self::Bridge => "bridge",
-            Self::Macvtap => "macvtap",
-        })
     }
 }
 
@@ -116,10 +88,15 @@ pub struct HostFacts {
     #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_CPUS }>")]
     pub cpus: Vec<u32>,
     /// Memory in bytes.
+    #[serde(rename = "memory_bytes")]
     pub memory: Option<u64>,
     /// KVM.
+    #[serde(with = "found::kvm")]
+    #[schemars(with = "found::Kvm")]
     pub kvm: KvmFact,
     /// Whether a TAP can be created, else why not.
+    #[serde(with = "found::tun")]
+    #[schemars(with = "found::Tun")]
     pub tun: Result<(), String>,
     /// The test NIC.
     pub nic: Option<NicFacts>,
@@ -138,70 +115,32 @@ pub struct HostFacts {
     /// `release` or `debug`.
     pub build_profile: String,
     /// Version of iperf3, and its congestion control if that is not the native ends'; or why no end may run it, with what to do.
-    #[serde(with = "iperf3")]
-    #[schemars(with = "iperf3::Written")]
+    #[serde(with = "found::iperf3")]
+    #[schemars(with = "found::Iperf3")]
     pub iperf3: Result<String, String>,
 }
 
-/// What is written of iperf3: the same fields whether there is one or not.
-mod iperf3 {
-    use schemars::JsonSchema;
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    /// One of the two.
-    #[derive(Serialize, Deserialize, JsonSchema)]
-    pub struct Written {
-        /// The version of it that ends run, and its congestion control if that is not the native ends'.
-        version: Option<String>,
-        /// Why no end may run it, with what to do.
-        reason: Option<String>,
-    }
-
-    pub fn serialize<S: Serializer>(
-        found: &Result<String, String>,
-        serializer: S,
-    ) -> Result<S::Ok, S::Error> {
-        let found = found.clone();
-        Written { reason: found.clone().err(), version: found.ok() }.serialize(serializer)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(
-        deserializer: D,
-    ) -> Result<Result<String, String>, D::Error> {
-        /// Older ledgers have a version or nothing.
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Known {
-            Now(Written),
-            Version(Option<String>),
+impl Default for HostFacts {
+    /// A host with this Toll of which nothing is known: it can run neither guests nor iperf3.
+    fn default() -> Self {
+        let unknown = || "it was not looked for".to_owned();
+        Self {
+            kernel: String::new(),
+            cpu: None,
+            microcode: None,
+            cpus: Vec::new(),
+            memory: None,
+            kvm: KvmFact::Unusable { reason: unknown(), last_words: Vec::new() },
+            tun: Err(unknown()),
+            nic: None,
+            wire: None,
+            guest_addresses: None,
+            clock_source: None,
+            governor: None,
+            congestion_control: None,
+            toll_version: env!("CARGO_PKG_VERSION").to_owned(),
+            build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
+            iperf3: Err(unknown()),
         }
-        let (version, reason) = match Known::deserialize(deserializer)? {
-            Known::Now(Written { version, reason }) => (version, reason),
-            Known::Version(version) => (version, None),
-        };
-        Ok(version.ok_or_else(|| reason.unwrap_or_else(|| "why is not known".to_owned())))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_said_of_iperf3_is_read_from_older_ledgers_too() {
-        #[derive(Debug, PartialEq, Serialize, Deserialize)]
-        struct Facts {
-            #[serde(with = "iperf3")]
-            iperf3: Result<String, String>,
-        }
-        let read = |json: &str| serde_json::from_str::<Facts>(json).map(|facts| facts.iperf3);
-        for iperf3 in [Ok("iperf 3.12".to_owned()), Err("none".to_owned())] {
-            let json = serde_json::to_string(&Facts { iperf3: iperf3.clone() }).expect("encodes");
-            assert!(json.contains("version") && json.contains("reason"), "{json}");
-            assert_eq!(read(&json).expect("is read"), iperf3);
-        }
-        assert_eq!(read(r#"{"iperf3": "iperf 3.12"}"#).expect("is read"), Ok("iperf 3.12".to_owned()));
-        assert_eq!(read(r#"{"iperf3": null}"#).expect("is read"), Err("why is not known".to_owned()));
-        read(r#"{"iperf3": 3}"#).expect_err("is nothing");
     }
 }

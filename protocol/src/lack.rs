@@ -1,7 +1,7 @@
 //! What a host lacks for an end: a pure question to its facts, asked before a trial is sent to it and by its agent.
 
 use crate::facts::{HostFacts, KvmFact, Wire};
-use crate::trial::{Adapter, EndKind, EndSpec, NativeProgram, Port};
+use crate::trial::{EndKind, EndSpec, NativeProgram, Nic, Port};
 
 /// Why a host can't run an end.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -47,16 +47,15 @@ pub fn lack(end: &EndSpec, facts: &HostFacts) -> Option<Lack> {
     match &end.kind {
         EndKind::Native { program: NativeProgram::Iperf3 } => facts.iperf3.clone().err().map(Lack::Iperf3),
         EndKind::Native { .. } => None,
-        EndKind::Guest { adapter, port } => match &facts.kvm {
-            KvmFact::Unusable { reason, .. } => Some(Lack::Kvm(reason.clone())),
-            KvmFact::Usable(_) => lack_of_virtual(adapter, *port, end.mtu, facts),
+        EndKind::Virtual { engine, nic } => match &facts.kvm {
+            KvmFact::Unusable { reason, .. } if engine.traits().guest => Some(Lack::Kvm(reason.clone())),
+            KvmFact::Unusable { .. } | KvmFact::Usable(_) => lack_of_virtual(nic, end.mtu, facts),
         },
-        EndKind::SameStack { adapter, port } => lack_of_virtual(adapter, *port, end.mtu, facts),
     }
 }
 
-fn lack_of_virtual(adapter: &Adapter, asked: Port, mtu: u16, facts: &HostFacts) -> Option<Lack> {
-    let (most, adapter) = (*adapter.mtus().end(), adapter.to_string());
+fn lack_of_virtual(nic: &Nic, mtu: u16, facts: &HostFacts) -> Option<Lack> {
+    let (most, adapter, asked) = (*nic.adapter.mtus().end(), nic.adapter.to_string(), nic.port);
     if mtu > most {
         return Some(Lack::Mtu { adapter, most, mtu });
     }
@@ -66,7 +65,7 @@ fn lack_of_virtual(adapter: &Adapter, asked: Port, mtu: u16, facts: &HostFacts) 
     let Some(wire) = facts.wire else { return Some(Lack::Nic) };
     match (wire.port(asked), &facts.tun) {
         (None, _) => Some(Lack::Port { asked, wire }),
-        (Some(Port::Tap), Err(reason)) => Some(Lack::Tap(reason.clone())),
+        (Some(port), Err(reason)) if port.traits().needs_tun => Some(Lack::Tap(reason.clone())),
         (Some(_), _) => None,
     }
 }

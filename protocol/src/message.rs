@@ -218,13 +218,16 @@ mod tests {
 
     /// A report as an agent writes it, with `samples` of them and `causes` of exits.
     fn report(samples: usize, causes: usize) -> String {
-        let samples = vec![r#"{"at":"100ms","sent_bytes":0,"received_bytes":9}"#; samples].join(",");
-        let cause = |cause| format!(r#""{cause}":{{"count":1,"handling":"0ns"}}"#);
+        let samples = vec![r#"{"at_seconds":0.1,"sent_bytes":0,"received_bytes":9}"#; samples].join(",");
+        let cause = |cause| format!(r#""{cause}":{{"count":1,"handling_seconds":0}}"#);
         let causes = (0..causes).map(cause).collect::<Vec<_>>().join(",");
         format!(
-            r#"{{"result":{{"trial":"000000000001","report":{{"sent_bytes":0,"received_bytes":1,"traffic":{{"kind":"stream"}},"interval":"1s","samples":[{samples}],"threads":[],
-            "cpu":{{"guest":null,"vmm":null,"host":null}},"exits":{{"by_cause":{{{causes}}},"kvm_userspace":null,
-            "kvm_all":null}},"frames":null,"spared":null,"start_to_first_frame":null,"flags":[]}}}}}}"#
+            r#"{{"result":{{"trial":"000000000001","report":{{"sent_bytes":0,"received_bytes":1,
+            "traffic":{{"kind":"stream"}},"interval_seconds":1,"samples":[{samples}],"threads":[],
+            "times":[],"transmit_stages":null,"receive_stages":null,"host_cpu":null,"cpu":{{"guest_seconds":null,
+            "vmm_seconds":null,"host_seconds":null}},"exits":{{"by_cause":{{{causes}}},"kvm_userspace":null,"kvm_all":null}},
+            "frames":null,"spared":null,"start_to_first_frame_seconds":null,"overhead_bytes":null,"nic":null,
+            "flags":[]}}}}}}"#
         )
     }
 

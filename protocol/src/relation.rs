@@ -2,7 +2,20 @@
 
 use std::fmt;
 
-use crate::result::Verdict;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Verdict of a gate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// The whole interval is on the right side of the limit.
+    Pass,
+    /// The whole interval is on the wrong side.
+    Fail,
+    /// The interval contains the limit, or there is none: nothing was shown.
+    Inconclusive,
+}
 
 /// A row of the table.
 #[derive(Clone, Copy)]

@@ -8,8 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu::HostCpu;
 use crate::facts::NicFacts;
+pub use crate::failure::Failure;
 use crate::traffic::TrafficReport;
 use crate::trial::Direction;
+use crate::units::numbers::{self, Seconds};
 use crate::units::{Bytes, Span};
 
 /// A reason to read a sample with care (shown beside the figure, stored with it).
@@ -35,6 +37,9 @@ pub enum Flag {
     ExitCountMismatch,
     /// TCP retransmitted during the interval.
     Retransmits,
+    /// For half of the interval or more TCP at this end waited for a window, the peer's or its own send buffer, with no queue on
+    /// the path: a larger window would have carried more.
+    WindowBound,
     /// What crossed the end's port was captured, which costs a copy and a write of each frame.
     Captured,
     /// The end's wire was made worse, as its arm says.
@@ -45,6 +50,8 @@ pub enum Flag {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Sample {
     /// Time since the measured interval began.
+    #[serde(rename = "at_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub at: Span,
     /// Payload bytes that this end has sent since then, as in [`EndReport`].
     pub sent_bytes: u64,
@@ -66,12 +73,16 @@ pub struct ThreadCpu {
     #[serde(deserialize_with = "crate::bounded::name")]
     pub name: String,
     /// Its CPU time, user and system together (CLOCK_THREAD_CPUTIME_ID).
+    #[serde(rename = "total_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub total: Span,
     /// Of that user time, guest code of a vCPU included, in steps of 10 ms.
-    #[serde(default)]
+    #[serde(rename = "user_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub user: Option<Span>,
     /// And system time: KVM, and system calls.
-    #[serde(default)]
+    #[serde(rename = "system_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub system: Option<Span>,
 }
 
@@ -118,8 +129,12 @@ pub struct ThreadTime {
     #[serde(deserialize_with = "crate::bounded::name")]
     pub name: String,
     /// The interval, by another clock than its parts.
+    #[serde(rename = "interval_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub interval: Span,
     /// Its parts.
+    #[serde(rename = "parts_seconds", with = "numbers")]
+    #[schemars(with = "BTreeMap<Part, Seconds>")]
     pub parts: BTreeMap<Part, Span>,
 }
 
@@ -168,6 +183,8 @@ pub struct FrameWay {
     /// Its bytes; of frames that crossed the port as one, those of all.
     pub bytes: u64,
     /// Time in each stage.
+    #[serde(rename = "stages_seconds", with = "numbers")]
+    #[schemars(with = "BTreeMap<Stage, Seconds>")]
     pub stages: BTreeMap<Stage, Span>,
 }
 
@@ -184,6 +201,8 @@ pub struct FrameStages {
     /// Frames that were noted, at least one.
     pub noted: u64,
     /// Time of all of them in each stage.
+    #[serde(rename = "stages_seconds", with = "numbers")]
+    #[schemars(with = "BTreeMap<Stage, Seconds>")]
     pub stages: BTreeMap<Stage, Span>,
     /// One of usual length: the median of some.
     pub usual: FrameWay,
@@ -196,11 +215,17 @@ pub struct FrameStages {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct CpuSplit {
     /// vCPU thread inside `KVM_RUN`: guest code and KVM's own work. A same-stack end: the payload program.
+    #[serde(rename = "guest_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub guest: Option<Span>,
     /// VMM outside `KVM_RUN` and outside its port's system calls: device models, dispatch.
+    #[serde(rename = "vmm_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub vmm: Option<Span>,
     /// Host kernel for this end: system calls of the port (TAP, bridge, wire), or, for a native end, the whole
     /// of its traffic thread.
+    #[serde(rename = "host_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub host: Option<Span>,
 }
 
@@ -210,6 +235,8 @@ pub struct ExitStat {
     /// How many.
     pub count: u64,
     /// Time from the return of `KVM_RUN` to the next entry, without time asleep.
+    #[serde(rename = "handling_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub handling: Span,
 }
 
@@ -250,7 +277,6 @@ pub struct FrameCounters {
     pub receive_drops: u64,
     /// Frames that came and that the driver of a virtio-net does not want: its filter kept them away, or they are another
     /// station's and it may not get them.
-    #[serde(default)]
     pub receive_filtered: u64,
     /// Interrupts raised by the adapter.
     pub interrupts: u64,
@@ -290,9 +316,45 @@ pub struct Spared {
     /// Accesses of the guest that did not leave the kernel.
     pub exits: u64,
     /// Transmissions that sent 1, 2, 3, 4 to 7, 8 to 15, 16 and more frames together.
+    #[serde(with = "together")]
+    #[schemars(with = "together::Transmissions")]
     pub combined: [u64; 6],
     /// Looks at the port that needed no system call.
     pub looks: u64,
+}
+
+/// Transmissions by how many frames they sent, each number with its name.
+mod together {
+    use schemars::JsonSchema;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    /// How many transmissions sent so many frames together.
+    #[derive(Serialize, Deserialize, JsonSchema)]
+    pub struct Transmissions {
+        #[serde(rename = "1")]
+        one: u64,
+        #[serde(rename = "2")]
+        two: u64,
+        #[serde(rename = "3")]
+        three: u64,
+        #[serde(rename = "4-7")]
+        from_4: u64,
+        #[serde(rename = "8-15")]
+        from_8: u64,
+        #[serde(rename = "16+")]
+        from_16: u64,
+    }
+
+    pub fn serialize<S: Serializer>(counts: &[u64; 6], serializer: S) -> Result<S::Ok, S::Error> {
+        let [one, two, three, from_4, from_8, from_16] = *counts;
+        Transmissions { one, two, three, from_4, from_8, from_16 }.serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u64; 6], D::Error> {
+        let Transmissions { one, two, three, from_4, from_8, from_16 } =
+            Transmissions::deserialize(deserializer)?;
+        Ok([one, two, three, from_4, from_8, from_16])
+    }
 }
 
 impl Spared {
@@ -318,6 +380,8 @@ pub struct EndReport {
     /// What only this kind of traffic has.
     pub traffic: TrafficReport,
     /// Length of the measured interval by this end's clock.
+    #[serde(rename = "interval_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub interval: Span,
     /// Bytes every 100 ms.
     #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_SAMPLES }>")]
@@ -326,17 +390,13 @@ pub struct EndReport {
     #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_THREADS }>")]
     pub threads: Vec<ThreadCpu>,
     /// What the threads of a virtual end did with the interval.
-    #[serde(default)]
     #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_THREADS }>")]
     pub times: Vec<ThreadTime>,
     /// The ways of frames that a virtual end sent; nothing if none was noted.
-    #[serde(default)]
     pub transmit_stages: Option<FrameStages>,
     /// The ways of frames that it received.
-    #[serde(default)]
     pub receive_stages: Option<FrameStages>,
     /// CPU time of the whole host.
-    #[serde(default)]
     pub host_cpu: Option<HostCpu>,
     /// CPU time by who used it.
     pub cpu: CpuSplit,
@@ -347,13 +407,15 @@ pub struct EndReport {
     /// What the adapter's optimisations spared; nothing for an end without any.
     pub spared: Option<Spared>,
     /// From the creation of the guest to the first frame that its driver sent.
+    #[serde(rename = "start_to_first_frame_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub start_to_first_frame: Option<Span>,
     /// Memory that a virtual end took beside its guest's own while it was idle, before its start: pages of its
     /// process that are no file's.
-    #[serde(default)]
+    #[serde(rename = "overhead_bytes", with = "numbers")]
+    #[schemars(with = "Option<u64>")]
     pub overhead: Option<Bytes>,
     /// The host's test NIC when the end was prepared, as its agent found it; nothing for an end that is not on its wire.
-    #[serde(default)]
     pub nic: Option<NicFacts>,
     /// Reasons for care.
     #[serde(deserialize_with = "crate::bounded::list::<_, _, { crate::bounded::MOST_FLAGS }>")]
@@ -361,6 +423,30 @@ pub struct EndReport {
 }
 
 impl EndReport {
+    /// A report of `interval`, in which no payload moved and nothing else was measured: whoever makes one says what was.
+    pub fn new(traffic: TrafficReport, interval: Span) -> Self {
+        Self {
+            sent_bytes: 0,
+            received_bytes: 0,
+            traffic,
+            interval,
+            samples: Vec::new(),
+            threads: Vec::new(),
+            times: Vec::new(),
+            transmit_stages: None,
+            receive_stages: None,
+            host_cpu: None,
+            cpu: CpuSplit::default(),
+            exits: None,
+            frames: None,
+            spared: None,
+            start_to_first_frame: None,
+            overhead: None,
+            nic: None,
+            flags: Vec::new(),
+        }
+    }
+
     /// Frames of its adapter in the direction of the payload.
     pub fn payload_frames(&self, direction: Direction) -> Option<u64> {
         self.frames.map(|frames| frames.of_payload(direction))
@@ -369,22 +455,5 @@ impl EndReport {
     /// Payload bytes of both ways.
     pub const fn bytes(&self) -> u64 {
         self.sent_bytes.saturating_add(self.received_bytes)
-    }
-}
-
-/// Why an end failed, with what a person needs to find the cause.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Failure {
-    /// One sentence: what went wrong.
-    pub reason: String,
-    /// The guest's or the program's last words, its registers, the last exits: a line each, oldest first.
-    #[serde(deserialize_with = "crate::bounded::last_lines::<_, { crate::bounded::MOST_WORDS }>")]
-    pub last_words: Vec<String>,
-}
-
-impl Failure {
-    /// A failure without last words.
-    pub fn new(reason: impl Into<String>) -> Self {
-        Self { reason: reason.into(), last_words: Vec::new() }
     }
 }

@@ -1,5 +1,11 @@
-//! The result of a campaign: `result.json`, the same document wherever the campaign ran. Its field names are
-//! stable. Absent is `null`, never 0.
+//! The result of a campaign: `result.json`, the same document wherever the campaign ran (docs/adr/0030). Absent is `null`,
+//! never 0. `manifests/schema/result.schema.json` describes it.
+//!
+//! One style of names: fields are in snake case, and end in the base unit of a number that has one (`_seconds`, `_bytes`,
+//! `_bytes_per_second`, `_bits_per_second`; moments are `_unix_seconds`). What names a thing of Toll, as a value or as a
+//! key, is in kebab case (`cpu-bound`, `exits-per-frame`). `apiVersion` is Kubernetes' own.
+
+mod estimate;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,13 +13,20 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use estimate::{CauseSummary, DifferenceEstimate, FigureEstimate, MedianEstimate, RatioEstimate};
+
+use estimate::limits;
+
+use crate::document::{self, ApiVersion, ResultKind};
 use crate::facts::HostFacts;
-use crate::figure::{Figure, FigureId};
+use crate::figure::{Figure, FigureId, Unit};
 use crate::latencies::Latencies;
 use crate::printable;
+pub use crate::relation::Verdict;
 use crate::relation::{AT_MOST, Relation};
 use crate::report::{EndReport, Failure, Flag};
 use crate::trial::{Direction, EndKind, TrialId};
+use crate::units::numbers::{self, Seconds, moments};
 use crate::units::{BitRate, Percent};
 
 /// What stands at the far end of a cell.
@@ -100,65 +113,12 @@ pub struct TrialRecord {
     pub block: u32,
     /// Its place in the plan's order, from 0.
     pub position: u32,
-    /// When it began, milliseconds since the Unix epoch; `None` if it never did.
+    /// When it began, since the Unix epoch: kept as milliseconds, written as seconds. `None` if it never did.
+    #[serde(rename = "started_unix_seconds", with = "moments")]
+    #[schemars(with = "Option<Seconds>")]
     pub started_unix_ms: Option<u64>,
     /// How it ended.
     pub outcome: Outcome,
-}
-
-/// A median with its 95 % bootstrap interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct MedianEstimate {
-    /// The median of the runs.
-    pub median: f64,
-    /// Lower and upper limit; `None` from fewer than 3 runs.
-    pub ci95: Option<[f64; 2]>,
-}
-
-/// A paired ratio with its 95 % bootstrap interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct RatioEstimate {
-    /// Exponential of the mean log-ratio, paired within blocks.
-    pub estimate: f64,
-    /// Lower and upper limit; `None` from fewer than 3 blocks.
-    pub ci95: Option<[f64; 2]>,
-    /// Blocks in which both arms were measured.
-    pub blocks: u32,
-}
-
-/// A paired difference with its 95 % bootstrap interval, in the figure's unit.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct DifferenceEstimate {
-    /// Mean difference, paired within blocks.
-    pub estimate: f64,
-    /// Lower and upper limit; `None` from fewer than 3 blocks.
-    pub ci95: Option<[f64; 2]>,
-    /// Blocks in which both arms were measured.
-    pub blocks: u32,
-}
-
-/// A figure of a cell.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct FigureEstimate {
-    /// Median over the measured runs that have it.
-    #[serde(flatten)]
-    pub median: MedianEstimate,
-    /// The same relative to that of the native arm with the same pair, workload and direction, paired within blocks.
-    pub to_native: Option<RatioEstimate>,
-    /// What it is more than native's, for figures that are compared so, paired within blocks.
-    #[serde(default)]
-    pub over_native: Option<DifferenceEstimate>,
-}
-
-/// Exits of one cause, over the measured runs of a cell.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct CauseSummary {
-    /// Exits in all runs.
-    pub count: u64,
-    /// Exits per frame in the direction of the payload.
-    pub per_frame: Option<f64>,
-    /// Mean handling time in nanoseconds, time asleep left out.
-    pub mean_handling_nanoseconds: Option<f64>,
 }
 
 /// Status of one run in `result.json`.
@@ -184,7 +144,9 @@ pub struct Run {
     pub block: u32,
     /// Its place in the order of the campaign.
     pub position: u32,
-    /// When it began, milliseconds since the Unix epoch.
+    /// When it began, since the Unix epoch: kept as milliseconds, written as seconds.
+    #[serde(rename = "started_unix_seconds", with = "moments")]
+    #[schemars(with = "Option<Seconds>")]
     pub started_unix_ms: Option<u64>,
     /// How it ended.
     pub status: RunStatus,
@@ -282,18 +244,6 @@ impl CellResult {
     }
 }
 
-/// Verdict of a gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Verdict {
-    /// The whole interval is on the right side of the limit.
-    Pass,
-    /// The whole interval is on the wrong side.
-    Fail,
-    /// The interval contains the limit, or there is none: nothing was shown.
-    Inconclusive,
-}
-
 /// What of a figure a gate compares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -319,7 +269,11 @@ pub struct GateResult {
     pub compared: Compared,
     /// That.
     pub value: Option<f64>,
+    /// Unit of the value and its interval.
+    pub unit: Unit,
     /// Its interval.
+    #[serde(flatten, with = "limits")]
+    #[schemars(with = "limits::Limits")]
     pub ci95: Option<[f64; 2]>,
     /// Pass, fail or inconclusive.
     pub verdict: Verdict,
@@ -341,20 +295,43 @@ pub struct Provenance {
     pub toll_version: String,
     /// `release` or `debug`.
     pub build_profile: String,
-    /// `lab`, `fleet` or `kubernetes`.
-    pub engine: String,
+    /// Where it ran: `lab`, `fleet` or `kubernetes`.
+    pub environment: String,
     /// A lab's link rate.
+    #[serde(rename = "link_rate_bits_per_second", with = "numbers")]
+    #[schemars(with = "Option<u64>")]
     pub link_rate: Option<BitRate>,
-    /// MTU of the path.
+    /// MTU of the path in bytes of IP packet.
     pub mtu: Option<u16>,
-    /// Start, milliseconds since the Unix epoch.
+    /// Start, since the Unix epoch: kept as milliseconds, written as seconds.
+    #[serde(rename = "started_unix_seconds", with = "moments")]
+    #[schemars(with = "Seconds")]
     pub started_unix_ms: u64,
-    /// End, milliseconds since the Unix epoch; `None` while it runs.
+    /// End, likewise; `None` while it runs.
+    #[serde(rename = "ended_unix_seconds", with = "moments")]
+    #[schemars(with = "Option<Seconds>")]
     pub ended_unix_ms: Option<u64>,
     /// The hosts.
     pub hosts: Vec<HostProvenance>,
     /// Whether the campaign was interrupted before its end.
     pub interrupted: bool,
+}
+
+impl Provenance {
+    /// Of this Toll, for a campaign that begins now and whose hosts are not known yet.
+    pub fn new(environment: &str, started_unix_ms: u64) -> Self {
+        Self {
+            toll_version: env!("CARGO_PKG_VERSION").to_owned(),
+            build_profile: if cfg!(debug_assertions) { "debug" } else { "release" }.to_owned(),
+            environment: environment.to_owned(),
+            link_rate: None,
+            mtu: None,
+            started_unix_ms,
+            ended_unix_ms: None,
+            hosts: Vec::new(),
+            interrupted: false,
+        }
+    }
 }
 
 /// An arm of the campaign.
@@ -363,11 +340,11 @@ pub struct ArmSummary {
     /// Its name, as cells carry it.
     pub name: String,
     /// What stands at the arm's end.
+    #[serde(rename = "end")]
     pub kind: EndKind,
     /// Whether it is the native arm that ratios are taken against. At most one arm is.
     pub baseline: bool,
     /// Which arm of the paper of 2001 it stands for.
-    #[serde(default)]
     pub paper: Option<PaperArm>,
 }
 
@@ -390,6 +367,11 @@ pub enum PaperArm {
 /// `result.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CampaignResult {
+    /// [`API_VERSION`](crate::document::API_VERSION).
+    #[serde(rename = "apiVersion")]
+    pub api_version: ApiVersion,
+    /// `Result`.
+    pub kind: ResultKind,
     /// The campaign's name.
     pub campaign: String,
     /// The seed that its order was drawn from.
@@ -413,11 +395,7 @@ impl CampaignResult {
     /// # Errors
     /// Why it is none.
     pub fn read(json: &[u8]) -> serde_json::Result<Self> {
-        #[derive(Deserialize)]
-        struct Written {
-            manifest: String,
-        }
-        let Written { manifest } = serde_json::from_slice(json)?;
+        let manifest = document::manifest(json, ResultKind::NAME)?;
         Ok(Self { manifest, ..serde_json::from_slice(&printable::json(json))? })
     }
 }

@@ -11,6 +11,7 @@ use crate::facts::HostFacts;
 use crate::result::{RatioEstimate, RunCounts, Verdict};
 use crate::trial::TrialId;
 use crate::units::Span;
+use crate::units::numbers::{self, Seconds, moments};
 
 /// Where a campaign is.
 ///
@@ -76,24 +77,53 @@ pub struct CampaignStatus {
     /// What runs now, a line for each trial: `virtio send to native, node1 and node2, block 2`.
     pub running: Vec<String>,
     /// Estimate of the time left.
+    #[serde(rename = "left_seconds", with = "numbers")]
+    #[schemars(with = "Option<Seconds>")]
     pub left: Option<Span>,
     /// Hosts of the plan.
     pub hosts: Vec<String>,
-    /// When it was submitted, milliseconds since the Unix epoch.
+    /// When it was submitted, since the Unix epoch: kept as milliseconds, written as seconds.
+    #[serde(rename = "submitted_unix_seconds", with = "moments")]
+    #[schemars(with = "Seconds")]
     pub submitted_unix_ms: u64,
     /// When its first trial began.
+    #[serde(rename = "started_unix_seconds", with = "moments")]
+    #[schemars(with = "Option<Seconds>")]
     pub started_unix_ms: Option<u64>,
     /// When its last trial was recorded, or it was refused.
+    #[serde(rename = "ended_unix_seconds", with = "moments")]
+    #[schemars(with = "Option<Seconds>")]
     pub ended_unix_ms: Option<u64>,
     /// The worst verdict of its gates, once it is over; `None` without gates.
     pub verdict: Option<Verdict>,
     /// What keeps its results from being whole or written, now or for good: one sentence. A ledger that takes nothing
     /// more, a disk that is full, a file that can't be read.
-    #[serde(default)]
     pub fault: Option<String>,
     /// Its cells, in the order of `result.json`; their figures as far as they are known. Empty in a list of campaigns:
     /// ask for the campaign itself.
     pub cells: Vec<CellStatus>,
+}
+
+impl CampaignStatus {
+    /// A campaign of which no more is known.
+    pub fn new(id: &str, name: &str, state: CampaignState, submitted_unix_ms: u64) -> Self {
+        Self {
+            id: id.to_owned(),
+            name: name.to_owned(),
+            state,
+            reason: None,
+            counts: None,
+            running: Vec::new(),
+            left: None,
+            hosts: Vec::new(),
+            submitted_unix_ms,
+            started_unix_ms: None,
+            ended_unix_ms: None,
+            verdict: None,
+            fault: None,
+            cells: Vec::new(),
+        }
+    }
 }
 
 /// Some of the campaigns of a service, the latest first.

@@ -17,9 +17,9 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::campaign::{Findings, Step};
-use crate::report::Failure;
-use crate::trial::{Direction, Open};
+use crate::direction::{Direction, Open};
+use crate::failure::Failure;
+use crate::findings::{Findings, Step};
 use crate::units::Span;
 
 /// The list of kinds: `Variant field module`. A kind's module has its shape in a manifest (`Manifest`), its parameters

@@ -8,7 +8,11 @@ use std::str::FromStr;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+pub use crate::adapters::{Adapter, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches};
 use crate::decorators::Decorators;
+pub use crate::direction::{Direction, Open};
+pub use crate::engine::Engine;
+pub use crate::port::{NetworkMode, Port};
 use crate::traffic::Job;
 use crate::units::{InterfaceAddress, MacAddress, Span};
 
@@ -81,327 +85,9 @@ impl<'de> Deserialize<'de> for TrialId {
     }
 }
 
-/// Which way the payload bytes go, seen from an end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Direction {
-    /// This end sends.
-    Send,
-    /// This end receives.
-    Receive,
-    /// This end sends and receives at the same time.
-    Both,
-}
-
-impl Direction {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Send, Self::Receive, Self::Both];
-
-    /// The other end's direction.
-    pub const fn opposite(self) -> Self {
-        match self {
-            Self::Send => Self::Receive,
-            Self::Receive => Self::Send,
-            Self::Both => Self::Both,
-        }
-    }
-
-    /// Whether the end sends payload.
-    pub const fn sends(self) -> bool {
-        matches!(self, Self::Send | Self::Both)
-    }
-
-    /// Whether the end receives payload.
-    pub const fn receives(self) -> bool {
-        matches!(self, Self::Receive | Self::Both)
-    }
-}
-
-impl fmt::Display for Direction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Send => "send",
-            Self::Receive => "receive",
-            Self::Both => "both",
-        })
-    }
-}
-
-/// Which end opens the TCP connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Open {
-    /// Passive OPEN (RFC 9293, 3.9.1): listens, and its address is the other end's peer.
-    Listen,
-    /// Active OPEN: connects to the peer named by `Start`.
-    Connect,
-}
-
-impl Open {
-    /// What the other end does.
-    pub const fn opposite(self) -> Self {
-        match self {
-            Self::Listen => Self::Connect,
-            Self::Connect => Self::Listen,
-        }
-    }
-}
-
 /// TCP congestion controls that native ends ask for, the first that the host has: cubic (RFC 9438), else reno
 /// (RFC 5681). The host's own default may be another and would make two hosts differ.
 pub const CONGESTION_CONTROLS: [&str; 2] = ["cubic", "reno"];
-
-/// A virtual Ethernet adapter and the switches of its optimisations.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Adapter {
-    /// AMD Am79C970A: registers and rings of 2001.
-    Pcnet(PcnetSwitches),
-    /// virtio 1.2 network device over MMIO: rings in shared memory.
-    VirtioNet(VirtioNetSwitches),
-}
-
-/// The adapter's name, without its switches: a metric label.
-impl fmt::Display for Adapter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Pcnet(_) => "pcnet",
-            Self::VirtioNet(_) => "virtio-net",
-        })
-    }
-}
-
-impl Adapter {
-    /// Names of the switches that are on, as a campaign writes them.
-    pub fn switches(&self) -> Vec<&'static str> {
-        match self {
-            Self::Pcnet(switches) => switches.names(),
-            Self::VirtioNet(switches) => switches.names(),
-        }
-    }
-}
-
-/// The three optimisations of the 2001 paper (Sugerman, Venkitachalam, Lim, USENIX 2001). All off: every register access of
-/// the driver exits, and does at once what it asks for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PcnetSwitches {
-    /// Accesses that need nothing of the host don't leave the kernel: writes of the address register are collected there
-    /// (KVM_CAP_COALESCED_PIO), and done in their order before anything that can observe them.
-    pub io_in_kernel: bool,
-    /// While the guest exits often, frames that it sends wait for each other in its ring.
-    pub send_combining: Option<SendCombining>,
-    /// Whether frames have come is seen in memory shared with the kernel, instead of by a system call after each access.
-    pub irq_notification: bool,
-}
-
-/// How sends are combined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct SendCombining {
-    /// Frames that may wait: with the last of so many all are sent.
-    pub threshold: u32,
-    /// Exits a second from which on frames wait.
-    pub rate: u32,
-    /// Period of the counter of exits, and the longest time that a frame waits.
-    pub tick: Span,
-}
-
-impl Default for SendCombining {
-    /// The threshold and the host's clock tick (100 Hz) of the paper; a rate that any guest has which sends.
-    fn default() -> Self {
-        Self { threshold: 3, rate: 1000, tick: Span::from_millis(10) }
-    }
-}
-
-impl PcnetSwitches {
-    /// All off.
-    pub const OFF: Self = Self { io_in_kernel: false, send_combining: None, irq_notification: false };
-
-    fn names(self) -> Vec<&'static str> {
-        let Self { io_in_kernel, send_combining, irq_notification } = self;
-        let all = [
-            (io_in_kernel, "ioInKernel"),
-            (send_combining.is_some(), "sendCombining"),
-            (irq_notification, "irqNotification"),
-        ];
-        all.into_iter().filter_map(|(on, name)| on.then_some(name)).collect()
-    }
-}
-
-/// Optimisations of `virtio-net`; clauses are those of virtio 1.2. All off: frames whole, checksums in software.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct VirtioNetSwitches {
-    /// TCP checksums are left to the host, both ways: VIRTIO_NET_F_CSUM and VIRTIO_NET_F_GUEST_CSUM (5.1.3).
-    pub checksum_offload: bool,
-    /// TCP segments of up to 64 KiB cross the adapter, both ways: VIRTIO_NET_F_HOST_TSO4, _HOST_TSO6, _GUEST_TSO4 and
-    /// _GUEST_TSO6. Needs `checksum_offload` (5.1.3.1).
-    pub tso: bool,
-    /// A received frame may lie in several buffers: VIRTIO_NET_F_MRG_RXBUF (5.1.6.3.1).
-    pub mergeable_buffers: bool,
-    /// Each side says from which buffer on it wants to be notified: VIRTIO_F_EVENT_IDX (2.7.7.2, 2.7.10).
-    pub event_index: bool,
-    /// The VMM joins segments of one flow that follow each other into one that the host's stack takes whole, and cuts up
-    /// on the other way what the host's stack has joined: the guest knows nothing of it.
-    pub segment_combining: bool,
-    /// A thread of its own moves the frames, woken by notifications that KVM answers itself (KVM_IOEVENTFD), so that the
-    /// guest goes on meanwhile.
-    pub io_thread: bool,
-    /// The driver says what it wants to receive: VIRTIO_NET_F_CTRL_VQ and what is commanded by it (5.1.6.5).
-    #[serde(default)]
-    pub control_queue: bool,
-    /// Pairs of a receive and a transmit queue: VIRTIO_NET_F_MQ (5.1.2). More than one need `control_queue` (5.1.3.1).
-    #[serde(default)]
-    pub queue_pairs: QueuePairs,
-}
-
-/// A number of queue pairs, from 1 to [`MAX`](Self::MAX).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "u32", into = "u32")]
-pub struct QueuePairs(u8);
-
-impl QueuePairs {
-    /// One.
-    pub const ONE: Self = Self(1);
-    /// Most.
-    pub const MAX: u32 = 8;
-
-    /// So many, if there can be.
-    pub fn new(count: u32) -> Option<Self> {
-        u8::try_from(count).ok().filter(|_| (1..=Self::MAX).contains(&count)).map(Self)
-    }
-
-    /// How many.
-    pub const fn count(self) -> usize {
-        self.0 as usize
-    }
-
-    /// The switch that makes it so many; none for one.
-    const fn name(self) -> Option<&'static str> {
-        match self.0 {
-            2 => Some("queuePairs: 2"),
-            3 => Some("queuePairs: 3"),
-            4 => Some("queuePairs: 4"),
-            5 => Some("queuePairs: 5"),
-            6 => Some("queuePairs: 6"),
-            7 => Some("queuePairs: 7"),
-            8 => Some("queuePairs: 8"),
-            _ => None,
-        }
-    }
-}
-
-impl Default for QueuePairs {
-    fn default() -> Self {
-        Self::ONE
-    }
-}
-
-impl TryFrom<u32> for QueuePairs {
-    type Error = String;
-    fn try_from(count: u32) -> Result<Self, String> {
-        Self::new(count).ok_or_else(|| format!("{count} queue pairs: there are 1 to {}", Self::MAX))
-    }
-}
-
-impl From<QueuePairs> for u32 {
-    fn from(pairs: QueuePairs) -> Self {
-        pairs.0.into()
-    }
-}
-
-impl JsonSchema for QueuePairs {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "QueuePairs".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"description": "Queue pairs.", "type": "integer", "minimum": 1, "maximum": Self::MAX})
-    }
-}
-
-impl VirtioNetSwitches {
-    /// All off.
-    pub const OFF: Self = Self {
-        checksum_offload: false,
-        tso: false,
-        mergeable_buffers: false,
-        event_index: false,
-        segment_combining: false,
-        io_thread: false,
-        control_queue: false,
-        queue_pairs: QueuePairs::ONE,
-    };
-
-    /// Whether frames cross the port with a `virtio_net_hdr` before them.
-    pub const fn offloads(self) -> bool {
-        self.checksum_offload || self.tso || self.segment_combining
-    }
-
-    fn names(self) -> Vec<&'static str> {
-        let Self {
-            checksum_offload,
-            tso,
-            mergeable_buffers,
-            event_index,
-            segment_combining,
-            io_thread,
-            control_queue,
-            queue_pairs,
-        } = self;
-        let all = [
-            (checksum_offload, "checksumOffload"),
-            (tso, "tso"),
-            (mergeable_buffers, "mergeableBuffers"),
-            (event_index, "eventIndex"),
-            (segment_combining, "segmentCombining"),
-            (io_thread, "ioThread"),
-            (control_queue, "controlQueue"),
-        ];
-        let on = all.into_iter().filter_map(|(on, name)| on.then_some(name));
-        on.chain(queue_pairs.name()).collect()
-    }
-}
-
-/// The host side of an adapter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum Port {
-    /// Whatever the host's [`Wire`](crate::facts::Wire) needs: what a campaign that names no port gets.
-    Host,
-    /// A TAP device on a bridge with the host's test NIC.
-    Tap,
-    /// A macvtap device on the host's test NIC.
-    Macvtap,
-    /// A private Ethernet of the two ends of the trial, which stand on one host: a socket pair between their VMMs. No
-    /// network of the host is part of it.
-    Hub,
-    /// Address translation by the VMM itself, which opens a TCP connection of the host for each of the guest's: the guest
-    /// can connect, and not be connected to.
-    Nat,
-}
-
-impl Port {
-    /// Whether it is of the host's test NIC, so that the wire there has to have it.
-    pub const fn is_on_the_wire(self) -> bool {
-        match self {
-            Self::Host | Self::Tap | Self::Macvtap => true,
-            Self::Hub | Self::Nat => false,
-        }
-    }
-}
-
-impl fmt::Display for Port {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Host => "host",
-            Self::Tap => "tap",
-            Self::Macvtap => "macvtap",
-            Self::Hub => "hub",
-            Self::Nat => "nat",
-        })
-    }
-}
 
 /// Which program a native end runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -415,27 +101,32 @@ pub enum NativeProgram {
 
 /// What stands at one end of a trial.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
+#[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum EndKind {
     /// The host's kernel TCP, no virtualisation.
     Native {
         /// Who produces the traffic.
         program: NativeProgram,
     },
-    /// The payload program as a host process on the same adapter model and port: no KVM.
-    SameStack {
-        /// The adapter model that the process drives.
-        adapter: Adapter,
-        /// The host side of it.
-        port: Port,
+    /// A program behind a virtual adapter.
+    Virtual {
+        /// What runs the program.
+        engine: Engine,
+        /// What it has of a network.
+        nic: Nic,
     },
-    /// A guest that KVM runs.
-    Guest {
-        /// The guest's adapter.
-        adapter: Adapter,
-        /// The host side of it.
-        port: Port,
-    },
+}
+
+/// The network interface of a virtual end, from its registers to the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Nic {
+    /// The adapter model.
+    pub adapter: Adapter,
+    /// The host side of it.
+    pub port: Port,
+    /// What stands between the two.
+    #[serde(default)]
+    pub decorators: Decorators,
 }
 
 /// Everything an agent needs to run its end of a trial.
@@ -443,8 +134,6 @@ pub enum EndKind {
 pub struct EndSpec {
     /// What stands at this end.
     pub kind: EndKind,
-    /// What stands between a virtual end's adapter and its port.
-    pub decorators: Decorators,
     /// Its part in the traffic.
     pub job: Job,
     /// Address of a virtual end. A native end uses the address of the host's test NIC.
@@ -470,13 +159,79 @@ pub struct EndSpec {
     pub deadline: Span,
 }
 
+impl EndSpec {
+    /// An end that is not pinned, without a gateway, whose peer is not known yet.
+    pub fn new(
+        kind: EndKind,
+        job: Job,
+        address: InterfaceAddress,
+        mac: MacAddress,
+        mtu: u16,
+        deadline: Span,
+    ) -> Self {
+        Self { kind, job, address, gateway: None, peer: None, mac, mtu, cpu: None, io_cpu: None, deadline }
+    }
+}
+
 impl EndKind {
-    /// The host side of a virtual end's adapter.
-    pub const fn port(&self) -> Option<Port> {
+    /// The label of the adapter of an end that has none of its own: the host's NIC.
+    pub const HOST_NIC: &'static str = "host-nic";
+
+    /// A virtual end with nothing between its adapter and its port.
+    pub const fn behind(engine: Engine, adapter: Adapter, port: Port) -> Self {
+        let decorators = Decorators { impairments: None, capture: None };
+        Self::Virtual { engine, nic: Nic { adapter, port, decorators } }
+    }
+
+    /// The network interface of a virtual end.
+    pub const fn nic(&self) -> Option<&Nic> {
         match self {
             Self::Native { .. } => None,
-            Self::SameStack { port, .. } | Self::Guest { port, .. } => Some(*port),
+            Self::Virtual { nic, .. } => Some(nic),
         }
+    }
+
+    /// What runs a virtual end's program.
+    pub const fn engine(&self) -> Option<Engine> {
+        match self {
+            Self::Native { .. } => None,
+            Self::Virtual { engine, .. } => Some(*engine),
+        }
+    }
+
+    /// The host side of a virtual end's adapter.
+    pub fn port(&self) -> Option<Port> {
+        self.nic().map(|nic| nic.port)
+    }
+
+    /// How a virtual end is on a network.
+    pub fn network_mode(&self) -> Option<NetworkMode> {
+        self.port().map(Port::mode)
+    }
+
+    /// What stands between a virtual end's adapter and its port.
+    pub fn decorators(&self) -> Decorators {
+        self.nic().map(|nic| nic.decorators).unwrap_or_default()
+    }
+
+    /// Whether it is the host's own TCP.
+    pub const fn is_native(&self) -> bool {
+        matches!(self, Self::Native { .. })
+    }
+
+    /// Whether it is a KVM guest: it needs KVM, and it has exits.
+    pub fn is_guest(&self) -> bool {
+        self.engine().is_some_and(|engine| engine.traits().guest)
+    }
+
+    /// `native`, `same-stack` or `guest`: a metric label, and the class of a report's colours.
+    pub fn label(&self) -> &'static str {
+        self.engine().map_or("native", |engine| engine.traits().end)
+    }
+
+    /// The adapter's name, without its switches: a metric label.
+    pub fn adapter_label(&self) -> String {
+        self.nic().map_or_else(|| Self::HOST_NIC.to_owned(), |nic| nic.adapter.to_string())
     }
 }
 

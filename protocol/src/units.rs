@@ -2,8 +2,11 @@
 //! refused, so that nobody has to guess whether `100` meant megabits or mebibytes. Display is exact: the text of
 //! a value parses back to the same value.
 
+mod mac;
 mod networks;
+pub mod numbers;
 mod quantity;
+mod scale;
 mod schema;
 
 use std::fmt;
@@ -14,7 +17,9 @@ use std::time::Duration;
 use serde::de::{self, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+pub use mac::MacAddress;
 pub use quantity::Quantity;
+use scale::{BIT_RATE, BYTES, PERCENT, SPAN, Scale};
 pub use schema::QUANTITY;
 
 /// Why a text is no quantity. The message says what would be right.
@@ -75,97 +80,6 @@ pub enum UnitError {
         example: &'static str,
     },
 }
-
-/// A quantity's units, smallest first, each with its size in the smallest.
-struct Scale {
-    what: &'static str,
-    example: &'static str,
-    units: &'static [(&'static str, u64)],
-}
-
-impl Scale {
-    /// Parses `text` into a whole number of the smallest unit, in integer arithmetic: `1.5s` is exactly
-    /// 1,500,000,000 ns.
-    fn parse(&self, text: &str) -> Result<u64, UnitError> {
-        let (what, example) = (self.what, self.example);
-        let text = text.trim();
-        let owned = || text.to_owned();
-        if text.starts_with('-') {
-            return Err(UnitError::Negative { text: owned(), what, example });
-        }
-        let end = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
-        let (number, unit) = (&text[..end], text[end..].trim_start());
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty() || fraction.contains('.') || number.ends_with('.') {
-            return Err(UnitError::Malformed { text: owned(), what, example });
-        }
-        if unit.is_empty() {
-            return Err(UnitError::NoUnit { text: owned(), what, example });
-        }
-        let Some(&(_, size)) = self.units.iter().find(|(name, _)| *name == unit) else {
-            let units = self.units.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-            return Err(UnitError::UnknownUnit { text: owned(), what, units, example });
-        };
-        let smallest = self.units[0].0;
-        let out_of_range = || UnitError::OutOfRange { text: owned(), what, smallest, example };
-        let whole: u64 = whole.parse().map_err(|_| out_of_range())?;
-        let mut value = whole.checked_mul(size).ok_or_else(out_of_range)?;
-        if !fraction.is_empty() {
-            let digits: u128 = fraction.parse().map_err(|_| out_of_range())?;
-            let power = u32::try_from(fraction.len()).ok().and_then(|n| 10_u128.checked_pow(n));
-            let power = power.ok_or_else(out_of_range)?;
-            let scaled = digits.checked_mul(u128::from(size)).ok_or_else(out_of_range)?;
-            if scaled % power != 0 {
-                return Err(out_of_range());
-            }
-            let part = u64::try_from(scaled / power).map_err(|_| out_of_range())?;
-            value = value.checked_add(part).ok_or_else(out_of_range)?;
-        }
-        Ok(value)
-    }
-
-    /// Writes `value` in the largest unit that divides it.
-    fn write(&self, value: u64, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fits = |size: u64| value != 0 && value.is_multiple_of(size);
-        let &(name, size) = self.units.iter().rev().find(|(_, size)| fits(*size)).unwrap_or(&self.units[0]);
-        write!(f, "{}{name}", value / size)
-    }
-}
-
-const SPAN: Scale = Scale {
-    what: "duration",
-    example: "`500ms` or `2s`",
-    units: &[
-        ("ns", 1),
-        ("us", 1_000),
-        ("ms", 1_000_000),
-        ("s", 1_000_000_000),
-        ("m", 60_000_000_000),
-        ("h", 3_600_000_000_000),
-    ],
-};
-
-const BYTES: Scale = Scale {
-    what: "size",
-    example: "`64KiB` or `1500B`",
-    units: &[
-        ("B", 1),
-        ("kB", 1_000),
-        ("KiB", 1 << 10),
-        ("MB", 1_000_000),
-        ("MiB", 1 << 20),
-        ("GB", 1_000_000_000),
-        ("GiB", 1 << 30),
-    ],
-};
-
-const BIT_RATE: Scale = Scale {
-    what: "link rate in bits per second",
-    example: "`100Mbit` or `10Gbit`",
-    units: &[("bit", 1), ("kbit", 1_000), ("Mbit", 1_000_000), ("Gbit", 1_000_000_000)],
-};
-
-const PERCENT: Scale = Scale { what: "percentage", example: "`10%`", units: &[("%", 1)] };
 
 /// Deserializes a quantity from text, and refuses a bare number with a hint.
 fn from_text<'de, D, T>(deserializer: D, scale: &'static Scale) -> Result<T, D::Error>
@@ -308,47 +222,6 @@ impl Serialize for Percent {
 impl<'de> Deserialize<'de> for Percent {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         from_text(deserializer, &PERCENT)
-    }
-}
-
-/// An Ethernet (IEEE 802 MAC-48) address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct MacAddress(pub [u8; 6]);
-
-impl fmt::Display for MacAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl FromStr for MacAddress {
-    type Err = UnitError;
-    fn from_str(text: &str) -> Result<Self, UnitError> {
-        let error = || UnitError::Malformed {
-            text: text.to_owned(),
-            what: "MAC address",
-            example: "`52:54:00:00:00:01`",
-        };
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2).ok_or_else(error)?;
-            *byte = u8::from_str_radix(part, 16).map_err(|_| error())?;
-        }
-        if parts.next().is_some() { Err(error()) } else { Ok(Self(bytes)) }
-    }
-}
-
-impl Serialize for MacAddress {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for MacAddress {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 

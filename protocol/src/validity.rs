@@ -4,6 +4,7 @@
 //! | Flag | Reading | Taken |
 //! |---|---|---|
 //! | `cpu-wait` | run delay of the thread that carries the traffic | at both ends of the measured interval |
+//! | `window-bound` | time that TCP waited for a window, and its round trips | at both ends of the measured interval |
 //! | `steal` | CPU time of the host ([`HostCpu`](crate::cpu::HostCpu)) | at both ends of the measured interval |
 //! | `stalled` | the receiver's samples | every 100 ms, as they are |
 
@@ -15,6 +16,8 @@ use crate::units::Span;
 
 /// Waiting for a CPU is told of from this share of the interval on.
 const CPU_WAIT: f64 = 0.05;
+/// Waiting for a window is told of from this share of the interval on.
+const WINDOW_BOUND: f64 = 0.5;
 /// Two steps of samples (100 ms each), less what a punctual look may be early by.
 const STANDSTILL: Span = Span::from_millis(190);
 /// The longest time between two looks that is a step of samples and no hole.
@@ -43,6 +46,17 @@ pub fn run_delay(schedstat: &str) -> Option<Duration> {
 /// Whether a thread waited for a CPU for over 5 % of `interval`, by its run delay at both ends of it.
 pub fn waits_for_cpu(begin: Duration, end: Duration, interval: Duration) -> bool {
     end.saturating_sub(begin).as_secs_f64() > CPU_WAIT * interval.as_secs_f64()
+}
+
+/// Whether flows waited for a window of TCP for half of `sending`, the time that they sent, all together, or more.
+pub fn window_bound(waited: Span, sending: Span) -> bool {
+    sending.0 > 0 && waited.seconds() >= WINDOW_BOUND * sending.seconds()
+}
+
+/// Whether a path with the round trips `smoothed` and `shortest` has no queue: what a sender waits for is then its window.
+/// Behind a queue, or before a receiver that is slow, a larger window would only make the round trip longer.
+pub fn is_without_queue(smoothed: Duration, shortest: Duration) -> bool {
+    smoothed * 4 < shortest * 5
 }
 
 /// Whether what an end receives stood still: two whole steps of its `samples` in a row without a byte, or a hole of

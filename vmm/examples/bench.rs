@@ -8,14 +8,14 @@ mod support;
 use std::time::Duration;
 
 use support::{Transfer, enter_namespace, transfer};
-use toll_protocol::child::Engine;
+use toll_protocol::engine::Engine;
 use toll_protocol::trial::{Adapter, Direction, PcnetSwitches, SendCombining, VirtioNetSwitches};
 
 /// pcnet in the order of the paper, then with a larger threshold, and virtio-net with one switch more each time.
 fn adapters(engine: Engine) -> Vec<Adapter> {
     let combining = |threshold| Some(SendCombining { threshold, ..SendCombining::default() });
     let plain = PcnetSwitches::OFF;
-    let in_kernel = PcnetSwitches { io_in_kernel: engine == Engine::Kvm, ..plain };
+    let in_kernel = PcnetSwitches { io_in_kernel: engine.traits().guest, ..plain };
     let combined = PcnetSwitches { send_combining: combining(3), ..in_kernel };
     let notified = PcnetSwitches { irq_notification: true, ..combined };
     let longer = PcnetSwitches { send_combining: combining(12), ..notified };
@@ -57,7 +57,7 @@ fn main() -> Result<(), String> {
         "end", "Gb/s", "exits/fr", "frames/s", "us/exit", "CPU s/GB guest/vmm/host", "first ms"
     );
     let mut number = 0;
-    for engine in [Engine::Kvm, Engine::HostProcess] {
+    for engine in [Engine::Payload, Engine::SameStack] {
         for adapter in adapters(engine) {
             for direction in [Direction::Send, Direction::Receive] {
                 number += 1;

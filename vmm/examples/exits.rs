@@ -3,14 +3,15 @@
 
 use std::time::{Duration, Instant};
 
-use toll_protocol::child::{Engine, VmmConfig, VmmPort};
+use toll_protocol::child::{VmmConfig, VmmPort};
+use toll_protocol::engine::Engine;
 use toll_protocol::traffic::stream::Stream;
 use toll_protocol::traffic::{Job, Timing, Traffic};
 use toll_protocol::trial::{Adapter, Direction, Open, TrialId};
 use toll_protocol::units::{Bytes, MacAddress, Span};
 use toll_vmm::boot::Program;
+use toll_vmm::channel::Event;
 use toll_vmm::config::EndConfig;
-use toll_vmm::link::Event;
 use toll_vmm::runner::{Devices, start};
 use toll_vnic::port::memory;
 
@@ -29,7 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         let config = EndConfig::try_from(VmmConfig {
             trial: TrialId::new(1),
-            engine: Engine::Kvm,
+            engine: Engine::Payload,
             adapter,
             port: VmmPort::Tap { name: "unused".into() },
             impairments: None,

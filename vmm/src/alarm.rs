@@ -30,11 +30,6 @@ impl Alarm {
         Ok(Self { timer, period, ticking: false })
     }
 
-    /// Time between two ticks.
-    pub fn period(&self) -> Duration {
-        self.period
-    }
-
     /// Lets it tick while something waits; a system call when that changes.
     ///
     /// # Errors

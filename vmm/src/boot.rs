@@ -3,7 +3,7 @@
 use std::hash::{BuildHasher, Hasher};
 use std::time::Duration;
 
-use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, direction, kind, open, virtio_net};
+use toll_guest_abi::{BootInfo, MAGIC, VERSION, adapter, congestion, direction, kind, open, virtio_net};
 use toll_protocol::traffic::Traffic;
 use toll_protocol::trial::{Adapter, Direction, Open, VirtioNetSwitches};
 
@@ -12,7 +12,7 @@ use crate::image;
 use crate::layout::ARENA;
 
 /// The closing of a connection is no part of what is measured: an end whose peer has gone doesn't wait for it. Of the
-/// stack's retransmissions, at least a second apart and each twice as long as the one before, it sees two.
+/// stack's retransmissions, each twice as long after the one before, it sees three or more.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The program that a guest runs.
@@ -85,10 +85,16 @@ fn traffic(config: &EndConfig) -> toll_guest_abi::Traffic {
             direction,
             flows: stream.flows,
             write_size: u32::try_from(stream.write_size.0).unwrap_or(u32::MAX),
+            congestion_control: match stream.congestion_control.as_deref() {
+                Some("reno") => congestion::RENO,
+                _ => congestion::CUBIC,
+            },
+            reserved: 0,
         },
         // Refused with the configuration, and no kind that the program knows.
         Traffic::RequestResponse(_) => {
-            toll_guest_abi::Traffic { kind: 0, direction, flows: 0, write_size: 0 }
+            let (kind, flows, write_size, congestion_control) = (0, 0, 0, 0);
+            toll_guest_abi::Traffic { kind, direction, flows, write_size, congestion_control, reserved: 0 }
         }
     }
 }

@@ -85,13 +85,13 @@ impl Bus {
         })
     }
 
-    /// Ports whose writes may be done later, and the width of such writes in bytes.
+    /// Ports of `adapter` whose writes may be done later, and the width of such writes in bytes.
     pub fn posted(&self, adapter: &dyn Adapter) -> Vec<(u16, u32)> {
         let region = self.regions.iter().find(|region| region.device == Device::Adapter);
         let Some(region) = region.filter(|region| region.space == Space::Pio) else { return Vec::new() };
         let offsets = (0..region.length).flat_map(|offset| [1, 2, 4].map(|width| (offset, width)));
         offsets
-            .filter(|(offset, width)| adapter.posted(*offset, *width))
+            .filter(|(offset, width)| adapter.posts(*offset, *width))
             .filter_map(|(offset, width)| {
                 Some((u16::try_from(region.start + offset).ok()?, u32::try_from(width).ok()?))
             })

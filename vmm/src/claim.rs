@@ -119,7 +119,7 @@ pub enum ClaimError {
         vmm: Duration,
     },
     /// More bytes than crossed the adapter.
-    #[error("the program counts {claimed} bytes of payload; {crossed} bytes of frames crossed its adapter")]
+    #[error("the program counts {claimed} bytes of data; {crossed} bytes of frames crossed its adapter")]
     Bytes {
         /// By the program.
         claimed: u64,

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use toll_guest_abi::MAX_FLOWS;
 use toll_protocol::adapters::Conflict;
-
-use toll_protocol::child::{Engine, VmmConfig, VmmPort};
+use toll_protocol::child::{VmmConfig, VmmPort};
 use toll_protocol::decorators::{Capture, Impairments};
-use toll_protocol::traffic::stream::WRITE_SIZE;
+use toll_protocol::engine::{Engine, UselessSwitch};
+use toll_protocol::port::{NetworkMode, Traits};
+use toll_protocol::traffic::stream::{PAYLOAD_CONGESTION_CONTROLS, WRITE_SIZE};
 use toll_protocol::traffic::{Job, Traffic};
 use toll_protocol::trial::{Adapter, Open, QueuePairs};
 use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress};
@@ -61,9 +62,15 @@ pub enum ConfigError {
     /// The gateway is no other host of that network.
     #[error("the gateway {0} is no other host of the end's network")]
     Gateway(Ipv4Addr),
+    /// A switch that means nothing to its engine.
+    #[error("the adapter's switch {} is on: {_0}", _0.switch)]
+    Engine(UselessSwitch),
     /// Behind address translation.
     #[error("address translation and {0} don't go together")]
     Translation(&'static str),
+    /// The payload program's TCP has none of that name.
+    #[error("the payload program has no congestion control `{0}`: cubic and reno are possible")]
+    CongestionControl(String),
     /// The job measures nothing or never ends.
     #[error("{0} must not be 0")]
     Zero(&'static str),
@@ -80,7 +87,7 @@ pub enum ConfigError {
 /// A virtual end that can be built.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndConfig {
-    /// Guest or host process.
+    /// What runs the program.
     pub engine: Engine,
     /// The adapter model.
     pub adapter: Adapter,
@@ -171,6 +178,10 @@ impl TryFrom<VmmConfig> for EndConfig {
             Traffic::Stream(stream) => {
                 range("the number of flows", stream.flows, 1, MAX_FLOWS as u32)?;
                 range("the write size", stream.write_size, *WRITE_SIZE.start(), *WRITE_SIZE.end())?;
+                let asked = stream.congestion_control.as_deref();
+                if let Some(name) = asked.filter(|name| !PAYLOAD_CONGESTION_CONTROLS.contains(name)) {
+                    return Err(ConfigError::CongestionControl(name.to_owned()));
+                }
             }
             Traffic::RequestResponse(_) => return Err(ConfigError::Traffic(job.traffic.field())),
         }
@@ -183,14 +194,18 @@ impl TryFrom<VmmConfig> for EndConfig {
         if let Some(conflict) = adapter.conflicts().into_iter().next() {
             return Err(ConfigError::Switches(conflict));
         }
+        if let Some(useless) = engine.useless_switch(&adapter) {
+            return Err(ConfigError::Engine(useless));
+        }
+        let Traits { mode, multi_queue, offloads, .. } = port.port().traits();
         if let Adapter::VirtioNet(switches) = &adapter
             && switches.queue_pairs > QueuePairs::ONE
         {
-            let lacking = match &port {
-                VmmPort::Hub { .. } | VmmPort::Nat { .. } => Some("a port of one queue"),
-                _ if impairments.is_some() => Some("impairments"),
-                _ if capture.is_some() => Some("a capture"),
-                _ => None,
+            let lacking = match () {
+                () if !multi_queue => Some("a port of one queue"),
+                () if impairments.is_some() => Some("impairments"),
+                () if capture.is_some() => Some("a capture"),
+                () => None,
             };
             if let Some(lacking) = lacking {
                 return Err(ConfigError::QueuePairs(lacking));
@@ -199,17 +214,14 @@ impl TryFrom<VmmConfig> for EndConfig {
         if let Some(name) = port.interface().filter(|name| !is_interface_name(name)) {
             return Err(ConfigError::PortName(name.to_owned()));
         }
-        match (&port, &adapter) {
-            (VmmPort::Nat { .. }, Adapter::VirtioNet(switches)) if switches.offloads() => {
-                return Err(ConfigError::Translation("offloads"));
-            }
-            (VmmPort::Nat { .. }, _) if gateway.is_none() => {
-                return Err(ConfigError::Translation("no gateway"));
-            }
-            (VmmPort::Nat { .. }, _) if job.open == Open::Listen => {
-                return Err(ConfigError::Translation("a listening end"));
-            }
-            _ => {}
+        if adapter.offloads() && !offloads {
+            return Err(ConfigError::Translation("offloads"));
+        }
+        if mode == NetworkMode::Nat && gateway.is_none() {
+            return Err(ConfigError::Translation("no gateway"));
+        }
+        if mode == NetworkMode::Nat && job.open == Open::Listen {
+            return Err(ConfigError::Translation("a listening end"));
         }
         // IEEE 802: the lowest bit of the first byte marks a group address.
         if mac.0[0] & 1 != 0 || mac.0 == [0; 6] {
@@ -260,7 +272,7 @@ mod tests {
     use toll_protocol::child::Outside;
     use toll_protocol::traffic::Timing;
     use toll_protocol::traffic::stream::Stream;
-    use toll_protocol::trial::{Direction, TrialId, VirtioNetSwitches};
+    use toll_protocol::trial::{Direction, PcnetSwitches, TrialId, VirtioNetSwitches};
     use toll_protocol::units::Span;
 
     use super::*;
@@ -268,7 +280,7 @@ mod tests {
     fn good() -> VmmConfig {
         VmmConfig {
             trial: TrialId::new(1),
-            engine: Engine::Kvm,
+            engine: Engine::Payload,
             adapter: Adapter::Pcnet(Default::default()),
             port: VmmPort::Tap { name: "toll0".into() },
             impairments: None,
@@ -322,6 +334,10 @@ mod tests {
         );
         let large = Traffic::Stream(Stream { write_size: Bytes((1 << 20) + 1), ..Stream::default() });
         assert!(refused(|c| c.job.traffic = large.clone()).contains("1MiB"));
+        let vegas = Stream { congestion_control: Some("vegas".into()), ..Stream::default() };
+        assert!(
+            refused(|c| c.job.traffic = Traffic::Stream(vegas.clone())).contains("`vegas`: cubic and reno")
+        );
         assert!(refused(|c| c.memory = Bytes(2 << 20)).contains("from 4MiB to 1GiB"));
         assert!(refused(|c| c.memory = Bytes(u64::MAX)).contains("1GiB"));
         assert!(refused(|c| c.memory = Bytes(5 << 20)).contains("multiple of 2MiB"));
@@ -374,6 +390,16 @@ mod tests {
         };
         assert!(several(|c| c.port = VmmPort::Hub { descriptor: 3 }).contains("one queue"));
         assert!(several(|c| c.impairments = Some(Impairments::default())).contains("impairments"));
+    }
+
+    #[test]
+    fn a_switch_that_means_nothing_to_the_engine_is_refused() {
+        let in_kernel = PcnetSwitches { io_in_kernel: true, ..PcnetSwitches::OFF };
+        let engine =
+            |engine| EndConfig::try_from(VmmConfig { engine, adapter: Adapter::Pcnet(in_kernel), ..good() });
+        assert!(engine(Engine::Payload).is_ok());
+        let refused = engine(Engine::SameStack).expect_err("refused").to_string();
+        assert!(refused.contains("ioInKernel") && refused.contains("no exits"), "{refused}");
     }
 
     #[test]

@@ -31,7 +31,7 @@ use toll_vnic::port::PortError;
 use toll_vnic::stages::Stages;
 
 use crate::clock::{CpuClock, Timebase, ticks};
-use crate::runner::{StartError, pin};
+use crate::thread::{ThreadError, pin};
 
 /// How long the thread looks on when nothing moves: as long as going to sleep and being woken takes.
 const SPIN: Duration = Duration::from_micros(20);
@@ -125,6 +125,17 @@ impl Shared {
     }
 }
 
+/// Why an adapter can't have a thread of its own.
+#[derive(Debug, thiserror::Error)]
+pub enum IoThreadError {
+    /// The process has no descriptor left.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The thread can't be created, or can't run where it should.
+    #[error(transparent)]
+    Thread(#[from] ThreadError),
+}
+
 /// The adapter as the program's thread sees it.
 pub struct Remote {
     shared: Arc<Shared>,
@@ -183,8 +194,8 @@ impl Remote {
     /// Gives `adapter` to a new thread, on `cpu` if there is a wish.
     ///
     /// # Errors
-    /// [`StartError::Adapter`] if the process has no descriptor or thread left; [`StartError::Pin`].
-    pub fn start(adapter: Box<dyn Adapter>, cpu: Option<usize>) -> Result<Self, StartError> {
+    /// [`IoThreadError`].
+    pub fn start(adapter: Box<dyn Adapter>, cpu: Option<usize>) -> Result<Self, IoThreadError> {
         let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
         let eventfd = || EventFd::from_value_and_flags(0, flags).map_err(system("eventfd"));
         let (window, notify_register) = (adapter.window(), adapter.notify_register());
@@ -223,7 +234,7 @@ impl Remote {
                     body.signal();
                 }
             })
-            .map_err(|source| StartError::System { call: "creating a thread", source })?;
+            .map_err(ThreadError::creating)?;
         let (cpu, files) = receiver.recv().ok().transpose()?.unzip();
         let (cpu, files) = (cpu.flatten(), files.map(Arc::new));
         Ok(Self { shared, thread: Some(thread), window, notify_register, cpu, files })

@@ -2,10 +2,10 @@
 //! adapter.
 //!
 //! ```text
-//! control  <- socket -> agent
+//! session  <- socket -> agent
 //!    | runner
-//!    +--> guest (kvm, bus, exits)  --+
-//!    +--> same_stack               --+--> machine --> adapter (toll_vnic) --> port
+//!    +--> engine/guest (kvm, bus, exits)  --+
+//!    +--> engine/same_stack               --+--> machine --> adapter (toll_vnic) --> port
 //! ```
 //! `kvm` is the only module that talks to /dev/kvm; there is no asynchronous runtime here.
 
@@ -19,24 +19,27 @@ compile_error!("toll-vmm is built with panics that unwind: take panic = \"abort\
 mod alarm;
 pub mod boot;
 pub mod bus;
+pub mod channel;
 pub mod claim;
 pub mod clock;
 pub mod config;
-pub mod control;
+pub mod dialogue;
+pub mod engine;
 pub mod exits;
 mod footprint;
-pub mod guest;
 pub mod image;
 pub mod io_thread;
 pub mod kvm;
 pub mod layout;
-pub mod link;
 pub mod machine;
 pub mod memory;
+pub mod ports;
 pub mod probe;
 pub mod recording;
 pub mod runner;
-mod same_stack;
+pub mod session;
+pub mod snapshot;
+pub mod thread;
 
 use toll_protocol::report::Failure;
 

@@ -8,6 +8,7 @@
 //! A phase may be left out, but never comes late or twice.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -16,24 +17,19 @@ use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use toll_child::contention::ThreadFiles;
 use toll_guest_abi::phase;
-use toll_protocol::report::Spared;
-use toll_protocol::trial::PcnetSwitches;
-use toll_vnic::adapter::pcnet::combining::{Combining, Settings};
-use toll_vnic::adapter::{Adapter, AdapterError};
-use toll_vnic::port::arrivals::Arrivals;
+use toll_vnic::adapter::{Adapter, AdapterError, ClockTick};
 
 use crate::alarm::Alarm;
-use crate::claim::Claim;
+use crate::channel::{Event, EventSender};
 use crate::clock::{CpuClock, Timebase, ticks};
+use crate::dialogue::Dialogue;
 use crate::exits::Exits;
-use crate::io_thread::IoClocks;
+use crate::io_thread::{Io, IoClocks};
 use crate::kvm::KvmCounts;
-use crate::link::{Event, Reporter};
 use crate::memory::SharedPages;
-use crate::recording::{Recording, Snapshot};
-
-/// Least distance of two looks at the port: about 10 us at the 2 to 4 GHz of any host.
-const LOOK_TICKS: u64 = 30_000;
+use crate::recording::Recording;
+use crate::snapshot::Snapshot;
+use crate::thread::STOP_SIGNAL;
 
 /// Why the program can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -88,14 +84,11 @@ pub struct EngineView<'a> {
 /// The machine.
 pub struct Machine {
     adapter: Box<dyn Adapter>,
-    looks_at_port: bool,
-    combining: Option<Held>,
-    arrivals: Option<Arrivals>,
-    /// Accesses that did not leave the kernel.
-    posted: u64,
-    optimised: bool,
+    /// The clock tick of this thread, if the adapter wants one.
+    alarm: Option<Alarm>,
     pages: SharedPages,
-    reporter: Reporter,
+    dialogue: Arc<dyn Dialogue>,
+    events: EventSender,
     cpu: Option<CpuClock>,
     control_cpu: Option<CpuClock>,
     io: Option<IoClocks>,
@@ -104,79 +97,50 @@ pub struct Machine {
     phase: u32,
     snapshots: (Option<Snapshot>, Option<Snapshot>),
     asleep: u64,
-    /// When the port was last looked at, in ticks.
-    looked: u64,
     created: Instant,
     first_frame: Option<Instant>,
 }
 
-/// Sends that are held back.
-struct Held {
-    combining: Combining,
-    alarm: Alarm,
-    /// Demands that the combining knows of.
-    demands: u64,
-}
-
-/// What a machine is made of.
-pub struct Parts {
+/// What a machine is made of, whatever runs its program.
+pub struct Components {
     /// The chip.
     pub adapter: Box<dyn Adapter>,
-    /// Whether it looks at its port after each access: see [`Machine::after_access`].
-    pub looks_at_port: bool,
-    /// Optimisations of a pcnet.
-    pub switches: PcnetSwitches,
-    /// The shared pages.
+    /// The shared pages and, through them, memory.
     pub pages: SharedPages,
+    /// What the program says, and is told.
+    pub dialogue: Arc<dyn Dialogue>,
     /// Where events go.
-    pub reporter: Reporter,
-    /// CPU clock of the control thread.
+    pub events: EventSender,
+    /// CPU clock of the thread that controls the program.
     pub control_cpu: Option<CpuClock>,
-    /// Clocks of the adapter's own thread.
-    pub io: Option<IoClocks>,
-    /// Bytes of memory.
-    pub memory: u64,
-    /// When the guest, or what stands for it, was created.
-    pub created: Instant,
+    /// The adapter's own thread, if it has one.
+    pub io: Option<Io>,
 }
 
 impl Machine {
-    /// A machine for a program that the calling thread runs.
+    /// A machine for a program that the calling thread runs, created at `created`.
     ///
     /// # Errors
     /// [`MachineError::Adapter`] or [`MachineError::Alarm`] if the host lacks what an optimisation takes.
-    pub fn new(parts: Parts) -> Result<Self, MachineError> {
-        let Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, io, memory, created } =
-            parts;
-        let now = created.elapsed();
-        let held = |combining: toll_protocol::trial::SendCombining| {
-            let tick = combining.tick.duration();
-            let settings = Settings { threshold: combining.threshold, rate: combining.rate, tick };
-            // Twice a tick, so that nothing waits for longer than one.
-            let alarm = Alarm::of_this_thread(crate::runner::STOP_SIGNAL, tick / 2);
-            let alarm = alarm.map_err(|errno| MachineError::Alarm(errno.into()))?;
-            Ok::<_, MachineError>(Held { combining: Combining::new(settings, now), alarm, demands: 0 })
-        };
-        let watched = adapter.port_fd().filter(|_| switches.irq_notification);
-        let arrivals = watched.map(Arrivals::of).transpose().map_err(AdapterError::Port)?;
+    pub fn new(components: Components, created: Instant) -> Result<Self, MachineError> {
+        let Components { mut adapter, pages, dialogue, events, control_cpu, io } = components;
+        let alarm = |period| Alarm::of_this_thread(STOP_SIGNAL, period);
+        let alarm =
+            adapter.begin()?.map(alarm).transpose().map_err(|errno| MachineError::Alarm(errno.into()))?;
         Ok(Self {
-            combining: switches.send_combining.map(held).transpose()?,
-            arrivals,
-            posted: 0,
-            optimised: switches != PcnetSwitches::OFF,
+            memory: pages.length(),
             adapter,
-            looks_at_port,
+            alarm,
             pages,
-            reporter,
+            dialogue,
+            events,
             cpu: CpuClock::of_this_thread(),
             control_cpu,
-            io,
+            io: io.map(|io| io.clocks),
             files: ThreadFiles::of_this_thread(),
-            memory,
             phase: 0,
             snapshots: (None, None),
             asleep: 0,
-            looked: 0,
             created,
             first_frame: None,
         })
@@ -190,11 +154,6 @@ impl Machine {
     /// The shared pages.
     pub fn pages(&self) -> &SharedPages {
         &self.pages
-    }
-
-    /// Where events go.
-    pub fn reporter(&self) -> &Reporter {
-        &self.reporter
     }
 
     /// Ticks spent asleep so far.
@@ -220,97 +179,31 @@ impl Machine {
         self.after_access()
     }
 
-    /// A hosted VMM of 2001 looks at its port (`select`) after each world switch, since nothing else tells it of a
-    /// frame while the guest computes; so does the straightforward pcnet. A look that finds nothing is a system
-    /// call of about 0.3 us. That is little after an exit, and too much after the call that stands for one in a
-    /// same-stack process, so looks are [`LOOK_TICKS`] apart in both. There is no look while the adapter could not
-    /// take a frame. Adapters with rings in shared memory exit seldom and are served when the program waits.
+    /// The program goes on after an access.
     fn after_access(&mut self) -> Result<(), MachineError> {
-        // Before the look, which may send what this access has asked for.
-        self.combine()?;
-        if self.looks_at_port && self.adapter.can_receive() {
-            let now = ticks();
-            if now.wrapping_sub(self.looked) >= LOOK_TICKS {
-                self.looked = now;
-                if self.look()? {
-                    // The host was interrupted: what waits goes along.
-                    self.transmit()?;
-                }
-            }
-        }
+        let tick = self.adapter.accessed()?;
+        self.set_alarm(tick)?;
         self.note_first_frame();
         Ok(())
     }
 
-    /// Takes what the port has, unless shared memory says that it has nothing. Whether something came.
-    fn look(&mut self) -> Result<bool, MachineError> {
-        let Some(arrivals) = &mut self.arrivals else { return Ok(self.adapter.look()?) };
-        if !arrivals.pending().map_err(AdapterError::Port)? {
-            return Ok(false);
-        }
-        let came = self.adapter.look()?;
-        if self.adapter.can_receive() {
-            // There was room for more, and nothing more.
-            arrivals.emptied();
-        }
-        Ok(came)
+    fn set_alarm(&mut self, tick: ClockTick) -> Result<(), MachineError> {
+        let Some(alarm) = &mut self.alarm else { return Ok(()) };
+        let ticks = match tick {
+            ClockTick::AsItIs => return Ok(()),
+            ClockTick::On => true,
+            ClockTick::Off => false,
+        };
+        alarm.tick(ticks).map_err(|errno| MachineError::Alarm(errno.into()))
     }
 
-    /// After an exit: sends what is held back, if it is time.
-    fn combine(&mut self) -> Result<(), MachineError> {
-        let Some(Held { combining, alarm, demands }) = &mut self.combining else { return Ok(()) };
-        let now = self.created.elapsed();
-        combining.exited(now);
-        let held_back = self.adapter.held_back();
-        let mut due = false;
-        while *demands < held_back {
-            *demands += 1;
-            due |= combining.demanded(now);
-        }
-        // A program that nothing interrupts, as on the same stack, learns of the time here.
-        if combining.due().is_some_and(|due| due <= now) {
-            combining.overdue();
-            due = true;
-        }
-        if due {
-            return self.transmit();
-        }
-        let waits = combining.due().is_some();
-        alarm.tick(waits).map_err(|errno| MachineError::Alarm(errno.into()))
-    }
-
-    /// The clock has ticked, or whoever else interrupted the program: sends what has waited for long.
+    /// The clock has ticked, or whoever else interrupted the program.
     ///
     /// # Errors
     /// [`MachineError::Adapter`].
     pub fn interrupted(&mut self) -> Result<(), MachineError> {
-        let Some(Held { combining, alarm, .. }) = &mut self.combining else { return Ok(()) };
-        match combining.due() {
-            // The next tick would be too late for what has waited for half of one.
-            Some(due) if due <= self.created.elapsed() + alarm.period() => {
-                combining.overdue();
-                self.transmit()
-            }
-            Some(_) => Ok(()),
-            None => alarm.tick(false).map_err(|errno| MachineError::Alarm(errno.into())),
-        }
-    }
-
-    /// Sends what is held back.
-    fn transmit(&mut self) -> Result<(), MachineError> {
-        let before = self.adapter.counters();
-        self.adapter.transmit()?;
-        self.was_sent(before.transmit_frames + before.transmit_drops);
-        Ok(())
-    }
-
-    /// What was held back has been sent; `before` are the frames until then.
-    fn was_sent(&mut self, before: u64) {
-        if let Some(Held { combining, .. }) = &mut self.combining {
-            let counters = self.adapter.counters();
-            let sent = (counters.transmit_frames + counters.transmit_drops).saturating_sub(before);
-            combining.sent(u32::try_from(sent).unwrap_or(u32::MAX));
-        }
+        let tick = self.adapter.interrupted()?;
+        self.set_alarm(tick)
     }
 
     /// The program has written the adapter's registers, and KVM has kept it until now.
@@ -318,16 +211,7 @@ impl Machine {
     /// # Errors
     /// [`MachineError::Adapter`].
     pub fn posted(&mut self, offset: u64, data: &[u8]) -> Result<(), MachineError> {
-        self.posted += 1;
-        Ok(self.adapter.write(offset, data)?)
-    }
-
-    fn spared(&self) -> Option<Spared> {
-        self.optimised.then(|| Spared {
-            exits: self.posted,
-            combined: self.combining.as_ref().map_or([0; 6], |held| held.combining.combined().0),
-            looks: self.arrivals.as_ref().map_or(0, Arrivals::skipped),
-        })
+        Ok(self.adapter.write_posted(offset, data)?)
     }
 
     fn note_first_frame(&mut self) {
@@ -342,12 +226,7 @@ impl Machine {
     }
 
     fn has_work(&mut self) -> Result<bool, MachineError> {
-        let before = self.combining.is_some().then(|| self.adapter.counters());
         let work = self.adapter.service()?;
-        if let Some(before) = before {
-            // An idle guest waits for nothing.
-            self.was_sent(before.transmit_frames + before.transmit_drops);
-        }
         self.note_first_frame();
         Ok(work
             || self.adapter.interrupt()
@@ -371,7 +250,7 @@ impl Machine {
         let (kicked, readable) = woken?;
         self.turn_began(ticks());
         if kicked {
-            self.reporter.link().drain_kicks();
+            self.events.signals().drain_kicks();
             self.check_stop()?;
         }
         if readable {
@@ -385,12 +264,12 @@ impl Machine {
     /// # Errors
     /// As said.
     pub fn check_stop(&self) -> Result<(), MachineError> {
-        if self.reporter.link().stopped() { Err(MachineError::Stopped) } else { Ok(()) }
+        if self.events.signals().stopped() { Err(MachineError::Stopped) } else { Ok(()) }
     }
 
     /// Sleeps; says whether a kick came and whether the port is readable.
     fn sleep(&self, timeout: Duration) -> Result<(bool, bool), MachineError> {
-        let kick = self.reporter.link().kick_fd();
+        let kick = self.events.signals().kick_fd();
         // A port that the adapter can't take frames from would wake us time after time for nothing.
         let port = self.adapter.port_fd().filter(|_| self.adapter.can_receive());
         let mut fds = [kick, port.unwrap_or(kick)].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -432,7 +311,7 @@ impl Machine {
             _ => Instant::now(),
         };
         self.phase = announced;
-        self.reporter.send(Event::Phase(announced, at));
+        self.events.send(Event::Phase(announced, at));
         Ok(())
     }
 
@@ -448,7 +327,7 @@ impl Machine {
         let (Some(start), Some(end)) = (self.snapshots.0.take(), self.snapshots.1.take()) else {
             return Err(MachineError::Early { phase: self.phase });
         };
-        let claim = Claim::of(self.pages.status());
+        let claim = self.dialogue.finish();
         let (created, first_frame, memory) = (self.created, self.first_frame, self.memory);
         Ok(Box::new(Recording { start, end, claim, created, first_frame, memory }))
     }
@@ -498,8 +377,9 @@ impl Machine {
             port_ticks,
             noted,
             retransmits: self.pages.status().retransmits.load(Ordering::Relaxed),
+            window_bound_ns: self.pages.status().window_bound_ns.load(Ordering::Relaxed),
             frames,
-            spared: self.spared(),
+            spared: self.adapter.spared(),
             exits: view.exits.as_ref().map(|(exits, counts)| ((*exits).clone(), *counts)),
         }
     }

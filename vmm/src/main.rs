@@ -8,8 +8,8 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use toll_child::confinement::Confinement;
 use toll_protocol::printable::printable;
-use toll_vmm::control::{Outcome, serve};
 use toll_vmm::probe;
+use toll_vmm::session::{Outcome, serve};
 
 /// Runs one virtual end: a KVM guest, or a host process on the same adapter model.
 #[derive(Debug, Parser)]

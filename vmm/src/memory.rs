@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use toll_guest_abi::{BootInfo, Command, MESSAGE_LENGTH, Status};
 use toll_vnic::GuestMemory;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::layout::{ARENA, BOOT_INFO, COMMAND, STACK, STACK_END, STATUS};
 
@@ -128,6 +128,11 @@ impl SharedPages {
         let _ = advise(&self.memory, ARENA, end, libc::MADV_HUGEPAGE);
     }
 
+    /// Bytes of memory.
+    pub fn length(&self) -> u64 {
+        self.memory.iter().map(GuestMemoryRegion::len).sum()
+    }
+
     /// The memory that holds the pages.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
@@ -159,7 +164,7 @@ const _: () = {
     // The sum of the fields' sizes: no padding hides in it.
     assert!(
         size_of::<BootInfo>()
-            == 8 + 4 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 4 * 4 + 4 + 4 + 4 + 4 + 4 + 4 + 2 + 6 + 8 + 8
+            == 8 + 4 + 4 + 8 + 8 + 8 + 8 + 8 + 8 + 8 + 6 * 4 + 4 + 4 + 4 + 4 + 4 + 4 + 2 + 6 + 8 + 8
     );
     assert!(size_of::<Status>() <= crate::layout::PAGE as usize);
     assert!(size_of::<Command>() <= crate::layout::PAGE as usize);

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use toll_child::confinement::{Confinement, ConfinementError};
 use toll_guest_abi::phase;
-use toll_protocol::child::{Engine, VmmConfig, VmmPort};
+use toll_protocol::child::{VmmConfig, VmmPort};
+use toll_protocol::engine::Engine;
 use toll_protocol::report::Failure;
 use toll_protocol::traffic::stream::Stream;
 use toll_protocol::traffic::{Job, Timing, Traffic};
@@ -22,9 +23,9 @@ use toll_protocol::units::{Bytes, InterfaceAddress, MacAddress, Span};
 use toll_vnic::port::{PortError, memory};
 
 use crate::boot::Program;
+use crate::channel::Event;
 use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
 use crate::kvm::{self, KvmError};
-use crate::link::Event;
 use crate::runner::{Devices, Runner, StartError, start};
 
 /// What two guests may take together. It is some 20 ms, and a second where the CPU itself is emulated.
@@ -198,7 +199,7 @@ fn address(number: u8) -> Ipv4Addr {
 fn config(adapter: Adapter, direction: Direction, open: Open, number: u8) -> Result<EndConfig, ConfigError> {
     EndConfig::try_from(VmmConfig {
         trial: TrialId::new(0),
-        engine: Engine::Kvm,
+        engine: Engine::Payload,
         adapter,
         // It has a port already.
         port: VmmPort::Tap { name: "none".into() },

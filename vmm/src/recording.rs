@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use toll_protocol::cpu::ThreadTimes;
 use toll_protocol::report::{
-    CpuSplit, EndReport, ExitReport, Flag, FrameCounters, FrameStages, FrameWay, Part, Sample, Spared, Stage,
-    ThreadCpu, ThreadTime,
+    CpuSplit, EndReport, ExitReport, Flag, FrameStages, FrameWay, Part, Sample, Stage, ThreadCpu, ThreadTime,
 };
 use toll_protocol::traffic::{Job, TrafficReport, stream};
 use toll_protocol::units::Span;
@@ -14,54 +13,13 @@ use toll_protocol::validity;
 use toll_vnic::stages::{Noted, Way};
 
 use crate::claim::{Claim, ClaimError};
-use crate::clock::Timebase;
-use crate::exits::Exits;
-use crate::io_thread::{self, IoTicks};
-use crate::kvm::KvmCounts;
+use crate::io_thread;
+use crate::snapshot::Snapshot;
 
 /// A thread is said to have been the limit from this share of the interval on.
 const CPU_BOUND: f64 = 0.95;
 /// How far the program's interval may differ from the one the VMM saw: scheduling delays lie in between.
 const CLOCK_TOLERANCE: Duration = Duration::from_millis(250);
-
-/// Counters at a moment, read by the thread that runs the program.
-#[derive(Debug, Clone)]
-pub struct Snapshot {
-    /// The moment.
-    pub at: Timebase,
-    /// CPU time of the program's thread.
-    pub cpu: Option<Duration>,
-    /// CPU time of the control thread.
-    pub control_cpu: Option<Duration>,
-    /// CPU time of the adapter's own thread, and what it did with its time.
-    pub io: Option<(Option<Duration>, IoTicks)>,
-    /// Ticks that the program's thread was asleep.
-    pub asleep_ticks: u64,
-    /// Ticks between the end of an exit and the next entry.
-    pub loop_ticks: u64,
-    /// How long the program's thread has been runnable without a CPU.
-    pub run_delay: Option<Duration>,
-    /// Its user and system time.
-    pub thread: Option<ThreadTimes>,
-    /// The same of the adapter's own thread.
-    pub io_thread: Option<ThreadTimes>,
-    /// Ticks in the program: inside `KVM_RUN`, or outside of the model for a host process.
-    pub program_ticks: u64,
-    /// Ticks in the VMM's model of the machine, time asleep left out, the port's system calls included.
-    pub model_ticks: u64,
-    /// Ticks in calls of the port.
-    pub port_ticks: u64,
-    /// What was noted of frames sent and received since the interval began.
-    pub noted: [Noted; 2],
-    /// Segments that the program's stack has sent more than once, as it says.
-    pub retransmits: u32,
-    /// Frames.
-    pub frames: FrameCounters,
-    /// What optimisations spared; `None` without any.
-    pub spared: Option<Spared>,
-    /// Exits of a guest, and KVM's own counts.
-    pub exits: Option<(Exits, KvmCounts)>,
-}
 
 /// All that is known of a program that ended well.
 #[derive(Debug, Clone)]
@@ -129,6 +87,11 @@ impl Recording {
         if end.retransmits > start.retransmits {
             flags.push(Flag::Retransmits);
         }
+        let sending = flows.iter().filter(|flow| flow.sent_bytes > 0).count() as u64;
+        let bound = end.window_bound_ns.saturating_sub(start.window_bound_ns);
+        if validity::window_bound(Span(bound), Span(interval.saturating_mul(sending))) {
+            flags.push(Flag::WindowBound);
+        }
         if frames.transmit_drops > 0 || frames.receive_drops > 0 {
             flags.push(Flag::Drops);
         }
@@ -138,8 +101,6 @@ impl Recording {
         Ok(EndReport {
             sent_bytes: carried.sent,
             received_bytes: carried.received,
-            traffic: TrafficReport::Stream(stream::Report { flows, zero_copy: None }),
-            interval: Span(interval),
             samples,
             threads: threads
                 .into_iter()
@@ -151,7 +112,6 @@ impl Recording {
             times: self.times(name, seen, ns_per_tick),
             transmit_stages: stages(&end.noted[0], ns_per_tick),
             receive_stages: stages(&end.noted[1], ns_per_tick),
-            host_cpu: None,
             cpu: cpu.map(|cpu| self.split(cpu, io, ns_per_tick)).unwrap_or_default(),
             exits,
             frames: Some(frames),
@@ -159,9 +119,8 @@ impl Recording {
             start_to_first_frame: self
                 .first_frame
                 .map(|first| first.saturating_duration_since(self.created).into()),
-            overhead: None,
-            nic: None,
             flags,
+            ..EndReport::new(TrafficReport::Stream(stream::Report { flows, zero_copy: None }), Span(interval))
         })
     }
 
@@ -259,13 +218,17 @@ fn difference(before: Option<Duration>, after: Option<Duration>) -> Option<Durat
 
 #[cfg(test)]
 mod tests {
+    use toll_protocol::report::FrameCounters;
     use toll_protocol::traffic::stream::{Flow, Stream};
     use toll_protocol::traffic::{Timing, Traffic};
     use toll_protocol::trial::{Direction, Open};
 
     use super::*;
     use crate::claim::Carried;
-    use crate::exits::Cause;
+    use crate::clock::Timebase;
+    use crate::exits::{Cause, Exits};
+    use crate::io_thread::IoTicks;
+    use crate::kvm::KvmCounts;
 
     fn snapshot(at: Timebase, millis: u64) -> Snapshot {
         Snapshot {
@@ -283,6 +246,7 @@ mod tests {
             port_ticks: 0,
             noted: Default::default(),
             retransmits: 0,
+            window_bound_ns: 0,
             frames: FrameCounters::default(),
             spared: None,
             exits: None,
@@ -342,7 +306,10 @@ mod tests {
     fn each_flow_is_told_with_the_way_it_went() {
         let flow = |sent_bytes, received_bytes| Flow { sent_bytes, received_bytes };
         let flows = |recording: &Recording, job: &Job| {
-            let TrafficReport::Stream(report) = recording.report(job, Vec::new()).expect("good").traffic;
+            let TrafficReport::Stream(report) = recording.report(job, Vec::new()).expect("good").traffic
+            else {
+                panic!("another kind")
+            };
             report.flows
         };
         let mut recording = recording();
@@ -409,6 +376,23 @@ mod tests {
         (recording.start.retransmits, recording.end.retransmits) = (3, 3);
         assert!(!flagged(&recording));
         recording.end.retransmits = 4;
+        assert!(flagged(&recording));
+    }
+
+    #[test]
+    fn waiting_for_a_window_is_flagged_from_half_of_the_time_that_flows_sent() {
+        let mut recording = recording();
+        let sent = |sent| Carried { sent, received: 0 };
+        (recording.claim.start, recording.claim.end) = (sent(0), sent(1000));
+        let sending = Job { direction: Direction::Send, ..job() };
+        let flagged = |recording: &Recording| {
+            recording.report(&sending, Vec::new()).expect("good").flags.contains(&Flag::WindowBound)
+        };
+        // Of two flows.
+        let half = recording.claim.end_ns - recording.claim.start_ns;
+        (recording.start.window_bound_ns, recording.end.window_bound_ns) = (7, 7 + half - 1);
+        assert!(!flagged(&recording));
+        recording.end.window_bound_ns += 1;
         assert!(flagged(&recording));
     }
 

@@ -6,16 +6,17 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::{Arguments, Failed, Trial};
 use toll_guest_abi::phase;
-use toll_protocol::child::{Engine, VmmConfig, VmmPort};
+use toll_protocol::child::{VmmConfig, VmmPort};
+use toll_protocol::engine::Engine;
 use toll_protocol::report::{EndReport, Failure, Flag};
 use toll_protocol::traffic::stream::Stream;
 use toll_protocol::traffic::{Job, Timing, Traffic};
 use toll_protocol::trial::{Adapter, Direction, Open, TrialId};
 use toll_protocol::units::{Bytes, MacAddress, Span};
 use toll_vmm::boot::Program;
+use toll_vmm::channel::Event;
 use toll_vmm::config::EndConfig;
 use toll_vmm::layout;
-use toll_vmm::link::Event;
 use toll_vmm::probe::Probe;
 use toll_vmm::recording::Recording;
 use toll_vmm::runner::{Devices, Runner, start};
@@ -30,7 +31,7 @@ type Ended = Result<Box<Recording>, Failure>;
 fn config(adapter: Adapter) -> EndConfig {
     let config = VmmConfig {
         trial: TrialId::new(1),
-        engine: Engine::Kvm,
+        engine: Engine::Payload,
         adapter,
         port: VmmPort::Tap { name: "unused".into() },
         impairments: None,
@@ -260,7 +261,7 @@ fn hostile_counters_are_not_believed() -> Result<(), Failed> {
     let recording =
         ended(&boot(Adapter::Pcnet(Default::default()), 8)).map_err(|failure| format!("{failure:#?}"))?;
     let error = recording.report(&receiving(), Vec::new()).expect_err("refused");
-    check(error.to_string().contains("bytes of payload"), &error)
+    check(error.to_string().contains("bytes of data"), &error)
 }
 
 fn hostile_phases_and_messages_fail_the_guest_alone() -> Result<(), Failed> {

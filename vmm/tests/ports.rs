@@ -10,8 +10,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use support::{Transfer, Vmm, bring_up, check, enter_namespace, expect, failure, transfer};
-use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
+use toll_protocol::child::{ChildCommand, ChildEvent, VmmPort};
 use toll_protocol::decorators::{Impairments, Millionths};
+use toll_protocol::engine::Engine;
 use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::traffic::TrafficReport;
 use toll_protocol::traffic::stream::Flow;
@@ -43,7 +44,7 @@ fn adapters() -> Vec<Adapter> {
 /// that the kernel sent; a refused connection is refused to the guest.
 fn translated() -> Result<(), Failed> {
     let mut number = 0;
-    for engine in [Engine::Kvm, Engine::HostProcess] {
+    for engine in [Engine::Payload, Engine::SameStack] {
         for adapter in [Adapter::Pcnet(PcnetSwitches::OFF), Adapter::VirtioNet(VirtioNetSwitches::OFF)] {
             for direction in [Direction::Send, Direction::Receive] {
                 number += 1;
@@ -79,7 +80,7 @@ fn worse() -> Result<(), Failed> {
             translated: true,
             impairments: Some(impairments),
             duration: Duration::from_millis(800),
-            ..case(98, Engine::Kvm, adapter, direction)
+            ..case(98, Engine::Payload, adapter, direction)
         };
         let done = transfer(PROGRAM, &case).map_err(|why| format!("{direction}: {why}"))?;
         let report = &done.report;
@@ -93,7 +94,7 @@ fn worse() -> Result<(), Failed> {
 }
 
 fn refused() -> Result<(), Failed> {
-    let case = case(99, Engine::Kvm, Adapter::VirtioNet(VirtioNetSwitches::OFF), Direction::Send);
+    let case = case(99, Engine::Payload, Adapter::VirtioNet(VirtioNetSwitches::OFF), Direction::Send);
     let mut vmm = Vmm::spawn(PROGRAM)?;
     let mut config = case.config();
     config.port = VmmPort::Nat { outside: case.outside() };
@@ -119,7 +120,7 @@ fn joined() -> Result<(), Failed> {
             if number == 0 { vec![Direction::Send, Direction::Receive] } else { vec![Direction::Send] }
         {
             // Below 100 adapters.
-            let [near, far] = on_a_hub(&case(number as u8, Engine::Kvm, adapter.clone(), direction))?;
+            let [near, far] = on_a_hub(&case(number as u8, Engine::Payload, adapter.clone(), direction))?;
             let (sender, receiver) = if direction == Direction::Send { (near, far) } else { (far, near) };
             check(receiver.bytes() > 0 && sender.bytes() > 0, &(&sender, &receiver))?;
             for report in [sender, receiver] {
@@ -135,7 +136,7 @@ fn joined() -> Result<(), Failed> {
 /// Parallel flows between two guests, both ways at once: each end tells what each flow carried, in the same order by ports.
 fn parallel() -> Result<(), Failed> {
     for (number, adapter) in adapters().into_iter().enumerate() {
-        let case = Transfer { flows: 3, ..case(number as u8, Engine::Kvm, adapter, Direction::Both) };
+        let case = Transfer { flows: 3, ..case(number as u8, Engine::Payload, adapter, Direction::Both) };
         let reports = on_a_hub(&case)?;
         let flows = reports.each_ref().map(|report| {
             let TrafficReport::Stream(stream) = &report.traffic else { panic!("{report:?}") };
@@ -209,7 +210,7 @@ fn no_hub() -> Result<(), Failed> {
     for descriptor in [-1, 0, 1_000_000] {
         let mut vmm = Vmm::spawn(PROGRAM)?;
         let mut config =
-            case(1, Engine::Kvm, Adapter::VirtioNet(VirtioNetSwitches::OFF), Direction::Send).config();
+            case(1, Engine::Payload, Adapter::VirtioNet(VirtioNetSwitches::OFF), Direction::Send).config();
         config.port = VmmPort::Hub { descriptor };
         vmm.send(&ChildCommand::Configure(config))?;
         let failure = failure(&mut vmm)?;

@@ -14,7 +14,8 @@ use nix::unistd::Pid;
 use support::{
     PATIENCE, Transfer, Vmm, bring_up, check, disturbed_transfer, enter_namespace, expect, failure, transfer,
 };
-use toll_protocol::child::{ChildCommand, ChildEvent, Engine, VmmPort};
+use toll_protocol::child::{ChildCommand, ChildEvent, VmmPort};
+use toll_protocol::engine::Engine;
 use toll_protocol::report::{EndReport, Flag, Stage};
 use toll_protocol::traffic::Traffic;
 use toll_protocol::traffic::stream::Stream;
@@ -51,7 +52,7 @@ fn transfers(case: &Transfer) -> Result<(), Failed> {
     check(report.start_to_first_frame.is_some(), report)?;
     // The guest has written more than that of its own by then: a megabyte of its arena is there from the start.
     check(report.overhead.is_some_and(|beside| (1..1 << 20).contains(&beside.0)), &report.overhead)?;
-    let guest = case.engine == Engine::Kvm;
+    let guest = case.engine == Engine::Payload;
     check(report.exits.is_some() == guest, &report.exits)?;
     if let Some(exits) = &report.exits {
         check(exits.total() > 0 && exits.kvm_userspace == Some(exits.total()), exits)?;
@@ -70,7 +71,7 @@ fn transfers(case: &Transfer) -> Result<(), Failed> {
 
 /// Each thread's parts add up to the interval, within 1 %, and each thread is there.
 fn parts_add_up(report: &EndReport, engine: Engine, io_thread: bool) -> Result<(), Failed> {
-    let name = if engine == Engine::Kvm { "vcpu0" } else { "payload" };
+    let name = if engine == Engine::Payload { "vcpu0" } else { "payload" };
     let names: Vec<&str> = report.times.iter().map(|thread| thread.name.as_str()).collect();
     let expected = if io_thread { vec![name, "io0"] } else { vec![name] };
     check(names == expected, &names)?;
@@ -121,7 +122,7 @@ fn optimisations(engine: Engine, direction: Direction, number: u8) -> Result<(),
     let combining = SendCombining { tick: Span::from_millis(1), ..SendCombining::default() };
     let off = PcnetSwitches::OFF;
     let all = PcnetSwitches {
-        io_in_kernel: engine == Engine::Kvm,
+        io_in_kernel: engine.traits().guest,
         send_combining: Some(combining),
         irq_notification: true,
     };
@@ -236,7 +237,7 @@ fn a_bad_configuration_is_refused() -> Result<(), Failed> {
 
 fn a_cpu_that_there_is_not_is_named() -> Result<(), Failed> {
     let mut config = case(105).config();
-    (config.engine, config.cpu) = (Engine::HostProcess, Some(4000));
+    (config.engine, config.cpu) = (Engine::SameStack, Some(4000));
     let mut vmm = Vmm::spawn(PROGRAM)?;
     vmm.send(&ChildCommand::Configure(config))?;
     expect(&mut vmm, |event| matches!(event, ChildEvent::PortOpened).then_some(()))?;
@@ -245,7 +246,7 @@ fn a_cpu_that_there_is_not_is_named() -> Result<(), Failed> {
     check(failure.reason.contains("the thread payload could not be pinned to CPU 4000"), &failure)?;
     let switches = VirtioNetSwitches { io_thread: true, ..VirtioNetSwitches::OFF };
     let mut config = case(109).config();
-    (config.engine, config.io_cpu) = (Engine::HostProcess, Some(4001));
+    (config.engine, config.io_cpu) = (Engine::SameStack, Some(4001));
     config.adapter = Adapter::VirtioNet(switches);
     let mut vmm = Vmm::spawn(PROGRAM)?;
     vmm.send(&ChildCommand::Configure(config))?;
@@ -291,7 +292,7 @@ fn nobody_connects_before_the_deadline(engine: Engine) -> Result<(), Failed> {
     let failure = failure(&mut vmm)?;
     check(failure.reason.starts_with("the end was not done 700ms after Start"), &failure)?;
     check(
-        engine == Engine::HostProcess || failure.last_words.iter().any(|line| line.contains("wait")),
+        engine == Engine::SameStack || failure.last_words.iter().any(|line| line.contains("wait")),
         &failure,
     )?;
     check(!vmm.wait()?, &"it ends with an error")
@@ -299,7 +300,7 @@ fn nobody_connects_before_the_deadline(engine: Engine) -> Result<(), Failed> {
 
 /// A peer that opens the connection, sends a byte and then nothing.
 fn an_interval_without_payload_is_no_figure() -> Result<(), Failed> {
-    let case = Transfer { engine: Engine::HostProcess, ..case(106) };
+    let case = Transfer { engine: Engine::SameStack, ..case(106) };
     let mut config = case.config();
     (config.job.open, config.job.direction) = (Open::Listen, Direction::Receive);
     let mut vmm = Vmm::spawn(PROGRAM)?;
@@ -380,13 +381,13 @@ fn main() -> ExitCode {
         });
     };
     let mut number = 0_u8;
-    for (engine, needs) in [(Engine::Kvm, &both), (Engine::HostProcess, &tun)] {
+    for (engine, needs) in [(Engine::Payload, &both), (Engine::SameStack, &tun)] {
         for adapter in [Adapter::Pcnet(Default::default()), Adapter::VirtioNet(Default::default())] {
             for direction in [Direction::Send, Direction::Receive] {
                 for open in [Open::Connect, Open::Listen] {
                     number += 1;
                     let case = Transfer { engine, adapter: adapter.clone(), direction, open, ..case(number) };
-                    let kind = if engine == Engine::Kvm { "guest" } else { "same_stack" };
+                    let kind = if engine == Engine::Payload { "guest" } else { "same_stack" };
                     let verb = if open == Open::Connect { "connects" } else { "listens" };
                     let name = format!("{kind}_{adapter}_{verb}_and_{direction}s");
                     test(needs, name, Box::new(move || transfers(&case)));
@@ -395,11 +396,11 @@ fn main() -> ExitCode {
         }
         for direction in [Direction::Send, Direction::Receive] {
             number += 1;
-            let kind = if engine == Engine::Kvm { "guest" } else { "same_stack" };
+            let kind = if engine == Engine::Payload { "guest" } else { "same_stack" };
             let name = format!("{kind}_pcnet_{direction}s_with_each_optimisation");
             test(needs, name, Box::new(move || optimisations(engine, direction, number)));
         }
-        let kind = if engine == Engine::Kvm { "guest" } else { "same_stack" };
+        let kind = if engine == Engine::Payload { "guest" } else { "same_stack" };
         for switches in combinations().chain(commanded()) {
             for direction in [Direction::Send, Direction::Receive] {
                 number += 1;

@@ -3,10 +3,18 @@
 pub mod pcnet;
 pub mod virtio_net;
 
-use toll_protocol::report::FrameCounters;
+use std::time::{Duration, Instant};
 
-use crate::port::PortError;
+use toll_protocol::report::{FrameCounters, Spared};
+use toll_protocol::trial;
+use toll_protocol::units::MacAddress;
+
+use crate::GuestMemory;
+use crate::port::{Port, PortError};
 use crate::stages::Stages;
+use pcnet::Pcnet;
+use pcnet::hosted::Hosted;
+use virtio_net::VirtioNet;
 
 /// What the guest or the port did that an adapter can't go on from.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +51,41 @@ pub enum Window {
     Mmio(u64),
 }
 
+/// What an adapter wants of the clock tick of the thread that runs the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClockTick {
+    /// It goes on, or stands still, as before.
+    AsItIs,
+    /// Something waits for it.
+    On,
+    /// Nothing waits for it.
+    Off,
+}
+
+/// The adapter of a trial's end, in `memory` and behind `ports`, one for each of its queue pairs.
+///
+/// # Errors
+/// [`AdapterError`] if it can't be had behind these ports.
+pub fn build(
+    adapter: &trial::Adapter,
+    memory: GuestMemory,
+    mut ports: Vec<Box<dyn Port>>,
+    mac: MacAddress,
+    mtu: u16,
+) -> Result<Box<dyn Adapter>, AdapterError> {
+    match *adapter {
+        trial::Adapter::Pcnet(switches) => {
+            let queues = PortError::Queues { pairs: 1, ports: ports.len() };
+            let port = ports.pop().filter(|_| ports.is_empty()).ok_or(queues)?;
+            let epoch = Instant::now();
+            Ok(Box::new(Hosted::new(Pcnet::new(memory, port, mac), switches, move || epoch.elapsed())))
+        }
+        trial::Adapter::VirtioNet(switches) => {
+            Ok(Box::new(VirtioNet::new(memory, ports, mac, mtu, switches)?))
+        }
+    }
+}
+
 /// A chip. All methods are called by one thread at a time: the one that runs the guest, or that of its I/O. None blocks.
 pub trait Adapter: Send {
     /// The registers that it decodes.
@@ -68,31 +111,48 @@ pub trait Adapter: Send {
     /// As for [`read`](Adapter::read).
     fn service(&mut self) -> Result<bool, AdapterError>;
 
-    /// How often the guest has asked for a transmission that is held back for [`transmit`](Adapter::transmit).
-    fn held_back(&self) -> u64 {
-        0
+    /// The calling thread is the one that runs the program, and calls everything else from now on. The period of the clock
+    /// tick that it is to have for [`interrupted`](Adapter::interrupted), if the adapter wants one.
+    ///
+    /// # Errors
+    /// [`AdapterError::Port`] if the host lacks what an optimisation takes.
+    fn begin(&mut self) -> Result<Option<Duration>, AdapterError> {
+        Ok(None)
     }
 
-    /// Takes what the port has for the guest, and leaves held back what is. Whether something came.
+    /// Called after each access of the guest: what a VMM does while the guest stands still anyway.
     ///
     /// # Errors
     /// As for [`read`](Adapter::read).
-    fn look(&mut self) -> Result<bool, AdapterError> {
-        self.service()
+    fn accessed(&mut self) -> Result<ClockTick, AdapterError> {
+        Ok(ClockTick::AsItIs)
     }
 
-    /// Transmits what waits.
+    /// The clock tick, or whoever else, has interrupted the program.
     ///
     /// # Errors
     /// As for [`read`](Adapter::read).
-    fn transmit(&mut self) -> Result<(), AdapterError> {
-        Ok(())
+    fn interrupted(&mut self) -> Result<ClockTick, AdapterError> {
+        Ok(ClockTick::AsItIs)
     }
 
     /// Whether a write of `width` bytes at `offset` may be done later, if it is done in its order before any other
     /// access, and before [`service`](Adapter::service): a register that is memory, which nothing but the guest sees.
-    fn posted(&self, _offset: u64, _width: usize) -> bool {
+    fn posts(&self, _offset: u64, _width: usize) -> bool {
         false
+    }
+
+    /// The guest has written registers at `offset`, and the kernel has kept it until now.
+    ///
+    /// # Errors
+    /// As for [`read`](Adapter::read).
+    fn write_posted(&mut self, offset: u64, data: &[u8]) -> Result<(), AdapterError> {
+        self.write(offset, data)
+    }
+
+    /// What its optimisations have spared so far; `None` if it has none, or all are off.
+    fn spared(&self) -> Option<Spared> {
+        None
     }
 
     /// The register whose writes say no more than that the rings have something: who looks at them anyway needs none.

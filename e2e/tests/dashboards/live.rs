@@ -107,11 +107,7 @@ fn expected(result: &CampaignResult) -> Result<Counts> {
 }
 
 fn count(counts: &mut Counts, host: &str, kind: &EndKind, direction: Direction, report: &EndReport) {
-    let (end, adapter) = match kind {
-        EndKind::Native { .. } => ("native", "host-nic".to_owned()),
-        EndKind::SameStack { adapter, .. } => ("same-stack", adapter.to_string()),
-        EndKind::Guest { adapter, .. } => ("guest", adapter.to_string()),
-    };
+    let (end, adapter) = (kind.label(), kind.adapter_label());
     let mut add = |family, direction: &str, by: u64| {
         let key = (family, host.to_owned(), end.to_owned(), adapter.clone(), direction.to_owned());
         *counts.entry(key).or_default() += by;
@@ -151,7 +147,7 @@ fn exits_are_the_result(prometheus: &Prometheus, result: &CampaignResult) -> Res
     let mut expected: BTreeMap<(String, String), u64> = BTreeMap::new();
     for cell in &result.cells {
         let kind = &result.arms.iter().find(|arm| arm.name == cell.key.arm).context("the arm")?.kind;
-        let EndKind::Guest { adapter, .. } = kind else { continue };
+        let Some(adapter) = kind.nic().filter(|_| kind.is_guest()).map(|nic| &nic.adapter) else { continue };
         let reports = cell.runs.iter().flat_map(|run| [&run.a, &run.b]).flatten();
         for (cause, stat) in reports.filter_map(|end| end.exits.as_ref()).flat_map(|exits| &exits.by_cause) {
             *expected.entry((adapter.to_string(), cause.clone())).or_default() += stat.count;

@@ -43,7 +43,7 @@ fn measure() -> Result<()> {
         let counts = status.counts.context("counts")?;
         ensure!(counts.measured == counts.planned, "{counts:?}");
         ensure!(status.state == CampaignState::Finished);
-        ensure!(result.provenance.engine == "fleet");
+        ensure!(result.provenance.environment == "fleet");
         let wires = result.provenance.hosts.iter().all(|host| host.facts.wire == Some(Wire::Macvtap));
         ensure!(wires && result.provenance.hosts.len() == 4);
         for (bystander, index) in bystanders.into_iter().zip(0..) {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use toll_e2e::campaigns::{NATIVE, fleet_campaign};
 use toll_e2e::dashboards::list;
+use toll_e2e::documents;
 use toll_e2e::kubernetes::{AGENTS, Cluster, LIMIT};
 use toll_e2e::machine::wait_for;
 use toll_protocol::figure::GOODPUT;
@@ -108,10 +109,10 @@ fn same_as_a_lab(document: &Value) -> Result<()> {
     let (paths, of_lab) = (key_paths(document), key_paths(&lab_document));
     let differ: Vec<&String> = paths.symmetric_difference(&of_lab).collect();
     ensure!(differ.is_empty(), "in one of the two documents only: {differ:?}");
-    ensure!(paths.contains("cells[].runs[].a.exits.by_cause.*.handling"), "{paths:?}");
+    ensure!(paths.contains("cells[].runs[].a.exits.by_cause.*.handling_seconds"), "{paths:?}");
 
-    let result: CampaignResult = serde_json::from_value(document.clone())?;
-    let lab: CampaignResult = serde_json::from_value(lab_document)?;
+    let result = documents::result(&serde_json::to_vec(document)?)?;
+    let lab = documents::result(&serde_json::to_vec(&lab_document)?)?;
     ensure!(result.arms == lab.arms && result.seed == lab.seed && result.campaign == lab.campaign);
     let cells = |result: &CampaignResult| -> BTreeSet<String> {
         let name = |cell: &toll_protocol::result::CellResult| {
@@ -122,7 +123,7 @@ fn same_as_a_lab(document: &Value) -> Result<()> {
     };
     ensure!(cells(&result) == cells(&lab), "the cells differ");
     ensure!(result.cells.iter().all(|cell| cell.median(&GOODPUT).is_some()));
-    ensure!(result.provenance.engine == "kubernetes" && lab.provenance.engine == "lab");
+    ensure!(result.provenance.environment == "kubernetes" && lab.provenance.environment == "lab");
     Ok(())
 }
 

@@ -41,9 +41,16 @@ fn quiet_and_loaded() -> Result<()> {
     let (output, out) = programs::start(CAMPAIGN, directory.path(), |_| {})?.end(Duration::from_secs(120))?;
     expect(&output, 0)?;
     let result = programs::result(&out)?;
-    ensure!(result.cells.len() == 8, "one cell a workload and arm, and not one a direction: {}", result.cells.len());
+    ensure!(
+        result.cells.len() == 8,
+        "one cell a workload and arm, and not one a direction: {}",
+        result.cells.len()
+    );
     let cell = |workload: &str, arm: &str| -> Result<&CellResult> {
-        let found = result.cells.iter().find(|cell| (cell.key.workload.as_str(), cell.key.arm.as_str()) == (workload, arm));
+        let found = result
+            .cells
+            .iter()
+            .find(|cell| (cell.key.workload.as_str(), cell.key.arm.as_str()) == (workload, arm));
         let cell = found.with_context(|| format!("no cell of {workload} and {arm}"))?;
         ensure!(cell.counts.measured == 3, "{workload}, {arm}: {:?}", cell.runs);
         Ok(cell)
@@ -53,18 +60,24 @@ fn quiet_and_loaded() -> Result<()> {
         ensure!(cell.key.direction == Direction::Both, "{:?}", cell.key);
         let figures = [&TRANSACTIONS, &LATENCY_P50, &LATENCY_P99, &LATENCY_MAX, &LOST_TRANSACTIONS];
         for figure in figures {
-            let estimate = cell.estimate(figure).with_context(|| format!("{workload} has no {}", figure.id))?;
+            let estimate =
+                cell.estimate(figure).with_context(|| format!("{workload} has no {}", figure.id))?;
             ensure!(estimate.ci95.is_some(), "{workload}: {} has no interval", figure.id);
         }
         let over = cell.over_native(&LATENCY_P50).context("no difference to native")?;
-        ensure!(over.blocks == 3 && over.ci95.is_some() && cell.to_native(&LATENCY_P50).is_none(), "{over:?}");
+        ensure!(
+            over.blocks == 3 && over.ci95.is_some() && cell.to_native(&LATENCY_P50).is_none(),
+            "{over:?}"
+        );
         ensure!(cell.to_native(&TRANSACTIONS).is_some(), "transactions are compared as a ratio");
         // What costs are told for: transactions, and with a stream beside them nothing.
         let cpu = cell.median(&CPU_PER_TRANSACTION);
         ensure!(cpu.is_some() == (workload != "loaded"), "{workload}: {cpu:?}");
         let merged = cell.latencies.as_ref().context("no histogram")?.percentiles().count;
         let counts = cell.runs.iter().filter_map(|run| match &run.a.as_ref()?.traffic {
-            TrafficReport::RequestResponse(report) => Some(report.asked.as_ref()?.latencies.percentiles().count),
+            TrafficReport::RequestResponse(report) => {
+                Some(report.asked.as_ref()?.latencies.percentiles().count)
+            }
             TrafficReport::Stream(_) => None,
         });
         ensure!(merged > 0 && merged == counts.sum::<u64>(), "the histogram is not that of all runs");

@@ -180,7 +180,7 @@ fn json_alone() -> Result<()> {
     })?;
     let (output, out) = run.end(Duration::from_secs(30))?;
     expect(&output, 0)?;
-    let printed: toll_protocol::result::CampaignResult = serde_json::from_slice(&output.stdout)?;
+    let printed = toll_e2e::documents::result(&output.stdout)?;
     ensure!(printed == programs::result(&out)?);
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde::Deserialize;
-use toll_protocol::report::{CpuSplit, EndReport, Flag, Sample};
+use toll_protocol::report::{EndReport, Flag, Sample};
 use toll_protocol::traffic::{TrafficReport, stream};
 use toll_protocol::trial::Direction;
 use toll_protocol::units::Span;
@@ -173,22 +173,9 @@ pub fn parse(
     Ok(EndReport {
         sent_bytes,
         received_bytes,
-        traffic: TrafficReport::Stream(stream::Report::default()),
-        interval: covered.into(),
         samples,
-        threads: Vec::new(),
-        times: Vec::new(),
-        transmit_stages: None,
-        receive_stages: None,
-        host_cpu: None,
-        cpu: CpuSplit::default(),
-        exits: None,
-        frames: None,
-        spared: None,
-        start_to_first_frame: None,
-        overhead: None,
-        nic: None,
         flags,
+        ..EndReport::new(TrafficReport::Stream(stream::Report::default()), covered.into())
     })
 }
 

@@ -24,7 +24,7 @@ fn thread(cpu: u64, run_delay: Option<u64>) -> ThreadCosts {
 }
 
 fn costs(threads: Vec<ThreadCosts>, retransmits: u64) -> Costs {
-    Costs { threads, control: None, retransmits: Some(retransmits), host: None }
+    Costs { threads, retransmits: Some(retransmits), ..Costs::default() }
 }
 
 fn of(direction: Direction, until: u64, costs: [Costs; 2]) -> EndReport {
@@ -94,4 +94,19 @@ fn retransmissions_of_the_interval_are_flagged() {
     let none = || vec![thread(0, None)];
     assert_eq!(flags(Direction::Send, 1_000, [costs(none(), 3), costs(none(), 3)]), []);
     assert_eq!(flags(Direction::Send, 1_000, [costs(none(), 3), costs(none(), 4)]), [Flag::Retransmits]);
+}
+
+#[test]
+fn a_window_that_most_of_the_interval_was_waited_for_is_flagged_unless_there_is_a_queue() {
+    let wait = |millis, without_queue| Some(WindowWait { waited: ms(millis), without_queue });
+    let costs = |window_waits| Costs { window_waits, ..Costs::default() };
+    let flags = |before, after| flags(Direction::Send, 1_000, [costs(before), costs(after)]);
+    assert_eq!(flags(vec![wait(100, true)], vec![wait(600, true)]), [Flag::WindowBound]);
+    assert_eq!(flags(vec![wait(100, true)], vec![wait(599, true)]), []);
+    assert_eq!(flags(vec![wait(100, true)], vec![wait(1_100, false)]), []);
+    // Of two flows one is not most.
+    let one_of_two = flags(vec![wait(0, true); 2], vec![wait(999, true), wait(0, true)]);
+    assert_eq!(one_of_two, []);
+    assert_eq!(flags(vec![wait(0, true); 2], vec![wait(999, true), wait(2, true)]), [Flag::WindowBound]);
+    assert_eq!(flags(vec![None], vec![None]), []);
 }

@@ -9,13 +9,14 @@
 //! first request to after the last. Its threads are not pinned where that of the transactions is: they would take its CPU.
 
 mod ask;
+mod open;
 mod per_request;
 mod tally;
 mod tcp;
 mod udp;
 
 use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -24,21 +25,20 @@ use nix::poll::PollFlags;
 use toll_child::confinement::Confinement;
 use toll_protocol::report::EndReport;
 use toll_protocol::traffic::TrafficReport;
-use toll_protocol::traffic::request_response::{
-    Asked, Background, Connection, Load, Protocol, Report, RequestResponse,
-};
+use toll_protocol::traffic::request_response::{Asked, Background, Load, Protocol, Report, RequestResponse};
 use toll_protocol::trial::{Direction, Open};
 use toll_protocol::units::Span;
 
+use self::open::Opened;
 use self::tally::{Marks, Tally};
 use super::TrafficError;
-use super::stream::{self, Flows, ready};
+use super::stream::Flows;
 use crate::clock::Clock;
 use crate::config::Plan;
 use crate::control::Control;
 use crate::measure::{self, Application};
 use crate::meter::PeersEnd;
-use crate::socket::{self, SocketError};
+use crate::socket;
 use crate::worker::{News, Traffic, Worker, WorkerError};
 
 /// How long after the last transaction is lost the asking thread may take to say so.
@@ -98,115 +98,12 @@ pub fn run(
     let background =
         parameters.background.as_ref().map(|background| (plan.of_background(background), background));
     let opened = match plan.job.open {
-        Open::Listen => listening(control, plan, parameters, background, confinement)?,
-        Open::Connect => connecting(control, plan, parameters, background, confinement)?,
+        Open::Listen => open::listening(control, plan, parameters, background, confinement)?,
+        Open::Connect => open::connecting(control, plan, parameters, background, confinement)?,
     };
     let deadline = opened.deadline;
     let exchange = Exchange::new(opened, plan, parameters, control.clock())?;
     measure::run(control, exchange, Direction::Both, plan.job.timing, deadline)
-}
-
-/// What an end has when it is connected.
-struct Opened<'b> {
-    carrier: Carrier,
-    peer: Ipv4Addr,
-    /// Connections of the background: each, and whether this end sends on it.
-    background: Option<(Vec<(TcpStream, bool)>, &'b Background)>,
-    deadline: Duration,
-}
-
-fn listening<'b>(
-    control: &mut Control,
-    plan: &Plan,
-    parameters: &RequestResponse,
-    background: Option<(Plan, &'b Background)>,
-    confinement: Confinement,
-) -> Result<Opened<'b>, TrafficError> {
-    /// What the first port is.
-    enum First {
-        Stream(TcpListener),
-        Datagrams(UdpSocket),
-    }
-    let first = || match parameters.protocol {
-        Protocol::Tcp => {
-            socket::listen(plan, 0).map(|(listener, address)| (First::Stream(listener), address))
-        }
-        Protocol::Udp => socket::datagrams(plan).map(|(socket, address)| (First::Datagrams(socket), address)),
-    };
-    let more = background.as_ref().map_or(0, |(plan, _)| stream::ways(plan).len());
-    let of_background = background.as_ref().map_or(plan, |(plan, _)| plan);
-    let ((first, address), listeners) = stream::listen_in_a_row(of_background, first, more)?;
-    confinement.enter(0)?;
-    let (peer, deadline) = ready(control, plan, address)?;
-    let peer = *peer.ip();
-    let background = match background {
-        Some((plan, background)) => {
-            let flows = stream::accept(control, &plan, &background.stream, &listeners, peer, deadline)?;
-            Some((flows, background))
-        }
-        None => None,
-    };
-    let carrier = match (first, parameters.connection) {
-        (First::Datagrams(socket), _) => Carrier::Datagrams(Arc::new(socket)),
-        (First::Stream(listener), Connection::PerRequest) => Carrier::Listener(Arc::new(listener)),
-        (First::Stream(listener), Connection::Persistent) => {
-            let stream = socket::accept(control, &listener, address, peer, deadline)?;
-            Carrier::Stream(Arc::new(at_once(stream, address)?))
-        }
-    };
-    Ok(Opened { carrier, peer, background, deadline })
-}
-
-fn connecting<'b>(
-    control: &mut Control,
-    plan: &Plan,
-    parameters: &RequestResponse,
-    background: Option<(Plan, &'b Background)>,
-    confinement: Confinement,
-) -> Result<Opened<'b>, TrafficError> {
-    /// What will be connected.
-    enum First {
-        Stream(OwnedFd),
-        Datagrams(UdpSocket),
-        PerRequest,
-    }
-    let first = match (parameters.protocol, parameters.connection) {
-        (Protocol::Udp, _) => First::Datagrams(socket::datagrams(plan)?.0),
-        (Protocol::Tcp, Connection::Persistent) => First::Stream(socket::open(plan, 0)?),
-        (Protocol::Tcp, Connection::PerRequest) => First::PerRequest,
-    };
-    let background = match background {
-        Some((plan, background)) => Some((stream::open(&plan, &background.stream)?, background)),
-        None => None,
-    };
-    confinement.enter(0)?;
-    let (peer, deadline) = ready(control, plan, plan.bind)?;
-    let background = match background {
-        Some((sockets, background)) => {
-            let first = SocketAddrV4::new(*peer.ip(), peer.port().wrapping_add(1));
-            Some((stream::connect(control, sockets, first, deadline)?, background))
-        }
-        None => None,
-    };
-    let carrier = match first {
-        First::Stream(socket) => {
-            Carrier::Stream(Arc::new(at_once(socket::connect(control, socket, peer, deadline)?, peer)?))
-        }
-        First::Datagrams(socket) => {
-            let failed = |source| SocketError::Io { call: "connect", address: peer, source };
-            socket.connect(peer).map_err(failed)?;
-            Carrier::Datagrams(Arc::new(socket))
-        }
-        First::PerRequest => Carrier::PerRequest(peer),
-    };
-    Ok(Opened { carrier, peer: *peer.ip(), background, deadline })
-}
-
-/// A connection on which a small write leaves at once (TCP_NODELAY).
-fn at_once(stream: TcpStream, address: SocketAddrV4) -> Result<TcpStream, SocketError> {
-    let failed = |source| SocketError::Io { call: "setsockopt of TCP_NODELAY", address, source };
-    stream.set_nodelay(true).map_err(failed)?;
-    Ok(stream)
 }
 
 type Body = Box<dyn FnOnce(&Traffic) -> Result<(), WorkerError> + Send>;

@@ -28,7 +28,7 @@ use crate::clock::Clock;
 use crate::config::Plan;
 use crate::control::{Control, ControlError};
 use crate::measure::{self, Application};
-use crate::socket::{self, SocketError};
+use crate::socket::{self, SocketError, WindowWait};
 use crate::worker::{News, Traffic, Worker, WorkerError, pattern};
 use crate::zero_copy::{Counts, Sender};
 
@@ -343,6 +343,10 @@ impl Application for Flows {
 
     fn retransmits(&self) -> Option<u64> {
         self.flows.iter().map(|flow| socket::retransmits(&flow.stream).map(u64::from)).sum()
+    }
+
+    fn window_waits(&self) -> Vec<Option<WindowWait>> {
+        self.flows.iter().filter(|flow| flow.sends).map(|flow| socket::window_wait(&flow.stream)).collect()
     }
 
     fn measures(&mut self) {

@@ -1,31 +1,30 @@
 use toll_protocol::decorators::Decorators;
 use toll_protocol::traffic::stream::Stream;
 use toll_protocol::traffic::{Job, Timing, Traffic};
-use toll_protocol::trial::{Direction, EndKind, NativeProgram};
+use toll_protocol::trial::{
+    Adapter, Direction, EndKind, Engine, NativeProgram, Nic, Port, VirtioNetSwitches,
+};
 use toll_protocol::units::{MacAddress, Span};
 
 use super::*;
 
 fn end(open: Open, limit: u64) -> EndSpec {
     let capture = Some(Capture { limit: Bytes(limit) });
-    EndSpec {
-        decorators: Decorators { capture, ..Decorators::default() },
-        kind: EndKind::Native { program: NativeProgram::Endpoint },
-        job: Job {
+    let decorators = Decorators { capture, ..Decorators::default() };
+    let nic = Nic { adapter: Adapter::VirtioNet(VirtioNetSwitches::OFF), port: Port::Hub, decorators };
+    EndSpec::new(
+        EndKind::Virtual { engine: Engine::SameStack, nic },
+        Job {
             open,
             direction: Direction::Send,
             timing: Timing { warm_up: Span(0), duration: Span(1) },
             traffic: Traffic::Stream(Stream { write_size: Bytes(1), ..Stream::default() }),
         },
-        address: "10.77.0.101/24".parse().expect("an address"),
-        gateway: None,
-        mac: MacAddress([2; 6]),
-        mtu: 1500,
-        cpu: None,
-        io_cpu: None,
-        peer: None,
-        deadline: Span(1),
-    }
+        "10.77.0.101/24".parse().expect("an address"),
+        MacAddress([2; 6]),
+        1500,
+        Span(1),
+    )
 }
 
 #[tokio::test]
@@ -56,7 +55,8 @@ async fn both_ends_of_a_trial_on_one_host_can_not_have_the_same_room() {
 #[tokio::test]
 async fn a_capture_needs_a_folder_and_an_end_without_one_needs_nothing() {
     let trial = TrialId::new(7);
-    let none = EndSpec { decorators: Decorators::default(), ..end(Open::Listen, 1) };
+    let kind = EndKind::Native { program: NativeProgram::Endpoint };
+    let none = EndSpec { kind, ..end(Open::Listen, 1) };
     assert!(reserve(None, trial, &none).await.expect("nothing is wanted").is_none());
     let error = reserve(None, trial, &end(Open::Listen, 1)).await.expect_err("no folder");
     assert!(matches!(error, CaptureError::None));

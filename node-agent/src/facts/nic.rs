@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{SockaddrIn, SockaddrStorage};
 use toll_protocol::facts::NicFacts;
-use toll_protocol::units::InterfaceAddress;
+use toll_protocol::units::{BitRate, InterfaceAddress};
 
 use crate::facts::ethtool::Interface;
 
@@ -30,7 +30,7 @@ pub fn facts(name: &str) -> Option<NicFacts> {
         name: name.to_owned(),
         mtu: interface.mtu().ok()?,
         driver: interface.driver().ok(),
-        speed_megabits: interface.speed().ok().flatten(),
+        speed: interface.speed().ok().flatten().map(|megabits| BitRate(u64::from(megabits) * 1_000_000)),
         address: address(name),
         offloads: interface.features().map(offloads).unwrap_or_default(),
     })

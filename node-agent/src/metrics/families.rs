@@ -7,9 +7,6 @@ use toll_protocol::trial::{Adapter, PcnetSwitches, VirtioNetSwitches};
 pub const STATES: [&str; 6] = ["setting-up", "starting", "ready", "running", "releasing", "released"];
 /// Values of `outcome` of [`TRIALS_ENDED`].
 pub const OUTCOMES: [&str; 3] = ["measured", "failed", "abandoned"];
-/// `adapter` of a native end, which has no virtual one.
-pub const HOST_NIC: &str = "host-nic";
-
 /// Causes of exits that a guest of Toll's own has in a measured interval, by its adapter: their counters begin with 0.
 pub const CAUSES: [(Adapter, &[&str]); 2] = [
     (

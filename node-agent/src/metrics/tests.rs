@@ -13,7 +13,7 @@ use toll_protocol::units::Span;
 
 use super::*;
 
-const GUEST: EndKind = EndKind::Guest { adapter: Adapter::Pcnet(PcnetSwitches::OFF), port: Port::Tap };
+const GUEST: EndKind = EndKind::behind(Engine::Payload, Adapter::Pcnet(PcnetSwitches::OFF), Port::Tap);
 const NATIVE: EndKind = EndKind::Native { program: NativeProgram::Endpoint };
 
 fn text(metrics: &Metrics) -> String {
@@ -42,22 +42,10 @@ fn report(bytes: u64, frames: Option<FrameCounters>, exits: &[(&str, u64, u64)])
     EndReport {
         sent_bytes: bytes,
         received_bytes: bytes,
-        traffic: TrafficReport::Stream(Default::default()),
-        interval: Span::from_millis(2_000),
-        samples: Vec::new(),
-        threads: Vec::new(),
-        times: Vec::new(),
-        transmit_stages: None,
-        receive_stages: None,
-        host_cpu: None,
         cpu: CpuSplit { guest: None, vmm: Some(Span::from_millis(250)), host: Some(Span::from_millis(500)) },
         exits,
         frames,
-        spared: None,
-        start_to_first_frame: None,
-        overhead: None,
-        nic: None,
-        flags: Vec::new(),
+        ..EndReport::new(TrafficReport::Stream(Default::default()), Span::from_millis(2_000))
     }
 }
 

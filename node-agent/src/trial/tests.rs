@@ -1,7 +1,6 @@
 //! A model of the host answers the commands of the state machine; orchestrator, child and clock do as they like.
 
 use proptest::prelude::*;
-use toll_protocol::report::CpuSplit;
 use toll_protocol::traffic::TrafficReport;
 use toll_protocol::units::Span;
 
@@ -11,22 +10,7 @@ fn report() -> Box<EndReport> {
     Box::new(EndReport {
         sent_bytes: 0,
         received_bytes: 1,
-        traffic: TrafficReport::Stream(Default::default()),
-        interval: Span(1),
-        samples: Vec::new(),
-        threads: Vec::new(),
-        times: Vec::new(),
-        transmit_stages: None,
-        receive_stages: None,
-        host_cpu: None,
-        cpu: CpuSplit::default(),
-        exits: None,
-        frames: None,
-        spared: None,
-        start_to_first_frame: None,
-        overhead: None,
-        nic: None,
-        flags: Vec::new(),
+        ..EndReport::new(TrafficReport::Stream(Default::default()), Span(1))
     })
 }
 

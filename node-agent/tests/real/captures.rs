@@ -8,7 +8,9 @@ use std::path::Path;
 use libtest_mimic::Failed;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use toll_protocol::decorators::{Capture, Decorators};
-use toll_protocol::trial::{Direction, EndSpec, Open, TrialId};
+use toll_protocol::trial::{
+    Adapter, Direction, EndKind, EndSpec, Engine, Nic, Open, Port, TrialId, VirtioNetSwitches,
+};
 use toll_protocol::units::{Bytes, Span};
 
 use crate::Test;
@@ -59,8 +61,11 @@ fn a_folder_that_hangs_costs_its_trial_alone() -> Result<(), Failed> {
         let hanging = Hanging::over(folder.path());
         let plain = native(Direction::Receive, Open::Listen, Span::from_millis(100));
         let capture = Some(Capture { limit: Bytes(1 << 20) });
+        let decorators = Decorators { capture, ..Decorators::default() };
+        let nic = Nic { adapter: Adapter::VirtioNet(VirtioNetSwitches::OFF), port: Port::Hub, decorators };
+        let kind = EndKind::Virtual { engine: Engine::SameStack, nic };
         let captured =
-            EndSpec { decorators: Decorators { capture, ..Decorators::default() }, ..plain.clone() };
+            EndSpec { kind, address: "10.0.2.15/24".parse().expect("an address"), ..plain.clone() };
         // The second waits for the first one's thread.
         for trial in [0x0f01, 0x0f02].map(TrialId::new) {
             peer.prepare(trial, captured.clone()).await;

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Failed;
 use toll_protocol::facts::{HostFacts, KvmFact};
 use toll_protocol::message::FromAgent;
-use toll_protocol::trial::{Adapter, Direction, EndKind, EndSpec, NativeProgram, Open, Port, TrialId};
+use toll_protocol::trial::{
+    Adapter, Direction, EndKind, EndSpec, Engine, NativeProgram, Open, Port, TrialId,
+};
 use toll_protocol::units::Span;
 
 use crate::Test;
@@ -93,8 +95,8 @@ fn virtual_ends_have_no_right() -> Result<(), Failed> {
     };
     Fleet::new().with_both(async |pair| {
         let kind = |guest, adapter| match guest {
-            true => EndKind::Guest { adapter, port: Port::Tap },
-            false => EndKind::SameStack { adapter, port: Port::Tap },
+            true => EndKind::behind(Engine::Payload, adapter, Port::Tap),
+            false => EndKind::behind(Engine::SameStack, adapter, Port::Tap),
         };
         for (n, guest, adapter, threads) in [
             (0, true, Adapter::VirtioNet(threads), 3),

@@ -8,7 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use toll_node_agent::identity::Identity;
 use toll_node_agent::link::{Link, LinkEvent};
 use toll_protocol::PROTOCOL_VERSION;
-use toll_protocol::facts::{HostFacts, KvmFact};
+use toll_protocol::facts::HostFacts;
 use toll_protocol::message::{FromAgent, Instance};
 
 use crate::Test;
@@ -37,24 +37,7 @@ fn dial(authority: &Authority, port: u16) -> (mpsc::Receiver<LinkEvent>, oneshot
 }
 
 fn hello() -> FromAgent {
-    let facts = HostFacts {
-        kernel: String::new(),
-        cpu: None,
-        microcode: None,
-        cpus: Vec::new(),
-        memory: None,
-        kvm: KvmFact::Unusable { reason: String::new(), last_words: Vec::new() },
-        tun: Ok(()),
-        nic: None,
-        wire: None,
-        guest_addresses: None,
-        clock_source: None,
-        governor: None,
-        congestion_control: None,
-        toll_version: String::new(),
-        build_profile: String::new(),
-        iperf3: Err("it is not installed".to_owned()),
-    };
+    let facts = HostFacts { tun: Ok(()), ..HostFacts::default() };
     FromAgent::Hello {
         version: PROTOCOL_VERSION,
         name: "host-1".into(),

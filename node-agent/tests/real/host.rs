@@ -188,23 +188,21 @@ impl Fleet {
 /// A native end that moves traffic for so long.
 pub fn native(direction: Direction, open: Open, duration: Span) -> EndSpec {
     EndSpec {
-        decorators: Default::default(),
-        kind: EndKind::Native { program: NativeProgram::Endpoint },
-        job: Job {
-            open,
-            direction,
-            timing: Timing { warm_up: Span::from_millis(50), duration },
-            traffic: Traffic::Stream(Stream { write_size: Bytes(64 << 10), ..Stream::default() }),
-        },
-        address: InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, 101), prefix: 24 },
-        gateway: None,
         // As host a sees it.
         peer: Some(Ipv4Addr::new(10, 77, 0, 2)),
-        mac: MacAddress([0x52, 0x54, 0, 0, 0, 1]),
-        mtu: 1500,
-        cpu: None,
-        io_cpu: None,
-        deadline: Span::from_millis(8_000),
+        ..EndSpec::new(
+            EndKind::Native { program: NativeProgram::Endpoint },
+            Job {
+                open,
+                direction,
+                timing: Timing { warm_up: Span::from_millis(50), duration },
+                traffic: Traffic::Stream(Stream { write_size: Bytes(64 << 10), ..Stream::default() }),
+            },
+            InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, 101), prefix: 24 },
+            MacAddress([0x52, 0x54, 0, 0, 0, 1]),
+            1500,
+            Span::from_millis(8_000),
+        )
     }
 }
 
@@ -212,7 +210,7 @@ pub fn native(direction: Direction, open: Open, duration: Span) -> EndSpec {
 fn place(end: &EndSpec, last: u8) -> Ipv4Addr {
     match end.kind {
         EndKind::Native { .. } => Ipv4Addr::new(10, 77, 0, last),
-        EndKind::Guest { .. } | EndKind::SameStack { .. } => end.address.address,
+        EndKind::Virtual { .. } => end.address.address,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Trials with a virtual end: a guest or a same-stack process over a TAP on a bridge with the test NIC.
 
 use libtest_mimic::Failed;
-use toll_protocol::trial::{Adapter, Direction, EndKind, EndSpec, Open, Port, TrialId};
+use toll_protocol::trial::{Adapter, Direction, EndKind, EndSpec, Engine, Open, Port, TrialId};
 use toll_protocol::units::Span;
 
 use crate::Test;
@@ -36,7 +36,7 @@ fn virtual_end(kind: EndKind) -> EndSpec {
 
 fn a_same_stack_trial_against_native() -> Result<(), Failed> {
     Fleet::new().with_both(async |pair| {
-        let kind = EndKind::SameStack { adapter: Adapter::VirtioNet(Default::default()), port: Port::Tap };
+        let kind = EndKind::behind(Engine::SameStack, Adapter::VirtioNet(Default::default()), Port::Tap);
         measure(pair, TrialId::new(0x0b01), kind).await;
     });
     Ok(())
@@ -47,7 +47,7 @@ fn a_guest_trial_against_native() -> Result<(), Failed> {
     Fleet::new().with_both(async |pair| {
         for adapter in [Adapter::Pcnet(Default::default()), Adapter::VirtioNet(Default::default())] {
             let trial = TrialId::new(0x0b02);
-            let kind = EndKind::Guest { adapter, port: Port::Tap };
+            let kind = EndKind::behind(Engine::Payload, adapter, Port::Tap);
             if without_kvm {
                 refuse(&mut pair.a.1, trial, kind).await;
             } else {
@@ -87,7 +87,7 @@ fn a_guest_is_refused_without_kvm() -> Result<(), Failed> {
         let server = Server::listen(&fleet.authority, 0);
         let agent = fleet.start_a_without_kvm(server.port);
         let mut peer = server.accept().await;
-        let kind = EndKind::Guest { adapter: Adapter::Pcnet(Default::default()), port: Port::Tap };
+        let kind = EndKind::behind(Engine::Payload, Adapter::Pcnet(Default::default()), Port::Tap);
         refuse(&mut peer, TrialId::new(0x0b03), kind).await;
         assert!(agent.terminate().await.success());
         server.close();
@@ -97,7 +97,7 @@ fn a_guest_is_refused_without_kvm() -> Result<(), Failed> {
 
 fn what_a_killed_agent_left_is_removed() -> Result<(), Failed> {
     Fleet::new().with_one(async |fleet, server, mut agent, mut peer| {
-        let kind = EndKind::SameStack { adapter: Adapter::Pcnet(Default::default()), port: Port::Tap };
+        let kind = EndKind::behind(Engine::SameStack, Adapter::Pcnet(Default::default()), Port::Tap);
         let trial = TrialId::new(0x0c00);
         peer.prepare(trial, virtual_end(kind)).await;
         peer.ready(trial).await.expect("ready");

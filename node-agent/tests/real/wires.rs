@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 use toll_protocol::facts::Wire;
 use toll_protocol::message::{FromAgent, ToAgent};
 use toll_protocol::trial::{
-    Adapter, Direction, EndKind, EndSpec, Open, Port, QueuePairs, TrialId, VirtioNetSwitches,
+    Adapter, Direction, EndKind, EndSpec, Engine, Nic, Open, Port, QueuePairs, TrialId, VirtioNetSwitches,
 };
 use toll_protocol::units::{InterfaceAddress, MacAddress, Span};
 
@@ -62,7 +62,11 @@ fn virtual_end(direction: Direction, open: Open, last: u8, duration: Span) -> En
     let (adapter, port) = (Adapter::VirtioNet(Default::default()), Port::Host);
     let kvm = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     EndSpec {
-        kind: if kvm { EndKind::Guest { adapter, port } } else { EndKind::SameStack { adapter, port } },
+        kind: if kvm {
+            EndKind::behind(Engine::Payload, adapter, port)
+        } else {
+            EndKind::behind(Engine::SameStack, adapter, port)
+        },
         address: InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, last), prefix: 24 },
         mac: MacAddress([0x52, 0x54, 0, 0, 0, last]),
         ..native(direction, open, duration)
@@ -83,8 +87,7 @@ fn with_offloads(end: EndSpec) -> EndSpec {
     };
     let adapter = Adapter::VirtioNet(switches);
     let kind = match end.kind {
-        EndKind::Guest { port, .. } => EndKind::Guest { adapter, port },
-        EndKind::SameStack { port, .. } => EndKind::SameStack { adapter, port },
+        EndKind::Virtual { engine, nic } => EndKind::Virtual { engine, nic: Nic { adapter, ..nic } },
         native @ EndKind::Native { .. } => native,
     };
     EndSpec { kind, ..end }
@@ -310,7 +313,7 @@ fn what_the_wire_has_not_is_refused() -> Result<(), Failed> {
     Fleet::shared(Wire::Macvtap).with_one(async |fleet, server, agent, mut peer| {
         let end = virtual_end(Direction::Receive, Open::Listen, 101, DURATION);
         let (mut n, mut reasons) = (0, Vec::new());
-        let tap = EndKind::SameStack { adapter: Adapter::VirtioNet(Default::default()), port: Port::Tap };
+        let tap = EndKind::behind(Engine::SameStack, Adapter::VirtioNet(Default::default()), Port::Tap);
         let at = |last| InterfaceAddress { address: Ipv4Addr::new(10, 77, 0, last), prefix: 24 };
         // The office moves to an address of the guests'.
         let office = fleet.office.as_ref().expect("a shared wire has one");

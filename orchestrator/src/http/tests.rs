@@ -54,21 +54,17 @@ async fn serve_with(token: Option<&str>) -> Served {
     let (link, events) =
         Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
-    let options = Options {
-        store: Store::fleet(directory.path()).expect("a store"),
-        policy: Policy {
+    let options = Options::new(
+        Store::fleet(directory.path()).expect("a store"),
+        "fleet",
+        Policy {
             limit: 1,
             grace: Duration::from_secs(1),
             arrival: Duration::from_secs(1),
             settle: Duration::ZERO,
             cluster: false,
         },
-        engine: "fleet",
-        lab: None,
-        interim: true,
-        keep: None,
-        keep_for: Duration::ZERO,
-    };
+    );
     let service = Service::new(options, link, events, questions, Nobody).expect("a service");
     let results = Arc::new(Semaphore::new(RESULTS));
     let bodies = Bodies::new(bodies::BUDGET, PATIENCE);
@@ -203,6 +199,10 @@ async fn what_is_wrong_is_told_with_its_place() {
     let bad = client.submit(None, GOOD.replace("bulk", "Bulk")).await.expect_err("is wrong");
     let ClientError::Refused(refusal) = bad else { panic!("{bad}") };
     assert!(refusal.problems[0].starts_with("line 7, column"), "{refusal:?}");
+    // All at once, those of the shape too.
+    let faults = GOOD.replace("bulk", "Bulk").replace("select: {}", "select: {atMost: 2}");
+    let bad = client.submit(None, faults).await.expect_err("is wrong twice");
+    assert!(matches!(&bad, ClientError::Refused(refusal) if refusal.problems.len() == 2), "{bad:?}");
     for (id, words) in [("../x", "no campaign id"), ("", "no campaign id")] {
         let error = client.submit(Some(id), GOOD.to_owned()).await.expect_err("is no id");
         assert!(error.to_string().contains(words), "{error}");

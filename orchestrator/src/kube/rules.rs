@@ -8,6 +8,7 @@
 //! left to the service, which refuses the object with the condition `Accepted`: parts of a nanosecond or a byte, and
 //! quantities that no 64 bits hold.
 
+mod describe;
 mod gates;
 mod made;
 mod table;
@@ -17,6 +18,7 @@ mod workloads;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::JSONSchemaProps;
 use serde_json::{Map, Value, json};
 
+pub use describe::describe;
 use made::Made;
 use table::{BOUNDS, RULES};
 

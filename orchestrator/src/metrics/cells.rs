@@ -11,7 +11,6 @@ use prometheus::proto;
 use toll_protocol::figure::{GOODPUT, Metric};
 use toll_protocol::metrics::{Family, Label};
 use toll_protocol::result::{CampaignResult, CellKey, CellResult, GateResult, Verdict};
-use toll_protocol::trial::EndKind;
 
 use super::families as f;
 
@@ -220,14 +219,8 @@ impl Shown {
 /// Values of [`f::CELL`]; all but the campaign's are empty without a cell.
 fn labels(result: &CampaignResult, key: Option<&CellKey>) -> Vec<String> {
     let end = |arm: &str| {
-        let kind = result.arms.iter().find(|known| known.name == arm).map(|known| &known.kind);
-        match kind {
-            Some(EndKind::Native { .. }) => "native",
-            Some(EndKind::SameStack { .. }) => "same-stack",
-            Some(EndKind::Guest { .. }) => "guest",
-            None => "",
-        }
-        .to_owned()
+        let known = result.arms.iter().find(|known| known.name == arm);
+        known.map_or("", |known| known.kind.label()).to_owned()
     };
     let mut labels = vec![result.campaign.clone()];
     match key {

@@ -8,7 +8,6 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use toll_protocol::result::{CampaignResult, CellResult, Verdict};
-use toll_protocol::trial::EndKind;
 
 use super::{arm_of, path};
 use crate::format;
@@ -83,7 +82,7 @@ fn title(result: &CampaignResult) -> Markup {
             p.eyebrow { "Toll · what virtualisation takes on a network" }
             h1 { (result.campaign) }
             p.meta {
-                (provenance.engine) " of " (provenance.hosts.len()) " hosts"
+                (provenance.environment) " of " (provenance.hosts.len()) " hosts"
                 @if let Some(rate) = provenance.link_rate { " · link " (format::bit_rate(rate.0 as f64)) }
                 @if let Some(mtu) = provenance.mtu { " · MTU " (mtu) }
                 " · " span.n { (format::moment(provenance.started_unix_ms)) }
@@ -105,11 +104,7 @@ fn title(result: &CampaignResult) -> Markup {
 
 /// The class that gives a cell its colour: by what stands at the arm's end.
 fn class(result: &CampaignResult, cell: &CellResult) -> &'static str {
-    match arm_of(result, cell).map(|arm| &arm.kind) {
-        Some(EndKind::Guest { .. }) => "guest",
-        Some(EndKind::SameStack { .. }) => "same-stack",
-        Some(EndKind::Native { .. }) | None => "native",
-    }
+    arm_of(result, cell).map_or("native", |arm| arm.kind.label())
 }
 
 /// A cell's arm and where its payload goes, as a heading of a small panel.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use toll_protocol::facts::HostFacts;
 use toll_protocol::peer;
 use toll_protocol::report::Failure;
-use toll_protocol::trial::{EndReady, EndSpec, Port};
+use toll_protocol::trial::{EndReady, EndSpec, NetworkMode};
 
 use super::course::Course;
 use super::fit::own_cpu;
@@ -19,10 +19,10 @@ use crate::plan::{Cell, Plan};
 
 /// Where the other end finds `end`, on a host with these facts.
 pub(super) fn place(end: &EndSpec, facts: &HostFacts) -> Option<Ipv4Addr> {
-    match end.kind.port() {
+    match end.kind.network_mode() {
         // Behind address translation it is the host that connects.
-        None | Some(Port::Nat) => Some(facts.nic.as_ref()?.address?.address),
-        Some(Port::Hub | Port::Host | Port::Tap | Port::Macvtap) => Some(end.address.address),
+        None | Some(NetworkMode::Nat) => Some(facts.nic.as_ref()?.address?.address),
+        Some(NetworkMode::HostOnly | NetworkMode::Bridged) => Some(end.address.address),
     }
 }
 
@@ -58,7 +58,7 @@ fn misplaced(end: &EndSpec, facts: &HostFacts, other: &HostFacts) -> Option<Stri
     if let Err(error) = checked {
         return Some(format!("its agent says that its end is where no peer can be: {error}"));
     }
-    let on_the_wire = end.kind.port().is_some_and(Port::is_on_the_wire);
+    let on_the_wire = end.kind.network_mode() == Some(NetworkMode::Bridged);
     let outside = facts.guest_addresses.filter(|range| on_the_wire && !range.contains(place));
     outside
         .map(|range| format!("its guest was to have {place}, and its addresses for guests are {range} now"))

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use toll_protocol::facts::HostFacts;
 use toll_protocol::lack::lack;
-use toll_protocol::trial::{EndKind, EndSpec};
+use toll_protocol::trial::EndSpec;
 
 /// The machine's number of the host's `n`th CPU. A lab gives each host some of the machine's, a container too;
 /// pinning by the machine's numbers would work for root and take the CPU of another host.
@@ -24,8 +24,7 @@ pub(super) fn obstacle(end: &EndSpec, facts: &HostFacts) -> Option<String> {
     if let Some(lack) = lack(end, facts) {
         return Some(lack.to_string());
     }
-    let is_virtual = matches!(end.kind, EndKind::Guest { .. } | EndKind::SameStack { .. });
-    (is_virtual && end.address.address == Ipv4Addr::UNSPECIFIED).then(|| {
+    (!end.kind.is_native() && end.address.address == Ipv4Addr::UNSPECIFIED).then(|| {
         "no address is left for a guest: start the agent with --guest-addresses FIRST-LAST, addresses of the test NIC's \
          network that nobody else uses"
             .to_owned()

@@ -20,7 +20,7 @@ use toll_protocol::adapters::ETHERNET_MTU;
 use toll_protocol::facts::{HostFacts, NicFacts};
 use toll_protocol::service::{AgentState, AgentStatus};
 use toll_protocol::trial::TrialId;
-use toll_protocol::units::{BitRate, InterfaceAddress};
+use toll_protocol::units::InterfaceAddress;
 
 use super::Policy;
 use super::ends::unreachable;
@@ -393,8 +393,7 @@ impl Fleet {
         self.give_addresses(hosts);
         let plan = |host: &Host| {
             let nic = host.facts.as_ref()?.nic.as_ref()?;
-            let speed = nic.speed_megabits.filter(|speed| *speed > 0);
-            let rate = speed.map(|speed| BitRate(u64::from(speed) * 1_000_000));
+            let rate = nic.speed.filter(|speed| speed.0 > 0);
             Some(plan::Host {
                 name: host.name.clone(),
                 virtual_address: host.guest_address,

@@ -9,9 +9,9 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use toll_protocol::facts::{KvmFact, KvmKind, NicFacts, Wire};
 use toll_protocol::message::Instance;
-use toll_protocol::report::{CpuSplit, EndReport, Failure};
+use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::result::RunCounts;
-use toll_protocol::trial::{EndReady, Port};
+use toll_protocol::trial::{EndReady, NetworkMode};
 use toll_protocol::units::{InterfaceAddress, Span};
 
 use super::*;
@@ -38,21 +38,11 @@ const HUB: &str = "    - {name: hub, guest: {os: payload, adapter: {virtioNet: {
 fn facts(kvm: KvmFact) -> Box<HostFacts> {
     Box::new(HostFacts {
         kernel: "6.1".into(),
-        cpu: None,
-        microcode: None,
         cpus: vec![0],
-        memory: None,
         kvm,
         tun: Ok(()),
-        nic: None::<NicFacts>,
         wire: Some(Wire::Exclusive),
-        guest_addresses: None,
-        clock_source: None,
-        governor: None,
-        congestion_control: None,
-        toll_version: "0".into(),
-        build_profile: "debug".into(),
-        iperf3: Err("it is not installed".into()),
+        ..HostFacts::default()
     })
 }
 
@@ -60,22 +50,7 @@ fn report() -> Box<EndReport> {
     Box::new(EndReport {
         sent_bytes: 1,
         received_bytes: 1,
-        traffic: toll_protocol::traffic::TrafficReport::Stream(Default::default()),
-        interval: Span(1),
-        samples: Vec::new(),
-        threads: Vec::new(),
-        times: Vec::new(),
-        transmit_stages: None,
-        receive_stages: None,
-        host_cpu: None,
-        cpu: CpuSplit::default(),
-        exits: None,
-        frames: None,
-        spared: None,
-        start_to_first_frame: None,
-        overhead: None,
-        nic: None,
-        flags: Vec::new(),
+        ..EndReport::new(toll_protocol::traffic::TrafficReport::Stream(Default::default()), Span(1))
     })
 }
 
@@ -104,12 +79,8 @@ fn with_a_hub(id: &str, hosts: u8) -> NewCampaign {
 fn nic(name: &str) -> NicFacts {
     let number: u8 = name.rsplit('-').next().and_then(|number| number.parse().ok()).expect("a number");
     NicFacts {
-        name: "eth0".into(),
-        driver: None,
-        mtu: 1500,
-        speed_megabits: None,
         address: Some(InterfaceAddress { address: [10, 77, 0, 1 + number].into(), prefix: 24 }),
-        offloads: Vec::new(),
+        ..NicFacts::new("eth0", 1500)
     }
 }
 
@@ -435,8 +406,8 @@ impl Simulation {
                 let known = agent.held.get(&trial).cloned();
                 assert!(known.is_some() || !agent.held.iter().any(other), "{host} is in two trials");
                 let nic = self.facts[host].nic.as_ref().and_then(|nic| nic.address).expect("it has a NIC");
-                let address = match end.kind.port() {
-                    None | Some(Port::Nat) => nic.address,
+                let address = match end.kind.network_mode() {
+                    None | Some(NetworkMode::Nat) => nic.address,
                     Some(_) => end.address.address,
                 };
                 let address = SocketAddrV4::new(self.stray.unwrap_or(address), 5201);

@@ -92,7 +92,7 @@ impl<O: Observer> Service<O> {
     pub(super) fn begin_end(&mut self, id: &str) {
         let Some(kept) = self.kept.get(id) else { return };
         let (store, gates, unkept) = (self.options.store.clone(), kept.gates.clone(), kept.unkept.clone());
-        let over = Over { status: kept.status.clone(), manifest: kept.manifest.clone() };
+        let over = Over::new(kept.status.clone(), kept.manifest.clone());
         let (made, id) = (self.made.0.clone(), id.to_owned());
         tokio::task::spawn_blocking(move || {
             let ended = Box::new(end(&store, &gates, &unkept, over));

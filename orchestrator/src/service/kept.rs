@@ -60,20 +60,8 @@ pub(super) struct Kept {
 impl Kept {
     pub fn new(id: &str, header: &LedgerHeader, gates: Vec<Gate>, phase: Phase) -> Self {
         let status = CampaignStatus {
-            id: id.to_owned(),
-            name: header.campaign.clone(),
-            state: CampaignState::Pending,
             reason: header.cancelled.clone(),
-            counts: None,
-            running: Vec::new(),
-            left: None,
-            hosts: Vec::new(),
-            submitted_unix_ms: header.submitted_unix_ms,
-            started_unix_ms: None,
-            ended_unix_ms: None,
-            verdict: None,
-            fault: None,
-            cells: Vec::new(),
+            ..CampaignStatus::new(id, &header.campaign, CampaignState::Pending, header.submitted_unix_ms)
         };
         Self {
             phase,
@@ -202,15 +190,9 @@ pub(super) fn header(
         paper: arm.paper,
     };
     LedgerHeader {
-        campaign: campaign.name.clone(),
-        manifest: manifest.to_owned(),
-        seed,
         arms: campaign.arms.iter().map(arm).collect(),
-        planned: Vec::new(),
-        provenance,
         submitted_unix_ms: now_ms,
-        hosts: None,
-        cancelled: None,
+        ..LedgerHeader::new(&campaign.name, manifest, seed, provenance)
     }
 }
 

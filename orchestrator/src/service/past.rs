@@ -41,20 +41,9 @@ impl Past {
         match store.over(&self.id) {
             Ok(over) => over.map(|over| over.status),
             Err(error) => Some(CampaignStatus {
-                id: self.id.clone(),
-                name: self.name.clone(),
-                state: self.state,
-                reason: None,
-                counts: None,
-                running: Vec::new(),
-                left: None,
-                hosts: Vec::new(),
-                submitted_unix_ms: self.submitted_unix_ms,
-                started_unix_ms: None,
                 ended_unix_ms: self.ended_unix_ms,
-                verdict: None,
                 fault: Some(super::kept::chain(&error)),
-                cells: Vec::new(),
+                ..CampaignStatus::new(&self.id, &self.name, self.state, self.submitted_unix_ms)
             }),
         }
     }

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use toll_protocol::document::{self, ApiVersion, StatusKind};
 use toll_protocol::file::{Content, FileError};
 use toll_protocol::printable;
 use toll_protocol::result::CampaignResult;
@@ -145,6 +146,11 @@ pub struct Fleet {
 /// A campaign that is over: `status.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Over {
+    /// `apiVersion`.
+    #[serde(rename = "apiVersion")]
+    pub api_version: ApiVersion,
+    /// What it is.
+    pub kind: StatusKind,
     /// What the service says of it.
     pub status: CampaignStatus,
     /// The document, as it was submitted.
@@ -152,16 +158,17 @@ pub struct Over {
 }
 
 impl Over {
+    /// What the service says of a campaign, and its document.
+    pub const fn new(status: CampaignStatus, manifest: String) -> Self {
+        Self { api_version: ApiVersion, kind: StatusKind, status, manifest }
+    }
+
     /// Reads what was written: all that it says is printable, but for the document, whose lines stay lines.
     ///
     /// # Errors
     /// Why it is none.
     fn read(json: &[u8]) -> serde_json::Result<Self> {
-        #[derive(Deserialize)]
-        struct Written {
-            manifest: String,
-        }
-        let Written { manifest } = serde_json::from_slice(json)?;
+        let manifest = document::manifest(json, StatusKind::NAME)?;
         Ok(Self { manifest, ..serde_json::from_slice(&printable::json(json))? })
     }
 }

@@ -83,15 +83,7 @@ async fn new_with(
         Link::bind(address, &identity.expect("certificates"), AGENT_TIMEOUT).expect("a socket");
     let (handle, questions) = handle::channel();
     let policy = Policy { limit: 1, grace: LIMIT, arrival: LIMIT, settle: Duration::ZERO, cluster: false };
-    let options = Options {
-        store: store(data).await,
-        policy,
-        engine: "fleet",
-        lab: None,
-        interim: true,
-        keep: None,
-        keep_for: Duration::ZERO,
-    };
+    let options = Options::new(store(data).await, "fleet", policy);
     let summaries = Summaries::default();
     let service = Service::new(change(options), link, events, questions, summaries.clone()).expect("starts");
     (service, handle, summaries)
@@ -451,7 +443,7 @@ async fn a_campaign_that_has_just_ended_is_not_removed() {
     let over = store.over("c").expect("reads").expect("is over");
     let status = CampaignStatus { id: "old".into(), ended_unix_ms: Some(0), ..over.status };
     fs::create_dir(store.directory("old")).expect("makes");
-    store.write_status(&store::Over { status, manifest: over.manifest }).expect("writes");
+    store.write_status(&store::Over::new(status, over.manifest)).expect("writes");
     drop(store);
     let began = Instant::now();
     let service = run(new_with(directory.path(), keep).await);

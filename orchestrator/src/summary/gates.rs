@@ -1,10 +1,9 @@
 //! Gates: each cell that one selects, judged by the interval of its figure.
 
-use toll_protocol::figure::{Ends, Figure};
+use toll_protocol::figure::{Ends, Figure, Unit};
 use toll_protocol::result::{
     ArmSummary, CellKey, CellResult, Compared, Gate, GateCondition, GateResult, Peer, Subject, Verdict,
 };
-use toll_protocol::trial::EndKind;
 
 use super::{blocks, cell_of_arm, generator};
 use crate::statistics::paired_ratio;
@@ -23,9 +22,7 @@ type Estimate = (Option<f64>, Option<[f64; 2]>);
 /// alone have: a gate passes over the cells that it can't be of, unless its selector names their arm.
 pub(super) fn apply(gate: &Gate, of: &Whole<'_>) -> Vec<GateResult> {
     let GateCondition { figure, subject, .. } = &gate.condition;
-    let is_native = |key: &CellKey| {
-        of.arms.iter().any(|arm| arm.name == key.arm && matches!(arm.kind, EndKind::Native { .. }))
-    };
+    let is_native = |key: &CellKey| of.arms.iter().any(|arm| arm.name == key.arm && arm.kind.is_native());
     let passes_over = |key: &CellKey| match subject {
         Subject::RatioTo(arm) => key.arm == *arm,
         Subject::Toll => is_native(key),
@@ -74,8 +71,12 @@ fn result(
         Subject::Toll => Compared::Toll,
         Subject::RatioTo(_) => Compared::Ratio,
     };
+    let unit = match compared {
+        Compared::Median => condition.figure.unit,
+        Compared::Toll | Compared::Ratio => Unit::Fraction,
+    };
     let figure = condition.figure.into();
-    GateResult { cell, condition: condition.to_string(), figure, compared, value, ci95, verdict }
+    GateResult { cell, condition: condition.to_string(), figure, compared, value, unit, ci95, verdict }
 }
 
 /// A figure of `cell` relative to that of the arm `to`: with the same peer, or a native one, as only native arms have no other.

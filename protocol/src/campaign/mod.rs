@@ -6,16 +6,14 @@ mod parse;
 pub mod schema;
 #[cfg(test)]
 mod tests;
-mod told;
 mod validate;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 pub use parse::{EncodingError, MAX_DEPTH, MAX_DOCUMENT, MAX_NODES, decode, lines, parse, to_yaml};
-pub use validate::{Findings, MAX_TRIALS};
+pub use validate::MAX_TRIALS;
 
-use crate::decorators::Decorators;
 use crate::printable::printable;
 use crate::result::{Gate, PaperArm, Peer};
 use crate::traffic::Checked;
@@ -57,15 +55,6 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A step from a value of the document to one inside it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Into a mapping.
-    Field(&'static str),
-    /// Into a sequence.
-    Index(usize),
-}
-
 /// A campaign that can be run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Campaign {
@@ -94,7 +83,7 @@ pub struct Campaign {
 impl Campaign {
     /// The arm that others are compared with: the first native one.
     pub fn native_arm(&self) -> Option<&Arm> {
-        self.arms.iter().find(|arm| matches!(arm.kind, EndKind::Native { .. }))
+        self.arms.iter().find(|arm| arm.kind.is_native())
     }
 }
 
@@ -132,8 +121,6 @@ pub struct Arm {
     pub name: String,
     /// What it is.
     pub kind: EndKind,
-    /// What stands between its adapter and its port.
-    pub decorators: Decorators,
     /// CPU of the vCPU or traffic thread, counted from 0 among those that its host has.
     pub cpu: Option<u32>,
     /// The same for the adapter's own thread.

@@ -18,6 +18,8 @@ mod shape;
 mod tests;
 mod typed;
 
+use std::sync::LazyLock;
+
 use schemars::generate::SchemaSettings;
 use serde::Serialize;
 use serde::de::DeserializeSeed;
@@ -28,8 +30,9 @@ use events::Place;
 use outline::Outline;
 
 use super::schema::Document;
-use super::told::dotted;
-use super::{Campaign, Problem, Step, validate};
+use super::{Campaign, Problem, validate};
+use crate::findings::Step;
+use crate::findings::told::dotted;
 use problems::Found;
 use scalars::Scalars;
 use shape::Shaped;
@@ -65,10 +68,9 @@ pub fn parse(text: &str) -> Result<Campaign, Vec<Problem>> {
         return Err(refused(outline.place(&[field]), &message));
     }
     scalars(text, &mut outline).map_err(|problem| vec![problem])?;
-    let schema = schema();
-    let mut shaped = shape::shape(&outline, &schema);
+    let mut shaped = shape::shape(&outline, &SCHEMA);
     shaped.problems.extend(std::mem::take(&mut outline.repeated));
-    let document = typed::document(&mut shaped, &outline, &schema);
+    let document = typed::document(&mut shaped, &outline, &SCHEMA);
     let Shaped { mut problems, told, .. } = shaped;
     let Some(document) = document else { return Err(problems.shown()) };
     let (campaign, findings) = validate::validate(&document, told);
@@ -82,10 +84,10 @@ pub fn parse(text: &str) -> Result<Campaign, Vec<Problem>> {
 }
 
 /// The schema of a document, without references.
-fn schema() -> Value {
+static SCHEMA: LazyLock<Value> = LazyLock::new(|| {
     let settings = SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     settings.into_generator().into_root_schema_for::<Document>().into()
-}
+});
 
 /// Writes `value` as a YAML document, for people.
 ///

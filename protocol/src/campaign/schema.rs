@@ -12,6 +12,7 @@ use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use super::limits::{self, ExactlyOne};
+pub use crate::engine::GuestOs;
 use crate::result::PaperArm;
 use crate::traffic::Workload;
 use crate::trial::Direction;
@@ -279,14 +280,6 @@ pub struct Guest {
     pub capture: Option<Capture>,
     /// Pinning.
     pub pin: Option<VirtualPin>,
-}
-
-/// What a guest runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub enum GuestOs {
-    /// The built-in payload program.
-    Payload,
 }
 
 /// Pinning of a virtual end.

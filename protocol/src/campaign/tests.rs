@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::trial::{Adapter, Direction, PcnetSwitches, Port, SendCombining, VirtioNetSwitches};
+use crate::trial::{Adapter, Direction, Nic, PcnetSwitches, Port, SendCombining, VirtioNetSwitches};
 use crate::units::Span;
 
 const GOOD: &str = "\
@@ -65,7 +65,7 @@ fn the_switches_of_virtio_net_are_off_unless_set() {
     let adapter = |written: &str| {
         let text = GOOD.replace("adapter: {pcnet: {}}", &format!("adapter: {{virtioNet: {{{written}}}}}"));
         match parse(&text).expect(written).arms[1].kind.clone() {
-            EndKind::Guest { adapter, .. } => adapter,
+            EndKind::Virtual { nic, .. } => nic.adapter,
             other => panic!("{other:?}"),
         }
     };
@@ -83,7 +83,7 @@ fn the_switches_of_pcnet_are_the_papers_and_off_unless_set() {
     let adapter = |written: &str| {
         let text = GOOD.replace("adapter: {pcnet: {}}", &format!("adapter: {{pcnet: {{{written}}}}}"));
         match parse(&text).expect(written).arms[1].kind.clone() {
-            EndKind::Guest { adapter: Adapter::Pcnet(switches), .. } => switches,
+            EndKind::Virtual { nic: Nic { adapter: Adapter::Pcnet(switches), .. }, .. } => switches,
             other => panic!("{other:?}"),
         }
     };

@@ -12,81 +12,22 @@ use ports::port;
 
 use super::limits;
 use super::schema::{self, Document};
-use super::told::Told;
-use super::{Arm, Campaign, Lab, Select, Step, Workload};
-use crate::decorators::Decorators;
+use super::{Arm, Campaign, Lab, Select, Workload};
+use crate::findings::told::Told;
+use crate::findings::{Finding, Findings, Step, below};
 use crate::result::Peer;
 use crate::traffic::Arms;
-use crate::trial::{Adapter, EndKind, NativeProgram, PcnetSwitches, VirtioNetSwitches};
+use crate::trial::{EndKind, Engine, NativeProgram, Nic};
 
-/// Findings that are kept of one document: more than are shown of a list as long as one may be.
-const MAX_FINDINGS: usize = 4096;
 /// Trials that a campaign may have: two days of the shortest. A plan is held in memory.
 pub const MAX_TRIALS: u64 = 100_000;
-
-/// Something wrong, and the path to it.
-#[derive(Debug)]
-pub(super) struct Finding {
-    pub path: Vec<Step>,
-    pub message: String,
-}
-
-/// Collects what is wrong in a document while it is descended into.
-#[derive(Debug)]
-pub struct Findings {
-    found: Vec<Finding>,
-    /// What is told already. It has a value in its place that means nothing.
-    told: Told,
-}
-
-impl Findings {
-    /// What is found of a value that is looked at from elsewhere, and told at its own place.
-    pub(crate) fn aside() -> Self {
-        Self { found: Vec::new(), told: Told::default() }
-    }
-
-    /// Adds what is wrong with the value at `path`, unless a problem of that is told already.
-    pub(crate) fn add(&mut self, path: &[Step], message: impl Into<String>) {
-        if self.found.len() < MAX_FINDINGS && !self.told.covers(path) {
-            self.found.push(Finding { path: path.to_vec(), message: message.into() });
-        }
-    }
-
-    /// Adds that something is missing in the mapping at `path`, unless it is what a problem is told of.
-    pub(crate) fn add_missing(&mut self, path: &[Step], message: impl Into<String>) {
-        if !self.told.is_in_part(path) {
-            self.add(path, message);
-        }
-    }
-
-    /// Whether nobody knows what the mapping at `path` is: a problem is told of it, or it may have a field that can't be read.
-    fn is_unclear(&self, path: &[Step]) -> bool {
-        self.told.is_in_part(path) || self.found.iter().any(|finding| finding.path == path)
-    }
-
-    /// Whether the list `list` of the spec, which has `count` entries that are read, may have other names than it seems.
-    pub(crate) fn has_unclear_names(&self, list: &'static str, count: usize) -> bool {
-        let path = [Field("spec"), Field(list)];
-        let name = |index| below(&path, &[Index(index), Field("name")]);
-        self.told.covers(&path) || (0..count).any(|index| self.told.covers(&name(index)))
-    }
-
-    /// Whether there is anything wrong with the value at `path` or a part of it.
-    fn is_wrong(&self, path: &[Step]) -> bool {
-        self.told.is_in_part(path) || self.found.iter().any(|finding| finding.path.starts_with(path))
-    }
-}
-
-fn below(path: &[Step], steps: &[Step]) -> Vec<Step> {
-    [path, steps].concat()
-}
 
 use Step::{Field, Index};
 
 /// Checks `document` and turns it into a campaign, which is one if nothing is found or told. What only follows from what is
 /// told is not found.
 pub(super) fn validate(document: &Document, told: Told) -> (Campaign, Vec<Finding>) {
-    let mut findings = Findings { found: Vec::new(), told };
+    let mut findings = Findings::new(told);
     let out = &mut findings;
     let spec = &document.spec;
     let lab = lab(&spec.hosts, out);
@@ -119,7 +60,7 @@ pub(super) fn validate(document: &Document, told: Told) -> (Campaign, Vec<Findin
     if let Some(why) = too_large.filter(|_| !factors(spec).iter().any(|path| out.is_wrong(path))) {
         out.add(&[Field("spec")], why);
     }
-    (campaign, findings.found)
+    (campaign, findings.into_vec())
 }
 
 /// What the number of trials is the product of.
@@ -231,17 +172,14 @@ fn arm(
     mtu: Option<u16>,
     out: &mut Findings,
 ) -> Option<Arm> {
-    let (mut decorated, mut io_cpu) = (Decorators::default(), None);
+    let mut io_cpu = None;
     let is_native = written.native.is_some();
     if is_native && written.peers.is_some() {
         out.add(&below(path, &[Field("peers")]), "a native arm has native peers only: leave `peers` out");
     }
     let own = below(path, &[Field("peers")]);
-    let peers_path = if written.peers.is_some() || out.told.covers(&own) {
-        own
-    } else {
-        vec![Field("spec"), Field("peers")]
-    };
+    let peers_path =
+        if written.peers.is_some() || out.is_told(&own) { own } else { vec![Field("spec"), Field("peers")] };
     let peers = match (&written.peers, is_native) {
         (_, true) => vec![Peer::Native],
         (Some(own), false) => peers(Some(own)),
@@ -255,29 +193,19 @@ fn arm(
             };
             (Some(EndKind::Native { program }), native.pin.as_ref().map(|pin| pin.traffic))
         }
-        (None, Some(same), None) => {
-            let path = below(path, &[Field("sameStack")]);
-            let adapter = adapter(&same.adapter, &path, mtu, out);
-            if matches!(adapter, Some(Adapter::Pcnet(PcnetSwitches { io_in_kernel: true, .. }))) {
-                let path = below(&path, &[Field("adapter"), Field("pcnet"), Field("ioInKernel")]);
-                out.add(&path, "a same-stack end has no exits that the kernel could spare: leave it out");
-            }
-            let port = port(same.port.as_ref());
-            decorated = decorators(same.impairments.as_ref(), same.capture.as_ref(), &path, out);
-            io_cpu = io_pin(same.pin.as_ref(), adapter.as_ref(), &path, out);
-            ports::check(adapter.as_ref(), port, &decorated, (&peers, &peers_path), &path, out);
-            let kind = adapter.zip(port).map(|(adapter, port)| EndKind::SameStack { adapter, port });
-            (kind, same.pin.as_ref().map(|pin| pin.vcpu))
+        (None, Some(schema::SameStack { adapter, port, impairments, capture, pin }), None) => {
+            let wire = (impairments.as_ref(), capture.as_ref());
+            let peers = (&peers[..], &peers_path[..]);
+            io_cpu = pin.as_ref().and_then(|pin| pin.io);
+            let written = Written { engine: Engine::SameStack, adapter, port: port.as_ref(), wire, io_cpu };
+            (written.check(peers, path, mtu, out), pin.as_ref().map(|pin| pin.vcpu))
         }
-        (None, None, Some(guest)) => {
-            let path = below(path, &[Field("guest")]);
-            let adapter = adapter(&guest.adapter, &path, mtu, out);
-            let port = port(guest.port.as_ref());
-            decorated = decorators(guest.impairments.as_ref(), guest.capture.as_ref(), &path, out);
-            io_cpu = io_pin(guest.pin.as_ref(), adapter.as_ref(), &path, out);
-            ports::check(adapter.as_ref(), port, &decorated, (&peers, &peers_path), &path, out);
-            let kind = adapter.zip(port).map(|(adapter, port)| EndKind::Guest { adapter, port });
-            (kind, guest.pin.as_ref().map(|pin| pin.vcpu))
+        (None, None, Some(schema::Guest { os, adapter, port, impairments, capture, pin })) => {
+            let wire = (impairments.as_ref(), capture.as_ref());
+            let peers = (&peers[..], &peers_path[..]);
+            io_cpu = pin.as_ref().and_then(|pin| pin.io);
+            let written = Written { engine: os.engine(), adapter, port: port.as_ref(), wire, io_cpu };
+            (written.check(peers, path, mtu, out), pin.as_ref().map(|pin| pin.vcpu))
         }
         (None, None, None) => {
             let example = "write `native: {}`, `sameStack: {adapter: {virtioNet: {}}}` or \
@@ -294,25 +222,48 @@ fn arm(
         }
     };
     let name = written.name.clone();
-    Some(Arm { name, kind: kind?, decorators: decorated, cpu, io_cpu, peers, paper: written.paper })
+    Some(Arm { name, kind: kind?, cpu, io_cpu, peers, paper: written.paper })
 }
 
-/// The CPU of the adapter's own thread.
-fn io_pin(
-    pin: Option<&schema::VirtualPin>,
-    adapter: Option<&Adapter>,
-    path: &[Step],
-    out: &mut Findings,
-) -> Option<u32> {
-    let io = pin?.io?;
-    // Without an adapter that is one nobody knows.
-    let has_thread =
-        |adapter| matches!(adapter, &Adapter::VirtioNet(VirtioNetSwitches { io_thread: true, .. }));
-    if !adapter.is_none_or(has_thread) {
-        let message = "the adapter has no thread of its own: write `ioThread: true` in it, or leave `io` out";
-        out.add(&below(path, &[Field("pin"), Field("io")]), message);
+/// A virtual end as it is written, whatever runs it.
+struct Written<'a> {
+    engine: Engine,
+    adapter: &'a schema::Adapter,
+    port: Option<&'a schema::Port>,
+    wire: (Option<&'a schema::Impairments>, Option<&'a schema::Capture>),
+    io_cpu: Option<u32>,
+}
+
+impl Written<'_> {
+    /// The end that it is, in the arm at `path`, whose peers are said where the second of `peers` says.
+    fn check(
+        &self,
+        peers: (&[Peer], &[Step]),
+        path: &[Step],
+        mtu: Option<u16>,
+        out: &mut Findings,
+    ) -> Option<EndKind> {
+        let engine = self.engine;
+        let path = below(path, &[Field(engine.traits().field)]);
+        let adapter = adapter(self.adapter, &path, mtu, out);
+        if let Some(adapter) = &adapter
+            && let Some(useless) = engine.useless_switch(adapter)
+        {
+            let path = below(&path, &[Field("adapter"), Field(adapter.field()), Field(useless.switch)]);
+            out.add(&path, useless.to_string());
+        }
+        let port = port(self.port);
+        let decorators = decorators(self.wire.0, self.wire.1, &path, out);
+        // Without an adapter that is one nobody knows.
+        if self.io_cpu.is_some() && adapter.as_ref().is_some_and(|adapter| !adapter.has_thread()) {
+            let message =
+                "the adapter has no thread of its own: write `ioThread: true` in it, or leave `io` out";
+            out.add(&below(&path, &[Field("pin"), Field("io")]), message);
+        }
+        ports::check(adapter.as_ref(), port, &decorators, peers, &path, out);
+        let (adapter, port) = adapter.zip(port)?;
+        Some(EndKind::Virtual { engine, nic: Nic { adapter, port, decorators } })
     }
-    Some(io)
 }
 
 fn workloads(spec: &schema::Spec, mtu: Option<u16>, out: &mut Findings) -> Vec<Workload> {

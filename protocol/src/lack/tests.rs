@@ -4,27 +4,17 @@ use super::*;
 use crate::facts::KvmKind;
 use crate::traffic::stream::Stream;
 use crate::traffic::{Job, Timing, Traffic};
-use crate::trial::{Direction, Open};
+use crate::trial::{Adapter, Direction, Engine, Open};
 use crate::units::{Bytes, MacAddress, Span};
 
 fn facts(kvm: KvmFact, tun: Result<(), String>) -> HostFacts {
     HostFacts {
-        kernel: String::new(),
-        cpu: None,
-        microcode: None,
         cpus: vec![0],
-        memory: None,
         kvm,
         tun,
-        nic: None,
         wire: Some(Wire::Exclusive),
-        guest_addresses: None,
-        clock_source: None,
-        governor: None,
-        congestion_control: None,
-        toll_version: String::new(),
-        build_profile: String::new(),
         iperf3: Err("net.ipv4 forbids it".into()),
+        ..HostFacts::default()
     }
 }
 
@@ -36,24 +26,22 @@ fn end(kind: EndKind) -> EndSpec {
         traffic: Traffic::Stream(Stream { write_size: Bytes(1), ..Stream::default() }),
     };
     EndSpec {
-        decorators: Default::default(),
-        kind,
-        job,
-        address: "10.77.0.101/24".parse().expect("an address"),
-        gateway: None,
         peer: Some(Ipv4Addr::new(10, 77, 0, 1)),
-        mac: MacAddress([2; 6]),
-        mtu: 1500,
-        cpu: None,
-        io_cpu: None,
-        deadline: Span(1),
+        ..EndSpec::new(
+            kind,
+            job,
+            "10.77.0.101/24".parse().expect("an address"),
+            MacAddress([2; 6]),
+            1500,
+            Span(1),
+        )
     }
 }
 
 #[test]
 fn an_end_is_refused_for_what_it_needs_and_for_nothing_else() {
-    let guest = EndKind::Guest { adapter: Adapter::Pcnet(Default::default()), port: Port::Tap };
-    let same_stack = EndKind::SameStack { adapter: Adapter::Pcnet(Default::default()), port: Port::Tap };
+    let guest = EndKind::behind(Engine::Payload, Adapter::Pcnet(Default::default()), Port::Tap);
+    let same_stack = EndKind::behind(Engine::SameStack, Adapter::Pcnet(Default::default()), Port::Tap);
     let native = EndKind::Native { program: NativeProgram::Endpoint };
     let iperf3 = EndKind::Native { program: NativeProgram::Iperf3 };
     let why = |facts: &HostFacts, kind: &EndKind| {
@@ -75,7 +63,7 @@ fn an_end_is_refused_for_what_it_needs_and_for_nothing_else() {
 fn a_port_is_given_where_the_wire_has_it_and_refused_with_the_reason_elsewhere() {
     let why = |wire, tun, port| {
         let facts = HostFacts { wire, ..facts(KvmFact::Usable(KvmKind::Vmx), tun) };
-        let kind = EndKind::Guest { adapter: Adapter::Pcnet(Default::default()), port };
+        let kind = EndKind::behind(Engine::Payload, Adapter::Pcnet(Default::default()), port);
         lack(&end(kind), &facts).map(|lack| lack.to_string()).unwrap_or_default()
     };
     assert_eq!(why(Some(Wire::Macvtap), Err("no device".to_owned()), Port::Host), "");
@@ -91,11 +79,11 @@ fn a_port_is_given_where_the_wire_has_it_and_refused_with_the_reason_elsewhere()
 #[test]
 fn an_adapter_is_not_given_a_path_that_it_can_not_fill() {
     let facts = facts(KvmFact::Usable(KvmKind::Vmx), Ok(()));
-    let kind = EndKind::SameStack { adapter: Adapter::Pcnet(Default::default()), port: Port::Nat };
+    let kind = EndKind::behind(Engine::SameStack, Adapter::Pcnet(Default::default()), Port::Nat);
     let jumbo = EndSpec { mtu: 9000, ..end(kind) };
     let why = lack(&jumbo, &facts).map(|lack| lack.to_string());
     assert_eq!(why.as_deref(), Some("pcnet carries packets of at most 1500 bytes; the path's MTU is 9000"));
     let adapter = Adapter::VirtioNet(Default::default());
-    let jumbo = EndSpec { kind: EndKind::SameStack { adapter, port: Port::Nat }, ..jumbo };
+    let jumbo = EndSpec { kind: EndKind::behind(Engine::SameStack, adapter, Port::Nat), ..jumbo };
     assert_eq!(lack(&jumbo, &facts), None);
 }

@@ -12,10 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::stream::{self, Flow, Stream};
 use super::{Arms, Checked, DURATION, Traffic, WARM_UP, timing};
-use crate::campaign::{Findings, Step};
+use crate::findings::told::Told;
+use crate::findings::{Findings, Step};
 use crate::latencies::Latencies;
 use crate::report::Failure;
 use crate::trial::Direction;
+use crate::units::numbers::{self, Seconds};
 use crate::units::{Bytes, Span};
 
 /// The field of a workload.
@@ -309,6 +311,8 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Asked {
     /// Bytes of a response, of which the end received as many as it had transactions.
+    #[serde(rename = "response_bytes", with = "numbers")]
+    #[schemars(with = "u64")]
     pub response: Bytes,
     /// From the moment for which it was intended until the whole response was there.
     pub latencies: Latencies,
@@ -317,6 +321,8 @@ pub struct Asked {
     /// Responses to those, and such as came twice.
     pub late: u64,
     /// How long after its moment the worst request of an open loop was sent: its own part in the latency.
+    #[serde(rename = "latest_send_seconds", with = "numbers")]
+    #[schemars(with = "Seconds")]
     pub latest_send: Span,
     /// Whether the end waited for its moments on the CPU.
     pub busy_wait: bool,
@@ -345,7 +351,7 @@ impl Report {
 impl stream::Manifest {
     /// Its parameters and directions, whether or not they are good.
     fn parameters(&self) -> (Stream, Vec<Direction>) {
-        match self.check(&[], Arms::default(), &mut Findings::aside()) {
+        match self.check(&[], Arms::default(), &mut Findings::new(Told::default())) {
             Some(Checked { traffic: Traffic::Stream(stream), directions, .. }) => (stream, directions),
             _ => (Stream::default(), Vec::new()),
         }

@@ -8,9 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use super::dscp::Dscp;
 use super::{Arms, Checked, DURATION, NO_DIRECTIONS, Traffic, WARM_UP, directions, timing};
-use crate::campaign::{Findings, Step};
-use crate::report::Failure;
-use crate::trial::Direction;
+use crate::direction::Direction;
+use crate::failure::Failure;
+use crate::findings::{Findings, Step};
 use crate::units::{Bytes, Span};
 
 /// The field of a workload.

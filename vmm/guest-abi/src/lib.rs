@@ -64,7 +64,7 @@ pub mod virtio_net {
 
 /// `Traffic::kind`: what traffic the program carries.
 pub mod kind {
-    /// Bulk TCP: `direction`, `flows` and `write_size`.
+    /// Bulk TCP.
     pub const STREAM: u32 = 1;
 }
 
@@ -77,6 +77,14 @@ pub mod direction {
     /// The program does both at the same time, by flows of their own. Those whose payload the listening end receives come
     /// to its `listen_port`, the others to the next one.
     pub const BOTH: u32 = 3;
+}
+
+/// `Traffic::congestion_control`.
+pub mod congestion {
+    /// RFC 9438.
+    pub const CUBIC: u32 = 1;
+    /// RFC 5681.
+    pub const RENO: u32 = 2;
 }
 
 /// Flows that a program carries each way at most.
@@ -102,6 +110,10 @@ pub struct Traffic {
     pub flows: u32,
     /// Bytes of each send or receive call.
     pub write_size: u32,
+    /// One of [`congestion`].
+    pub congestion_control: u32,
+    /// 0: what follows stays aligned.
+    pub reserved: u32,
 }
 
 /// Written by the VMM before the guest starts, read-only for the guest.
@@ -200,6 +212,9 @@ pub struct Status {
     /// Segments of payload sent more than once since the connections opened, stored before the doorbells that begin and
     /// end the measured interval.
     pub retransmits: AtomicU32,
+    /// Time that flows of this program waited for a window of TCP since they opened, all together, in nanoseconds; stored as
+    /// `retransmits`. The window is the peer's, or the send buffer; what waits while segments queue on the path is not counted.
+    pub window_bound_ns: AtomicU64,
     /// Causes that the interrupt handler has found and the program has not yet taken. The VMM doesn't let the
     /// program sleep while it is not 0: an interrupt between the program's last look and its doorbell is not lost.
     pub interrupt_causes: AtomicU32,
@@ -224,6 +239,7 @@ impl Default for Status {
             start_ns: AtomicU64::new(0),
             end_ns: AtomicU64::new(0),
             retransmits: AtomicU32::new(0),
+            window_bound_ns: AtomicU64::new(0),
             interrupt_causes: AtomicU32::new(0),
             in_service: AtomicU32::new(0),
             message_length: AtomicU32::new(0),

@@ -6,7 +6,6 @@ use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, Tcp
 
 use crate::driver::{Driver, ETHERNET_HEADER};
 use crate::platform::Platform;
-use crate::retransmits::Retransmits;
 
 /// An adapter with its driver, and the platform below them.
 pub(crate) struct Device<'p, P, D> {
@@ -14,7 +13,6 @@ pub(crate) struct Device<'p, P, D> {
     pub(crate) driver: D,
     /// MTU in bytes of IP packet.
     pub(crate) mtu: usize,
-    pub(crate) retransmits: Retransmits,
 }
 
 /// A received frame in the adapter's memory.
@@ -24,17 +22,14 @@ pub(crate) struct Received<'d>(&'d [u8]);
 pub(crate) struct Transmit<'d, P, D> {
     platform: &'d mut P,
     driver: &'d mut D,
-    retransmits: &'d mut Retransmits,
 }
 
 impl<P: Platform, D: Driver> Device<'_, P, D> {
     /// Room for a frame, if there is any.
     fn room(&mut self) -> Option<Transmit<'_, P, D>> {
-        self.driver.can_transmit(self.platform).then_some(Transmit {
-            platform: &mut *self.platform,
-            driver: &mut self.driver,
-            retransmits: &mut self.retransmits,
-        })
+        self.driver
+            .can_transmit(self.platform)
+            .then_some(Transmit { platform: &mut *self.platform, driver: &mut self.driver })
     }
 }
 
@@ -109,10 +104,6 @@ impl<P: Platform, D: Driver> phy::TxToken for Transmit<'_, P, D> {
     }
 
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        self.driver.transmit(self.platform, length, |frame| {
-            let result = f(frame);
-            self.retransmits.sent(frame);
-            result
-        })
+        self.driver.transmit(self.platform, length, f)
     }
 }

@@ -10,6 +10,8 @@ use core::fmt;
 use core::num::{NonZeroU16, NonZeroUsize};
 use core::ptr::NonNull;
 
+use toll_guest_abi::adapter;
+
 use crate::platform::Registers;
 
 /// Ethernet header: destination, source, type (IEEE 802.3, 3.2).
@@ -61,6 +63,18 @@ pub struct Offloads {
     pub(crate) segment: Option<NonZeroUsize>,
 }
 
+/// An interrupt handler: given the adapter's registers, it returns the causes that it has found.
+pub type InterruptHandler<R> = fn(&mut R) -> u32;
+
+/// The interrupt handler of the driver of `adapter`, one of [`toll_guest_abi::adapter`].
+pub fn interrupt_handler<R: Registers>(adapter: u32) -> Option<InterruptHandler<R>> {
+    match adapter {
+        adapter::PCNET => pcnet::PcnetDriver::interrupt_handler(),
+        adapter::VIRTIO_NET => virtio_net::VirtioNetDriver::interrupt_handler(),
+        _ => None,
+    }
+}
+
 /// What the TCP stack needs of an adapter.
 pub trait Driver {
     /// Whether a frame can be queued. May ask the adapter to make room.
@@ -80,6 +94,12 @@ pub trait Driver {
 
     /// Gives back the buffer that [`receive`](Driver::receive) lent last, if it has not been.
     fn release(&mut self, registers: &mut impl Registers);
+
+    /// What runs in interrupt context: it touches registers only, and returns the causes that it has found. `None` of a
+    /// driver that polls.
+    fn interrupt_handler<R: Registers>() -> Option<InterruptHandler<R>> {
+        None
+    }
 
     /// Learns of interrupts: what the handler found.
     fn interrupted(&mut self, causes: u32);

@@ -6,9 +6,9 @@
 mod device;
 mod dma;
 pub mod driver;
+mod error;
 pub mod platform;
 pub mod program;
-mod retransmits;
 mod traffic;
 
 pub use traffic::pattern;

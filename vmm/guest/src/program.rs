@@ -12,7 +12,6 @@
 //! ```
 //! Both ends measure by their own clock; goodput is what the receiver counts.
 
-use core::fmt;
 use core::sync::atomic::Ordering;
 
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketSet};
@@ -29,10 +28,11 @@ use toll_guest_abi::{
 use crate::device::Device;
 use crate::driver::pcnet::{self, PcnetDriver};
 use crate::driver::virtio_net::{MAX_PAIRS, Setup, VirtioNetDriver};
-use crate::driver::{Driver, DriverError, ETHERNET_HEADER};
+use crate::driver::{Driver, ETHERNET_HEADER};
+use crate::error::Budget;
+pub use crate::error::ProgramError;
 use crate::platform::Platform;
-use crate::retransmits::Retransmits;
-use crate::traffic::{Application, Counters, Progress, Stack, Traffic, places};
+use crate::traffic::{Application, Counters, Progress, Stack, Statistics, Traffic, places};
 
 /// Limits of the MTU: RFC 791's minimum host, and jumbo frames.
 const MTUS: core::ops::RangeInclusive<u32> = 576..=9000;
@@ -43,59 +43,6 @@ const TURN: usize = 4;
 /// measured by then, over the time that it really took, is as good a figure of its cost. Goodput is the
 /// receiver's.
 const ENOUGH: u64 = 50;
-
-/// Why the program ended before its connection was closed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ProgramError {
-    /// A field of the boot information is out of range.
-    BootInfo {
-        /// Its name.
-        field: &'static str,
-    },
-    /// The arena is too small for so many flows.
-    Arena {
-        /// Bytes that are needed.
-        needed: u64,
-        /// Bytes that there are.
-        found: u64,
-    },
-    /// The adapter does not come up.
-    Driver(DriverError),
-    /// The connection was refused, or reset before the interval was over.
-    Reset,
-    /// The peer closed its end before enough of the interval was measured.
-    PeerClosed,
-    /// The TCP stack refused an order.
-    Stack {
-        /// Which.
-        order: &'static str,
-    },
-}
-
-impl fmt::Display for ProgramError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::BootInfo { field } => write!(f, "the boot information's {field} is out of range"),
-            Self::Arena { needed, found } => {
-                write!(f, "the guest's memory has {found} bytes for traffic, and so many flows need {needed}")
-            }
-            Self::Driver(error) => write!(f, "the adapter does not come up: {error}"),
-            Self::Reset => f.write_str("the connection was refused or reset"),
-            Self::PeerClosed => {
-                f.write_str("the peer closed its end before half of the interval was measured")
-            }
-            Self::Stack { order } => write!(f, "the TCP stack refused to {order}"),
-        }
-    }
-}
-
-impl core::error::Error for ProgramError {}
-
-impl From<DriverError> for ProgramError {
-    fn from(error: DriverError) -> Self {
-        Self::Driver(error)
-    }
-}
 
 /// Runs the program to its end: CLOSED, or an error.
 ///
@@ -117,14 +64,13 @@ pub fn run<P: Platform>(
     check(boot.patience_ns >= 1_000_000, "patience_ns")?;
     let mtu = boot.mtu as usize;
     let longest = mtu + ETHERNET_HEADER;
-    let retransmits = Retransmits::default();
     match boot.adapter {
         adapter::PCNET => {
             check(longest <= pcnet::LONGEST, "mtu")?;
             check(boot.switches == 0, "switches")?;
             let traffic = Traffic::of(boot, false, Budget::beside(PcnetDriver::memory(), boot))?;
             let driver = PcnetDriver::open(platform, boot.mac)?;
-            carry(Device { platform, driver, mtu, retransmits }, boot, command, status, traffic)
+            carry(Device { platform, driver, mtu }, boot, command, status, traffic)
         }
         adapter::VIRTIO_NET => {
             let tso = boot.switches & virtio_net::TSO != 0;
@@ -136,7 +82,7 @@ pub fn run<P: Platform>(
             let setup = Setup { mtu, mac: boot.mac, switches: boot.switches, sends, pairs };
             let traffic = Traffic::of(boot, tso, Budget::beside(setup.memory(), boot))?;
             let driver = VirtioNetDriver::open(platform, setup)?;
-            carry(Device { platform, driver, mtu, retransmits }, boot, command, status, traffic)
+            carry(Device { platform, driver, mtu }, boot, command, status, traffic)
         }
         _ => check(false, "adapter"),
     }
@@ -161,31 +107,6 @@ fn carry<P: Platform, D: Driver>(
 ) -> Result<(), ProgramError> {
     match traffic {
         Traffic::Stream(stream) => Program::new(device, boot, command, status, stream).run(),
-    }
-}
-
-/// The arena, and what of it an application may take.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Budget {
-    /// Bytes that there are.
-    found: u64,
-    /// Bytes that the driver takes.
-    driver: usize,
-    /// Bytes that are left.
-    pub(crate) left: usize,
-}
-
-impl Budget {
-    fn beside(driver: usize, boot: &BootInfo) -> Self {
-        let found = boot.arena_length;
-        // The driver's one allocation may lose up to a page to its alignment.
-        let driver = driver + 4096;
-        Self { found, driver, left: usize::try_from(found).unwrap_or(usize::MAX).saturating_sub(driver) }
-    }
-
-    /// An application can't do with less than `needed` bytes.
-    pub(crate) fn too_small(self, needed: usize) -> ProgramError {
-        ProgramError::Arena { needed: (self.driver + needed) as u64, found: self.found }
     }
 }
 
@@ -316,6 +237,7 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
                 self.device.platform.phase(phase::CLOSED);
                 return Ok(());
             }
+            self.application.rests(&stack, now_ns);
             let timeout = self.timeout(now_ns, left);
             self.device.platform.wait(timeout);
         }
@@ -367,7 +289,7 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
                 }
                 publish(&self.status.start, self.application.counters());
                 self.status.start_ns.store(now, Ordering::Relaxed);
-                self.status.retransmits.store(self.device.retransmits.count(), Ordering::Relaxed);
+                self.publish_statistics();
                 self.device.platform.phase(phase::MEASURE);
             }
         }
@@ -394,6 +316,13 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
         }
     }
 
+    fn publish_statistics(&mut self) {
+        let stack = Stack { interface: &mut self.interface, sockets: &mut self.sockets };
+        let Statistics { retransmits, window_bound_ns } = self.application.statistics(&stack);
+        self.status.retransmits.store(retransmits, Ordering::Relaxed);
+        self.status.window_bound_ns.store(window_bound_ns, Ordering::Relaxed);
+    }
+
     /// What the interval has brought.
     fn end(&mut self, now: u64) {
         for ((to, before), flow) in self.status.flows.iter().zip(self.before).zip(self.application.flows()) {
@@ -401,7 +330,7 @@ impl<'p, 's, P: Platform, D: Driver, A: Application<'s>> Program<'p, 's, P, D, A
         }
         publish(&self.status.end, self.application.counters());
         self.status.end_ns.store(now, Ordering::Relaxed);
-        self.status.retransmits.store(self.device.retransmits.count(), Ordering::Relaxed);
+        self.publish_statistics();
         self.device.platform.phase(phase::MEASURED);
     }
 }

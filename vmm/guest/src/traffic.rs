@@ -14,8 +14,8 @@ use toll_guest_abi::{BootInfo, kind};
 use stream::Stream;
 
 use crate::dma::Dma;
+use crate::error::{Budget, ProgramError};
 use crate::platform::Platform;
-use crate::program::{Budget, ProgramError};
 
 /// The stack as an application sees it.
 pub(crate) struct Stack<'a, 's> {
@@ -30,6 +30,15 @@ pub(crate) struct Counters {
     pub(crate) sent: u64,
     /// Received by the application.
     pub(crate) received: u64,
+}
+
+/// What the stack did for the flows since they opened.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Statistics {
+    /// Segments of payload sent more than once.
+    pub(crate) retransmits: u32,
+    /// Time that flows waited for a window, all together, in nanoseconds.
+    pub(crate) window_bound_ns: u64,
 }
 
 /// How the traffic goes.
@@ -67,6 +76,9 @@ pub(crate) trait Application<'s> {
         platform: &mut P,
     ) -> Result<Progress, ProgramError>;
 
+    /// The program is about to wait: the stack has sent what it may.
+    fn rests(&mut self, stack: &Stack<'_, 's>, now_ns: u64);
+
     /// The interval is over: ends the traffic, as far as it is this end's to do. A peer that says nothing within
     /// `patience` is given up.
     fn measured(&mut self, stack: &mut Stack<'_, 's>, patience: Duration);
@@ -76,6 +88,9 @@ pub(crate) trait Application<'s> {
 
     /// What all flows have carried.
     fn counters(&self) -> Counters;
+
+    /// What the stack did for them.
+    fn statistics(&self, stack: &Stack<'_, 's>) -> Statistics;
 
     /// What each flow has carried, in the order of [`toll_guest_abi::Status::flows`].
     fn flows(&self) -> impl Iterator<Item = u64>;

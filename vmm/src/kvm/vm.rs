@@ -119,18 +119,26 @@ impl Vm {
         self.fd.register_ioevent(&event, &address, NoDatamatch).map_err(failed("KVM_IOEVENTFD"))
     }
 
-    /// The machine's vCPU, about to execute the first instruction of `entry`.
+    /// The machine's vCPU.
     ///
     /// # Errors
     /// [`KvmError`].
-    pub fn vcpu(&self, entry: &Entry) -> Result<Vcpu, KvmError> {
+    pub fn vcpu(&self) -> Result<Vcpu, KvmError> {
         let fd = self.fd.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
         fd.set_cpuid2(&self.cpuid).map_err(failed("KVM_SET_CPUID2"))?;
+        Vcpu::new(fd, self.memory.clone())
+    }
+
+    /// Makes the first instruction of `entry` the one that `vcpu` executes next.
+    ///
+    /// # Errors
+    /// [`KvmError`].
+    pub fn enter(&self, vcpu: &Vcpu, entry: &Entry) -> Result<(), KvmError> {
+        let fd = vcpu.descriptor();
         entry.write_tables(&self.memory)?;
         let mut sregs = fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
         entry.system_registers(&self.cpuid, &mut sregs);
         fd.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
-        fd.set_regs(&entry.registers()).map_err(failed("KVM_SET_REGS"))?;
-        Vcpu::new(fd, self.memory.clone())
+        fd.set_regs(&entry.registers()).map_err(failed("KVM_SET_REGS"))
     }
 }

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Failed;
 use nix::sched::{CloneFlags, setns, unshare};
 use toll_guest::pattern;
-use toll_protocol::child::{ChildCommand, ChildEvent, Engine, Outside, VmmConfig, VmmPort};
+use toll_protocol::child::{ChildCommand, ChildEvent, Outside, VmmConfig, VmmPort};
 use toll_protocol::decorators::Impairments;
+use toll_protocol::engine::Engine;
 use toll_protocol::frame::{Decoder, encode};
 use toll_protocol::report::{EndReport, Failure, Sample};
 use toll_protocol::traffic::stream::Stream;
@@ -201,7 +202,7 @@ impl Transfer {
     /// A guest with virtio-net that connects and sends, for 400 ms.
     pub fn number(number: u8) -> Self {
         Self {
-            engine: Engine::Kvm,
+            engine: Engine::Payload,
             adapter: Adapter::VirtioNet(Default::default()),
             direction: Direction::Send,
             open: Open::Connect,

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, unshare};
-use toll_protocol::child::Engine;
 use toll_protocol::decorators::Impairments;
+use toll_protocol::engine::Engine;
 use toll_protocol::report::Flag;
 use toll_protocol::trial::{Adapter, Direction, VirtioNetSwitches};
 use toll_protocol::units::{BitRate, Span};
@@ -71,7 +71,7 @@ impl Wire {
         let far = Arc::new(self.lay()?);
         let impairments = Impairments { rate: Some(self.rate), ..Impairments::default() };
         let case = Transfer {
-            engine: Engine::HostProcess,
+            engine: Engine::SameStack,
             adapter: Adapter::VirtioNet(VirtioNetSwitches::OFF),
             direction: self.direction,
             warm_up: Duration::from_millis(500),

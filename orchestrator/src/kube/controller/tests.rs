@@ -44,7 +44,11 @@ fn what_the_service_will_never_take_is_told_and_the_rest_is_tried_again() {
     let problems = campaign::parse(&document("x", &json!({"hosts": {}}))).expect_err("is no campaign");
     let (reason, message) = refusal(&SubmitError::Invalid(problems)).expect("is final");
     assert_eq!(reason, "Invalid");
-    assert!(message.contains("missing field `arms`"), "{message}");
+    // Of the shape and of values, a line each.
+    let told =
+        ["spec: missing field `arms`", "spec: missing field `workloads`", "spec.hosts: names no hosts"];
+    assert!(told.iter().all(|told| message.contains(told)), "{message}");
+    assert_eq!(message.lines().count(), 3, "{message}");
     assert!(refusal(&SubmitError::NoSelect).is_some());
     assert!(refusal(&SubmitError::Ending).is_none());
     assert!(refusal(&SubmitError::Store("the disk is full".into())).is_none());

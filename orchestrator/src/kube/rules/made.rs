@@ -8,6 +8,8 @@ use toll_protocol::units::{QUANTITY, Quantity};
 
 use super::{gates, workloads};
 
+/// A percentage. An exponent beyond two digits is beyond what a figure can be, or as good as.
+pub(super) const PERCENT: &str = r"^ *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE](-[0-9]+|\+?0*[0-9]{1,2}))? *% *$";
 /// The longest text of a quantity.
 const LONGEST_QUANTITY: u64 = 32;
 
@@ -168,10 +170,7 @@ pub(super) fn matches(quantity: Quantity) -> String {
 pub(super) fn matches_of(quantity: Quantity, value: &str) -> String {
     let pattern = match quantity {
         Quantity::Span | Quantity::Bytes | Quantity::BitRate => quantity.pattern(),
-        // An exponent beyond two digits is beyond what a figure can be, or as good as.
-        Quantity::Percent => {
-            r"^ *[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE](-[0-9]+|\+?0*[0-9]{1,2}))? *% *$".into()
-        }
+        Quantity::Percent => PERCENT.into(),
     };
     format!("{value}.matches(r'{pattern}')")
 }

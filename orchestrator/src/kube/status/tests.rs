@@ -12,20 +12,11 @@ fn campaign(state: CampaignState) -> service::CampaignStatus {
     let planned = !matches!(state, CampaignState::Pending);
     let counts = RunCounts { planned: 50, measured: 12, ..RunCounts::default() };
     service::CampaignStatus {
-        id: "quickstart-72a7b79c".into(),
-        name: "quickstart".into(),
-        state,
         reason: (!planned).then(|| "1 of 2 hosts are there".to_owned()),
         counts: planned.then_some(counts),
-        running: Vec::new(),
-        left: None,
         hosts: if planned { vec!["node1".into(), "node2".into()] } else { Vec::new() },
-        submitted_unix_ms: 1_000_500,
         started_unix_ms: planned.then_some(1_002_999),
-        ended_unix_ms: None,
-        verdict: None,
-        fault: None,
-        cells: Vec::new(),
+        ..service::CampaignStatus::new("quickstart-72a7b79c", "quickstart", state, 1_000_500)
     }
 }
 

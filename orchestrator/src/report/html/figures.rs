@@ -177,9 +177,8 @@ fn causes_table(cell: &CellResult) -> Markup {
     let mut causes: Vec<(&String, &CauseSummary)> = cell.exits_by_cause.iter().flatten().collect();
     causes.sort_by_key(|(_, summary)| std::cmp::Reverse(summary.count));
     let most = causes.first().map_or(0, |(_, summary)| summary.count) as f64;
-    let microseconds = |nanoseconds: Option<f64>| format::optional(nanoseconds.map(|time| time / 1e3));
-    let per_frame_time =
-        |summary: &CauseSummary| Some(summary.per_frame? * summary.mean_handling_nanoseconds?);
+    let microseconds = |seconds: Option<f64>| format::optional(seconds.map(|time| time * 1e6));
+    let per_frame_time = |summary: &CauseSummary| Some(summary.per_frame? * summary.mean_handling_seconds?);
     html! {
         table {
             thead {
@@ -191,7 +190,7 @@ fn causes_table(cell: &CellResult) -> Markup {
                         td { (cause) }
                         td.fill { (plot::bar(&[("part-guest", Some(summary.count as f64))], most)) }
                         td.r { (format::optional(summary.per_frame)) }
-                        td.r { (microseconds(summary.mean_handling_nanoseconds)) }
+                        td.r { (microseconds(summary.mean_handling_seconds)) }
                         td.r { (microseconds(per_frame_time(summary))) }
                     }
                 }

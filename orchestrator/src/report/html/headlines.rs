@@ -4,7 +4,7 @@ use maud::{Markup, html};
 use toll_protocol::figure::GOODPUT;
 use toll_protocol::report::Flag;
 use toll_protocol::result::{CampaignResult, CellResult, Peer};
-use toll_protocol::trial::{Direction, EndKind};
+use toll_protocol::trial::Direction;
 
 use crate::format;
 use crate::report::{arm_of, describe, does, failures, is_baseline, without_figure};
@@ -47,7 +47,7 @@ fn link_bound_note(result: &CampaignResult) -> Markup {
         cell.flags.get(&Flag::LinkBound).is_some_and(|runs| runs * 2 > cell.counts.measured)
     };
     let bound = native.iter().filter(is_bound).count();
-    let virtual_arms = result.arms.iter().any(|arm| !matches!(arm.kind, EndKind::Native { .. }));
+    let virtual_arms = result.arms.iter().any(|arm| !arm.kind.is_native());
     html! {
         @if bound > 0 && virtual_arms {
             p.note {
@@ -72,7 +72,7 @@ pub fn lede(result: &CampaignResult) -> Markup {
     let mut guests: Vec<(&str, [Option<f64>; 3])> = result
         .arms
         .iter()
-        .filter(|arm| matches!(arm.kind, EndKind::Guest { .. }))
+        .filter(|arm| arm.kind.is_guest())
         .map(|arm| (arm.name.as_str(), Direction::ALL.map(|direction| share(&arm.name, direction))))
         .filter(|(_, shares)| shares.iter().any(Option::is_some))
         .collect();
@@ -111,7 +111,7 @@ pub fn lede(result: &CampaignResult) -> Markup {
 fn lines(result: &CampaignResult, direction: Direction) -> Vec<Line<'_>> {
     let mut lines: Vec<Line<'_>> = Vec::new();
     for peer in [Peer::Native, Peer::SameArm] {
-        for arm in result.arms.iter().filter(|arm| !matches!(arm.kind, EndKind::Native { .. })) {
+        for arm in result.arms.iter().filter(|arm| !arm.kind.is_native()) {
             let cells: Vec<&CellResult> = result
                 .cells
                 .iter()

@@ -36,7 +36,8 @@ pub fn section(result: &CampaignResult) -> Markup {
         };
         cells.iter().filter_map(named).collect()
     };
-    let panels: Vec<_> = groups.iter().enumerate().map(|(index, group)| (index, lines(&group.cells))).collect();
+    let panels: Vec<_> =
+        groups.iter().enumerate().map(|(index, group)| (index, lines(&group.cells))).collect();
     if panels.iter().all(|(_, lines)| lines.is_empty()) {
         return html! {};
     }
@@ -85,9 +86,9 @@ fn at(line: &Line, left: f64) -> f64 {
 fn plot(lines: &[(String, &'static str, Line)]) -> Markup {
     let all = || lines.iter().flat_map(|(_, _, line)| line);
     let least = all().map(|(left, _)| *left).fold(0.1, f64::min);
-    let (low, high) = all().map(|(_, seconds)| *seconds).fold((f64::INFINITY, 0.0_f64), |(low, high), seconds| {
-        (low.min(seconds), high.max(seconds))
-    });
+    let (low, high) = all()
+        .map(|(_, seconds)| *seconds)
+        .fold((f64::INFINITY, 0.0_f64), |(low, high), seconds| (low.min(seconds), high.max(seconds)));
     let scale = Scale::Log { low: (low / 1.2).max(1e-9), high: (high * 1.2).max(2e-9) };
     let x = |left: f64| LEFT + (WIDTH - LEFT) * (left.ln() / least.ln()).clamp(0.0, 1.0);
     let y = |seconds: f64| (HEIGHT - BELOW) * (1.0 - scale.place(seconds) / 100.0);

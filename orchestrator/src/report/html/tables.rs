@@ -259,7 +259,7 @@ fn facts(facts: &HostFacts) -> Vec<Fact> {
         KvmFact::Unusable { reason, .. } => format!("not usable: {reason}"),
     };
     let cpus = facts.cpus.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let speed = nic.and_then(|nic| nic.speed_megabits).map(|speed| format::bit_rate(f64::from(speed) * 1e6));
+    let speed = nic.and_then(|nic| nic.speed).map(|speed| format::bit_rate(speed.0 as f64));
     let facts = [
         ("kernel", facts.kernel.clone()),
         ("CPU", text(&facts.cpu)),

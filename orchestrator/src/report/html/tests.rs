@@ -61,7 +61,7 @@ fn words_from_outside_are_escaped() {
     let mut result = result();
     result.campaign = hostile.to_owned();
     result.manifest = hostile.to_owned();
-    result.provenance.engine = hostile.to_owned();
+    result.provenance.environment = hostile.to_owned();
     for arm in &mut result.arms {
         arm.name = format!("{hostile}{}", arm.name);
     }

@@ -72,14 +72,7 @@ spec:
             let address = Some(format!("{told}/24").parse().expect("an address"));
             let provenance = test_support::campaign().0.provenance;
             let facts = provenance.hosts.into_iter().next().expect("a host").facts;
-            let nic = NicFacts {
-                name: "eth0".into(),
-                driver: None,
-                mtu: 1500,
-                speed_megabits: None,
-                address,
-                offloads: Vec::new(),
-            };
+            let nic = NicFacts { address, ..NicFacts::new("eth0", 1500) };
             let facts = Box::new(HostFacts { nic: Some(nic), ..facts });
             let address = from.parse().expect("an address");
             let session = Session { number, instance: Instance(number), address };

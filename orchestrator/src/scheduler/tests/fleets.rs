@@ -130,12 +130,8 @@ pub(super) fn selecting(at_least: u32) -> NewCampaign {
 
 pub(super) fn with_nic(last: u8, guests: &str) -> Box<HostFacts> {
     let nic = NicFacts {
-        name: "eth0".into(),
-        driver: None,
-        mtu: 1500,
-        speed_megabits: None,
         address: Some(InterfaceAddress { address: [10, 1, 0, last].into(), prefix: 24 }),
-        offloads: Vec::new(),
+        ..NicFacts::new("eth0", 1500)
     };
     let guest_addresses = guests.parse().ok();
     Box::new(HostFacts { nic: Some(nic), wire: Some(Wire::Macvtap), guest_addresses, ..*usable() })

@@ -234,14 +234,7 @@ fn thousands_of_hosts_get_addresses_in_no_time() {
     for n in 0..COUNT {
         let mut facts = usable();
         let address = InterfaceAddress { address: (0x0a00_0000 + n).to_be_bytes().into(), prefix: 8 };
-        facts.nic = Some(NicFacts {
-            name: "eth0".into(),
-            driver: None,
-            mtu: 1500,
-            speed_megabits: None,
-            address: Some(address),
-            offloads: Vec::new(),
-        });
+        facts.nic = Some(NicFacts { address: Some(address), ..NicFacts::new("eth0", 1500) });
         facts.guest_addresses = Some(range);
         // Past the scheduler: a step of it looks at all hosts.
         let session = Session { number: u64::from(n) + 1, instance: Instance(0), address: LOCAL };

@@ -220,3 +220,28 @@ fn a_result_that_was_not_written_is_made_from_the_ledger() {
     let error = store.result("one").expect_err("there is none");
     assert!(error.contains("the result can't be read from") && error.contains("ledger.sqlite"), "{error}");
 }
+
+/// What version 1 wrote: neither document said its version, and times were texts.
+#[test]
+fn documents_and_ledgers_of_an_older_version_are_refused_by_name() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = store(&directory);
+    drop(store.create("one", &test_support::campaign().0).expect("creates"));
+    let campaign = store.directory("one");
+    Connection::open(campaign.join(LEDGER))
+        .and_then(|ledger| ledger.pragma_update(None, "user_version", 2))
+        .expect("is of version 2");
+    let result = r#"{"campaign": "c", "seed": 1, "manifest": "", "provenance": {}, "arms": [], "cells": [], "gates": []}"#;
+    fs::write(campaign.join(RESULT), result).expect("writes");
+    let why = store.result("one").expect_err("is not read");
+    for words in
+        ["result.json", "an older Toll wrote it", "toll.dev/v1alpha2", "written by an older Toll (schema 2"]
+    {
+        assert!(why.contains(words), "{why}");
+    }
+    let status = r#"{"status": {"id": "one", "submitted_unix_ms": 1, "left": "20ms"}, "manifest": ""}"#;
+    fs::write(campaign.join(STATUS), status).expect("writes");
+    let seen = store.load().expect("lists");
+    let [(name, Look::LeftOut { reason, again: false })] = &seen[..] else { panic!("it is not left out") };
+    assert!(name == "one" && reason.contains("an older Toll wrote it"), "{reason}");
+}

@@ -3,10 +3,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::super::Step;
 use super::events::{Event, Events, Names, Place, SyntaxFault};
 use super::problems::Problems;
 use super::{MAX_DEPTH, MAX_DOCUMENT, MAX_NODES};
+use crate::findings::Step;
 
 /// Types that YAML itself names (1.2, 10.3).
 const KINDS: [&str; 7] = ["bool", "float", "int", "map", "null", "seq", "str"];

@@ -5,11 +5,11 @@
 use serde_json::{Map, Value, json};
 
 use super::super::limits::NAME;
-use super::super::told::Told;
 use super::events::Place;
 use super::limits;
 use super::outline::{Entry, Outline, Scalar, Shape};
 use super::problems::Problems;
+use crate::findings::told::Told;
 use crate::units::{QUANTITY, Quantity};
 
 /// Longer words are nobody's mistake in writing a shorter one.

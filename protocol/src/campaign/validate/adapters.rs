@@ -1,7 +1,7 @@
 //! Adapters and their switches.
 
-use super::Step::{self, Field};
 use super::{Findings, below, schema};
+use crate::findings::Step::{self, Field};
 use crate::trial::{Adapter, PcnetSwitches, QueuePairs, SendCombining, VirtioNetSwitches};
 
 pub(super) fn adapter(

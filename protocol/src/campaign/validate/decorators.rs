@@ -1,8 +1,8 @@
 //! What stands between a virtual end's adapter and its port.
 
-use super::Step::{self, Field};
 use super::{Findings, below, schema};
 use crate::decorators::{Capture, Decorators, Impairments, Millionths};
+use crate::findings::Step::{self, Field};
 use crate::units::{Bytes, Percent};
 
 /// Limit of a capture that says none.
@@ -23,7 +23,7 @@ fn wire(written: &schema::Impairments, path: &[Step], out: &mut Findings) -> Imp
     let share = |written: Option<Percent>| written.and_then(Millionths::from_percent).unwrap_or_default();
     let (loss, duplicate, reorder) = (share(written.loss), share(written.duplicate), share(written.reorder));
     let delay = written.delay.unwrap_or_default();
-    if written.reorder.is_some() && written.delay.is_none() && !out.told.is_in_part(path) {
+    if written.reorder.is_some() && written.delay.is_none() && !out.is_told_in_part(path) {
         let message = "needs a delay: a frame overtakes others by not being delayed";
         out.add(&below(path, &[Field("reorder")]), message);
     }

@@ -1,10 +1,11 @@
 //! Ports, and what an arm can't be because of its port.
 
-use super::Step::{self, Field};
 use super::{Findings, below, schema};
 use crate::decorators::Decorators;
+use crate::findings::Step::{self, Field};
+use crate::port::{NetworkMode, Port, Traits};
 use crate::result::Peer;
-use crate::trial::{Adapter, Port, QueuePairs};
+use crate::trial::{Adapter, QueuePairs};
 
 /// The port that is written; that it is exactly one is told by the schema.
 pub(super) fn port(written: Option<&schema::Port>) -> Option<Port> {
@@ -19,9 +20,9 @@ pub(super) fn port(written: Option<&schema::Port>) -> Option<Port> {
     named.next().filter(|_| named.next().is_none())
 }
 
-/// What an arm has that is of one queue.
+/// What a virtual end has that is of one queue.
 fn of_one_queue(port: Port, decorators: &Decorators) -> Option<&'static str> {
-    if matches!(port, Port::Hub | Port::Nat) {
+    if !port.traits().multi_queue {
         return Some("a hub and address translation have one queue: write `queuePairs: 1`, or another port");
     }
     let Decorators { impairments, capture } = decorators;
@@ -41,30 +42,32 @@ pub(super) fn check(
     out: &mut Findings,
 ) {
     let Some(port) = port else { return };
+    let Traits { name, mode, offloads, .. } = port.traits();
     let arm = path.split_last().map_or(path, |(_, arm)| arm);
     let are_known = !out.is_wrong(peers_path);
-    match port {
-        Port::Hub if are_known && peers.contains(&Peer::Native) => {
+    match mode {
+        NetworkMode::HostOnly if are_known && peers.contains(&Peer::Native) => {
             let message =
                 "a hub joins two ends of the arm and no native one: write `peers: [same-arm]` in the arm";
             out.add(arm, message);
         }
-        Port::Nat if are_known && peers.contains(&Peer::SameArm) => {
+        NetworkMode::Nat if are_known && peers.contains(&Peer::SameArm) => {
             let message =
                 "nobody can connect to an end behind address translation: write `peers: [native]` in the arm";
             out.add(arm, message);
         }
-        _ => {}
+        NetworkMode::HostOnly | NetworkMode::Nat | NetworkMode::Bridged => {}
     }
-    let Some(Adapter::VirtioNet(switches)) = adapter else { return };
-    if port == Port::Nat && switches.offloads() {
+    let Some(adapter) = adapter else { return };
+    if adapter.offloads() && !offloads {
         let message = "address translation carries whole frames with their checksums: leave `checksumOffload`, `tso` and \
                        `segmentCombining` off";
-        out.add(&below(path, &[Field("port"), Field("nat")]), message);
+        out.add(&below(path, &[Field("port"), Field(name)]), message);
     }
-    if switches.queue_pairs > QueuePairs::ONE
+    if adapter.queue_pairs() > QueuePairs::ONE
         && let Some(fault) = of_one_queue(port, decorators)
     {
-        out.add(&below(path, &[Field("adapter"), Field("virtioNet"), Field("queuePairs")]), fault);
+        let path = below(path, &[Field("adapter"), Field(adapter.field()), Field("queuePairs")]);
+        out.add(&path, fault);
     }
 }

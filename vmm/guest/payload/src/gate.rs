@@ -8,6 +8,7 @@
 use core::arch::naked_asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use toll_guest::driver::InterruptHandler;
 use toll_guest_abi::BootInfo;
 
 use crate::console;
@@ -15,12 +16,12 @@ use crate::registers::AdapterRegisters;
 
 /// I/O port of the adapter's registers, for the handler.
 static PIO_BASE: AtomicU32 = AtomicU32::new(0);
-/// What the handler calls: a `fn(AdapterRegisters) -> u32`, or 0.
+/// What the handler calls: an `InterruptHandler`, or 0.
 static HANDLER: AtomicU64 = AtomicU64::new(0);
 
 /// Gives the gate a handler: called with the adapter's registers, its result is ORed into
 /// `Status::interrupt_causes`.
-pub fn install(boot: &BootInfo, handler: fn(AdapterRegisters) -> u32) {
+pub fn install(boot: &BootInfo, handler: InterruptHandler<AdapterRegisters>) {
     PIO_BASE.store(boot.adapter_base as u32, Ordering::Relaxed);
     HANDLER.store(handler as usize as u64, Ordering::Release);
 }
@@ -105,8 +106,9 @@ extern "C" fn handle() {
     let (Some(status), true) = (console::status(), handler != 0) else { return };
     status.in_service.store(1, Ordering::Release);
     // SAFETY: `install` stored a function of this type.
-    let handler = unsafe { core::mem::transmute::<usize, fn(AdapterRegisters) -> u32>(handler as usize) };
-    let causes = handler(AdapterRegisters::Pio(PIO_BASE.load(Ordering::Relaxed) as u16));
+    let handler =
+        unsafe { core::mem::transmute::<usize, InterruptHandler<AdapterRegisters>>(handler as usize) };
+    let causes = handler(&mut AdapterRegisters::Pio(PIO_BASE.load(Ordering::Relaxed) as u16));
     status.interrupt_causes.fetch_or(causes, Ordering::AcqRel);
     // No exit lies between here and the return to the interrupted program, so the VMM can't nest handlers.
     status.in_service.store(0, Ordering::Release);

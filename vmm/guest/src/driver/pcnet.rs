@@ -13,7 +13,7 @@
 
 use core::ptr::NonNull;
 
-use super::{Driver, DriverError};
+use super::{Driver, DriverError, InterruptHandler};
 use crate::dma::Dma;
 use crate::platform::{Platform, Registers};
 
@@ -87,7 +87,7 @@ fn write_bcr(registers: &mut impl Registers, index: u16, value: u16) {
 
 /// The interrupt handler, `pcnet32_interrupt` without the rings: acknowledges what the chip says, and returns it.
 /// All that runs in interrupt context.
-pub fn handle_interrupt(registers: &mut impl Registers) -> u32 {
+pub(super) fn handle_interrupt(registers: &mut impl Registers) -> u32 {
     let mut causes = 0;
     let rap = registers.read_register(RAP, 2);
     for _ in 0..MAX_INTERRUPT_WORK {
@@ -273,6 +273,10 @@ impl Driver for PcnetDriver {
             self.receive_next = (self.receive_next + 1) % RECEIVE_RING;
             self.lent = false;
         }
+    }
+
+    fn interrupt_handler<R: Registers>() -> Option<InterruptHandler<R>> {
+        Some(handle_interrupt)
     }
 
     fn interrupted(&mut self, causes: u32) {

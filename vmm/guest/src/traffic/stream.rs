@@ -8,22 +8,24 @@ use smoltcp::iface::{SocketHandle, SocketStorage};
 use smoltcp::socket::tcp;
 use smoltcp::time::Duration;
 use smoltcp::wire::IpEndpoint;
-use toll_guest_abi::{BootInfo, MAX_FLOWS, direction, open};
+use toll_guest_abi::{BootInfo, MAX_FLOWS, congestion, direction, open};
 
-use super::{Application, Counters, Progress, Stack, buffer, pattern};
+use super::{Application, Counters, Progress, Stack, Statistics, buffer, pattern};
+use crate::error::{Budget, ProgramError};
 use crate::platform::Platform;
-use crate::program::{Budget, ProgramError};
 
-/// TCP buffers of all flows together on a side that carries the payload. At an MTU of 1500 the receive window is about
-/// 360 frames: the TAP's queue holds 1000, so it never drops. Twice as much made no figure better over TAP, bridge and
-/// veth, and half of it doubled the number of waits.
+/// TCP buffers of all flows together on a side that carries the payload, to begin with. At an MTU of 1500 the receive window
+/// is about 360 frames: the TAP's queue holds 1000, so it never drops. Twice as much made no figure better over TAP, bridge
+/// and veth, and half of it doubled the number of waits.
 const BULK_BUFFER: usize = 512 << 10;
 /// The same of a sender where segments of 64 KiB cross the adapter: 16 of them. With four times as much it waits less often,
-/// and overruns the queue of a link of 10 Gb/s: what is lost there costs it seconds.
+/// and overruns the queue of a link of 10 Gb/s.
 const LARGE_SEND_BUFFER: usize = 1 << 20;
 /// The same of a receiver, whose acknowledgements leave when it waits: with a window of 1 MiB its peer waits for them, and a
 /// guest receives half of what the host process does. What its peer may send at once is its peer's own to find out.
 const LARGE_RECEIVE_BUFFER: usize = 4 << 20;
+/// What a flow's buffer may grow to: twice what a path of 1 Gb/s and 60 ms holds, or one of 100 Mb/s and 600 ms.
+const MAX_BULK_BUFFER: usize = 16 << 20;
 /// The least of one flow.
 const MIN_BULK_BUFFER: usize = 64 << 10;
 /// TCP buffer on a side that carries none.
@@ -60,6 +62,10 @@ struct Flow {
     peer_closed: bool,
     /// This end's has been ordered.
     closed: bool,
+    /// Since when, in nanoseconds, and from how many bytes on its pace is measured.
+    paced: (u64, u64),
+    /// Since when it has waited for a window.
+    bound: Option<u64>,
 }
 
 /// Bulk TCP.
@@ -68,10 +74,15 @@ pub(crate) struct Stream<'s> {
     count: usize,
     /// Flows to the listening end's first port; the others go to the next.
     to_first_port: usize,
-    /// Bytes of the buffer that carries a flow's payload.
+    /// Bytes of the buffer that carries a flow's payload, to begin with.
     send_buffer: usize,
     receive_buffer: usize,
+    /// What it may grow to.
+    most_buffer: usize,
+    /// Time that flows waited for a window, all together, in nanoseconds.
+    window_bound_ns: u64,
     write_size: usize,
+    congestion: tcp::CongestionControl,
     /// What is sent, or where what is received goes.
     outgoing: &'s [u8],
     incoming: &'s mut [u8],
@@ -87,7 +98,7 @@ impl Stream<'_> {
     /// # Errors
     /// [`ProgramError::BootInfo`], or [`ProgramError::Arena`] if a flow would get too little.
     pub(crate) fn new(boot: &BootInfo, segments: bool, budget: Budget) -> Result<Self, ProgramError> {
-        let toll_guest_abi::Traffic { direction, flows, write_size, .. } = boot.traffic;
+        let toll_guest_abi::Traffic { direction, flows, write_size, congestion_control, .. } = boot.traffic;
         let check = |holds, field| if holds { Ok(()) } else { Err(ProgramError::BootInfo { field }) };
         let (count, write_size) = (flows as usize, write_size as usize);
         check((1..=MAX_WRITE_SIZE).contains(&write_size), "write_size")?;
@@ -97,6 +108,11 @@ impl Stream<'_> {
             direction::RECEIVE => (false, true),
             direction::BOTH => (true, true),
             _ => return Err(ProgramError::BootInfo { field: "direction" }),
+        };
+        let congestion = match congestion_control {
+            congestion::CUBIC => tcp::CongestionControl::Cubic,
+            congestion::RENO => tcp::CongestionControl::Reno,
+            _ => return Err(ProgramError::BootInfo { field: "congestion_control" }),
         };
         let (most_sent, most_received) =
             if segments { (LARGE_SEND_BUFFER, LARGE_RECEIVE_BUFFER) } else { (BULK_BUFFER, BULK_BUFFER) };
@@ -119,7 +135,10 @@ impl Stream<'_> {
             to_first_port: count,
             send_buffer: bulk(most_sent),
             receive_buffer: bulk(most_received),
+            most_buffer: share.min(MAX_BULK_BUFFER),
+            window_bound_ns: 0,
             write_size,
+            congestion,
             outgoing: &[],
             incoming: &mut [],
             patience: None,
@@ -131,6 +150,44 @@ impl Stream<'_> {
     fn close(socket: &mut tcp::Socket<'_>, flow: &mut Flow) {
         socket.close();
         flow.closed = true;
+    }
+
+    /// Gives the buffer room for two round trips at the pace of the last one: what the path holds, and as much again for
+    /// the pace to grow. The shortest round trip counts, so that a queue on the path does not feed itself.
+    fn grow(socket: &mut tcp::Socket<'_>, flow: &mut Flow, now_ns: u64) {
+        let Some(round_trip) = socket.statistics().min_rtt.map(|rtt| rtt.total_micros() * 1000) else {
+            return;
+        };
+        let (since, before) = flow.paced;
+        let elapsed = now_ns.saturating_sub(since);
+        if elapsed < round_trip {
+            return;
+        }
+        // Of what is sent, what has been acknowledged.
+        let moved = flow.carried.saturating_sub(if flow.sends { socket.send_queue() as u64 } else { 0 });
+        let in_one =
+            u128::from(moved.saturating_sub(before)) * u128::from(round_trip) / u128::from(elapsed.max(1));
+        let capacity = usize::try_from(2 * in_one).unwrap_or(usize::MAX);
+        if flow.sends {
+            socket.grow_send_buffer(capacity);
+        } else {
+            socket.grow_receive_buffer(capacity);
+        }
+        flow.paced = (now_ns, moved);
+    }
+
+    /// Whether a sender that has sent what it may waits for a window, the peer's or its own buffer, and for nothing else. Where
+    /// a queue on the path, or a slow receiver, makes the round trip long, another window would only make it longer.
+    fn is_window_bound(socket: &tcp::Socket<'_>) -> bool {
+        let statistics = socket.statistics();
+        let (Some(rtt), Some(shortest)) = (statistics.smoothed_rtt, statistics.min_rtt) else { return false };
+        let window = statistics.remote_window.min(socket.send_capacity());
+        // The rule of native ends too (protocol/src/validity.rs).
+        rtt * 4 < shortest * 5
+            && socket.may_send()
+            && statistics.in_flight > 0
+            && window.saturating_sub(statistics.in_flight) < statistics.mss
+            && statistics.congestion_window.saturating_add(statistics.mss) >= window
     }
 
     /// Send calls of `write_size` bytes until the stack takes no more, unless the peer has closed its end.
@@ -198,14 +255,14 @@ impl<'s> Application<'s> for Stream<'s> {
             self.incoming = buffer(platform, self.write_size);
         }
         for (index, flow) in flows.iter_mut().enumerate() {
-            let (receive, send) = if flow.sends {
-                (QUIET_BUFFER, self.send_buffer)
+            let quiet = tcp::SocketBuffer::new(buffer(platform, QUIET_BUFFER));
+            let bulk = tcp::SocketBuffer::new(buffer(platform, self.most_buffer));
+            let mut socket = if flow.sends {
+                tcp::Socket::new(quiet, bulk.limited_to(self.send_buffer))
             } else {
-                (self.receive_buffer, QUIET_BUFFER)
+                tcp::Socket::new(bulk.limited_to(self.receive_buffer), quiet)
             };
-            let (receive, send) = (buffer(platform, receive), buffer(platform, send));
-            let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(receive), tcp::SocketBuffer::new(send));
-            socket.set_congestion_control(tcp::CongestionControl::Reno);
+            socket.set_congestion_control(self.congestion);
             socket.set_tsval_generator(Some(timestamp));
             if boot.open == open::LISTEN {
                 let port = boot.listen_port.wrapping_add((index >= self.to_first_port).into());
@@ -238,6 +295,7 @@ impl<'s> Application<'s> for Stream<'s> {
         platform: &mut P,
     ) -> Result<Progress, ProgramError> {
         let (mut flowing, mut peer_measured) = (true, false);
+        let now_ns = platform.now_ns();
         for (index, flow) in self.flows[..self.count].iter_mut().enumerate() {
             let socket = stack.sockets.get_mut::<tcp::Socket>(flow.handle);
             // A socket that listened and was reset before it was open listens again.
@@ -250,6 +308,10 @@ impl<'s> Application<'s> for Stream<'s> {
                 }
                 return Err(ProgramError::Reset);
             }
+            if let Some(since) = flow.bound.take() {
+                self.window_bound_ns += now_ns.saturating_sub(since);
+            }
+            Self::grow(socket, flow, now_ns);
             if flow.sends {
                 Self::send(socket, flow, self.outgoing);
                 if flow.peer_closed && !flow.closed {
@@ -274,6 +336,13 @@ impl<'s> Application<'s> for Stream<'s> {
             (false, true) => Progress::Flowing,
             (false, false) => Progress::Opening,
         })
+    }
+
+    fn rests(&mut self, stack: &Stack<'_, 's>, now_ns: u64) {
+        for flow in self.flows[..self.count].iter_mut().filter(|flow| flow.sends) {
+            let socket = stack.sockets.get::<tcp::Socket>(flow.handle);
+            flow.bound = Self::is_window_bound(socket).then_some(now_ns);
+        }
     }
 
     fn measured(&mut self, stack: &mut Stack<'_, 's>, patience: Duration) {
@@ -301,6 +370,15 @@ impl<'s> Application<'s> for Stream<'s> {
             flows.map(|flow| flow.carried).sum()
         };
         Counters { sent: sum(true), received: sum(false) }
+    }
+
+    fn statistics(&self, stack: &Stack<'_, 's>) -> Statistics {
+        let sockets =
+            self.flows[..self.count].iter().map(|flow| stack.sockets.get::<tcp::Socket>(flow.handle));
+        Statistics {
+            retransmits: sockets.map(|socket| socket.statistics().retransmits).sum(),
+            window_bound_ns: self.window_bound_ns,
+        }
     }
 
     fn flows(&self) -> impl Iterator<Item = u64> {

@@ -13,13 +13,13 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
-use toll_guest::driver::pcnet::handle_interrupt;
+use toll_guest::driver::{InterruptHandler, interrupt_handler};
 use toll_guest::pattern;
 use toll_guest::platform::{DmaRegion, Platform, Registers};
 use toll_guest::program::{self, ProgramError};
 use toll_guest_abi::{
-    BootInfo, Command, Counters, MAGIC, MAX_FLOWS, Status, Traffic, VERSION, adapter, direction, kind, open,
-    virtio_net,
+    BootInfo, Command, Counters, MAGIC, MAX_FLOWS, Status, Traffic, VERSION, adapter, congestion, direction,
+    kind, open, virtio_net,
 };
 use toll_protocol::report::FrameCounters;
 use toll_protocol::trial::VirtioNetSwitches;
@@ -45,6 +45,8 @@ pub struct End {
     /// One of [`direction`].
     pub direction: u32,
     pub flows: u32,
+    /// One of [`congestion`].
+    pub congestion_control: u32,
     pub listens: bool,
     /// Last byte of 10.9.0.x and of the MAC address.
     pub host: u8,
@@ -66,6 +68,7 @@ impl End {
             adapter,
             direction: direction::SEND,
             flows: 1,
+            congestion_control: congestion::CUBIC,
             listens: false,
             host: 1,
             peer: 2,
@@ -105,6 +108,8 @@ impl End {
                 direction: self.direction,
                 flows: self.flows,
                 write_size: self.write_size,
+                congestion_control: self.congestion_control,
+                reserved: 0,
             },
             open: if self.listens { open::LISTEN } else { open::CONNECT },
             mtu: self.mtu,
@@ -179,6 +184,7 @@ impl End {
             counters: platform.adapter.counters(),
             waits: platform.waits,
             retransmits: status.retransmits.load(Ordering::Relaxed),
+            window_bound: time(&status.window_bound_ns),
             accesses: platform.accesses.clone(),
         };
         (result, outcome)
@@ -216,6 +222,8 @@ pub struct Outcome {
     pub waits: u64,
     /// When the measured interval ended.
     pub retransmits: u32,
+    /// The same: how long flows had waited for a window.
+    pub window_bound: Duration,
     /// Register accesses by direction and offset.
     pub accesses: BTreeMap<(Access, u64), u64>,
 }
@@ -238,6 +246,7 @@ pub struct HostPlatform {
     epoch: Instant,
     free: u64,
     end: u64,
+    handler: Option<InterruptHandler<Self>>,
     in_interrupt: bool,
     pub causes: u32,
     write_size: usize,
@@ -279,6 +288,7 @@ impl HostPlatform {
             epoch: Instant::now(),
             free: boot.arena_base,
             end: arena_end,
+            handler: interrupt_handler(end.adapter),
             in_interrupt: false,
             causes: 0,
             write_size: end.write_size as usize,
@@ -299,10 +309,11 @@ impl HostPlatform {
     }
 
     fn deliver_interrupts(&mut self) {
-        // virtio-net's driver suppresses interrupts.
+        // A driver that polls suppresses interrupts.
+        let Some(handler) = self.handler else { return };
         while self.adapter.interrupt() && !self.in_interrupt {
             self.in_interrupt = true;
-            self.causes |= handle_interrupt(self);
+            self.causes |= handler(self);
             self.in_interrupt = false;
         }
     }

@@ -30,6 +30,7 @@ mod bits;
 pub mod combining;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
+pub mod hosted;
 mod receive;
 mod registers;
 mod rings;
@@ -88,7 +89,7 @@ pub struct Pcnet {
     bus: Bus,
     /// The transmit ring is to be looked at: set by a transmit demand, cleared by the look that found its end.
     demand: bool,
-    /// Whether demands wait for [`Adapter::transmit`] instead of being met at once.
+    /// Whether demands wait for [`Pcnet::transmit_held`] instead of being met at once.
     holds_back: bool,
     /// Demands that were held back.
     held_back: u64,
@@ -185,12 +186,32 @@ impl Pcnet {
         Self { registers, bus, demand: false, holds_back: false, held_back: 0, no_descriptor, line: false }
     }
 
-    /// The same chip, which leaves what it is to transmit in the ring until [`Adapter::transmit`] or
+    /// The same chip, which leaves what it is to transmit in the ring until `transmit_held` or
     /// [`Adapter::service`]: for send combining ([`combining`]).
     #[must_use]
     pub fn holding_back(mut self) -> Self {
         self.holds_back = true;
         self
+    }
+
+    /// How often the guest has asked for a transmission that is held back.
+    fn held_back(&self) -> u64 {
+        self.held_back
+    }
+
+    /// Takes what the port has for the guest, and leaves held back what is. Whether something came.
+    fn look(&mut self) -> Result<bool, AdapterError> {
+        if !self.holds_back {
+            return self.service();
+        }
+        let result = self.receive();
+        self.concluded(result)
+    }
+
+    /// Transmits what is held back.
+    fn transmit_held(&mut self) -> Result<(), AdapterError> {
+        let result = self.meet_demand();
+        self.concluded(result)
     }
 
     /// The same chip, which does so with a frame that finds no descriptor.
@@ -394,24 +415,7 @@ impl Adapter for Pcnet {
         self.concluded(result).map(|news| news || self.line || self.demand)
     }
 
-    fn held_back(&self) -> u64 {
-        self.held_back
-    }
-
-    fn look(&mut self) -> Result<bool, AdapterError> {
-        if !self.holds_back {
-            return self.service();
-        }
-        let result = self.receive();
-        self.concluded(result)
-    }
-
-    fn transmit(&mut self) -> Result<(), AdapterError> {
-        let result = self.meet_demand();
-        self.concluded(result)
-    }
-
-    fn posted(&self, offset: u64, width: usize) -> bool {
+    fn posts(&self, offset: u64, width: usize) -> bool {
         // RAP has memory semantics: what is written there nothing sees before the next access of another register. In
         // word mode RAP is at 0x12, in double-word mode at 0x14, where the other mode's RESET ignores writes.
         matches!((offset, width), (0x12, 2) | (0x14, 4))

@@ -3,6 +3,7 @@
 mod attacks;
 mod bench;
 mod frames;
+mod hosted;
 mod registers;
 mod transcript;
 

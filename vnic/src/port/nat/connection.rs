@@ -57,6 +57,11 @@ pub(super) fn outer() -> nix::Result<OwnedFd> {
     socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)
 }
 
+/// TSval of the TCP timestamps option (RFC 7323, 3), which every kernel uses: a tick of one or two milliseconds (5.4).
+fn timestamp() -> u32 {
+    (crate::stages::ticks() >> 22) as u32
+}
+
 /// Gives it the congestion control of native ends, which they are compared with, and not the host's default. The process
 /// has no right any more: what the host allows to anybody can be had (sysctl `tcp_allowed_congestion_control`).
 ///
@@ -99,7 +104,8 @@ impl Connection {
         stream.set_nodelay(true)?;
         let buffer = || tcp::SocketBuffer::new(vec![0; BUFFER]);
         let mut inside = tcp::Socket::new(buffer(), buffer());
-        inside.set_congestion_control(tcp::CongestionControl::Reno);
+        inside.set_congestion_control(tcp::CongestionControl::Cubic);
+        inside.set_tsval_generator(Some(timestamp));
         inside.set_nagle_enabled(false);
         inside.pause_synack(true);
         let far = IpListenEndpoint { addr: Some((*ends.far.ip()).into()), port: ends.far.port() };

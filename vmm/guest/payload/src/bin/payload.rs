@@ -2,9 +2,9 @@
 #![no_std]
 #![no_main]
 
-use toll_guest::driver::pcnet;
+use toll_guest::driver;
 use toll_guest::program::{self, ProgramError};
-use toll_guest_abi::{BootInfo, Command, Status, adapter};
+use toll_guest_abi::{BootInfo, Command, Status};
 use toll_payload::gate;
 use toll_payload::platform::GuestPlatform;
 
@@ -15,9 +15,8 @@ fn main(
     command: &'static Command,
     status: &'static Status,
 ) -> Result<(), ProgramError> {
-    // virtio-net is polled; only pcnet has an interrupt.
-    if boot.adapter == adapter::PCNET {
-        gate::install(boot, |mut registers| pcnet::handle_interrupt(&mut registers));
+    if let Some(handler) = driver::interrupt_handler(boot.adapter) {
+        gate::install(boot, handler);
     }
     program::run(&mut GuestPlatform::new(boot, status), boot, command, status)
 }

@@ -7,7 +7,7 @@ use core::arch::asm;
 use core::sync::atomic::Ordering;
 
 use toll_guest::driver::Driver as _;
-use toll_guest::driver::pcnet::{self, PcnetDriver};
+use toll_guest::driver::{self, pcnet::PcnetDriver};
 use toll_guest::platform::{Platform, Registers};
 use toll_guest_abi::{BootInfo, Command, Status, adapter, phase};
 use toll_payload::platform::GuestPlatform;
@@ -183,7 +183,9 @@ fn frames(
     platform: &mut GuestPlatform,
 ) -> Result<(), &'static str> {
     const TINT: u32 = 1 << 9;
-    gate::install(boot, |mut registers| pcnet::handle_interrupt(&mut registers));
+    let handler =
+        driver::interrupt_handler(boot.adapter).ok_or("the adapter's driver has no interrupt handler")?;
+    gate::install(boot, handler);
     let mut driver = PcnetDriver::open(platform, boot.mac).map_err(|_| "the adapter does not come up")?;
     platform.take_interrupt();
     measured(status, platform, |platform| {

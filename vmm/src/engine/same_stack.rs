@@ -7,19 +7,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use toll_guest::driver::pcnet;
+use toll_guest::driver::{InterruptHandler, interrupt_handler};
 use toll_guest::platform::{DmaRegion, Platform, Registers};
 use toll_protocol::report::Failure;
-use toll_vnic::adapter::Window;
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 
+use super::OpenEngine;
 use crate::boot::{Program, boot_info};
 use crate::clock::ticks;
 use crate::config::EndConfig;
 use crate::layout::ARENA;
-use crate::machine::{EngineView, Machine, MachineError, Parts};
+use crate::machine::{Components, EngineView, Machine, MachineError};
 use crate::recording::Recording;
-use crate::runner::Stage;
 
 /// Why the program could not be run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +36,8 @@ enum SameStackError {
 /// The program's world.
 struct HostPlatform {
     machine: Machine,
-    interrupts: bool,
+    /// What runs where a guest would be interrupted, if the driver has interrupts.
+    handler: Option<InterruptHandler<Self>>,
     arena_next: u64,
     arena_end: u64,
     /// Clock of the program.
@@ -47,42 +47,39 @@ struct HostPlatform {
     machine_ticks: u64,
 }
 
-/// Runs the payload program on the calling thread.
-///
-/// # Errors
-/// A [`Failure`] with what the program or the machine said.
-pub fn run(config: &EndConfig, program: &Program, stage: Stage) -> Result<Box<Recording>, Failure> {
-    run_program(config, program, stage).map_err(|error| crate::failure(&error, Vec::new()))
+/// The engine: it takes no right, and has nothing open.
+pub struct SameStack;
+
+impl OpenEngine for SameStack {
+    fn thread_name(&self) -> &'static str {
+        "payload"
+    }
+
+    fn run(
+        &self,
+        config: &EndConfig,
+        program: &Program,
+        components: Components,
+    ) -> Result<Box<Recording>, Failure> {
+        run_program(config, program, components).map_err(|error| crate::failure(&error, Vec::new()))
+    }
 }
 
 fn run_program(
     config: &EndConfig,
     program: &Program,
-    stage: Stage,
+    components: Components,
 ) -> Result<Box<Recording>, SameStackError> {
     if *program != Program::Traffic {
         return Err(SameStackError::NotTraffic);
     }
-    let Stage { adapter, looks_at_port, switches, pages, reporter, control_cpu, io } = stage;
-    let interrupts = matches!(adapter.window(), Window::Pio(_));
     // The program's registers begin at offset 0 here, and its clock is not the time stamp counter.
     let boot = boot_info(config, program, 0, 0);
     let created = Instant::now();
-    let memory = config.memory;
-    let shared = pages.clone();
+    let shared = components.pages.clone();
     let mut platform = HostPlatform {
-        machine: Machine::new(Parts {
-            adapter,
-            looks_at_port,
-            switches,
-            pages,
-            reporter,
-            control_cpu,
-            io: io.map(|io| io.clocks),
-            memory,
-            created,
-        })?,
-        interrupts,
+        machine: Machine::new(components, created)?,
+        handler: interrupt_handler(boot.adapter),
         arena_next: boot.arena_base,
         arena_end: boot.arena_base + boot.arena_length,
         started: created,
@@ -94,19 +91,19 @@ fn run_program(
     match catch_unwind(AssertUnwindSafe(run)) {
         Ok(Ok(())) => Ok(platform.machine.end(0)?),
         Ok(Err(error)) => Err(SameStackError::Program(error.to_string())),
-        Err(payload) => Err(unwound(payload)),
+        Err(panic) => Err(unwound(panic)),
     }
 }
 
-fn unwound(payload: Box<dyn Any + Send>) -> SameStackError {
-    let payload = match payload.downcast::<MachineError>() {
+fn unwound(panic: Box<dyn Any + Send>) -> SameStackError {
+    let panic = match panic.downcast::<MachineError>() {
         Ok(error) => return SameStackError::Machine(*error),
-        Err(payload) => payload,
+        Err(panic) => panic,
     };
-    let text = payload
+    let text = panic
         .downcast_ref::<String>()
         .cloned()
-        .or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
     SameStackError::Panic(text.unwrap_or_else(|| "without a message".into()))
 }
 
@@ -136,11 +133,9 @@ impl HostPlatform {
 
     /// Where a guest would be interrupted: on its return from an access.
     fn interrupt_if_pending(&mut self) {
-        if !self.interrupts || !self.machine.interrupt_pending() {
-            return;
-        }
+        let Some(handler) = self.handler.filter(|_| self.machine.interrupt_pending()) else { return };
         self.machine.pages().status().in_service.store(1, Ordering::Release);
-        let causes = pcnet::handle_interrupt(self);
+        let causes = handler(self);
         let status = self.machine.pages().status();
         status.interrupt_causes.fetch_or(causes, Ordering::AcqRel);
         status.in_service.store(0, Ordering::Release);

@@ -1,4 +1,4 @@
-//! The control thread: talks to the agent over a socket, and runs one end from its configuration to its report.
+//! The session of one trial with the agent: runs one end from its configuration to its report, on the control thread.
 //!
 //! ```text
 //! CONFIGURE --Configure: port and KVM opened, rights given up, PortOpened--> ATTACH --PortAttached: program started--> BOOT
@@ -8,9 +8,8 @@
 //! Anything else (a message out of turn, a program that ends early, a deadline that passes) ends in `Failed`. The
 //! end of the socket ends the process at once, from any state; so does a control thread that hangs, by SIGALRM.
 
-use std::fs::File;
-use std::io::{self, BufWriter, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::io::{self, Read, Write};
+use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -21,27 +20,22 @@ use nix::unistd::alarm;
 use toll_child::confinement::{Confinement, ConfinementError};
 use toll_child::contention::host_cpu;
 use toll_guest_abi::phase;
-use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig, VmmPort};
+use toll_protocol::child::{ChildCommand, ChildEvent, VmmConfig};
 use toll_protocol::cpu::HostCpu;
 use toll_protocol::frame::{Decoder, FrameError, encode};
 use toll_protocol::report::{EndReport, Failure, Flag, Sample};
-use toll_protocol::trial::{Adapter, EndReady};
-use toll_protocol::units::{InterfaceAddress, Span};
+use toll_protocol::units::Span;
 use toll_protocol::validity;
-use toll_vnic::port::capture::{Capture, HEADER_BYTES};
-use toll_vnic::port::hub::Hub;
-use toll_vnic::port::impaired::{Impaired, Impairments};
-use toll_vnic::port::macvtap::{Device, Macvtap};
-use toll_vnic::port::nat::Nat;
-use toll_vnic::port::tap::Tap;
-use toll_vnic::port::{Framing, Port, PortError};
+use toll_vnic::port::PortError;
+use toll_vnic::port::capture::HEADER_BYTES;
 
 use crate::boot::Program;
+use crate::channel::Event;
 use crate::claim::ClaimError;
-use crate::config::{ConfigError, EndConfig, LISTEN_PORT};
+use crate::config::{ConfigError, EndConfig};
 use crate::footprint;
 use crate::kvm::KvmError;
-use crate::link::Event;
+use crate::ports;
 use crate::recording::Recording;
 use crate::runner::{self, Devices, Runner, StartError};
 
@@ -57,7 +51,7 @@ const WATCHDOG_SECONDS: u32 = 10;
 
 /// Why the end failed.
 #[derive(Debug, thiserror::Error)]
-pub enum ControlError {
+pub enum SessionError {
     /// The agent's end of the socket is closed: there is nobody to tell.
     #[error("the agent has closed the control socket")]
     Closed,
@@ -146,45 +140,45 @@ enum Happening {
 /// The process has no other thread.
 ///
 /// # Errors
-/// [`ControlError::Closed`], or another one if the agent can't be told.
-pub fn serve(socket: UnixStream, confinement: Confinement) -> Result<Outcome, ControlError> {
-    let mut control = Control { socket, decoder: Decoder::default(), confinement };
-    let result = control.run_end();
+/// [`SessionError::Closed`], or another one if the agent can't be told.
+pub fn serve(socket: UnixStream, confinement: Confinement) -> Result<Outcome, SessionError> {
+    let mut session = Session { socket, decoder: Decoder::default(), confinement };
+    let result = session.run_end();
     let outcome = match result {
-        Ok(report) => control.send(&ChildEvent::Done(Box::new(report))).map(|()| Outcome::Done),
-        Err(ControlError::Closed) => Err(ControlError::Closed),
+        Ok(report) => session.send(&ChildEvent::Done(Box::new(report))).map(|()| Outcome::Done),
+        Err(SessionError::Closed) => Err(SessionError::Closed),
         Err(error) => {
             let failure = describe(error);
-            control.send(&ChildEvent::Failed(failure.clone())).map(|()| Outcome::Failed(failure))
+            session.send(&ChildEvent::Failed(failure.clone())).map(|()| Outcome::Failed(failure))
         }
     };
     alarm::cancel();
     outcome
 }
 
-fn describe(error: ControlError) -> Failure {
+fn describe(error: SessionError) -> Failure {
     match error {
-        ControlError::Program(failure) => failure,
-        ControlError::Deadline { stopped: Some(ref failure), .. } => {
+        SessionError::Program(failure) => failure,
+        SessionError::Deadline { stopped: Some(ref failure), .. } => {
             Failure { reason: error.to_string(), last_words: failure.last_words.clone() }
         }
         error => crate::failure(&error, Vec::new()),
     }
 }
 
-struct Control {
+struct Session {
     socket: UnixStream,
     decoder: Decoder,
     confinement: Confinement,
 }
 
-impl Control {
-    fn run_end(&mut self) -> Result<EndReport, ControlError> {
+impl Session {
+    fn run_end(&mut self) -> Result<EndReport, SessionError> {
         let config = match self.command("Configure")? {
             ChildCommand::Configure(config) => EndConfig::try_from(config)?,
             other => return Err(out_of_turn(&other, "Configure")),
         };
-        let devices = Devices::open(&config, open_ports(&config)?)?;
+        let devices = Devices::open(&config, ports::open(&config)?)?;
         // All its threads come later.
         let capture = config.capture.as_ref().map_or(0, |(capture, _)| capture.limit.0.max(HEADER_BYTES));
         self.confinement.enter(capture)?;
@@ -195,8 +189,7 @@ impl Control {
         }
         let runner = runner::start(&config, Program::Traffic, devices)?;
         self.boot(&runner, config.deadline)?;
-        let address = SocketAddrV4::new(config.address.address, LISTEN_PORT);
-        self.send(&ChildEvent::Ready(EndReady { address }))?;
+        self.send(&ChildEvent::Ready(runner.dialogue().ready()))?;
         // Nobody waits for it now: the guest is idle until its peer is ready too.
         let overhead = footprint::beside(runner.pages().memory());
         let peer = self.await_start(&runner)?;
@@ -217,7 +210,7 @@ impl Control {
         Ok(report)
     }
 
-    fn boot(&mut self, runner: &Runner, limit: Duration) -> Result<(), ControlError> {
+    fn boot(&mut self, runner: &Runner, limit: Duration) -> Result<(), SessionError> {
         let deadline = Instant::now() + limit;
         loop {
             match self.next(Some(runner), Some(deadline))? {
@@ -229,7 +222,7 @@ impl Control {
         }
     }
 
-    fn await_start(&mut self, runner: &Runner) -> Result<SocketAddrV4, ControlError> {
+    fn await_start(&mut self, runner: &Runner) -> Result<SocketAddrV4, SessionError> {
         loop {
             match self.next(Some(runner), None)? {
                 Happening::Command(command) => match *command {
@@ -247,7 +240,7 @@ impl Control {
         &mut self,
         runner: &Runner,
         limit: Duration,
-    ) -> Result<(Box<Recording>, Observed), ControlError> {
+    ) -> Result<(Box<Recording>, Observed), SessionError> {
         let deadline = Instant::now() + limit;
         let mut observed = Observed::default();
         // While the interval is measured: when it began.
@@ -265,7 +258,7 @@ impl Control {
                 }
                 Happening::Event(Event::Phase(..)) => {}
                 Happening::Event(Event::Ended(Ok(recording))) => return Ok((recording, observed)),
-                Happening::Event(Event::Ended(Err(failure))) => return Err(ControlError::Program(failure)),
+                Happening::Event(Event::Ended(Err(failure))) => return Err(SessionError::Program(failure)),
                 Happening::Command(command) => return Err(out_of_turn(&command, "nothing")),
                 Happening::Time => {
                     let now = Instant::now();
@@ -274,7 +267,7 @@ impl Control {
                     }
                     if let Some(start) = measuring.filter(|_| due.is_some_and(|due| now >= due)) {
                         let at = Span::from(now.saturating_duration_since(start));
-                        let (sent_bytes, received_bytes) = runner.measured_bytes();
+                        let (sent_bytes, received_bytes) = runner.dialogue().progress();
                         let sample = Sample { at, sent_bytes, received_bytes };
                         observed.samples.push(sample);
                         self.send(&ChildEvent::Sample(sample))?;
@@ -285,7 +278,7 @@ impl Control {
     }
 
     /// Waits for a message of the agent, an event of the program, or `until`.
-    fn next(&mut self, runner: Option<&Runner>, until: Option<Instant>) -> Result<Happening, ControlError> {
+    fn next(&mut self, runner: Option<&Runner>, until: Option<Instant>) -> Result<Happening, SessionError> {
         loop {
             alarm::set(WATCHDOG_SECONDS);
             if let Some(command) = self.decoder.next_message()? {
@@ -308,7 +301,7 @@ impl Control {
             let mut fds = [socket, news];
             match poll(&mut fds, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(ControlError::Socket(errno.into())),
+                Err(errno) => return Err(SessionError::Socket(errno.into())),
             }
             if fds[0].revents().is_some_and(|events| !events.is_empty()) {
                 self.receive()?;
@@ -316,105 +309,60 @@ impl Control {
         }
     }
 
-    fn command(&mut self, expected: &'static str) -> Result<ChildCommand<VmmConfig>, ControlError> {
+    fn command(&mut self, expected: &'static str) -> Result<ChildCommand<VmmConfig>, SessionError> {
         loop {
             match self.next(None, None)? {
                 Happening::Command(command) => return Ok(*command),
-                Happening::Event(_) => return Err(ControlError::OutOfTurn { got: "an event", expected }),
+                Happening::Event(_) => return Err(SessionError::OutOfTurn { got: "an event", expected }),
                 Happening::Time => {}
             }
         }
     }
 
-    fn receive(&mut self) -> Result<(), ControlError> {
+    fn receive(&mut self) -> Result<(), SessionError> {
         let mut bytes = [0; 4096];
         match self.socket.read(&mut bytes) {
-            Ok(0) => Err(ControlError::Closed),
+            Ok(0) => Err(SessionError::Closed),
             Ok(length) => {
                 self.decoder.push(&bytes[..length]);
                 Ok(())
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(ControlError::Closed),
-            Err(error) => Err(ControlError::Socket(error)),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Err(SessionError::Closed),
+            Err(error) => Err(SessionError::Socket(error)),
         }
     }
 
-    fn send(&mut self, event: &ChildEvent) -> Result<(), ControlError> {
+    fn send(&mut self, event: &ChildEvent) -> Result<(), SessionError> {
         match self.socket.write_all(&encode(event)?) {
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(ControlError::Closed),
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Err(SessionError::Closed),
             sent => Ok(sent?),
         }
     }
 }
 
-fn boxed<P: Port + 'static>(ports: Vec<P>) -> Vec<Box<dyn Port>> {
-    ports.into_iter().map(|port| -> Box<dyn Port> { Box::new(port) }).collect()
-}
-
-/// The host side of the adapter, with headers if the adapter's offloads need them: a port for each queue pair.
-fn open_ports(config: &EndConfig) -> Result<Vec<Box<dyn Port>>, PortError> {
-    let (framing, pairs) = match &config.adapter {
-        Adapter::VirtioNet(switches) => {
-            let framing = if switches.offloads() { Framing::VirtioNetHeader } else { Framing::Bare };
-            (framing, switches.queue_pairs.count())
-        }
-        Adapter::Pcnet(_) => (Framing::Bare, 1),
-    };
-    let mut port: Box<dyn Port> = match &config.port {
-        VmmPort::Tap { name } if pairs > 1 => return Ok(boxed(Tap::create_queues(name, framing, pairs)?)),
-        VmmPort::Tap { name } => Box::new(Tap::create(name, framing)?),
-        VmmPort::Macvtap { name, major, minor } => {
-            let device = Device { major: *major, minor: *minor };
-            if pairs > 1 {
-                return Ok(boxed(Macvtap::open_queues(name, device, framing, pairs)?));
-            }
-            Box::new(Macvtap::open(name, device, framing)?)
-        }
-        VmmPort::Hub { descriptor } => Box::new(Hub::inherited(*descriptor, framing)?),
-        VmmPort::Nat { outside } => {
-            // Who has one was seen when the configuration was taken.
-            let gateway = config.gateway.unwrap_or(Ipv4Addr::UNSPECIFIED);
-            let gateway = InterfaceAddress { address: gateway, ..config.address };
-            Box::new(Nat::new(gateway, outside.clone(), config.mtu)?)
-        }
-    };
-    if let Some(impairments) = &config.impairments {
-        port = Box::new(Impaired::new(port, Impairments::of(impairments, config.seed))?);
-    }
-    if let Some((capture, path)) = &config.capture {
-        let file = File::create(path).map_err(|source| PortError::Open {
-            port: format!("capture file {}", path.display()),
-            advice: "let the agent's --captures be a folder that it may write to",
-            source,
-        })?;
-        port = Box::new(Capture::new(port, Box::new(BufWriter::new(file)), capture.limit.0)?);
-    }
-    Ok(vec![port])
-}
-
 /// Stops a program that is late.
-fn stop(runner: &Runner, state: &'static str, after: Duration, since: &'static str) -> ControlError {
+fn stop(runner: &Runner, state: &'static str, after: Duration, since: &'static str) -> SessionError {
     let stopped = runner.stop(STOP_PATIENCE).and_then(Result::err);
-    ControlError::Deadline { state, after, since, stopped }
+    SessionError::Deadline { state, after, since, stopped }
 }
 
 /// A program that ends before it was started has failed, even if it says otherwise.
-fn ended_early(event: Event) -> Result<(), ControlError> {
+fn ended_early(event: Event) -> Result<(), SessionError> {
     match event {
         Event::Phase(..) => Ok(()),
-        Event::Ended(Err(failure)) => Err(ControlError::Program(failure)),
+        Event::Ended(Err(failure)) => Err(SessionError::Program(failure)),
         Event::Ended(Ok(_)) => {
-            Err(ControlError::Program(Failure::new("the program ended before it was started")))
+            Err(SessionError::Program(Failure::new("the program ended before it was started")))
         }
     }
 }
 
-fn out_of_turn(command: &ChildCommand<VmmConfig>, expected: &'static str) -> ControlError {
+fn out_of_turn(command: &ChildCommand<VmmConfig>, expected: &'static str) -> SessionError {
     let got = match command {
         ChildCommand::Configure(_) => "Configure",
         ChildCommand::PortAttached => "PortAttached",
         ChildCommand::Start { .. } => "Start",
     };
-    ControlError::OutOfTurn { got, expected }
+    SessionError::OutOfTurn { got, expected }
 }

@@ -1,4 +1,4 @@
-//! The KVM engine: creates the guest on the calling thread, and runs its vCPU until it ends.
+//! The engine of KVM guests, whatever they run: creates the guest on the calling thread, and runs its vCPU until it ends.
 //!
 //! ```text
 //!          +--------------------------- interrupt, if the line is high ---+
@@ -12,18 +12,18 @@ use std::os::fd::AsFd;
 
 use toll_protocol::report::Failure;
 
-use crate::boot::{Program, boot_info};
+use super::OpenEngine;
+use crate::boot::Program;
 use crate::bus::{Bus, Device, Space};
 use crate::clock::{Timebase, ticks};
 use crate::config::EndConfig;
 use crate::exits::{Cause, Exits};
-use crate::image::{self, ImageError};
-use crate::kvm::{Exit, Fault, Kvm, KvmCounts, KvmError, Postbox, Vcpu, Vm};
+use crate::image::ImageError;
+use crate::kvm::{self, Entry, Exit, Fault, Kvm, KvmCounts, KvmError, Postbox, Vcpu, Vm};
 use crate::layout::INTERRUPT_VECTOR;
-use crate::machine::{EngineView, Machine, MachineError, Parts};
-use crate::memory::MemoryError;
+use crate::machine::{Components, EngineView, Machine, MachineError};
+use crate::memory::{MemoryError, SharedPages};
 use crate::recording::Recording;
-use crate::runner::Stage;
 
 /// Why a guest could not be run to its end.
 #[derive(Debug, thiserror::Error)]
@@ -80,52 +80,92 @@ struct Guest {
     started: Timebase,
 }
 
-/// Creates a guest of `kvm` and runs it on the calling thread, which has no right to open anything.
-///
-/// # Errors
-/// A [`Failure`] with registers and the last exits, as far as there are any.
-pub fn run(
-    kvm: &Kvm,
-    config: &EndConfig,
-    program: &Program,
-    stage: Stage,
-) -> Result<Box<Recording>, Failure> {
-    let mut guest =
-        Guest::create(kvm, config, program, stage).map_err(|error| crate::failure(&error, Vec::new()))?;
-    guest.run().map_err(|error| {
-        let words = guest.last_words();
-        crate::failure(&error, words)
-    })
+/// A kind of KVM guest: what is in its memory when it begins.
+pub trait Load: Send {
+    /// Puts the program of `config` into the memory of `pages`, and says how the guest begins.
+    ///
+    /// # Errors
+    /// [`GuestError`].
+    fn load(
+        &self,
+        config: &EndConfig,
+        program: &Program,
+        pages: &SharedPages,
+        platform: Platform,
+    ) -> Result<Entry, GuestError>;
+}
+
+/// What a guest may be told of the machine it runs on.
+#[derive(Debug, Clone, Copy)]
+pub struct Platform {
+    /// Where the adapter's registers begin.
+    pub adapter_base: u64,
+    /// Frequency of the time stamp counter in Hz.
+    pub tsc_hz: u64,
+}
+
+/// The engine of a kind of guest.
+pub struct KvmGuest<L> {
+    kvm: Kvm,
+    kind: L,
+}
+
+impl<L: Load> KvmGuest<L> {
+    /// With /dev/kvm open.
+    ///
+    /// # Errors
+    /// [`KvmError`], with what to do.
+    pub fn open(kind: L) -> Result<Self, KvmError> {
+        Ok(Self { kvm: kvm::open()?, kind })
+    }
+}
+
+impl<L: Load> OpenEngine for KvmGuest<L> {
+    fn thread_name(&self) -> &'static str {
+        "vcpu0"
+    }
+
+    /// A failure's last words are the registers and the last exits, as far as there are any.
+    fn run(
+        &self,
+        config: &EndConfig,
+        program: &Program,
+        components: Components,
+    ) -> Result<Box<Recording>, Failure> {
+        let mut guest = Guest::create(self, config, program, components)
+            .map_err(|error| crate::failure(&error, Vec::new()))?;
+        guest.run().map_err(|error| {
+            let words = guest.last_words();
+            crate::failure(&error, words)
+        })
+    }
 }
 
 impl Guest {
-    fn create(kvm: &Kvm, config: &EndConfig, program: &Program, stage: Stage) -> Result<Self, GuestError> {
+    fn create(
+        engine: &KvmGuest<impl Load>,
+        config: &EndConfig,
+        program: &Program,
+        components: Components,
+    ) -> Result<Self, GuestError> {
         let started = Timebase::now();
-        let Stage { adapter, looks_at_port, switches, pages, reporter, control_cpu, io } = stage;
-        let vm = Vm::new(kvm, pages.memory().clone())?;
-        let entry = image::load(program.image(), pages.memory(), config.memory)?;
-        let vcpu = vm.vcpu(&entry)?;
+        let Components { adapter, pages, events, io, .. } = &components;
+        let vm = Vm::new(&engine.kvm, pages.memory().clone())?;
+        let vcpu = vm.vcpu()?;
         let bus = Bus::new(adapter.window());
-        let postbox = if switches.io_in_kernel {
-            Some(vm.postbox(&vcpu, bus.posted(&*adapter).into_iter())?)
-        } else {
-            None
-        };
+        let posted = bus.posted(&**adapter);
+        let postbox = (!posted.is_empty()).then(|| vm.postbox(&vcpu, posted.into_iter())).transpose()?;
         if let Some((register, kick)) = io.as_ref().and_then(|io| io.notify.as_ref()) {
             vm.notifies(bus.adapter_base() + register, kick.as_fd())?;
         }
-        let io = io.map(|io| io.clocks);
-        pages.write_boot_info(&boot_info(config, program, bus.adapter_base(), vcpu.tsc_hz()?))?;
-        reporter.link().set_vcpu(vcpu.kicker());
-        let created = vm.created();
-        let memory = config.memory;
-        let parts =
-            Parts { adapter, looks_at_port, switches, pages, reporter, control_cpu, io, memory, created };
+        let platform = Platform { adapter_base: bus.adapter_base(), tsc_hz: vcpu.tsc_hz()? };
+        vm.enter(&vcpu, &engine.kind.load(config, program, pages, platform)?)?;
+        events.signals().set_vcpu(vcpu.kicker());
         Ok(Self {
             vcpu,
             postbox,
             bus,
-            machine: Machine::new(parts)?,
+            machine: Machine::new(components, vm.created())?,
             exits: Exits::default(),
             loop_ticks: 0,
             started,

@@ -1,4 +1,4 @@
-//! The two threads of a virtual end: the one that runs the program, and the one that controls it.
+//! Between the two threads of a virtual end: the one that runs the program, and the one that controls it.
 //!
 //! ```text
 //! control                     program's thread
@@ -8,7 +8,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -30,7 +30,7 @@ pub enum Event {
 
 /// What both threads hold.
 #[derive(Debug)]
-pub struct Link {
+pub struct Signals {
     kick: EventFd,
     news: EventFd,
     stop: AtomicBool,
@@ -39,29 +39,29 @@ pub struct Link {
 
 /// The program's side: where its events go.
 #[derive(Debug, Clone)]
-pub struct Reporter {
-    link: Arc<Link>,
+pub struct EventSender {
+    signals: Arc<Signals>,
     events: Sender<Event>,
 }
 
-/// A new link and its two ends.
+/// A new channel: what both threads hold, and its two ends.
 ///
 /// # Errors
 /// `eventfd` failed.
-pub fn link() -> Result<(Arc<Link>, Reporter, Receiver<Event>), Errno> {
+pub fn channel() -> Result<(Arc<Signals>, EventSender, Receiver<Event>), Errno> {
     let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
     let eventfd = || EventFd::from_value_and_flags(0, flags);
-    let link = Arc::new(Link {
+    let signals = Arc::new(Signals {
         kick: eventfd()?,
         news: eventfd()?,
         stop: AtomicBool::new(false),
         vcpu: OnceLock::new(),
     });
-    let (sender, receiver) = channel();
-    Ok((Arc::clone(&link), Reporter { link, events: sender }, receiver))
+    let (sender, receiver) = mpsc::channel();
+    Ok((Arc::clone(&signals), EventSender { signals, events: sender }, receiver))
 }
 
-impl Link {
+impl Signals {
     /// Wakes the program's thread if it waits, or as soon as it waits.
     pub fn kick(&self) {
         // Only a counter at its limit refuses, which is as good as a kick.
@@ -112,15 +112,15 @@ impl Link {
     }
 }
 
-impl Reporter {
-    /// The link.
-    pub fn link(&self) -> &Link {
-        &self.link
+impl EventSender {
+    /// What both threads hold.
+    pub fn signals(&self) -> &Signals {
+        &self.signals
     }
 
     /// Sends an event. A control thread that is gone needs none.
     pub fn send(&self, event: Event) {
         let _ = self.events.send(event);
-        let _ = self.link.news.write(1);
+        let _ = self.signals.news.write(1);
     }
 }

@@ -6,7 +6,7 @@ use super::Step;
 
 /// Values of a document of which a problem is told. They are read as something else, or not at all.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(crate) struct Told {
     values: HashSet<String>,
     /// Mappings and lists with a part that is wrong or unknown.
     in_part: HashSet<String>,
@@ -14,7 +14,7 @@ pub(super) struct Told {
 
 impl Told {
     /// A problem of the value at `path` is told.
-    pub(super) fn value(&mut self, path: &str) {
+    pub(crate) fn value(&mut self, path: &str) {
         if let Some(end) = path.rfind(['.', '[']) {
             self.in_part(&path[..end]);
         } else if !path.is_empty() {
@@ -24,33 +24,33 @@ impl Told {
     }
 
     /// A problem is told of a part of the value at `path` that has no name in the schema.
-    pub(super) fn in_part(&mut self, path: &str) {
+    pub(crate) fn in_part(&mut self, path: &str) {
         self.in_part.insert(path.to_owned());
     }
 
     /// Whether a problem is told of the very value at `path`.
-    pub(super) fn is_value(&self, path: &str) -> bool {
+    pub(crate) fn is_value(&self, path: &str) -> bool {
         self.values.contains(path)
     }
 
     /// Whether something directly in the value at `path` is told to be wrong.
-    pub(super) fn is_in_part_of(&self, path: &str) -> bool {
+    pub(crate) fn is_in_part_of(&self, path: &str) -> bool {
         self.in_part.contains(path)
     }
 
     /// Whether a problem is told of the value at `path`, or of one that it is a part of.
-    pub(super) fn covers(&self, path: &[Step]) -> bool {
+    pub(crate) fn covers(&self, path: &[Step]) -> bool {
         !self.values.is_empty() && (0..=path.len()).any(|end| self.values.contains(&dotted(&path[..end])))
     }
 
     /// Whether something directly in the value at `path` is told to be wrong: it may be what would be missed there.
-    pub(super) fn is_in_part(&self, path: &[Step]) -> bool {
+    pub(crate) fn is_in_part(&self, path: &[Step]) -> bool {
         self.covers(path) || self.in_part.contains(&dotted(path))
     }
 }
 
 /// A path as problems begin with it.
-pub(super) fn dotted(path: &[Step]) -> String {
+pub(crate) fn dotted(path: &[Step]) -> String {
     let mut text = String::new();
     for step in path {
         match step {
