@@ -15,7 +15,9 @@ use toll_protocol::figure::{
     LATENCY_P999, TRANSACTIONS, Unit,
 };
 use toll_protocol::printable::printable;
-use toll_protocol::result::{CampaignResult, CellResult, Compared, GateResult, MedianEstimate};
+use toll_protocol::result::{
+    CampaignResult, CellResult, Compared, DifferenceEstimate, GateResult, MedianEstimate,
+};
 
 use super::paper;
 use super::{Group, explain, failures, groups, headline, is_baseline, path, status, verdict, without_figure};
@@ -238,7 +240,9 @@ impl Screen {
                 Some(number) if figure.unit == Unit::Seconds => format::figure(figure.unit, number),
                 number => format::optional(number),
             };
-            let over = cell.over_native(figure).map(|over| format::difference(figure.unit, &over));
+            // There is no room for its interval, which the page has.
+            let over = cell.over_native(figure).map(|over| DifferenceEstimate { ci95: None, ..over });
+            let over = over.map(|over| format::difference(figure.unit, &over));
             self.cell(&lines(text, over))
         };
         let runs = format!("{}/{}", cell.counts.measured, cell.counts.planned);
@@ -295,7 +299,9 @@ impl Screen {
             }
         }
         let interrupted = if result.provenance.interrupted { ", interrupted" } else { "" };
-        let intervals = "Second lines are 95 % intervals.";
+        let differences = result.cells.iter().any(|cell| cell.over_native(&LATENCY_P50).is_some());
+        let of_latency = if differences { "; of a latency, what it is over native's" } else { "" };
+        let intervals = format!("Second lines are 95 % intervals{of_latency}.");
         let head = format!("{measured} of {planned} runs measured{interrupted}. {intervals}\n");
         let gap = if lines.is_empty() { "" } else { "\n" };
         format!("{head}{lines}{gap}")
