@@ -107,7 +107,7 @@ fn compare(
         match id.figure().compare {
             Compare::Ratio => estimate.to_native = paired_ratio(&blocks(), &mut generator("to")),
             Compare::Difference => {
-                estimate.over_native = paired_difference(&blocks(), &mut generator("over"))
+                estimate.over_native = paired_difference(&blocks(), &mut generator("over"));
             }
             Compare::None => {}
         }

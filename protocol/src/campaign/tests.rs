@@ -384,7 +384,7 @@ fn requests_and_responses_that_can_not_be_are_refused_where_they_stand() {
         ("request: 64B", "request: 2MiB", "request", "out of range: write 1B to 1MiB"),
         ("request: 64B", "request: 7B", "request", "write 8B to 1472B with UDP"),
         ("response: 1KiB", "response: 1473B", "response", "write 8B to 1472B with UDP"),
-        ("response: 1KiB", "response: 1", "response", "1B"),
+        ("response: 1KiB", "response: 1", "response", "has no unit"),
         ("rate: 1000", "rate: 0", "rate", "out of range: write 1 to 1000000"),
         ("rate: 1000", "rate: 1000, depth: 3", "depth", "leave `depth` out"),
         ("rate: 1000", "depth: 1025", "depth", "out of range: write 1 to 1024"),
@@ -404,7 +404,7 @@ fn requests_and_responses_that_can_not_be_are_refused_where_they_stand() {
             "{name: native, native: {}}",
             "{name: native, native: {}}, {name: v, guest: {os: payload, adapter: {pcnet: {}}}}",
             "requestResponse",
-            "an adapter",
+            "a virtual adapter",
         ),
     ] {
         let problems = of_requests(from, to);
