@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 use toll_protocol::facts::{HostFacts, KvmFact, KvmKind};
-use toll_protocol::figure::{FIGURES, Figure, GOODPUT};
+use toll_protocol::figure::{FIGURES, Figure, GOODPUT, Unit};
 use toll_protocol::report::Flag;
 use toll_protocol::result::{CampaignResult, CellResult, RunStatus, Verdict};
 
@@ -44,7 +44,9 @@ pub fn cells(result: &CampaignResult) -> Markup {
 
 /// Figures that any cell has; goodput has columns of its own, and who used the CPU a section.
 fn columns(result: &CampaignResult) -> Vec<&'static Figure> {
-    let is_part = |figure: &Figure| figure.metric.is_some_and(|metric| metric.part.is_some());
+    let is_part = |figure: &Figure| {
+        figure.unit == Unit::SecondsPerGigabyte && figure.metric.is_some_and(|metric| metric.part.is_some())
+    };
     let known = |figure: &&'static Figure| result.cells.iter().any(|cell| cell.figure(figure).is_some());
     FIGURES.into_iter().filter(|figure| **figure != GOODPUT && !is_part(figure)).filter(known).collect()
 }
