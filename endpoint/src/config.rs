@@ -126,7 +126,7 @@ impl SocketOptions {
 
 /// A valid configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct EndConfig {
     /// Who produces the traffic.
     pub program: NativeProgram,
     /// Where a listening end listens and from where a connecting end connects, with port 0: the kernel chooses.
@@ -143,7 +143,7 @@ pub struct Plan {
     pub deadline: Duration,
 }
 
-impl Plan {
+impl EndConfig {
     /// The same for a stream that runs beside requests and responses.
     pub fn of_background(&self, background: &Background) -> Self {
         let traffic = Traffic::Stream(background.stream.clone());
@@ -160,7 +160,7 @@ impl Plan {
     }
 }
 
-impl TryFrom<EndpointConfig> for Plan {
+impl TryFrom<EndpointConfig> for EndConfig {
     type Error = ConfigError;
 
     fn try_from(config: EndpointConfig) -> Result<Self, ConfigError> {
@@ -259,12 +259,12 @@ mod tests {
     fn refused(change: impl FnOnce(&mut EndpointConfig)) -> ConfigError {
         let mut config = config();
         change(&mut config);
-        Plan::try_from(config).expect_err("must be refused")
+        EndConfig::try_from(config).expect_err("must be refused")
     }
 
     #[test]
     fn a_valid_configuration_is_taken_as_it_is() {
-        let plan = Plan::try_from(config()).expect("valid");
+        let plan = EndConfig::try_from(config()).expect("valid");
         assert_eq!(plan.job, config().job);
         assert_eq!(plan.bind, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
     }
@@ -304,7 +304,7 @@ mod tests {
             config.job.timing = Timing { warm_up: Span(warm_up), duration: Span(duration) };
             config.deadline = Span(deadline);
             config.cpu = cpu;
-            let _ = Plan::try_from(config);
+            let _ = EndConfig::try_from(config);
         }
     }
 }

@@ -17,7 +17,7 @@ use toll_protocol::report::{EndReport, Failure};
 use toll_protocol::trial::NativeProgram;
 
 use crate::clock::Clock;
-use crate::config::{ConfigError, Plan};
+use crate::config::{ConfigError, EndConfig};
 use crate::control::{Control, ControlError};
 use crate::iperf3::{self, Iperf3Error};
 use crate::traffic::{self, TrafficError};
@@ -117,9 +117,9 @@ pub fn run(descriptor: RawFd, confinement: Confinement) -> Exit {
 }
 
 fn job(control: &mut Control, confinement: Confinement) -> Result<EndReport, EndError> {
-    let plan = Plan::try_from(control.configuration()?)?;
-    Ok(match plan.program {
-        NativeProgram::Endpoint => traffic::run(control, &plan, confinement)?,
-        NativeProgram::Iperf3 => iperf3::run(control, &plan, confinement)?,
+    let config = EndConfig::try_from(control.configuration()?)?;
+    Ok(match config.program {
+        NativeProgram::Endpoint => traffic::run(control, &config, confinement)?,
+        NativeProgram::Iperf3 => iperf3::run(control, &config, confinement)?,
     })
 }

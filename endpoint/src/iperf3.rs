@@ -28,7 +28,7 @@ use toll_protocol::trial::{CONGESTION_CONTROLS, Direction, Open};
 use toll_protocol::units::Span;
 
 use crate::clock::waited;
-use crate::config::Plan;
+use crate::config::EndConfig;
 use crate::control::{Control, ControlError};
 use crate::iperf3::process::{Output, ProcessError, Running};
 use crate::iperf3::report::ReportError;
@@ -122,20 +122,20 @@ impl Iperf3Error {
 ///
 /// # Errors
 /// [`Iperf3Error`].
-pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Result<EndReport, Iperf3Error> {
+pub fn run(control: &mut Control, config: &EndConfig, confinement: Confinement) -> Result<EndReport, Iperf3Error> {
     confinement.enter(0)?;
-    let (running, peer, deadline, _reserved) = match plan.job.open {
+    let (running, peer, deadline, _reserved) = match config.job.open {
         Open::Listen => {
-            let (reserved, address) = reserve(plan)?;
-            let mut running = Running::start(&server(plan, address))?;
+            let (reserved, address) = reserve(config)?;
+            let mut running = Running::start(&server(config, address))?;
             until_listening(control, &mut running, address)?;
-            let (peer, deadline) = ready(control, plan, address)?;
+            let (peer, deadline) = ready(control, config, address)?;
             (running, peer, deadline, Some(reserved))
         }
         Open::Connect => {
             process::version()?;
-            let (peer, deadline) = ready(control, plan, plan.bind)?;
-            (Running::start(&client(plan, peer)?)?, peer, deadline, None)
+            let (peer, deadline) = ready(control, config, config.bind)?;
+            (Running::start(&client(config, peer)?)?, peer, deadline, None)
         }
     };
     let begin = control.clock().now();
@@ -143,7 +143,7 @@ pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Resu
         let waited = waited(begin, control.clock().now());
         return Err(Iperf3Error::TimedOut { waited, what: "iperf3 to finish" });
     };
-    finish(&output, plan, *peer.ip())
+    finish(&output, config, *peer.ip())
 }
 
 /// The iperf3 that an end would run, in `confinement` as in a trial: its version, and the congestion control of its sockets.
@@ -155,7 +155,7 @@ pub fn found(confinement: Confinement) -> Result<[String; 2], Iperf3Error> {
     Ok([process::version()?, congestion()?.to_owned()])
 }
 
-fn finish(output: &Output, plan: &Plan, peer: Ipv4Addr) -> Result<EndReport, Iperf3Error> {
+fn finish(output: &Output, config: &EndConfig, peer: Ipv4Addr) -> Result<EndReport, Iperf3Error> {
     let said = report::error(&output.stdout);
     if !output.status.success() || said.is_some() {
         let status = output.status.to_string();
@@ -164,10 +164,10 @@ fn finish(output: &Output, plan: &Plan, peer: Ipv4Addr) -> Result<EndReport, Ipe
     if let Some(stranger) = report::stranger(&output.stdout, peer) {
         return Err(Iperf3Error::Stranger { stranger, peer });
     }
-    let timing = plan.job.timing;
+    let timing = config.job.timing;
     Ok(report::parse(
         &output.stdout,
-        plan.job.direction,
+        config.job.direction,
         timing.warm_up.duration(),
         timing.duration.duration(),
     )?)
@@ -181,13 +181,13 @@ fn last_words(output: &Output) -> Vec<String> {
 
 /// Binds a port that the kernel chooses and keeps it: SO_REUSEADDR lets iperf3, which sets it too, listen
 /// there, as this socket never does; nobody else is given the port meanwhile.
-fn reserve(plan: &Plan) -> Result<(OwnedFd, SocketAddrV4), Iperf3Error> {
-    let address = plan.bind;
+fn reserve(config: &EndConfig) -> Result<(OwnedFd, SocketAddrV4), Iperf3Error> {
+    let address = config.bind;
     let failed = |source| Iperf3Error::Port { address, source };
     let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, SockProtocol::Tcp)
         .map_err(failed)?;
     setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(failed)?;
-    setsockopt(&fd, sockopt::BindToDevice, &plan.interface).map_err(failed)?;
+    setsockopt(&fd, sockopt::BindToDevice, &config.interface).map_err(failed)?;
     let raw = fd.as_raw_fd();
     bind(raw, &SockaddrIn::from(address)).map_err(failed)?;
     let bound: SockaddrIn = getsockname(raw).map_err(failed)?;
@@ -195,30 +195,30 @@ fn reserve(plan: &Plan) -> Result<(OwnedFd, SocketAddrV4), Iperf3Error> {
 }
 
 /// Arguments that both sides have in common.
-fn common(plan: &Plan, address: SocketAddrV4) -> Vec<String> {
+fn common(config: &EndConfig, address: SocketAddrV4) -> Vec<String> {
     let mut arguments: Vec<String> = ["--json", "--interval", "0.1"].map(str::to_owned).into();
-    arguments.extend(["--bind".to_owned(), plan.bind.ip().to_string()]);
+    arguments.extend(["--bind".to_owned(), config.bind.ip().to_string()]);
     // By an option of iperf3 3.10: no host with an older one is asked to run it.
-    arguments.extend(["--bind-dev".to_owned(), plan.interface.to_string_lossy().into_owned()]);
+    arguments.extend(["--bind-dev".to_owned(), config.interface.to_string_lossy().into_owned()]);
     arguments.extend(["--port".to_owned(), address.port().to_string()]);
-    if let Some(cpu) = plan.cpu {
+    if let Some(cpu) = config.cpu {
         arguments.extend(["--affinity".to_owned(), cpu.to_string()]);
     }
     arguments
 }
 
-fn server(plan: &Plan, address: SocketAddrV4) -> Vec<String> {
-    let mut arguments = common(plan, address);
+fn server(config: &EndConfig, address: SocketAddrV4) -> Vec<String> {
+    let mut arguments = common(config, address);
     arguments.extend(["--server", "--one-off"].map(str::to_owned));
     arguments
 }
 
-fn client(plan: &Plan, peer: SocketAddrV4) -> Result<Vec<String>, Iperf3Error> {
-    let seconds = (plan.job.timing.total().duration() + SLACK).as_millis().div_ceil(1_000);
-    let mut arguments = common(plan, peer);
+fn client(config: &EndConfig, peer: SocketAddrV4) -> Result<Vec<String>, Iperf3Error> {
+    let seconds = (config.job.timing.total().duration() + SLACK).as_millis().div_ceil(1_000);
+    let mut arguments = common(config, peer);
     arguments.extend(["--client".to_owned(), peer.ip().to_string()]);
     arguments.extend(["--time".to_owned(), seconds.to_string()]);
-    match &plan.job.traffic {
+    match &config.job.traffic {
         Traffic::Stream(stream) => {
             arguments.extend(["--length".to_owned(), stream.write_size.0.to_string()]);
             arguments.extend(["--parallel".to_owned(), stream.flows.to_string()]);
@@ -226,23 +226,23 @@ fn client(plan: &Plan, peer: SocketAddrV4) -> Result<Vec<String>, Iperf3Error> {
         // Refused with the configuration.
         Traffic::RequestResponse(_) => {}
     }
-    let congestion_control = match &plan.sockets.congestion_control {
+    let congestion_control = match &config.sockets.congestion_control {
         Some(name) => name.clone(),
         None => congestion()?.to_owned(),
     };
     arguments.extend(["--congestion".to_owned(), congestion_control]);
-    if let Some(dscp) = plan.sockets.dscp {
+    if let Some(dscp) = config.sockets.dscp {
         arguments.extend(["--tos".to_owned(), dscp.traffic_class().to_string()]);
     }
-    if let Some(buffer) = plan.sockets.buffer {
+    if let Some(buffer) = config.sockets.buffer {
         arguments.extend(["--window".to_owned(), buffer.to_string()]);
     }
     arguments.extend(["--connect-timeout".to_owned(), CONNECT_LIMIT.as_millis().to_string()]);
-    if let Some(segment) = plan.sockets.segment {
+    if let Some(segment) = config.sockets.segment {
         // Of the client alone: what it says in its SYN binds the server too.
         arguments.extend(["--set-mss".to_owned(), segment.to_string()]);
     }
-    if plan.job.direction == Direction::Receive {
+    if config.job.direction == Direction::Receive {
         arguments.push("--reverse".to_owned());
     }
     Ok(arguments)

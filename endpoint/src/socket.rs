@@ -17,7 +17,7 @@ use toll_protocol::units::Span;
 use toll_protocol::validity;
 
 use crate::clock::waited;
-use crate::config::Plan;
+use crate::config::EndConfig;
 use crate::control::{Control, ControlError};
 use crate::zero_copy;
 
@@ -119,23 +119,23 @@ fn set_buffers(socket: &impl AsFd, bytes: usize) -> Result<(), SocketError> {
     }
 }
 
-/// A socket that is bound to the plan's address and `port` (0: the kernel chooses), so that what the peer answers comes to the
+/// A socket that is bound to the configs address and `port` (0: the kernel chooses), so that what the peer answers comes to the
 /// test NIC on a host with several addresses, and to its interface: nothing leaves or comes by another one. Its congestion
 /// control may take CAP_NET_ADMIN (sysctl `tcp_allowed_congestion_control`). Since Linux 5.7 SO_BINDTODEVICE needs no right
 /// on a socket that has no interface yet.
 ///
 /// # Errors
 /// [`SocketError::Io`], [`SocketError::Interface`] or [`SocketError::Congestion`].
-pub fn open(plan: &Plan, port: u16) -> Result<OwnedFd, SocketError> {
-    let address = SocketAddrV4::new(*plan.bind.ip(), port);
+pub fn open(config: &EndConfig, port: u16) -> Result<OwnedFd, SocketError> {
+    let address = SocketAddrV4::new(*config.bind.ip(), port);
     let failed = |call: &'static str| move |errno: Errno| io_error(call, address)(errno.into());
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let fd: OwnedFd =
         socket(AddressFamily::Inet, SockType::Stream, flags, SockProtocol::Tcp).map_err(failed("socket"))?;
-    let options = &plan.sockets;
+    let options = &config.sockets;
     set_congestion(&fd, options.congestion_control.as_deref())?;
-    setsockopt(&fd, sockopt::BindToDevice, &plan.interface).map_err(|errno| SocketError::Interface {
-        interface: plan.interface.clone(),
+    setsockopt(&fd, sockopt::BindToDevice, &config.interface).map_err(|errno| SocketError::Interface {
+        interface: config.interface.clone(),
         source: errno.into(),
     })?;
     if let Some(segment) = options.segment {
@@ -159,19 +159,19 @@ pub fn open(plan: &Plan, port: u16) -> Result<OwnedFd, SocketError> {
 /// Bytes that a UDP socket is to hold: what a second of an open loop brings while its end has no CPU should not be lost.
 const DATAGRAM_BUFFER: usize = 8 << 20;
 
-/// A UDP socket on the plan's address and a port that the kernel chooses, bound to its interface as those of TCP are. What it
+/// A UDP socket on the configs address and a port that the kernel chooses, bound to its interface as those of TCP are. What it
 /// sends is never cut into fragments (RFC 1191): what is too long for the path is refused.
 ///
 /// # Errors
 /// [`SocketError::Io`] or [`SocketError::Interface`].
-pub fn datagrams(plan: &Plan) -> Result<(UdpSocket, SocketAddrV4), SocketError> {
-    let address = SocketAddrV4::new(*plan.bind.ip(), 0);
+pub fn datagrams(config: &EndConfig) -> Result<(UdpSocket, SocketAddrV4), SocketError> {
+    let address = SocketAddrV4::new(*config.bind.ip(), 0);
     let failed = |call: &'static str| move |errno: Errno| io_error(call, address)(errno.into());
     let fd: OwnedFd =
         socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp)
             .map_err(failed("socket"))?;
-    setsockopt(&fd, sockopt::BindToDevice, &plan.interface).map_err(|errno| SocketError::Interface {
-        interface: plan.interface.clone(),
+    setsockopt(&fd, sockopt::BindToDevice, &config.interface).map_err(|errno| SocketError::Interface {
+        interface: config.interface.clone(),
         source: errno.into(),
     })?;
     // Beyond net.core.rmem_max where the process has the right to (CAP_NET_ADMIN), else as far as that goes.
@@ -189,13 +189,13 @@ pub fn datagrams(plan: &Plan) -> Result<(UdpSocket, SocketAddrV4), SocketError> 
     }
 }
 
-/// Listens on the plan's address and `port` (0: the kernel chooses); connections inherit what the socket was made with.
+/// Listens on the configs address and `port` (0: the kernel chooses); connections inherit what the socket was made with.
 ///
 /// # Errors
 /// [`SocketError::Io`], [`SocketError::Interface`] or [`SocketError::Congestion`].
-pub fn listen(plan: &Plan, port: u16) -> Result<(TcpListener, SocketAddrV4), SocketError> {
-    let address = SocketAddrV4::new(*plan.bind.ip(), port);
-    let fd = open(plan, port)?;
+pub fn listen(config: &EndConfig, port: u16) -> Result<(TcpListener, SocketAddrV4), SocketError> {
+    let address = SocketAddrV4::new(*config.bind.ip(), port);
+    let fd = open(config, port)?;
     start_listening(&fd, Backlog::MAXCONN).map_err(|errno| io_error("listen", address)(errno.into()))?;
     let listener = TcpListener::from(fd);
     match listener.local_addr() {

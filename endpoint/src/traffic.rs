@@ -9,7 +9,7 @@ use toll_protocol::report::EndReport;
 use toll_protocol::traffic::Traffic;
 use toll_protocol::units::Span;
 
-use crate::config::Plan;
+use crate::config::EndConfig;
 use crate::control::{Control, ControlError};
 use crate::meter::MeterError;
 use crate::socket::SocketError;
@@ -62,9 +62,9 @@ impl From<SocketError> for TrafficError {
 ///
 /// # Errors
 /// [`TrafficError`].
-pub fn run(control: &mut Control, plan: &Plan, confinement: Confinement) -> Result<EndReport, TrafficError> {
-    match &plan.job.traffic {
-        Traffic::Stream(stream) => stream::run(control, plan, stream, confinement),
-        Traffic::RequestResponse(parameters) => request_response::run(control, plan, parameters, confinement),
+pub fn run(control: &mut Control, config: &EndConfig, confinement: Confinement) -> Result<EndReport, TrafficError> {
+    match &config.job.traffic {
+        Traffic::Stream(stream) => stream::run(control, config, stream, confinement),
+        Traffic::RequestResponse(parameters) => request_response::run(control, config, parameters, confinement),
     }
 }

@@ -34,7 +34,7 @@ use self::tally::{Marks, Tally};
 use super::TrafficError;
 use super::stream::Flows;
 use crate::clock::Clock;
-use crate::config::Plan;
+use crate::config::EndConfig;
 use crate::control::Control;
 use crate::measure::{self, Application};
 use crate::meter::PeersEnd;
@@ -91,19 +91,19 @@ enum Carrier {
 /// [`TrafficError`].
 pub fn run(
     control: &mut Control,
-    plan: &Plan,
+    config: &EndConfig,
     parameters: &RequestResponse,
     confinement: Confinement,
 ) -> Result<EndReport, TrafficError> {
     let background =
-        parameters.background.as_ref().map(|background| (plan.of_background(background), background));
-    let opened = match plan.job.open {
-        Open::Listen => open::listening(control, plan, parameters, background, confinement)?,
-        Open::Connect => open::connecting(control, plan, parameters, background, confinement)?,
+        parameters.background.as_ref().map(|background| (config.of_background(background), background));
+    let opened = match config.job.open {
+        Open::Listen => open::listening(control, config, parameters, background, confinement)?,
+        Open::Connect => open::connecting(control, config, parameters, background, confinement)?,
     };
     let deadline = opened.deadline;
-    let exchange = Exchange::new(opened, plan, parameters, control.clock())?;
-    measure::run(control, exchange, Direction::Both, plan.job.timing, deadline)
+    let exchange = Exchange::new(opened, config, parameters, control.clock())?;
+    measure::run(control, exchange, Direction::Both, config.job.timing, deadline)
 }
 
 type Body = Box<dyn FnOnce(&Traffic) -> Result<(), WorkerError> + Send>;
@@ -111,7 +111,7 @@ type Body = Box<dyn FnOnce(&Traffic) -> Result<(), WorkerError> + Send>;
 /// The thread of an end that asks, and where its tally comes.
 fn asking(
     carrier: Carrier,
-    plan: Plan,
+    config: EndConfig,
     parameters: Parameters,
     marks: Arc<Marks>,
 ) -> Result<(Body, Receiver<Tally>), TrafficError> {
@@ -138,7 +138,7 @@ fn asking(
                 .and_then(|mut wire| ask::ask(traffic, &mut wire, parameters, marks, &mut tally))
                 .and_then(|()| udp::end(traffic, socket)),
             Carrier::PerRequest(peer) => {
-                per_request::ask(traffic, &plan, *peer, parameters, marks, &mut tally)
+                per_request::ask(traffic, &config, *peer, parameters, marks, &mut tally)
             }
             // An end that listens does not ask.
             Carrier::Listener(_) => Ok(()),
@@ -200,7 +200,7 @@ struct Exchange {
 impl Exchange {
     fn new(
         opened: Opened<'_>,
-        plan: &Plan,
+        config: &EndConfig,
         parameters: &RequestResponse,
         clock: Clock,
     ) -> Result<Self, TrafficError> {
@@ -208,9 +208,9 @@ impl Exchange {
         let parameters = Parameters::from(parameters);
         let marks = Arc::<Marks>::default();
         let of_thread = (carrier.clone(), Arc::clone(&marks));
-        let (body, tallies, kept) = match (plan.job.open, of_thread) {
+        let (body, tallies, kept) = match (config.job.open, of_thread) {
             (Open::Connect, (carrier, marks)) => {
-                let (body, tallies) = asking(carrier, plan.clone(), parameters, marks)?;
+                let (body, tallies) = asking(carrier, config.clone(), parameters, marks)?;
                 (body, Some(tallies), None)
             }
             (Open::Listen, (carrier, marks)) => {
@@ -225,7 +225,7 @@ impl Exchange {
             parameters,
             body: Some(body),
             worker: None,
-            cpu: plan.cpu,
+            cpu: config.cpu,
             news: News::new()?,
             clock,
             marks,

@@ -25,7 +25,7 @@ use toll_protocol::trial::{EndReady, Open};
 
 use super::TrafficError;
 use crate::clock::Clock;
-use crate::config::Plan;
+use crate::config::EndConfig;
 use crate::control::{Control, ControlError};
 use crate::measure::{self, Application};
 use crate::socket::{self, SocketError, WindowWait};
@@ -45,37 +45,37 @@ const PORT_TRIES: u32 = 64;
 /// [`TrafficError`].
 pub fn run(
     control: &mut Control,
-    plan: &Plan,
+    config: &EndConfig,
     stream: &Stream,
     confinement: Confinement,
 ) -> Result<EndReport, TrafficError> {
-    let direction = plan.job.direction;
-    let (connections, deadline) = match plan.job.open {
+    let direction = config.job.direction;
+    let (connections, deadline) = match config.job.open {
         Open::Listen => {
             let (first, mut listeners) =
-                listen_in_a_row(plan, || socket::listen(plan, 0), ways(plan).len() - 1)?;
+                listen_in_a_row(config, || socket::listen(config, 0), ways(config).len() - 1)?;
             listeners.insert(0, first);
             confinement.enter(0)?;
-            let (peer, deadline) = ready(control, plan, listeners[0].1)?;
-            (accept(control, plan, stream, &listeners, *peer.ip(), deadline)?, deadline)
+            let (peer, deadline) = ready(control, config, listeners[0].1)?;
+            (accept(control, config, stream, &listeners, *peer.ip(), deadline)?, deadline)
         }
         Open::Connect => {
-            let sockets = open(plan, stream)?;
+            let sockets = open(config, stream)?;
             confinement.enter(0)?;
-            let (peer, deadline) = ready(control, plan, plan.bind)?;
+            let (peer, deadline) = ready(control, config, config.bind)?;
             (connect(control, sockets, peer, deadline)?, deadline)
         }
     };
-    let flows = Flows::start(connections, stream, "traffic", plan.cpu, control.clock())?;
-    measure::run(control, flows, direction, plan.job.timing, deadline)
+    let flows = Flows::start(connections, stream, "traffic", config.cpu, control.clock())?;
+    measure::run(control, flows, direction, config.job.timing, deadline)
 }
 
 /// Whether this end sends on the connections of each port, in their order: the first port is that of what the listening end
 /// receives.
-pub(super) fn ways(plan: &Plan) -> Vec<bool> {
-    let direction = plan.job.direction;
+pub(super) fn ways(config: &EndConfig) -> Vec<bool> {
+    let direction = config.job.direction;
     let (send, receive) = ((true, direction.sends()), (false, direction.receives()));
-    let ways = match plan.job.open {
+    let ways = match config.job.open {
         Open::Listen => [receive, send],
         Open::Connect => [send, receive],
     };
@@ -90,7 +90,7 @@ pub(super) type Listening<T> = (T, SocketAddrV4);
 /// # Errors
 /// [`SocketError`].
 pub(super) fn listen_in_a_row<T>(
-    plan: &Plan,
+    config: &EndConfig,
     first: impl Fn() -> Result<Listening<T>, SocketError>,
     more: usize,
 ) -> Result<(Listening<T>, Vec<Listening<TcpListener>>), SocketError> {
@@ -99,7 +99,7 @@ pub(super) fn listen_in_a_row<T>(
         let first = first()?;
         tries += 1;
         let ports = (1..).take(more).map_while(|after| first.1.port().checked_add(after));
-        let others: Result<Vec<_>, SocketError> = ports.map(|port| socket::listen(plan, port)).collect();
+        let others: Result<Vec<_>, SocketError> = ports.map(|port| socket::listen(config, port)).collect();
         match others {
             Ok(others) if others.len() == more => return Ok((first, others)),
             // One is another socket's, or there is none.
@@ -116,14 +116,14 @@ pub(super) fn listen_in_a_row<T>(
 /// [`SocketError`].
 pub(super) fn accept(
     control: &mut Control,
-    plan: &Plan,
+    config: &EndConfig,
     stream: &Stream,
     listeners: &[Listening<TcpListener>],
     peer: Ipv4Addr,
     deadline: Duration,
 ) -> Result<Vec<(TcpStream, bool)>, SocketError> {
     let mut connections = Vec::new();
-    for (sends, (listener, address)) in ways(plan).into_iter().zip(listeners) {
+    for (sends, (listener, address)) in ways(config).into_iter().zip(listeners) {
         for _ in 0..stream.flows {
             connections.push((socket::accept(control, listener, *address, peer, deadline)?, sends));
         }
@@ -138,10 +138,10 @@ pub(super) type Unconnected = Vec<(OwnedFd, bool, u16)>;
 ///
 /// # Errors
 /// [`SocketError`].
-pub(super) fn open(plan: &Plan, stream: &Stream) -> Result<Unconnected, SocketError> {
-    let flows = ways(plan).into_iter().zip(0..);
+pub(super) fn open(config: &EndConfig, stream: &Stream) -> Result<Unconnected, SocketError> {
+    let flows = ways(config).into_iter().zip(0..);
     let flows = flows.flat_map(|(sends, port)| (0..stream.flows).map(move |_| (sends, port)));
-    flows.map(|(sends, port)| Ok((socket::open(plan, 0)?, sends, port))).collect()
+    flows.map(|(sends, port)| Ok((socket::open(config, 0)?, sends, port))).collect()
 }
 
 /// Connects them to the ports from that of `peer` on.
@@ -165,12 +165,12 @@ pub(super) fn connect(
 /// Says that the end is up and waits for `Start`; the peer and the moment of the deadline.
 pub(crate) fn ready(
     control: &mut Control,
-    plan: &Plan,
+    config: &EndConfig,
     address: SocketAddrV4,
 ) -> Result<(SocketAddrV4, Duration), ControlError> {
     control.send(&ChildEvent::Ready(EndReady { address }))?;
     let peer = control.start()?;
-    Ok((peer, control.clock().now() + plan.deadline))
+    Ok((peer, control.clock().now() + config.deadline))
 }
 
 /// A connection whose payload goes one way.

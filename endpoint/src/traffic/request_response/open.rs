@@ -11,7 +11,7 @@ use toll_protocol::traffic::request_response::{Background, Connection, Protocol,
 use super::super::TrafficError;
 use super::super::stream::{self, ready};
 use super::Carrier;
-use crate::config::Plan;
+use crate::config::EndConfig;
 use crate::control::Control;
 use crate::socket::{self, SocketError};
 
@@ -33,9 +33,9 @@ pub struct Opened<'b> {
 /// [`TrafficError`].
 pub fn listening<'b>(
     control: &mut Control,
-    plan: &Plan,
+    config: &EndConfig,
     parameters: &RequestResponse,
-    background: Option<(Plan, &'b Background)>,
+    background: Option<(EndConfig, &'b Background)>,
     confinement: Confinement,
 ) -> Result<Opened<'b>, TrafficError> {
     /// What the first port is.
@@ -45,19 +45,19 @@ pub fn listening<'b>(
     }
     let first = || match parameters.protocol {
         Protocol::Tcp => {
-            socket::listen(plan, 0).map(|(listener, address)| (First::Stream(listener), address))
+            socket::listen(config, 0).map(|(listener, address)| (First::Stream(listener), address))
         }
-        Protocol::Udp => socket::datagrams(plan).map(|(socket, address)| (First::Datagrams(socket), address)),
+        Protocol::Udp => socket::datagrams(config).map(|(socket, address)| (First::Datagrams(socket), address)),
     };
-    let more = background.as_ref().map_or(0, |(plan, _)| stream::ways(plan).len());
-    let of_background = background.as_ref().map_or(plan, |(plan, _)| plan);
+    let more = background.as_ref().map_or(0, |(config, _)| stream::ways(config).len());
+    let of_background = background.as_ref().map_or(config, |(config, _)| config);
     let ((first, address), listeners) = stream::listen_in_a_row(of_background, first, more)?;
     confinement.enter(0)?;
-    let (peer, deadline) = ready(control, plan, address)?;
+    let (peer, deadline) = ready(control, config, address)?;
     let peer = *peer.ip();
     let background = match background {
-        Some((plan, background)) => {
-            let flows = stream::accept(control, &plan, &background.stream, &listeners, peer, deadline)?;
+        Some((config, background)) => {
+            let flows = stream::accept(control, &config, &background.stream, &listeners, peer, deadline)?;
             Some((flows, background))
         }
         None => None,
@@ -79,9 +79,9 @@ pub fn listening<'b>(
 /// [`TrafficError`].
 pub fn connecting<'b>(
     control: &mut Control,
-    plan: &Plan,
+    config: &EndConfig,
     parameters: &RequestResponse,
-    background: Option<(Plan, &'b Background)>,
+    background: Option<(EndConfig, &'b Background)>,
     confinement: Confinement,
 ) -> Result<Opened<'b>, TrafficError> {
     /// What will be connected.
@@ -91,16 +91,16 @@ pub fn connecting<'b>(
         PerRequest,
     }
     let first = match (parameters.protocol, parameters.connection) {
-        (Protocol::Udp, _) => First::Datagrams(socket::datagrams(plan)?.0),
-        (Protocol::Tcp, Connection::Persistent) => First::Stream(socket::open(plan, 0)?),
+        (Protocol::Udp, _) => First::Datagrams(socket::datagrams(config)?.0),
+        (Protocol::Tcp, Connection::Persistent) => First::Stream(socket::open(config, 0)?),
         (Protocol::Tcp, Connection::PerRequest) => First::PerRequest,
     };
     let background = match background {
-        Some((plan, background)) => Some((stream::open(&plan, &background.stream)?, background)),
+        Some((config, background)) => Some((stream::open(&config, &background.stream)?, background)),
         None => None,
     };
     confinement.enter(0)?;
-    let (peer, deadline) = ready(control, plan, plan.bind)?;
+    let (peer, deadline) = ready(control, config, config.bind)?;
     let background = match background {
         Some((sockets, background)) => {
             let first = SocketAddrV4::new(*peer.ip(), peer.port().wrapping_add(1));

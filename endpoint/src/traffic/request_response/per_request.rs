@@ -16,7 +16,7 @@ use toll_protocol::traffic::request_response::Load;
 
 use super::Parameters;
 use super::tally::{Marks, Schedule, Tally};
-use crate::config::Plan;
+use crate::config::EndConfig;
 use crate::socket::{self, SocketError};
 use crate::worker::{Traffic, WorkerError, pattern};
 
@@ -28,7 +28,7 @@ const ENDS: u32 = 3;
 /// Asks, each time on a connection of its own, until the thread is told to stop.
 pub fn ask(
     traffic: &Traffic,
-    plan: &Plan,
+    config: &EndConfig,
     peer: SocketAddrV4,
     parameters: &Parameters,
     marks: &Marks,
@@ -59,7 +59,7 @@ pub fn ask(
             continue;
         }
         tally.sent(marks, intended, now);
-        match transaction(plan, peer, parameters.timeout, &request, &mut response) {
+        match transaction(config, peer, parameters.timeout, &request, &mut response) {
             Ok(()) => {
                 let end = traffic.clock().now();
                 sent += request.len() as u64;
@@ -73,7 +73,7 @@ pub fn ask(
         }
     }
     for last in (0..ENDS).rev() {
-        match connection(plan, peer, parameters.timeout) {
+        match connection(config, peer, parameters.timeout) {
             Ok(stream) => {
                 let _ = stream.shutdown(Shutdown::Write);
                 break;
@@ -113,8 +113,8 @@ fn is_time(error: &io::Error) -> bool {
 }
 
 /// A connection to the peer, whose calls take no longer than `timeout`.
-fn connection(plan: &Plan, peer: SocketAddrV4, timeout: Duration) -> Result<TcpStream, CallError> {
-    let fd = socket::open(plan, 0).map_err(|error| ("socket", io_error(error)))?;
+fn connection(config: &EndConfig, peer: SocketAddrV4, timeout: Duration) -> Result<TcpStream, CallError> {
+    let fd = socket::open(config, 0).map_err(|error| ("socket", io_error(error)))?;
     let stream = TcpStream::from(fd);
     stream
         .set_nonblocking(false)
@@ -157,13 +157,13 @@ fn io_error(error: SocketError) -> io::Error {
 
 /// One transaction: it is over when the peer has closed.
 fn transaction(
-    plan: &Plan,
+    config: &EndConfig,
     peer: SocketAddrV4,
     timeout: Duration,
     request: &[u8],
     response: &mut [u8],
 ) -> Result<(), CallError> {
-    let mut stream = connection(plan, peer, timeout)?;
+    let mut stream = connection(config, peer, timeout)?;
     stream.write_all(request).map_err(|error| ("send", error))?;
     stream.read_exact(response).map_err(|error| ("recv", error))?;
     match stream.read(&mut [0]) {
