@@ -14,6 +14,8 @@ mod faults;
 mod full_disk;
 #[path = "lab/lacking.rs"]
 mod lacking;
+#[path = "lab/latency.rs"]
+mod latency;
 #[path = "lab/measuring.rs"]
 mod measuring;
 #[path = "lab/pandas.rs"]
@@ -25,6 +27,7 @@ fn main() {
     let mut tests = bad_input::tests();
     tests.extend(measuring::tests());
     tests.extend(datagrams::tests());
+    tests.extend(latency::tests());
     tests.extend(faults::tests());
     tests.extend(lacking::tests());
     tests.extend(full_disk::tests());

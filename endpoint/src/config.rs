@@ -8,8 +8,9 @@ use nix::sched::sched_getaffinity;
 use nix::unistd::Pid;
 use toll_protocol::child::EndpointConfig;
 use toll_protocol::traffic::dscp::Dscp;
+use toll_protocol::traffic::request_response::Background;
 use toll_protocol::traffic::{Job, Timing, Traffic};
-use toll_protocol::trial::{NativeProgram, TrialId};
+use toll_protocol::trial::{NativeProgram, Open, TrialId};
 use toll_protocol::units::{Bytes, Span};
 
 /// The longest send or receive call.
@@ -38,6 +39,9 @@ pub enum ConfigError {
         /// `toll-endpoint` or `iperf3`.
         program: &'static str,
     },
+    /// The traffic is none that the program has.
+    #[error("the traffic can't be run: {0}")]
+    Traffic(String),
     /// The interval is empty or too long.
     #[error(
         "a measured interval of {duration} was asked for: it must be over 0ns and at most {MAX_DURATION}"
@@ -128,6 +132,7 @@ impl SocketOptions {
                 zero_copy: stream.zero_copy,
             },
             Traffic::Datagram(_) => Self::default(),
+            Traffic::RequestResponse(_) => Self { segment: segment.map(u32::from), ..Self::default() },
         }
     }
 }
@@ -153,6 +158,23 @@ pub struct EndConfig {
     pub deadline: Duration,
 }
 
+impl EndConfig {
+    /// The same for a stream that runs beside requests and responses.
+    pub fn of_background(&self, background: &Background) -> Self {
+        let traffic = Traffic::Stream(background.stream.clone());
+        let direction = match self.job.open {
+            Open::Connect => background.direction,
+            Open::Listen => background.direction.opposite(),
+        };
+        let segment = self.sockets.segment.and_then(|segment| u16::try_from(segment).ok());
+        Self {
+            sockets: SocketOptions::of(&traffic, segment),
+            job: Job { direction, traffic, ..self.job.clone() },
+            ..self.clone()
+        }
+    }
+}
+
 impl TryFrom<EndpointConfig> for EndConfig {
     type Error = ConfigError;
 
@@ -172,6 +194,14 @@ impl TryFrom<EndpointConfig> for EndConfig {
             traffic @ Traffic::Datagram(datagram) => {
                 if let Some(why) = datagram.unfit() {
                     return Err(ConfigError::Datagram { why });
+                }
+                if program == NativeProgram::Iperf3 {
+                    return Err(ConfigError::Iperf3Traffic { traffic: traffic.field() });
+                }
+            }
+            traffic @ Traffic::RequestResponse(parameters) => {
+                if let Some(fault) = parameters.fault() {
+                    return Err(ConfigError::Traffic(fault));
                 }
                 if program == NativeProgram::Iperf3 {
                     return Err(ConfigError::Iperf3Traffic { traffic: traffic.field() });
@@ -223,7 +253,7 @@ fn allowed(cpu: u32) -> Option<usize> {
 mod tests {
     use proptest::prelude::*;
     use toll_protocol::traffic::stream::Stream;
-    use toll_protocol::trial::{Direction, Open};
+    use toll_protocol::trial::Direction;
     use toll_protocol::units::InterfaceAddress;
 
     use super::*;

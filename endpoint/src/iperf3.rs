@@ -230,8 +230,10 @@ fn client(config: &EndConfig, peer: SocketAddrV4) -> Result<Vec<String>, Iperf3E
             arguments.extend(["--length".to_owned(), stream.write_size.0.to_string()]);
             arguments.extend(["--parallel".to_owned(), stream.flows.to_string()]);
         }
-        // No plan has it: see `config`.
-        traffic @ Traffic::Datagram(_) => return Err(Iperf3Error::Traffic(traffic.field())),
+        // No plan has them: see `config`.
+        traffic @ (Traffic::Datagram(_) | Traffic::RequestResponse(_)) => {
+            return Err(Iperf3Error::Traffic(traffic.field()));
+        }
     }
     let congestion_control = match &config.sockets.congestion_control {
         Some(name) => name.clone(),

@@ -24,7 +24,7 @@ use toll_protocol::validity;
 
 use crate::clock::{CpuClock, waited};
 use crate::control::Control;
-use crate::meter::{Meter, Reading, Step};
+use crate::meter::{Meter, PeersEnd, Reading, Step};
 use crate::socket::WindowWait;
 use crate::traffic::TrafficError;
 use crate::worker::Worker;
@@ -43,6 +43,21 @@ const CPU_BOUND: u32 = 95;
 pub trait Application {
     /// Its threads.
     fn workers(&self) -> Vec<&Worker>;
+
+    /// Those whose payload is the end's figure.
+    fn counted(&self) -> Vec<&Worker> {
+        self.workers()
+    }
+
+    /// What it means that the peer ends the traffic.
+    fn peers_end(&self, direction: Direction) -> PeersEnd {
+        direction.into()
+    }
+
+    /// Whether payload that stands still for a while is a fault.
+    fn is_steady(&self) -> bool {
+        true
+    }
 
     /// What wakes the control thread beside the clock.
     fn descriptors(&self) -> Vec<(BorrowedFd<'_>, PollFlags)>;
@@ -100,7 +115,10 @@ pub trait Application {
     fn finish(self, closing: bool) -> Result<TrafficReport, TrafficError>;
 
     /// Its figures, where it was broken off after the interval.
-    fn figures(&self) -> TrafficReport;
+    ///
+    /// # Errors
+    /// [`TrafficError`] if they are not to be had.
+    fn figures(&self) -> Result<TrafficReport, TrafficError>;
 }
 
 /// What a thread had used up to a moment.
@@ -140,7 +158,8 @@ pub fn run<A: Application>(
     deadline: Duration,
 ) -> Result<EndReport, TrafficError> {
     let connected = control.clock().now();
-    let meter = Meter::new(direction, timing.warm_up.duration(), timing.duration.duration());
+    let meter =
+        Meter::new(application.peers_end(direction), timing.warm_up.duration(), timing.duration.duration());
     let costs = [Costs::default(), Costs::default()];
     Run { application, meter, costs, direction, connected, deadline, closing: None }.drive(control)
 }
@@ -176,8 +195,7 @@ impl<A: Application> Run<A> {
                 self.takes(control, step, costs)?;
             }
             if ended {
-                // What goes both ways is not over when the peer has what it receives.
-                if self.direction != Direction::Both {
+                if self.application.peers_end(self.direction) != PeersEnd::IsPart {
                     let (reading, costs) = self.reading(control);
                     let step = self.meter.ended_by_peer(reading)?;
                     self.takes(control, step, costs)?;
@@ -193,8 +211,9 @@ impl<A: Application> Run<A> {
                     return Err(self.timed_out(now));
                 }
                 self.application.abandon();
-                let traffic = self.application.figures();
-                return report(self.meter, self.costs, self.direction, traffic);
+                let traffic = self.application.figures()?;
+                let steady = self.receives_steadily();
+                return report(self.meter, self.costs, steady, traffic);
             }
         }
     }
@@ -204,12 +223,12 @@ impl<A: Application> Run<A> {
         let clock = control.clock();
         let retransmits = self.application.retransmits();
         let window_waits = self.application.window_waits();
-        let workers = self.application.workers();
+        let (workers, counted) = (self.application.workers(), self.application.counted());
         let mut best: Option<(Duration, Reading, Cpus)> = None;
         for _ in 0..READING_TRIES {
             let at = clock.now();
-            let sent_bytes = workers.iter().map(|worker| worker.sent_bytes()).sum();
-            let received_bytes = workers.iter().map(|worker| worker.received_bytes()).sum();
+            let sent_bytes = counted.iter().map(|worker| worker.sent_bytes()).sum();
+            let received_bytes = counted.iter().map(|worker| worker.received_bytes()).sum();
             let threads = workers.iter().map(|worker| worker.cpu()).collect();
             let cpus = Cpus { threads, control: CpuClock::own().now() };
             let spread = clock.now().saturating_sub(at);
@@ -259,6 +278,11 @@ impl<A: Application> Run<A> {
         Ok(())
     }
 
+    /// Whether it is told that what this end receives stands still.
+    fn receives_steadily(&self) -> bool {
+        self.direction.receives() && self.application.is_steady()
+    }
+
     /// The moment at which what is now waited for is overdue.
     fn limit(&self) -> Duration {
         let limit = match self.closing {
@@ -281,10 +305,11 @@ impl<A: Application> Run<A> {
     /// All threads have ended: the report, if they may have ended by then.
     fn finish(self, control: &Control) -> Result<EndReport, TrafficError> {
         let (reading, _) = self.reading(control);
-        let Self { application, mut meter, costs, direction, closing, .. } = self;
+        let steady = self.receives_steadily();
+        let Self { application, mut meter, costs, closing, .. } = self;
         let traffic = application.finish(closing.is_some())?;
         meter.ended_by_peer(reading)?;
-        report(meter, costs, direction, traffic)
+        report(meter, costs, steady, traffic)
     }
 }
 
@@ -292,7 +317,7 @@ impl<A: Application> Run<A> {
 fn report(
     meter: Meter,
     [before, after]: [Costs; 2],
-    direction: Direction,
+    steady: bool,
     traffic: TrafficReport,
 ) -> Result<EndReport, TrafficError> {
     let measured = meter.into_measured().ok_or(crate::meter::MeterError::NoPayload)?;
@@ -338,7 +363,7 @@ fn report(
         flags.push(Flag::Steal);
     }
     let received_bytes = end.received_bytes.saturating_sub(begin.received_bytes);
-    if direction.receives() && validity::stands_still(&measured.samples, interval.into(), received_bytes) {
+    if steady && validity::stands_still(&measured.samples, interval.into(), received_bytes) {
         flags.push(Flag::Stalled);
     }
     Ok(EndReport {

@@ -23,13 +23,36 @@ use crate::clock::rounded;
 /// Time between two samples.
 pub const SAMPLE_EVERY: Duration = Duration::from_millis(100);
 
-/// Share of the interval, in hundredths, that must have been measured when the peer ends the stream.
-const fn enough(direction: Direction) -> u32 {
-    match direction {
-        // It ends when the receiver says so.
-        Direction::Send => 50,
-        // A sender has no reason to end first; its clock may run faster than ours by some parts in a million.
-        Direction::Receive | Direction::Both => 99,
+/// What it means that the peer ends the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeersEnd {
+    /// Traffic ends when the peer says so, whose figure it is: this end has measured what there was.
+    Decides,
+    /// All is over, and the peer had no reason to be first.
+    Follows,
+    /// A part is over, and the rest goes on.
+    IsPart,
+}
+
+impl From<Direction> for PeersEnd {
+    /// Of payload that goes this way: its receiver decides.
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Send => Self::Decides,
+            Direction::Receive => Self::Follows,
+            Direction::Both => Self::IsPart,
+        }
+    }
+}
+
+impl PeersEnd {
+    /// Share of the interval, in hundredths, that must have been measured when the peer ends the traffic.
+    const fn enough(self) -> u32 {
+        match self {
+            Self::Decides => 50,
+            // The peer's clock may run faster than ours by some parts in a million.
+            Self::Follows | Self::IsPart => 99,
+        }
     }
 }
 
@@ -95,7 +118,7 @@ enum State {
 /// The state machine. Moments are times on any one clock.
 #[derive(Debug)]
 pub struct Meter {
-    direction: Direction,
+    peers_end: PeersEnd,
     warm_up: Duration,
     duration: Duration,
     samples: Vec<Sample>,
@@ -103,9 +126,9 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// A meter that waits for the first payload byte, for an end that sends or receives.
-    pub fn new(direction: Direction, warm_up: Duration, duration: Duration) -> Self {
-        Self { direction, warm_up, duration, samples: Vec::new(), state: State::Idle }
+    /// A meter that waits for the first payload byte.
+    pub fn new(peers_end: PeersEnd, warm_up: Duration, duration: Duration) -> Self {
+        Self { peers_end, warm_up, duration, samples: Vec::new(), state: State::Idle }
     }
 
     /// The first payload byte was sent or received at `at`. Only the first call counts.
@@ -170,7 +193,7 @@ impl Meter {
             State::WarmUp { .. } => early(Duration::ZERO),
             State::Measuring { first, .. } => {
                 let measured = reading.at.saturating_sub(first.at);
-                if measured < self.duration / 100 * enough(self.direction) {
+                if measured < self.duration / 100 * self.peers_end.enough() {
                     return early(measured);
                 }
                 Ok(self.end(first, reading))
@@ -222,7 +245,7 @@ mod tests {
 
     /// A source of 1 byte a microsecond, read `late` after each due moment.
     fn run(warm_up: Duration, duration: Duration, late: impl Fn() -> Duration) -> Measured {
-        let mut meter = Meter::new(Direction::Receive, warm_up, duration);
+        let mut meter = Meter::new(PeersEnd::Follows, warm_up, duration);
         meter.first_byte(ms(7));
         while let Some(due) = meter.due() {
             let at = due + late();
@@ -242,7 +265,7 @@ mod tests {
 
     #[test]
     fn nothing_is_due_before_the_first_byte_or_after_the_end() {
-        let mut meter = Meter::new(Direction::Send, ms(1), ms(1));
+        let mut meter = Meter::new(PeersEnd::Decides, ms(1), ms(1));
         assert_eq!(meter.due(), None);
         assert_eq!(meter.read(reading(ms(99), 5)), Step::Nothing);
         meter.first_byte(ms(100));
@@ -256,7 +279,7 @@ mod tests {
 
     #[test]
     fn samples_missed_by_a_late_reading_are_not_invented() {
-        let mut meter = Meter::new(Direction::Send, ms(0), ms(1_000));
+        let mut meter = Meter::new(PeersEnd::Decides, ms(0), ms(1_000));
         meter.first_byte(ms(0));
         assert_eq!(meter.read(reading(ms(0), 0)), Step::Began);
         assert!(matches!(meter.read(reading(ms(350), 35)), Step::Sampled(_)));
@@ -271,7 +294,7 @@ mod tests {
 
     #[test]
     fn a_peer_that_ends_too_early_is_an_error() {
-        let mut meter = Meter::new(Direction::Send, ms(100), ms(1_000));
+        let mut meter = Meter::new(PeersEnd::Decides, ms(100), ms(1_000));
         assert_eq!(meter.ended_by_peer(reading(ms(1), 0)), Err(MeterError::NoPayload));
         meter.first_byte(ms(0));
         let early = |measured| {
@@ -281,7 +304,7 @@ mod tests {
         assert_eq!(meter.ended_by_peer(reading(ms(40), 0)), early(0));
         assert_eq!(meter.read(reading(ms(100), 0)), Step::Began);
         assert_eq!(meter.ended_by_peer(reading(ms(599) + Duration::from_nanos(7), 0)), early(499));
-        let mut receiver = Meter::new(Direction::Receive, ms(0), ms(1_000));
+        let mut receiver = Meter::new(PeersEnd::Follows, ms(0), ms(1_000));
         receiver.first_byte(ms(0));
         assert_eq!(receiver.read(reading(ms(0), 0)), Step::Began);
         assert_eq!(receiver.ended_by_peer(reading(ms(900), 0)), early(900));
@@ -289,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_sender_that_began_late_keeps_what_it_measured() {
-        let mut meter = Meter::new(Direction::Send, ms(100), ms(1_000));
+        let mut meter = Meter::new(PeersEnd::Decides, ms(100), ms(1_000));
         meter.first_byte(ms(0));
         assert_eq!(meter.read(reading(ms(400), 0)), Step::Began);
         assert!(matches!(meter.ended_by_peer(reading(ms(1_100), 70)), Ok(Step::Ended(_))));
@@ -299,7 +322,7 @@ mod tests {
 
     #[test]
     fn a_peer_with_a_slightly_faster_clock_ends_the_interval() {
-        let mut meter = Meter::new(Direction::Send, ms(100), ms(1_000));
+        let mut meter = Meter::new(PeersEnd::Decides, ms(100), ms(1_000));
         meter.first_byte(ms(0));
         assert_eq!(meter.read(reading(ms(100), 0)), Step::Began);
         assert!(matches!(meter.ended_by_peer(reading(ms(1_095), 42)), Ok(Step::Ended(_))));

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -154,6 +154,39 @@ pub fn open(config: &EndConfig, port: u16) -> Result<OwnedFd, SocketError> {
     setsockopt(&fd, sockopt::ReuseAddr, &true).map_err(failed("setsockopt"))?;
     bind(fd.as_raw_fd(), &SockaddrIn::from(address)).map_err(failed("bind"))?;
     Ok(fd)
+}
+
+/// Bytes that a UDP socket is to hold: what a second of an open loop brings while its end has no CPU should not be lost.
+const DATAGRAM_BUFFER: usize = 8 << 20;
+
+/// A UDP socket on the configuration's address and a port that the kernel chooses, bound to its interface as those of TCP are. What it
+/// sends is never cut into fragments (RFC 1191): what is too long for the path is refused.
+///
+/// # Errors
+/// [`SocketError::Io`] or [`SocketError::Interface`].
+pub fn datagrams(config: &EndConfig) -> Result<(UdpSocket, SocketAddrV4), SocketError> {
+    let address = SocketAddrV4::new(*config.bind.ip(), 0);
+    let failed = |call: &'static str| move |errno: Errno| io_error(call, address)(errno.into());
+    let fd: OwnedFd =
+        socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::Udp)
+            .map_err(failed("socket"))?;
+    setsockopt(&fd, sockopt::BindToDevice, &config.interface).map_err(|errno| SocketError::Interface {
+        interface: config.interface.clone(),
+        source: errno.into(),
+    })?;
+    // Beyond net.core.rmem_max where the process has the right to (CAP_NET_ADMIN), else as far as that goes.
+    if setsockopt(&fd, sockopt::RcvBufForce, &DATAGRAM_BUFFER).is_err() {
+        setsockopt(&fd, sockopt::RcvBuf, &DATAGRAM_BUFFER).map_err(failed("setsockopt of SO_RCVBUF"))?;
+    }
+    rustix::net::sockopt::set_ip_mtu_discover(&fd, rustix::net::sockopt::Ipv4PathMtuDiscovery::DO)
+        .map_err(|errno| io_error("setsockopt of IP_MTU_DISCOVER", address)(errno.into()))?;
+    bind(fd.as_raw_fd(), &SockaddrIn::from(address)).map_err(failed("bind"))?;
+    let socket = UdpSocket::from(fd);
+    match socket.local_addr() {
+        Ok(SocketAddr::V4(bound)) => Ok((socket, bound)),
+        Ok(_) => Err(io_error("getsockname", address)(io::ErrorKind::InvalidData.into())),
+        Err(source) => Err(io_error("getsockname", address)(source)),
+    }
 }
 
 /// Listens on the configuration's address and `port` (0: the kernel chooses); connections inherit what the socket was made with.

@@ -1,9 +1,11 @@
 //! Kinds of traffic over kernel sockets: one file each, named as in [`toll_protocol::traffic`], and one line in [`run`].
 
 pub mod datagram;
+pub mod request_response;
 pub mod stream;
 
 use toll_child::confinement::{Confinement, ConfinementError};
+use toll_protocol::latencies::LatenciesError;
 use toll_protocol::report::EndReport;
 use toll_protocol::traffic::Traffic;
 use toll_protocol::units::Span;
@@ -32,6 +34,9 @@ pub enum TrafficError {
     /// The interval could not be measured.
     #[error("the stream gave no figure")]
     Meter(#[from] MeterError),
+    /// Latencies could not be kept.
+    #[error("the latencies could not be kept")]
+    Latencies(#[from] LatenciesError),
     /// A receiver sent payload.
     #[error("the receiver sent payload: it is to send none")]
     UnexpectedPayload,
@@ -76,5 +81,8 @@ pub fn run(
     match &config.job.traffic {
         Traffic::Stream(stream) => stream::run(control, config, stream, confinement),
         Traffic::Datagram(datagram) => datagram::run(control, config, datagram, confinement),
+        Traffic::RequestResponse(parameters) => {
+            request_response::run(control, config, parameters, confinement)
+        }
     }
 }

@@ -226,6 +226,11 @@ impl Traffic {
         self.news.tell();
     }
 
+    /// There is something that the control thread shall look at.
+    pub fn tell(&self) {
+        self.news.tell();
+    }
+
     /// Payload bytes sent since the begin.
     pub fn sent(&self, bytes: u64) {
         self.shared.sent_bytes.store(bytes, Ordering::Relaxed);

@@ -70,7 +70,9 @@ fn a_rate_is_kept_both_ways_and_nothing_is_lost() {
                 let delivery = delivery(report);
                 assert_eq!((delivery.lost, delivery.duplicated, delivery.reordered), (0, 0, 0), "{what}");
                 assert_eq!(delivery.buffer_drops, Some(0), "{what}");
-                assert_eq!(report.received_bytes, traffic(report).received * 1_000, "{what}");
+                // The two are counted at one moment and read one after the other.
+                let of_datagrams = traffic(report).received * 1_000;
+                assert!(report.received_bytes.abs_diff(of_datagrams) <= 20_000, "{what}");
                 let rate = report.received_bytes as f64 * 8.0 / seconds;
                 // What a busy machine keeps the sender from for over 10 ms is not made up for.
                 assert!((0.9..1.02).contains(&(rate / RATE.0 as f64)), "{rate} bit/s: {what}");

@@ -29,7 +29,7 @@ fn run(direction: Direction, parameters: &Stream) -> (EndReport, EndReport) {
 fn flows(report: &EndReport) -> &Report {
     match &report.traffic {
         TrafficReport::Stream(report) => report,
-        TrafficReport::Datagram(report) => support::fail(&format!("{report:?}")),
+        other => support::fail(&format!("{other:?}")),
     }
 }
 

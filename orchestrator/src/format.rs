@@ -2,7 +2,7 @@
 //! figure, and a dash for what is absent. The one place for it, so that the terminal and the page agree.
 
 use toll_protocol::figure::Unit;
-use toll_protocol::result::{MedianEstimate, RatioEstimate};
+use toll_protocol::result::{DifferenceEstimate, MedianEstimate, RatioEstimate};
 
 /// What stands for an absent figure.
 pub const ABSENT: &str = "—";
@@ -118,6 +118,15 @@ pub fn figure_interval(unit: Unit, number: f64, ci95: [f64; 2]) -> String {
     }
 }
 
+/// What a figure is more or less than native's, and its interval: `+3.21 µs [+3.02 µs–+3.40 µs]`.
+pub fn difference(unit: Unit, estimate: &DifferenceEstimate) -> String {
+    let signed = |number: f64| {
+        let sign = if number > 0.0 { "+" } else { "" };
+        format!("{sign}{}", figure(unit, number))
+    };
+    bracketed(signed(estimate.estimate), estimate.ci95.map(|ci95| ci95.map(signed).join("–")))
+}
+
 /// The same in one text: `41.2 % [39.8–42.7]`.
 pub fn figure_with_interval(unit: Unit, number: f64, ci95: Option<[f64; 2]>) -> String {
     bracketed(figure(unit, number), ci95.map(|ci95| figure_interval(unit, number, ci95)))
@@ -206,6 +215,14 @@ fn bracketed(figure: String, interval: Option<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_difference_has_its_sign() {
+        let of =
+            |estimate, ci95| difference(Unit::Seconds, &DifferenceEstimate { estimate, ci95, blocks: 3 });
+        assert_eq!(of(3.21e-6, Some([-1e-7, 6.5e-6])), "+3.21 µs [-100 ns–+6.50 µs]");
+        assert_eq!(of(-2e-3, None), "-2.00 ms");
+    }
 
     #[test]
     fn three_significant_digits_without_exponent() {

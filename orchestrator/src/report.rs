@@ -2,6 +2,7 @@
 //! functions of [`toll_protocol::result::CampaignResult`], and what they have in common is here: how arms, cells
 //! and flags are put in words.
 
+use toll_protocol::figure::{Figure, GOODPUT, TRANSACTIONS};
 use toll_protocol::report::Flag;
 use toll_protocol::result::{ArmSummary, CampaignResult, CellResult, Peer, RunStatus, Verdict};
 use toll_protocol::trial::{Adapter, Direction, EndKind, NativeProgram};
@@ -71,6 +72,11 @@ pub fn arm_of<'a>(result: &'a CampaignResult, cell: &CellResult) -> Option<&'a A
 /// Whether the cell is of the arm that ratios are taken against.
 pub fn is_baseline(result: &CampaignResult, cell: &CellResult) -> bool {
     arm_of(result, cell).is_some_and(|arm| arm.baseline)
+}
+
+/// The figure that a cell is about.
+pub fn headline(cell: &CellResult) -> &'static Figure {
+    if cell.figure(&TRANSACTIONS).is_some() { &TRANSACTIONS } else { &GOODPUT }
 }
 
 /// What an end does whose payload goes this way.

@@ -3,6 +3,7 @@
 //! ```text
 //! runs of a cell ------------------> median, 95 % interval            [`median_estimate`]
 //! runs of arm and native by block -> paired ratio, 95 % interval      [`paired_ratio`]
+//!                                    or difference                    [`paired_difference`]
 //! interval and limit --------------> pass | fail | inconclusive       `protocol/src/relation.rs`
 //! ```
 //! **Interval.** Throughput on shared hardware is not normal (Maricq et al., "Taming Performance Variability",
@@ -20,7 +21,7 @@
 //! of guest/native.
 
 use rand::{Rng, RngExt};
-use toll_protocol::result::{MedianEstimate, RatioEstimate};
+use toll_protocol::result::{DifferenceEstimate, MedianEstimate, RatioEstimate};
 
 #[cfg(test)]
 mod tests;
@@ -34,9 +35,9 @@ pub const FEWEST: usize = 3;
 /// The two arms' runs in one block.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PairedBlock {
-    /// Goodput of the arm's measured runs, bytes per second.
+    /// Numbers of the arm's measured runs.
     pub arm: Vec<f64>,
-    /// Goodput of the native baseline's measured runs, bytes per second.
+    /// Those of the native baseline's.
     pub native: Vec<f64>,
 }
 
@@ -97,17 +98,35 @@ pub fn median_estimate<R: Rng>(values: &[f64], rng: &mut R) -> Option<MedianEsti
 /// `None` if no block has both arms, and if any run in such a block moved no bytes: the logarithm of 0 does not
 /// exist, and leaving just that block out would flatter the arm. No interval from fewer than [`FEWEST`] blocks.
 pub fn paired_ratio<R: Rng>(blocks: &[PairedBlock], rng: &mut R) -> Option<RatioEstimate> {
-    struct Logs {
-        arm: Vec<f64>,
-        native: Vec<f64>,
-    }
-    let logs = |values: &[f64]| -> Option<Vec<f64>> {
-        values.iter().map(|value| (value.is_finite() && *value > 0.0).then(|| value.ln())).collect()
-    };
-    let paired: Option<Vec<Logs>> = blocks
+    let log = |value: f64| (value.is_finite() && value > 0.0).then(|| value.ln());
+    let Paired { mean, ci95, blocks } = paired(blocks, log, rng)?;
+    Some(RatioEstimate { estimate: mean.exp(), ci95: ci95.map(|ci95| ci95.map(f64::exp)), blocks })
+}
+
+/// Difference of an arm to native over the blocks in which both were measured: the mean over blocks of the mean of the arm's
+/// runs less the mean of native's. Its interval is made as that of [`paired_ratio`].
+///
+/// `None` if no block has both arms, or a number is not finite. No interval from fewer than [`FEWEST`] blocks.
+pub fn paired_difference<R: Rng>(blocks: &[PairedBlock], rng: &mut R) -> Option<DifferenceEstimate> {
+    let finite = |value: f64| value.is_finite().then_some(value);
+    let Paired { mean, ci95, blocks } = paired(blocks, finite, rng)?;
+    Some(DifferenceEstimate { estimate: mean, ci95, blocks })
+}
+
+/// A mean of differences within blocks.
+struct Paired {
+    mean: f64,
+    ci95: Option<[f64; 2]>,
+    blocks: u32,
+}
+
+/// Mean difference of the arm's numbers to native's within blocks, each as `scale` has it.
+fn paired<R: Rng>(blocks: &[PairedBlock], scale: impl Fn(f64) -> Option<f64>, rng: &mut R) -> Option<Paired> {
+    let scaled = |values: &[f64]| -> Option<Vec<f64>> { values.iter().map(|value| scale(*value)).collect() };
+    let paired: Option<Vec<PairedBlock>> = blocks
         .iter()
         .filter(|block| !block.arm.is_empty() && !block.native.is_empty())
-        .map(|block| Some(Logs { arm: logs(&block.arm)?, native: logs(&block.native)? }))
+        .map(|block| Some(PairedBlock { arm: scaled(&block.arm)?, native: scaled(&block.native)? }))
         .collect();
     let paired = paired.filter(|blocks| !blocks.is_empty())?;
 
@@ -125,13 +144,9 @@ pub fn paired_ratio<R: Rng>(blocks: &[PairedBlock], rng: &mut R) -> Option<Ratio
             total / count
         });
         let factor = expansion(paired.len());
-        percentile_interval(means.collect()).map(|limit| (estimate + (limit - estimate) * factor).exp())
+        percentile_interval(means.collect()).map(|limit| estimate + (limit - estimate) * factor)
     });
-    Some(RatioEstimate {
-        estimate: estimate.exp(),
-        ci95,
-        blocks: u32::try_from(paired.len()).unwrap_or(u32::MAX),
-    })
+    Some(Paired { mean: estimate, ci95, blocks: u32::try_from(paired.len()).unwrap_or(u32::MAX) })
 }
 
 fn mean(values: &[f64]) -> f64 {

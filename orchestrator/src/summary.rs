@@ -13,15 +13,17 @@ use rand::SeedableRng;
 use rand::rngs::Xoshiro256PlusPlus;
 use toll_protocol::document::{ApiVersion, ResultKind};
 use toll_protocol::figure::{Compare, Figure, FigureId};
+use toll_protocol::latencies::Latencies;
 use toll_protocol::report::{EndReport, Flag};
 use toll_protocol::result::{
     ArmSummary, CampaignResult, CauseSummary, CellKey, CellResult, FigureEstimate, Gate, Outcome, Pair, Peer,
     Provenance, Run, RunCounts, RunStatus, TrialRecord,
 };
+use toll_protocol::traffic::TrafficReport;
 use toll_protocol::trial::{Direction, TrialId};
 
 use crate::ledger::{LedgerHeader, PlannedTrial, status};
-use crate::statistics::{PairedBlock, median_estimate, paired_ratio};
+use crate::statistics::{PairedBlock, median_estimate, paired_difference, paired_ratio};
 
 mod gates;
 #[cfg(test)]
@@ -72,24 +74,9 @@ pub fn summarise(
         return Err(SummaryError::TwoBaselines(first.name.clone(), second.name.clone()));
     }
     let mut cells = cells_of(header, records)?;
-    let ratios: Vec<_> = cells
-        .iter()
-        .map(|cell| {
-            let baseline = baseline_cell(&header.arms, &cells, &cell.key)?;
-            let ratio = |id: &FigureId| {
-                let generator = &mut generator(header.seed, &cell.key, &format!("{id} to native"));
-                paired_ratio(&blocks(id.figure(), cell, baseline), generator)
-            };
-            let compared = cell.figures.keys().filter(|id| id.figure().compare == Compare::Ratio);
-            Some(compared.map(|id| (*id, ratio(id))).collect::<Vec<_>>())
-        })
-        .collect();
-    for (cell, ratios) in cells.iter_mut().zip(ratios) {
-        for (id, ratio) in ratios.into_iter().flatten() {
-            if let Some(figure) = cell.figures.get_mut(&id) {
-                figure.to_native = ratio;
-            }
-        }
+    let compared: Vec<_> = cells.iter().map(|cell| compare(header, &cells, cell)).collect();
+    for (cell, figures) in cells.iter_mut().zip(compared) {
+        cell.figures = figures;
     }
     let of = gates::Whole { seed: header.seed, arms: &header.arms, cells: &cells };
     let gates = gates.iter().flat_map(|gate| gates::apply(gate, &of)).collect();
@@ -104,6 +91,28 @@ pub fn summarise(
         cells,
         gates,
     })
+}
+
+/// The figures of `cell`, set beside those of the baseline's cell.
+fn compare(
+    header: &LedgerHeader,
+    cells: &[CellResult],
+    cell: &CellResult,
+) -> BTreeMap<FigureId, FigureEstimate> {
+    let mut figures = cell.figures.clone();
+    let Some(baseline) = baseline_cell(&header.arms, cells, &cell.key) else { return figures };
+    for (id, estimate) in &mut figures {
+        let blocks = || blocks(id.figure(), cell, baseline);
+        let generator = |what| generator(header.seed, &cell.key, &format!("{id} {what} native"));
+        match id.figure().compare {
+            Compare::Ratio => estimate.to_native = paired_ratio(&blocks(), &mut generator("to")),
+            Compare::Difference => {
+                estimate.over_native = paired_difference(&blocks(), &mut generator("over"));
+            }
+            Compare::None => {}
+        }
+    }
+    figures
 }
 
 /// The cell that the ratio of `key` is taken against: the baseline arm between the same hosts, with the same
@@ -282,16 +291,28 @@ fn cell_of(key: &CellKey, runs: Vec<Run>, seed: u64) -> CellResult {
         let of_run = |run: &Run| (id.figure().of_run)(key.direction, run).filter(|number| number.is_finite());
         let numbers: Vec<f64> = runs.iter().filter_map(of_run).collect();
         let median = median_estimate(&numbers, &mut generator(seed, key, id.figure().id))?;
-        Some((id, FigureEstimate { unit: id.figure().unit, median, to_native: None }))
+        Some((id, FigureEstimate { unit: id.figure().unit, median, to_native: None, over_native: None }))
     };
     CellResult {
         key: key.clone(),
         counts: counts(&runs),
         figures: FigureId::all().filter_map(estimate).collect(),
+        latencies: latencies(&runs),
         exits_by_cause: causes(runs.iter().filter_map(|run| run.a.as_ref()), key.direction),
         flags,
         runs,
     }
+}
+
+/// Latencies of all runs together; nothing where no run has any, or where hostile ones are too many together.
+fn latencies(runs: &[Run]) -> Option<Latencies> {
+    fn of_run(run: &Run) -> Option<&Latencies> {
+        match &run.a.as_ref()?.traffic {
+            TrafficReport::RequestResponse(report) => Some(&report.asked.as_ref()?.latencies),
+            TrafficReport::Stream(_) | TrafficReport::Datagram(_) => None,
+        }
+    }
+    Latencies::merged(runs.iter().filter_map(of_run)).ok().flatten()
 }
 
 fn counts(runs: &[Run]) -> RunCounts {

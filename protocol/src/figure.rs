@@ -6,12 +6,19 @@
 //!                                 result.json, terminal, page, metrics, gates: all by the row of the table
 //! ```
 
+mod transactions;
+
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+pub use transactions::{
+    CPU_PER_TRANSACTION, LATENCY_MAX, LATENCY_P50, LATENCY_P90, LATENCY_P99, LATENCY_P999, LOST_TRANSACTIONS,
+    TRANSACTIONS,
+};
 
 use crate::report::EndReport;
 use crate::result::Run;
@@ -83,6 +90,8 @@ pub enum Better {
 pub enum Compare {
     /// As a ratio, paired within blocks. It takes numbers above 0.
     Ratio,
+    /// As a difference, paired within blocks: what virtualisation adds. It takes any numbers.
+    Difference,
     /// Not at all: native has none, or the two mean different things.
     None,
 }
@@ -187,7 +196,7 @@ pub static GOODPUT_RECEIVED: Figure = Figure {
 
 /// What the receiving `end` got each second, if both ends receive.
 fn of_both(direction: Direction, end: &EndReport) -> Option<f64> {
-    (direction == Direction::Both && end.interval.0 > 0)
+    (direction == Direction::Both && end.traffic.is_bulk() && end.interval.0 > 0)
         .then(|| end.received_bytes as f64 / end.interval.seconds())
 }
 
@@ -209,7 +218,7 @@ pub static FAIRNESS: Figure = Figure {
         let received = |end: &Option<EndReport>| -> Vec<u64> {
             match end.as_ref().map(|end| &end.traffic) {
                 Some(TrafficReport::Stream(report)) => report.received().collect(),
-                Some(TrafficReport::Datagram(_)) | None => Vec::new(),
+                Some(TrafficReport::Datagram(_) | TrafficReport::RequestResponse(_)) | None => Vec::new(),
             }
         };
         // Of each way by itself: the two may have different paths.
@@ -316,7 +325,7 @@ pub static EXITS_PER_MEGABYTE: Figure = Figure {
         help: "Exits of the guest on `a` per payload byte, median over the runs; times 10^6 for exits per megabyte.",
     }),
     of_run: |_, run| {
-        let end = run.a.as_ref()?;
+        let end = run.a.as_ref().filter(|end| end.traffic.is_bulk())?;
         let exits = end.exits.as_ref()?.total();
         (end.bytes() > 0).then(|| exits as f64 * 1e6 / end.bytes() as f64)
     },
@@ -354,11 +363,19 @@ pub static MEMORY: Figure = Figure {
 };
 
 /// All of them, in the order in which they are shown.
-pub static FIGURES: [&Figure; 19] = [
+pub static FIGURES: [&Figure; 27] = [
     &GOODPUT,
     &GOODPUT_SENT,
     &GOODPUT_RECEIVED,
     &FAIRNESS,
+    &TRANSACTIONS,
+    &LATENCY_P50,
+    &LATENCY_P90,
+    &LATENCY_P99,
+    &LATENCY_P999,
+    &LATENCY_MAX,
+    &LOST_TRANSACTIONS,
+    &CPU_PER_TRANSACTION,
     &CPU,
     &IDLE,
     &CPU_GUEST,
@@ -385,7 +402,7 @@ fn cpu_time(end: &EndReport) -> Option<Span> {
 /// CPU-seconds per 10^9 bytes at the arm's end: CPU time by its clock and goodput by the receiver's are both taken per second
 /// first, as the two intervals may differ a little.
 fn cpu_per_gigabyte(run: &Run, time: impl Fn(&EndReport) -> Option<Span>) -> Option<f64> {
-    let end = run.a.as_ref()?;
+    let end = run.a.as_ref().filter(|end| end.traffic.is_bulk())?;
     let goodput = run.goodput_bytes_per_second.filter(|goodput| *goodput > 0.0)?;
     (end.interval.0 > 0).then_some(time(end)?.seconds() / end.interval.seconds() / goodput * 1e9)
 }

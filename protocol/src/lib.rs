@@ -18,6 +18,7 @@ pub mod file;
 pub mod findings;
 pub mod frame;
 pub mod lack;
+pub mod latencies;
 pub mod message;
 pub mod metrics;
 pub mod peer;

@@ -13,13 +13,14 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use estimate::{CauseSummary, FigureEstimate, MedianEstimate, RatioEstimate};
+pub use estimate::{CauseSummary, DifferenceEstimate, FigureEstimate, MedianEstimate, RatioEstimate};
 
 use estimate::limits;
 
 use crate::document::{self, ApiVersion, ResultKind};
 use crate::facts::HostFacts;
 use crate::figure::{Figure, FigureId, Unit};
+use crate::latencies::Latencies;
 use crate::printable;
 pub use crate::relation::Verdict;
 use crate::relation::{AT_MOST, Relation};
@@ -205,6 +206,9 @@ pub struct CellResult {
     pub counts: RunCounts,
     /// Its figures; one that no run has is not there.
     pub figures: BTreeMap<FigureId, FigureEstimate>,
+    /// Latencies of all its measured runs together, for pictures; `None` for traffic without any.
+    #[serde(default)]
+    pub latencies: Option<Latencies>,
     /// Exits by cause; `None` for an end that has no KVM.
     pub exits_by_cause: Option<BTreeMap<String, CauseSummary>>,
     /// Flags of any measured run, with the number of runs that carry each.
@@ -227,6 +231,11 @@ impl CellResult {
     /// Median of a figure of it.
     pub fn median(&self, figure: &'static Figure) -> Option<f64> {
         self.estimate(figure).map(|estimate| estimate.median)
+    }
+
+    /// What a figure of it is more than native's.
+    pub fn over_native(&self, figure: &'static Figure) -> Option<DifferenceEstimate> {
+        self.figure(figure).and_then(|estimate| estimate.over_native)
     }
 
     /// A figure of it relative to native's.

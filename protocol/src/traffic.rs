@@ -10,6 +10,7 @@
 
 pub mod datagram;
 pub mod dscp;
+pub mod request_response;
 pub mod stream;
 
 use std::fmt;
@@ -43,7 +44,7 @@ macro_rules! kinds {
             }
 
             /// The one kind that is written, checked.
-            fn check_kind(&self, path: &[Step], arms: Arms, out: &mut Findings) -> Option<Checked> {
+            fn check_kind(&self, path: &[Step], arms: Arms<'_>, out: &mut Findings) -> Option<Checked> {
                 $(if let Some(kind) = &self.$field {
                     let path = [path, &[Step::Field(Traffic::$field())]].concat();
                     return kind.check(&path, arms, out);
@@ -99,6 +100,8 @@ kinds! {
     Stream stream stream;
     /// UDP.
     Datagram datagram datagram;
+    /// Transactions: how many a second, and their latency.
+    RequestResponse request_response request_response;
 }
 
 impl fmt::Display for Traffic {
@@ -112,17 +115,26 @@ impl Traffic {
     pub fn preparation(&self) -> Span {
         match self {
             Self::Datagram(datagram) => datagram.preparation(),
-            Self::Stream(_) => Span(0),
+            Self::Stream(_) | Self::RequestResponse(_) => Span(0),
         }
     }
 }
 
 impl TrafficReport {
+    /// Whether its payload is what it is about, so that costs are told for bytes of it; those of transactions are told for
+    /// each.
+    pub const fn is_bulk(&self) -> bool {
+        match self {
+            Self::Stream(_) | Self::Datagram(_) => true,
+            Self::RequestResponse(_) => false,
+        }
+    }
+
     /// What only a stream has.
     pub const fn stream(&self) -> Option<&stream::Report> {
         match self {
             Self::Stream(report) => Some(report),
-            Self::Datagram(_) => None,
+            Self::Datagram(_) | Self::RequestResponse(_) => None,
         }
     }
 
@@ -130,7 +142,7 @@ impl TrafficReport {
     pub const fn datagram(&self) -> Option<&datagram::Report> {
         match self {
             Self::Datagram(report) => Some(report),
-            Self::Stream(_) => None,
+            Self::Stream(_) | Self::RequestResponse(_) => None,
         }
     }
 }
@@ -188,9 +200,9 @@ pub struct Checked {
     pub traffic: Traffic,
 }
 
-/// What a workload has to know of the arms of its campaign.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Arms {
+/// What a workload has to know of its campaign: of the arms, and of the other workloads.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Arms<'a> {
     /// Whether one of them runs iperf3.
     pub iperf3: bool,
     /// Whether one of them runs the payload program.
@@ -201,11 +213,27 @@ pub struct Arms {
     pub mtu: Option<u16>,
     /// Rate of the links of its lab.
     pub link_rate: Option<BitRate>,
+    /// All workloads, as they are written.
+    pub workloads: &'a [Workload],
+}
+
+/// The one place where a kind is refused that only `toll-endpoint` runs.
+pub(crate) fn refuse_other_ends(kind: &str, path: &[Step], arms: Arms<'_>, out: &mut Findings) {
+    let others = [
+        (arms.iperf3, "with `program: iperf3`, which has no such traffic"),
+        (arms.payload, "with a virtual adapter, whose payload program has no such traffic"),
+    ];
+    for (_, why) in others.into_iter().filter(|(has, _)| *has) {
+        let message = format!(
+            "`{kind}` runs on arms `native: {{}}`, and the campaign has one {why}: give it a campaign of its own"
+        );
+        out.add(path, message);
+    }
 }
 
 impl Workload {
     /// What it asks for; what is wrong with it is told.
-    pub(crate) fn check(&self, path: &[Step], arms: Arms, out: &mut Findings) -> Option<Checked> {
+    pub(crate) fn check(&self, path: &[Step], arms: Arms<'_>, out: &mut Findings) -> Option<Checked> {
         let written = self.written();
         match written[..] {
             [] => {
@@ -235,7 +263,7 @@ pub(crate) fn timing(
     warm_up: Option<Span>,
     duration: Option<Span>,
     path: &[Step],
-    arms: Arms,
+    arms: Arms<'_>,
     out: &mut Findings,
 ) -> Timing {
     let below = |field| [path, &[Step::Field(field)]].concat();

@@ -91,15 +91,11 @@ fn traffic(config: &EndConfig) -> toll_guest_abi::Traffic {
             },
             reserved: 0,
         },
-        // No end has it: see `config`.
-        Traffic::Datagram(_) => toll_guest_abi::Traffic {
-            kind: kind::STREAM,
-            direction,
-            flows: 0,
-            write_size: 0,
-            congestion_control: congestion::CUBIC,
-            reserved: 0,
-        },
+        // Refused with the configuration, and no kind that the program knows.
+        Traffic::Datagram(_) | Traffic::RequestResponse(_) => {
+            let (kind, flows, write_size, congestion_control) = (0, 0, 0, 0);
+            toll_guest_abi::Traffic { kind, direction, flows, write_size, congestion_control, reserved: 0 }
+        }
     }
 }
 

@@ -26,6 +26,9 @@ const INTERFACE_NAME_MAX: usize = 15;
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ConfigError {
+    /// The payload program has no such traffic.
+    #[error("the payload program has no traffic `{0}`")]
+    Traffic(&'static str),
     /// A size is out of its range.
     #[error("{what} is {value}: from {least} to {most} is possible")]
     Range {
@@ -79,9 +82,6 @@ pub enum ConfigError {
         /// Warm-up and measured interval together.
         job: Duration,
     },
-    /// The program has no such traffic.
-    #[error("the payload program can't run `{0}`")]
-    Traffic(&'static str),
 }
 
 /// A virtual end that can be built.
@@ -183,7 +183,9 @@ impl TryFrom<VmmConfig> for EndConfig {
                     return Err(ConfigError::CongestionControl(name.to_owned()));
                 }
             }
-            traffic @ Traffic::Datagram(_) => return Err(ConfigError::Traffic(traffic.field())),
+            traffic @ (Traffic::Datagram(_) | Traffic::RequestResponse(_)) => {
+                return Err(ConfigError::Traffic(traffic.field()));
+            }
         }
         range("guest memory", memory, Bytes(MEMORY_MIN), Bytes(MEMORY_MAX))?;
         if !memory.0.is_multiple_of(LARGE_PAGE) {

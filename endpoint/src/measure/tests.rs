@@ -9,7 +9,7 @@ const fn ms(milliseconds: u64) -> Duration {
 
 /// A second, over which the path carries a byte a millisecond until it stands still at `until`.
 fn measured(direction: Direction, until: u64) -> Meter {
-    let mut meter = Meter::new(direction, ms(0), ms(1_000));
+    let mut meter = Meter::new(direction.into(), ms(0), ms(1_000));
     meter.first_byte(ms(0));
     for step in 0..=10 {
         let (at, received_bytes) = (step * 100, (step * 100).min(until));
@@ -29,7 +29,8 @@ fn costs(threads: Vec<ThreadCosts>, retransmits: u64) -> Costs {
 
 fn of(direction: Direction, until: u64, costs: [Costs; 2]) -> EndReport {
     let traffic = TrafficReport::Stream(stream::Report::default());
-    let mut report = report(measured(direction, until), costs, direction, traffic).expect("is over");
+    let mut report =
+        report(measured(direction, until), costs, direction.receives(), traffic).expect("is over");
     report.flags.retain(|flag| *flag != Flag::DebugBuild);
     report
 }

@@ -196,7 +196,7 @@ impl Application for Ends {
     }
 
     fn finish(self, closing: bool) -> Result<TrafficReport, TrafficError> {
-        let report = self.figures();
+        let report = self.figures()?;
         for worker in self.workers.into_iter().filter(Worker::is_finished) {
             match worker.join() {
                 // The peer has what it measures too, and may end as it likes.
@@ -207,7 +207,7 @@ impl Application for Ends {
         Ok(report)
     }
 
-    fn figures(&self) -> TrafficReport {
+    fn figures(&self) -> Result<TrafficReport, TrafficError> {
         let [begin, end] = self.moments;
         let between = |way: usize| end.datagrams[way].saturating_sub(begin.datagrams[way]);
         let drops = begin.drops.zip(end.drops).map(|(begin, end)| u64::from(end.wrapping_sub(begin)));
@@ -216,6 +216,6 @@ impl Application for Ends {
             delivery.buffer_drops = drops;
         }
         let found = self.exchange.found.get().copied();
-        TrafficReport::Datagram(Report { sent: between(0), received: between(1), delivery, found })
+        Ok(TrafficReport::Datagram(Report { sent: between(0), received: between(1), delivery, found }))
     }
 }

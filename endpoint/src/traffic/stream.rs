@@ -9,7 +9,7 @@
 //! port: those whose payload it receives come to the one that it tells, the others to the next.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,63 +52,114 @@ pub fn run(
     let direction = config.job.direction;
     let (connections, deadline) = match config.job.open {
         Open::Listen => {
-            let listeners = listen(config)?;
+            let (first, mut listeners) =
+                listen_in_a_row(config, || socket::listen(config, 0), ways(config).len() - 1)?;
+            listeners.insert(0, first);
             confinement.enter(0)?;
             let (peer, deadline) = ready(control, config, listeners[0].1)?;
-            let mut connections = Vec::new();
-            // What this end receives comes to the first port.
-            let ways = [(false, direction.receives()), (true, direction.sends())];
-            let ways = ways.into_iter().filter(|(_, used)| *used);
-            for ((sends, _), (listener, address)) in ways.zip(&listeners) {
-                for _ in 0..stream.flows {
-                    let stream = socket::accept(control, listener, *address, *peer.ip(), deadline)?;
-                    connections.push((stream, sends));
-                }
-            }
-            (connections, deadline)
+            (accept(control, config, stream, &listeners, *peer.ip(), deadline)?, deadline)
         }
         Open::Connect => {
-            // What this end sends goes to the first port.
-            let ways = [(true, direction.sends()), (false, direction.receives())];
-            let ways = ways.into_iter().filter(|(_, used)| *used).map(|(sends, _)| sends);
-            let sockets: Vec<(OwnedFd, bool, u16)> = ways
-                .zip(0..)
-                .flat_map(|(sends, port)| (0..stream.flows).map(move |_| (sends, port)))
-                .map(|(sends, port)| Ok((socket::open(config, 0)?, sends, port)))
-                .collect::<Result<_, SocketError>>()?;
+            let sockets = open(config, stream)?;
             confinement.enter(0)?;
             let (peer, deadline) = ready(control, config, config.bind)?;
-            let mut connections = Vec::new();
-            for (socket, sends, port) in sockets {
-                let peer = SocketAddrV4::new(*peer.ip(), peer.port().wrapping_add(port));
-                connections.push((socket::connect(control, socket, peer, deadline)?, sends));
-            }
-            (connections, deadline)
+            (connect(control, sockets, peer, deadline)?, deadline)
         }
     };
-    let flows = Flows::start(connections, stream, config.cpu, control.clock())?;
+    let flows = Flows::start(connections, stream, "traffic", config.cpu, control.clock())?;
     measure::run(control, flows, direction, config.job.timing, deadline)
 }
 
-/// A listener for each way that payload takes, on ports in a row.
-fn listen(config: &EndConfig) -> Result<Vec<(TcpListener, SocketAddrV4)>, SocketError> {
-    let both = config.job.direction.sends() && config.job.direction.receives();
+/// Whether this end sends on the connections of each port, in their order: the first port is that of what the listening end
+/// receives.
+pub(super) fn ways(config: &EndConfig) -> Vec<bool> {
+    let direction = config.job.direction;
+    let (send, receive) = ((true, direction.sends()), (false, direction.receives()));
+    let ways = match config.job.open {
+        Open::Listen => [receive, send],
+        Open::Connect => [send, receive],
+    };
+    ways.into_iter().filter(|(_, used)| *used).map(|(sends, _)| sends).collect()
+}
+
+/// A socket that listens, and its address.
+pub(super) type Listening<T> = (T, SocketAddrV4);
+
+/// What `first` gives, and `more` listeners on the ports after its port.
+///
+/// # Errors
+/// [`SocketError`].
+pub(super) fn listen_in_a_row<T>(
+    config: &EndConfig,
+    first: impl Fn() -> Result<Listening<T>, SocketError>,
+    more: usize,
+) -> Result<(Listening<T>, Vec<Listening<TcpListener>>), SocketError> {
     let mut tries = 0;
     loop {
-        let first = socket::listen(config, 0)?;
-        if !both {
-            return Ok(vec![first]);
-        }
+        let first = first()?;
         tries += 1;
-        let next = first.1.port().checked_add(1).map(|port| socket::listen(config, port));
-        match next {
-            Some(Ok(next)) => return Ok(vec![first, next]),
-            // It is another socket's, or there is none.
-            Some(Err(_)) | None if tries < PORT_TRIES => {}
-            Some(Err(error)) => return Err(error),
-            None => {}
+        let ports = (1..).take(more).map_while(|after| first.1.port().checked_add(after));
+        let others: Result<Vec<_>, SocketError> = ports.map(|port| socket::listen(config, port)).collect();
+        match others {
+            Ok(others) if others.len() == more => return Ok((first, others)),
+            // One is another socket's, or there is none.
+            Ok(_) => {}
+            Err(_) if tries < PORT_TRIES => {}
+            Err(error) => return Err(error),
         }
     }
+}
+
+/// Accepts the connections of a stream by the listeners of its ports: each, and whether this end sends on it.
+///
+/// # Errors
+/// [`SocketError`].
+pub(super) fn accept(
+    control: &mut Control,
+    config: &EndConfig,
+    stream: &Stream,
+    listeners: &[Listening<TcpListener>],
+    peer: Ipv4Addr,
+    deadline: Duration,
+) -> Result<Vec<(TcpStream, bool)>, SocketError> {
+    let mut connections = Vec::new();
+    for (sends, (listener, address)) in ways(config).into_iter().zip(listeners) {
+        for _ in 0..stream.flows {
+            connections.push((socket::accept(control, listener, *address, peer, deadline)?, sends));
+        }
+    }
+    Ok(connections)
+}
+
+/// Sockets that are not connected yet: whether this end sends on each, and its port, counted from the first.
+pub(super) type Unconnected = Vec<(OwnedFd, bool, u16)>;
+
+/// Sockets for the connections of a stream.
+///
+/// # Errors
+/// [`SocketError`].
+pub(super) fn open(config: &EndConfig, stream: &Stream) -> Result<Unconnected, SocketError> {
+    let flows = ways(config).into_iter().zip(0..);
+    let flows = flows.flat_map(|(sends, port)| (0..stream.flows).map(move |_| (sends, port)));
+    flows.map(|(sends, port)| Ok((socket::open(config, 0)?, sends, port))).collect()
+}
+
+/// Connects them to the ports from that of `peer` on.
+///
+/// # Errors
+/// [`SocketError`].
+pub(super) fn connect(
+    control: &mut Control,
+    sockets: Unconnected,
+    peer: SocketAddrV4,
+    deadline: Duration,
+) -> Result<Vec<(TcpStream, bool)>, SocketError> {
+    let mut connections = Vec::with_capacity(sockets.len());
+    for (socket, sends, port) in sockets {
+        let peer = SocketAddrV4::new(*peer.ip(), peer.port().wrapping_add(port));
+        connections.push((socket::connect(control, socket, peer, deadline)?, sends));
+    }
+    Ok(connections)
 }
 
 /// Says that the end is up and waits for `Start`; the peer and the moment of the deadline.
@@ -129,6 +180,8 @@ struct Flow {
     sends: bool,
     /// Whether the socket of a sender is looked at for its peer's FIN.
     watch: bool,
+    /// Whether a sender's peer has half-closed it, which this end has yet to answer.
+    fin: bool,
     /// Whether this end has half-closed it.
     closing: bool,
     /// Payload bytes when the interval began and when it ended.
@@ -150,7 +203,7 @@ impl Flow {
 
     /// The receiver has what it measures: a sender stops.
     fn closes(&mut self) {
-        self.watch = false;
+        self.fin = false;
         self.worker.stop();
         self.half_close();
     }
@@ -169,7 +222,7 @@ impl Flow {
 }
 
 /// The connections of a stream.
-struct Flows {
+pub(super) struct Flows {
     flows: Vec<Flow>,
     news: News,
     /// Whether the peer's first FIN has been told of.
@@ -177,10 +230,11 @@ struct Flows {
 }
 
 impl Flows {
-    /// Starts a thread for each connection: the stream, and whether this end sends on it.
-    fn start(
+    /// Starts a thread of this name for each connection: the stream, and whether this end sends on it.
+    pub(super) fn start(
         connections: Vec<(TcpStream, bool)>,
         parameters: &Stream,
+        name: &str,
         cpu: Option<usize>,
         clock: Clock,
     ) -> Result<Self, TrafficError> {
@@ -189,7 +243,7 @@ impl Flows {
         let one = connections.len() == 1;
         let mut flows = Vec::with_capacity(connections.len());
         for (number, (stream, sends)) in connections.into_iter().enumerate() {
-            let name = if one { "traffic".to_owned() } else { format!("traffic-{number}") };
+            let name = if one { name.to_owned() } else { format!("{name}-{number}") };
             let stream = Arc::new(stream);
             let socket = Arc::clone(&stream);
             let zero_copy = (sends && parameters.zero_copy).then(Arc::<Counts>::default);
@@ -210,12 +264,41 @@ impl Flows {
                 worker,
                 sends,
                 watch: sends,
+                fin: false,
                 closing: false,
                 bytes: [0; 2],
                 zero_copy,
             });
         }
         Ok(Self { flows, news, told: false })
+    }
+
+    /// The measured interval is over.
+    pub(super) fn mark(&mut self) {
+        for flow in &mut self.flows {
+            flow.bytes[1] = flow.bytes();
+        }
+    }
+
+    /// Closes what is this end's to close: the connections that it receives on. Whether there are any.
+    pub(super) fn close(&mut self) -> bool {
+        let receiving = self.flows.iter_mut().filter(|flow| !flow.sends);
+        receiving.map(Flow::half_close).count() > 0
+    }
+
+    /// Whether one of them has come to its end before it was closed.
+    pub(super) fn has_broken_off(&self) -> bool {
+        self.flows.iter().any(|flow| flow.worker.is_finished() && !flow.closing)
+    }
+
+    /// What crossed each in the measured interval.
+    pub(super) fn counted(&self) -> Vec<FlowReport> {
+        let counted = |flow: &Flow| {
+            let bytes = flow.bytes[1].saturating_sub(flow.bytes[0]);
+            let (sent_bytes, received_bytes) = if flow.sends { (bytes, 0) } else { (0, bytes) };
+            FlowReport { sent_bytes, received_bytes }
+        };
+        self.flows.iter().map(counted).collect()
     }
 }
 
@@ -238,8 +321,7 @@ impl Application for Flows {
         let mut ended = false;
         for flow in self.flows.iter_mut().filter(|flow| flow.watch && !flow.is_polled()) {
             if is_fin(&flow.stream)? {
-                flow.closes();
-                ended = true;
+                (flow.watch, flow.fin, ended) = (false, true, true);
             }
         }
         for (flow, events) in self.flows.iter_mut().filter(|flow| flow.is_polled()).zip(sockets) {
@@ -247,11 +329,15 @@ impl Application for Flows {
                 // A reset: the traffic thread's next send says so, with its own words.
                 flow.watch = false;
             } else if events.contains(PollFlags::POLLIN) && is_fin(&flow.stream)? {
-                flow.closes();
-                ended = true;
+                (flow.watch, flow.fin, ended) = (false, true, true);
             }
         }
-        Ok(ended && !std::mem::replace(&mut self.told, true))
+        if ended && !std::mem::replace(&mut self.told, true) {
+            // What the threads have used is read before they end.
+            return Ok(true);
+        }
+        self.end();
+        Ok(false)
     }
 
     fn look_again(&self, now: Duration) -> Option<Duration> {
@@ -276,18 +362,17 @@ impl Application for Flows {
     }
 
     fn measured(&mut self) -> bool {
-        for flow in &mut self.flows {
-            flow.bytes[1] = flow.bytes();
-        }
-        let receiving = self.flows.iter_mut().filter(|flow| !flow.sends);
-        receiving.map(Flow::half_close).count() > 0
+        self.mark();
+        self.close()
     }
 
-    fn end(&mut self) {}
+    fn end(&mut self) {
+        self.flows.iter_mut().filter(|flow| flow.fin).for_each(Flow::closes);
+    }
 
     fn is_over(&self) -> bool {
         self.flows.iter().all(|flow| flow.worker.is_finished() && !flow.is_unacknowledged())
-            || self.flows.iter().any(|flow| flow.worker.is_finished() && !flow.closing)
+            || self.has_broken_off()
     }
 
     fn abandon(&mut self) {
@@ -297,7 +382,7 @@ impl Application for Flows {
     }
 
     fn finish(self, closing: bool) -> Result<TrafficReport, TrafficError> {
-        let report = self.figures();
+        let report = self.figures()?;
         for flow in self.flows {
             if !flow.worker.is_finished() {
                 continue;
@@ -311,18 +396,13 @@ impl Application for Flows {
         Ok(report)
     }
 
-    fn figures(&self) -> TrafficReport {
-        let flow = |flow: &Flow| {
-            let bytes = flow.bytes[1].saturating_sub(flow.bytes[0]);
-            let (sent_bytes, received_bytes) = if flow.sends { (bytes, 0) } else { (0, bytes) };
-            FlowReport { sent_bytes, received_bytes }
-        };
+    fn figures(&self) -> Result<TrafficReport, TrafficError> {
         let zero_copies = self.flows.iter().filter_map(|flow| flow.zero_copy.as_ref());
         let zero_copy = zero_copies.map(|counts| counts.done()).reduce(|sum, more| ZeroCopy {
             sends: sum.sends.saturating_add(more.sends),
             copied: sum.copied.saturating_add(more.copied),
         });
-        TrafficReport::Stream(Report { flows: self.flows.iter().map(flow).collect(), zero_copy })
+        Ok(TrafficReport::Stream(Report { flows: self.counted(), zero_copy }))
     }
 }
 

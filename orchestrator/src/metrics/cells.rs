@@ -16,7 +16,7 @@ use super::families as f;
 
 /// Campaigns that are shown.
 pub const MOST_CAMPAIGNS: usize = 10;
-/// Cells that are shown, of all campaigns together, those of later campaigns first. One has up to 18 series.
+/// Cells that are shown, of all campaigns together, those of later campaigns first. One has up to 27 series.
 pub const MOST_CELLS: usize = 5_000;
 /// Families of this collector: those of figures, and the rest.
 pub fn families() -> Vec<&'static Family> {

@@ -24,7 +24,10 @@ const ARM: Label = Label { name: "arm", values: "name of the arm" };
 const END: Label = Label { name: "end", values: "what the arm is: `native`, `same-stack`, `guest`" };
 const PEER: Label = Label { name: "peer", values: "what stands on `b`: `native`, `same-arm`" };
 const LIMIT: Label = Label { name: "limit", values: "`lower`, `upper`" };
-const PART: Label = Label { name: "part", values: "`guest` (guest code and KVM), `vmm`, `host` (I/O)" };
+const PART: Label = Label {
+    name: "part",
+    values: "of CPU time `guest` (guest code and KVM), `vmm`, `host` (I/O); of latency `p50` to `p99.9`, `max`",
+};
 
 /// Labels of a cell, in the order of [`super::cells`].
 pub const CELL: [Label; 8] = [CAMPAIGN, A, B, WORKLOAD, DIRECTION, ARM, END, PEER];

@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 
 use prometheus::TextEncoder;
 use toll_protocol::figure::{CPU_VMM, EXITS_PER_FRAME, GOODPUT};
+use toll_protocol::latencies::Recorder;
 use toll_protocol::report::Failure;
-use toll_protocol::result::{Peer, Verdict};
+use toll_protocol::result::{Outcome, Peer, Verdict};
+use toll_protocol::traffic::TrafficReport;
+use toll_protocol::traffic::request_response::{Asked, Report};
 use toll_protocol::trial::Direction;
+use toll_protocol::units::{Bytes, Span};
 
 use super::*;
 use crate::summary::summarise;
@@ -216,7 +220,32 @@ fn everything() -> Metrics {
     metrics.phase(Phase::Setup, Duration::from_millis(30));
     metrics.ledger_written(Duration::from_millis(2));
     metrics.observe_campaign("quickstart-1", &result());
+    metrics.observe_campaign("latency-1", &of_requests());
     metrics
+}
+
+/// The same plan, whose ends asked and answered.
+fn of_requests() -> CampaignResult {
+    let (mut header, mut records) = test_support::campaign();
+    header.campaign = "latency".to_owned();
+    let mut recorder = Recorder::new().expect("good bounds");
+    recorder.record(Duration::from_micros(30));
+    let asked = Asked {
+        response: Bytes(1),
+        latencies: recorder.finish().expect("is written"),
+        lost: 0,
+        late: 0,
+        latest_send: Span(0),
+        busy_wait: false,
+    };
+    for record in &mut records {
+        if let Outcome::Measured { a, .. } = &mut record.outcome {
+            a.received_bytes = 1;
+            a.traffic =
+                TrafficReport::RequestResponse(Report { asked: Some(asked.clone()), background: Vec::new() });
+        }
+    }
+    summarise(&header, &records, &[]).expect("belongs together")
 }
 
 #[test]

@@ -2,7 +2,7 @@
 //! there is no script, and its content policy forbids any. All text is escaped by `maud`.
 //!
 //! ```text
-//! title, headlines -> share of native (forest plot) -> runs -> exits by cause -> CPU -> where the time goes
+//! title, headlines -> share of native (forest plot) -> runs -> latency by percentile -> exits by cause -> CPU -> where the time goes
 //!                  -> all cells -> beside the paper -> gates -> what failed -> flags -> hosts -> method
 //! ```
 
@@ -14,6 +14,7 @@ use crate::format;
 
 mod figures;
 mod headlines;
+mod latencies;
 mod tables;
 mod times;
 
@@ -44,6 +45,7 @@ pub fn render(result: &CampaignResult) -> String {
                 (headlines::section(result))
                 (figures::share_of_native(result))
                 (figures::runs(result))
+                (latencies::section(result))
                 (figures::exits(result))
                 (figures::cpu(result))
                 (times::section(result))

@@ -10,12 +10,17 @@ use comfy_table::{
     Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, LineStyle, Table,
     TableStyle, Width,
 };
-use toll_protocol::figure::{CPU_GUEST, CPU_HOST, CPU_VMM, EXITS_PER_FRAME, GOODPUT, Unit};
+use toll_protocol::figure::{
+    CPU_GUEST, CPU_HOST, CPU_VMM, EXITS_PER_FRAME, Figure, GOODPUT, LATENCY_MAX, LATENCY_P50, LATENCY_P99,
+    LATENCY_P999, TRANSACTIONS, Unit,
+};
 use toll_protocol::printable::printable;
-use toll_protocol::result::{CampaignResult, CellResult, Compared, GateResult};
+use toll_protocol::result::{
+    CampaignResult, CellResult, Compared, DifferenceEstimate, GateResult, MedianEstimate,
+};
 
 use super::paper;
-use super::{Group, explain, failures, groups, is_baseline, path, status, verdict, without_figure};
+use super::{Group, explain, failures, groups, headline, is_baseline, path, status, verdict, without_figure};
 use crate::format;
 
 /// The widest table, in columns.
@@ -111,6 +116,26 @@ pub fn gate_figure(gate: &GateResult) -> Option<String> {
     gate.value.map(|value| format::figure_with_interval(unit, value, gate.ci95))
 }
 
+/// What the cells of a group are about, and what else there is room for: titles and figures.
+fn columns(group: &Group<'_>) -> [(&'static str, &'static Figure); 5] {
+    if group.cells.iter().any(|cell| *headline(cell) == TRANSACTIONS) {
+        return [
+            ("transactions\n/s", &TRANSACTIONS),
+            ("latency\np50", &LATENCY_P50),
+            ("\np99", &LATENCY_P99),
+            ("\np99.9", &LATENCY_P999),
+            ("\nmax", &LATENCY_MAX),
+        ];
+    }
+    [
+        ("goodput", &GOODPUT),
+        ("exits\n/frame", &EXITS_PER_FRAME),
+        ("CPU s/GB\nguest", &CPU_GUEST),
+        ("\nvmm", &CPU_VMM),
+        ("\nhost", &CPU_HOST),
+    ]
+}
+
 struct Screen(TerminalOptions);
 
 impl Screen {
@@ -143,25 +168,18 @@ impl Screen {
         if self.0.styled {
             table.enforce_styling();
         }
-        let titles: [&str; COLUMNS] = [
-            "arm",
-            "payload",
-            "goodput",
-            "of native",
-            "exits\n/frame",
-            "CPU s/GB\nguest",
-            "\nvmm",
-            "\nhost",
-            "runs",
-            "flags",
-        ];
+        let figures = columns(group);
+        let [first, others @ ..] = figures;
+        let of_figures = others.map(|(title, _)| title);
+        let [a, b, c, d] = of_figures;
+        let titles: [&str; COLUMNS] = ["arm", "payload", first.0, "of native", a, b, c, d, "runs", "flags"];
         table.set_header(titles.map(|title| self.bold(title)));
         let mut last = None;
         for cell in &group.cells {
             if last.replace(cell.key.direction).is_some_and(|direction| direction != cell.key.direction) {
                 table.add_row([""; COLUMNS]);
             }
-            table.add_row(self.row(result, cell));
+            table.add_row(self.row(result, cell, figures.map(|(_, figure)| figure)));
         }
         for column in table.column_iter_mut().skip(2).take(COLUMNS - 3) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -195,27 +213,38 @@ impl Screen {
         table
     }
 
-    fn row(&self, result: &CampaignResult, cell: &CellResult) -> Vec<Cell> {
+    fn row(&self, result: &CampaignResult, cell: &CellResult, figures: [&'static Figure; 5]) -> Vec<Cell> {
         let lines = |figure: String, interval: Option<String>| match interval {
             Some(interval) => format!("{figure}\n{interval}"),
             None => figure,
         };
-        let goodput = match cell.estimate(&GOODPUT) {
-            Some(estimate) => {
-                let interval = estimate.ci95.map(|ci95| format::rate_interval(estimate.median, ci95));
-                self.cell(&lines(format::rate(estimate.median), interval))
+        let [first, others @ ..] = figures;
+        let headline = match cell.estimate(first) {
+            Some(MedianEstimate { median, ci95 }) => {
+                let interval = ci95.map(|ci95| format::figure_interval(first.unit, median, ci95));
+                self.cell(&lines(format::figure(first.unit, median), interval))
             }
             None => self.coloured(without_figure(cell), Color::Red),
         };
-        let ratio = match cell.to_native(&GOODPUT) {
+        let ratio = match cell.to_native(first) {
             Some(ratio) => {
                 let interval = ratio.ci95.map(|ci95| format::percent_interval(ratio.estimate, ci95));
                 lines(format::percent(ratio.estimate), interval)
             }
-            None if is_baseline(result, cell) && cell.estimate(&GOODPUT).is_some() => "baseline".to_owned(),
+            None if is_baseline(result, cell) && cell.estimate(first).is_some() => "baseline".to_owned(),
             None => format::ABSENT.to_owned(),
         };
-        let optional = |figure| self.cell(&format::optional(cell.median(figure)));
+        let optional = |figure: &'static Figure| {
+            let text = match cell.median(figure) {
+                // What a time is of is its own to say; the others have it in their heading.
+                Some(number) if figure.unit == Unit::Seconds => format::figure(figure.unit, number),
+                number => format::optional(number),
+            };
+            // There is no room for its interval, which the page has.
+            let over = cell.over_native(figure).map(|over| DifferenceEstimate { ci95: None, ..over });
+            let over = over.map(|over| format::difference(figure.unit, &over));
+            self.cell(&lines(text, over))
+        };
         let runs = format!("{}/{}", cell.counts.measured, cell.counts.planned);
         let runs = if cell.counts.measured == cell.counts.planned {
             self.cell(&runs)
@@ -223,18 +252,11 @@ impl Screen {
             self.coloured(&runs, Color::Red)
         };
         let flags: Vec<&str> = cell.flags.keys().map(|flag| explain(*flag).0).collect();
-        vec![
-            self.bold(&printable(&cell.key.arm)),
-            self.cell(&path(cell)),
-            goodput,
-            self.cell(&ratio),
-            optional(&EXITS_PER_FRAME),
-            optional(&CPU_GUEST),
-            optional(&CPU_VMM),
-            optional(&CPU_HOST),
-            runs,
-            self.cell(&flags.join("\n")),
-        ]
+        let mut cells =
+            vec![self.bold(&printable(&cell.key.arm)), self.cell(&path(cell)), headline, self.cell(&ratio)];
+        cells.extend(others.map(optional));
+        cells.extend([runs, self.cell(&flags.join("\n"))]);
+        cells
     }
 
     fn paper(&self, comparison: &paper::Comparison) -> Table {
@@ -277,7 +299,9 @@ impl Screen {
             }
         }
         let interrupted = if result.provenance.interrupted { ", interrupted" } else { "" };
-        let intervals = "Second lines are 95 % intervals.";
+        let differences = result.cells.iter().any(|cell| cell.over_native(&LATENCY_P50).is_some());
+        let of_latency = if differences { "; of a latency, what it is over native's" } else { "" };
+        let intervals = format!("Second lines are 95 % intervals{of_latency}.");
         let head = format!("{measured} of {planned} runs measured{interrupted}. {intervals}\n");
         let gap = if lines.is_empty() { "" } else { "\n" };
         format!("{head}{lines}{gap}")

@@ -212,3 +212,21 @@ fn without_the_expansion_few_blocks_would_promise_too_much() {
     });
     assert!(covered < 0.85, "{covered}");
 }
+
+#[test]
+fn a_difference_is_paired_within_blocks_and_may_be_of_any_sign() {
+    // What drifts from block to block is the same for both arms.
+    let blocks: Vec<PairedBlock> =
+        [10.0, 50.0, 90.0, 20.0, 70.0].map(|drift| single(drift + 3.0, drift)).into();
+    let difference = paired_difference(&blocks, &mut rng(1)).expect("five blocks");
+    assert!((difference.estimate - 3.0).abs() < 1e-9 && difference.blocks == 5, "{difference:?}");
+    let [lower, upper] = difference.ci95.expect("five blocks");
+    assert!((lower - 3.0).abs() < 1e-9 && (upper - 3.0).abs() < 1e-9, "{difference:?}");
+    let blocks: Vec<PairedBlock> = [-1.0, 0.0, -2.0].map(|arm| single(arm, 0.0)).into();
+    let difference = paired_difference(&blocks, &mut rng(1)).expect("0 and less are numbers too");
+    assert!((difference.estimate + 1.0).abs() < 1e-9, "{difference:?}");
+    assert!(difference.ci95.is_some_and(|[lower, upper]| lower < -1.0 && upper > -1.0), "{difference:?}");
+    assert_eq!(paired_difference(&blocks[..2], &mut rng(1)).expect("two blocks").ci95, None);
+    assert_eq!(paired_difference(&[single(f64::NAN, 1.0)], &mut rng(1)), None);
+    assert_eq!(paired_difference(&[PairedBlock { arm: vec![1.0], native: vec![] }], &mut rng(1)), None);
+}

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::trial::{Adapter, Nic, PcnetSwitches, Port, SendCombining, VirtioNetSwitches};
+use crate::trial::{Adapter, Direction, Nic, PcnetSwitches, Port, SendCombining, VirtioNetSwitches};
 use crate::units::Span;
 
 const GOOD: &str = "\
@@ -335,4 +335,84 @@ fn a_port_that_is_no_wires_says_what_it_can_not_carry() {
     assert_eq!((arm.kind.port(), &arm.peers[..]), (Some(Port::Nat), &[Peer::Native][..]));
     let arm = &good(&format!("{guest}{{hub: {{}}}}}}\n      peers: [same-arm]")).arms[1];
     assert_eq!((arm.kind.port(), &arm.peers[..]), (Some(Port::Hub), &[Peer::SameArm][..]));
+}
+
+const REQUESTS: &str = "\
+apiVersion: toll.dev/v1alpha1
+kind: Campaign
+metadata: {name: latency}
+spec:
+  hosts: {lab: {count: 2, link: {mtu: 1500}}}
+  arms: [{name: native, native: {}}]
+  workloads:
+    - {name: bulk, stream: {flows: 3, directions: [send, receive]}}
+    - name: rr
+      requestResponse: {protocol: udp, rate: 1000, request: 64B, response: 1KiB, background: bulk}
+";
+
+fn of_requests(from: &str, to: &str) -> Vec<String> {
+    assert!(REQUESTS.contains(from), "the test's own document has no `{from}`");
+    let text = REQUESTS.replacen(from, to, 1);
+    parse(&text).expect_err(&text).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn requests_and_responses_have_the_stream_beside_them_that_they_name() {
+    use crate::traffic::Traffic;
+    use crate::traffic::request_response::{Load, Protocol, RequestResponse};
+    let campaign = parse(REQUESTS).expect("is good");
+    let asks = &campaign.workloads[1].asks;
+    assert_eq!(asks.directions, [Direction::Both]);
+    let Traffic::RequestResponse(parameters) = &asks.traffic else { panic!("{asks:?}") };
+    assert_eq!(parameters.protocol, Protocol::Udp);
+    assert_eq!((parameters.request.0, parameters.response.0), (64, 1024));
+    assert_eq!(parameters.load, Load::OpenLoop { rate: 1000, busy_wait: false });
+    let background = parameters.background.as_ref().expect("is named");
+    assert_eq!((background.stream.flows, background.direction), (3, Direction::Both));
+    assert_eq!(parameters.fault(), None);
+
+    let shortest =
+        REQUESTS.replace("{protocol: udp, rate: 1000, request: 64B, response: 1KiB, background: bulk}", "{}");
+    let campaign = parse(&shortest).expect("is good");
+    assert_eq!(campaign.workloads[1].asks.traffic, Traffic::RequestResponse(RequestResponse::default()));
+}
+
+#[test]
+fn requests_and_responses_that_can_not_be_are_refused_where_they_stand() {
+    for (from, to, field, why) in [
+        ("request: 64B", "request: 0B", "request", "out of range: write 1B to 1MiB"),
+        ("request: 64B", "request: 2MiB", "request", "out of range: write 1B to 1MiB"),
+        ("request: 64B", "request: 7B", "request", "write 8B to 1472B with UDP"),
+        ("response: 1KiB", "response: 1473B", "response", "write 8B to 1472B with UDP"),
+        ("response: 1KiB", "response: 1", "response", "has no unit"),
+        ("rate: 1000", "rate: 0", "rate", "out of range: write 1 to 1000000"),
+        ("rate: 1000", "rate: 1000, depth: 3", "depth", "leave `depth` out"),
+        ("rate: 1000", "depth: 1025", "depth", "out of range: write 1 to 1024"),
+        ("rate: 1000", "busyWait: true", "busyWait", "a closed loop waits for no moment"),
+        ("rate: 1000", "connection: perRequest", "connection", "UDP has no connections"),
+        ("protocol: udp, rate: 1000", "connection: perRequest, depth: 2", "depth", "carries one transaction"),
+        ("rate: 1000", "timeout: 3s", "timeout", "out of range: write 1ms to 2s"),
+        (
+            "background: bulk",
+            "background: rr",
+            "background",
+            "`rr` is no stream of this campaign: write one of `bulk`",
+        ),
+        ("background: bulk", "background: bluk", "background", "`bluk` is no workload of this campaign"),
+        ("name: native, native: {}", "name: native, native: {program: iperf3}", "requestResponse", "iperf3"),
+        (
+            "{name: native, native: {}}",
+            "{name: native, native: {}}, {name: v, guest: {os: payload, adapter: {pcnet: {}}}}",
+            "requestResponse",
+            "a virtual adapter",
+        ),
+    ] {
+        let problems = of_requests(from, to);
+        let text = REQUESTS.replacen(from, to, 1);
+        let written = format!("{field}: ");
+        let column = text.lines().nth(9).and_then(|line| Some(line.find(&written)? + written.len() + 1));
+        let place = format!("line 10, column {}: ", column.expect("it is written there"));
+        let told = problems.iter().any(|problem| problem.starts_with(&place) && problem.contains(why));
+        assert!(told, "`{to}`: {place} and `{why}` are not in {problems:#?}");
+    }
 }

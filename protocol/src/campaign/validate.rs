@@ -280,6 +280,7 @@ fn workloads(spec: &schema::Spec, lab: Option<Lab>, mtu: Option<u16>, out: &mut 
         mtu,
         link_rate: lab.and_then(|lab| lab.rate),
         nat: spec.arms.iter().filter_map(port).any(|port| port.nat.is_some()),
+        workloads: &spec.workloads,
     };
     let mut workloads = Vec::new();
     for (index, written) in spec.workloads.iter().enumerate() {

@@ -29,6 +29,19 @@ pub struct RatioEstimate {
     pub blocks: u32,
 }
 
+/// A paired difference with its 95 % bootstrap interval, in the figure's unit.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct DifferenceEstimate {
+    /// Mean difference, paired within blocks.
+    pub estimate: f64,
+    /// Lower and upper limit; `None` from fewer than 3 blocks.
+    #[serde(flatten, with = "limits")]
+    #[schemars(with = "limits::Limits")]
+    pub ci95: Option<[f64; 2]>,
+    /// Blocks in which both arms were measured.
+    pub blocks: u32,
+}
+
 /// A figure of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FigureEstimate {
@@ -39,6 +52,9 @@ pub struct FigureEstimate {
     pub median: MedianEstimate,
     /// The same relative to that of the native arm with the same pair, workload and direction, paired within blocks.
     pub to_native: Option<RatioEstimate>,
+    /// What it is more than native's, for figures that are compared so, paired within blocks.
+    #[serde(default)]
+    pub over_native: Option<DifferenceEstimate>,
 }
 
 /// What is written of an interval: its two limits, each a number of its own.

@@ -64,7 +64,7 @@ pub struct Manifest {
 }
 
 impl Manifest {
-    pub(super) fn check(&self, path: &[Step], arms: Arms, out: &mut Findings) -> Option<Checked> {
+    pub(super) fn check(&self, path: &[Step], arms: Arms<'_>, out: &mut Findings) -> Option<Checked> {
         let below = |field| [path, &[Step::Field(field)]].concat();
         let standard = Stream::default();
         let write_size = self.write_size.unwrap_or(standard.write_size);
@@ -95,7 +95,7 @@ impl Manifest {
         stream: &Stream,
         directions: &[Direction],
         path: &[Step],
-        arms: Arms,
+        arms: Arms<'_>,
         out: &mut Findings,
     ) {
         let below = |field| [path, &[Step::Field(field)]].concat();
@@ -130,7 +130,7 @@ impl Manifest {
 }
 
 /// What can be a congestion control's name, and what the payload program has.
-fn congestion_control(name: &str, place: &[Step], arms: Arms, out: &mut Findings) {
+fn congestion_control(name: &str, place: &[Step], arms: Arms<'_>, out: &mut Findings) {
     let is_part =
         |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'_' | b'-');
     if name.is_empty() || name.len() > NAME_MAX || !name.bytes().all(is_part) {
@@ -171,6 +171,13 @@ pub struct Stream {
     /// Whether sends are made without a copy.
     #[serde(default)]
     pub zero_copy: bool,
+}
+
+impl Stream {
+    /// Whether an end can have it.
+    pub fn is_possible(&self) -> bool {
+        WRITE_SIZE.contains(&self.write_size) && FLOWS.contains(&self.flows)
+    }
 }
 
 impl Default for Stream {

@@ -8,7 +8,7 @@ use toll_protocol::trial::Direction;
 use super::{class, group_label, heading, legend};
 use crate::format;
 use crate::report::plot::{self, Scale};
-use crate::report::{does, groups, is_baseline, path, without_figure};
+use crate::report::{does, groups, headline, is_baseline, path, without_figure};
 use crate::statistics::median;
 use crate::summary::{baseline_cell, blocks};
 
@@ -114,7 +114,7 @@ pub fn runs(result: &CampaignResult) -> Markup {
     html! {
         h2 { "Every run" }
         p.note {
-            "Goodput of each run, in the order of the blocks from left to right; the line is the median, the band its "
+            "Goodput of each run, or its transactions a second, in the order of the blocks from left to right; the line is the median, the band its "
             "95 % interval, a cross a run without a figure. Each panel has a scale of its own, given at its right: "
             "look here for drift, not for comparison."
         }
@@ -123,15 +123,16 @@ pub fn runs(result: &CampaignResult) -> Markup {
                 @for cell in &group.cells {
                     div.panel {
                         (heading(cell, group_label(&groups, index).as_deref()))
-                        @if let Some(estimate) = cell.estimate(&GOODPUT) {
-                            @let goodputs: Vec<_> =
-                                cell.runs.iter().map(|run| run.goodput_bytes_per_second).collect();
-                            @let [low, high] = plot::strip_limits(&goodputs, estimate.median, estimate.ci95);
-                            p.figure { (format::goodput(&estimate)) }
+                        @let figure = headline(cell);
+                        @if let Some(estimate) = cell.estimate(figure) {
+                            @let numbers: Vec<_> =
+                                cell.runs.iter().map(|run| (figure.of_run)(cell.key.direction, run)).collect();
+                            @let [low, high] = plot::strip_limits(&numbers, estimate.median, estimate.ci95);
+                            p.figure { (format::figure_with_interval(figure.unit, estimate.median, estimate.ci95)) }
                             div.framed {
-                                (plot::run_strip(&goodputs, estimate.median, estimate.ci95, class(result, cell)))
-                                span.high { (format::rate(high)) }
-                                span.low { (format::rate(low)) }
+                                (plot::run_strip(&numbers, estimate.median, estimate.ci95, class(result, cell)))
+                                span.high { (format::figure(figure.unit, high)) }
+                                span.low { (format::figure(figure.unit, low)) }
                             }
                         } @else {
                             p.figure.bad { (without_figure(cell)) ": " (cell.counts.planned) " of " (cell.counts.planned) }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use maud::{Markup, html};
 use toll_protocol::facts::{HostFacts, KvmFact, KvmKind};
-use toll_protocol::figure::{FIGURES, Figure, GOODPUT};
+use toll_protocol::figure::{FIGURES, Figure, GOODPUT, Unit};
 use toll_protocol::report::Flag;
 use toll_protocol::result::{CampaignResult, CellResult, RunStatus, Verdict};
 
@@ -19,7 +19,7 @@ pub fn cells(result: &CampaignResult) -> Markup {
     let columns = columns(result);
     html! {
         h2 { "All cells" }
-        p.note { "Medians over the runs; intervals are 95 %. A dash is a figure that does not exist or could not be taken." }
+        p.note { "Medians over the runs; intervals are 95 %. A second line is what a figure is more than native's in the same block. A dash is a figure that does not exist or could not be taken." }
         div.wide {
             table {
                 thead {
@@ -44,7 +44,9 @@ pub fn cells(result: &CampaignResult) -> Markup {
 
 /// Figures that any cell has; goodput has columns of its own, and who used the CPU a section.
 fn columns(result: &CampaignResult) -> Vec<&'static Figure> {
-    let is_part = |figure: &Figure| figure.metric.is_some_and(|metric| metric.part.is_some());
+    let is_part = |figure: &Figure| {
+        figure.unit == Unit::SecondsPerGigabyte && figure.metric.is_some_and(|metric| metric.part.is_some())
+    };
     let known = |figure: &&'static Figure| result.cells.iter().any(|cell| cell.figure(figure).is_some());
     FIGURES.into_iter().filter(|figure| **figure != GOODPUT && !is_part(figure)).filter(known).collect()
 }
@@ -71,7 +73,13 @@ fn cell_row(result: &CampaignResult, cell: &CellResult, columns: &[&'static Figu
             }
             @for figure in columns {
                 @let text = cell.median(figure).map(|number| format::figure(figure.unit, number));
-                td.r { (text.unwrap_or_else(|| format::ABSENT.to_owned())) }
+                td.r {
+                    (text.unwrap_or_else(|| format::ABSENT.to_owned()))
+                    @if let Some(over) = cell.over_native(figure) {
+                        br;
+                        small { (format::difference(figure.unit, &over)) }
+                    }
+                }
             }
             td.r.bad[counts.measured < counts.planned] { (counts.measured) "/" (counts.planned) }
             td { @for (flag, runs) in &cell.flags { span.flag { (explain(*flag).0) " " (runs) } " " } }

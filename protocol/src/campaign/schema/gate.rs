@@ -56,7 +56,7 @@ pub static FORMS: LazyLock<Vec<Form>> = LazyLock::new(|| {
 /// Figures that a ratio may be of, as a manifest names them.
 pub static COMPARED: LazyLock<Vec<(String, &'static Figure)>> = LazyLock::new(|| {
     let compared = FIGURES.into_iter().filter(|figure| match figure.compare {
-        Compare::Ratio => true,
+        Compare::Ratio | Compare::Difference => true,
         Compare::None => false,
     });
     compared.map(|figure| (camel_case(figure.id), figure)).collect()
