@@ -330,7 +330,10 @@ fn what_the_wire_has_not_is_refused() -> Result<(), Failed> {
             reasons.push(peer.ready(trial).await.expect_err("refused").reason);
             assert_eq!(peer.tear_down(trial).await, Vec::<String>::new());
         }
-        assert!(reasons[0].contains("no port `tap`") && reasons[0].contains("by macvtap"), "{reasons:?}");
+        assert!(
+            reasons[0].contains("asks for the port tap") && reasons[0].contains("wire is macvtap"),
+            "{reasons:?}"
+        );
         assert!(
             reasons[1].contains("10.77.0.100-10.77.0.150") && reasons[1].contains("none of them"),
             "{reasons:?}"

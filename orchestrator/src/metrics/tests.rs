@@ -7,10 +7,10 @@ use toll_protocol::figure::{CPU_VMM, EXITS_PER_FRAME, GOODPUT};
 use toll_protocol::latencies::Recorder;
 use toll_protocol::report::Failure;
 use toll_protocol::result::{Outcome, Peer, Verdict};
-use toll_protocol::traffic::TrafficReport;
 use toll_protocol::traffic::request_response::{Asked, Report};
+use toll_protocol::traffic::{TrafficReport, datagram};
 use toll_protocol::trial::Direction;
-use toll_protocol::units::{Bytes, Span};
+use toll_protocol::units::{BitRate, Bytes, Span};
 
 use super::*;
 use crate::summary::summarise;
@@ -221,7 +221,27 @@ fn everything() -> Metrics {
     metrics.ledger_written(Duration::from_millis(2));
     metrics.observe_campaign("quickstart-1", &result());
     metrics.observe_campaign("latency-1", &of_requests());
+    metrics.observe_campaign("datagram-1", &of_datagrams());
     metrics
+}
+
+/// The same plan, whose ends sent datagrams at the rate that a search found.
+fn of_datagrams() -> CampaignResult {
+    let (mut header, mut records) = test_support::campaign();
+    header.campaign = "datagram".to_owned();
+    for record in &mut records {
+        if let Outcome::Measured { a, b } = &mut record.outcome {
+            for end in [a, b] {
+                let delivery =
+                    datagram::Delivery { sent: 9, received: 9, jitter: Span(5_000), ..Default::default() };
+                let found = datagram::Found { rate: BitRate(1_000_000), trials: 1 };
+                let (delivery, found) = (Some(delivery), Some(found));
+                end.traffic =
+                    TrafficReport::Datagram(datagram::Report { sent: 9, received: 9, delivery, found });
+            }
+        }
+    }
+    summarise(&header, &records, &[]).expect("belongs together")
 }
 
 /// The same plan, whose ends asked and answered.
