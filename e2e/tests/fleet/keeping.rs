@@ -95,7 +95,7 @@ fn clients() -> Result<()> {
             asked.push(String::from_utf8(output.stdout)?);
         }
         let table = asked.pop().context("what toll results prints")?;
-        for what in ["not run  nowhere", "CPU", "Gates", "inconclusive", "goodput at least 900 Gb/s"] {
+        for what in ["not run  nowhere", "CPU", "Gates", "inconclusive", "goodput at least 900Gbit"] {
             ensure!(table.contains(what), "{what} is not in:\n{table}");
         }
         asked.push(String::from_utf8(watched.stdout)?);
