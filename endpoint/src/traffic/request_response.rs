@@ -318,8 +318,11 @@ impl Application for Exchange {
         if !news.is_empty() {
             self.news.take();
         }
+        // What the threads of the end that answers have used is read once the other end is over.
+        let asks = self.asks();
         if let Some(background) = &mut self.background
             && background.look(others)?
+            && asks
         {
             background.end();
         }
@@ -374,6 +377,7 @@ impl Application for Exchange {
         self.kept = None;
         if let Some(background) = &mut self.background {
             background.close();
+            background.end();
         }
     }
 

@@ -227,6 +227,8 @@ pub(super) struct Flows {
     news: News,
     /// Whether the peer's first FIN has been told of.
     told: bool,
+    /// Whether this end answers a FIN at once, as nothing is left to be read of its threads.
+    ending: bool,
 }
 
 impl Flows {
@@ -270,7 +272,7 @@ impl Flows {
                 zero_copy,
             });
         }
-        Ok(Self { flows, news, told: false })
+        Ok(Self { flows, news, told: false, ending: false })
     }
 
     /// The measured interval is over.
@@ -336,7 +338,9 @@ impl Application for Flows {
             // What the threads have used is read before they end.
             return Ok(true);
         }
-        self.end();
+        if self.ending {
+            self.end();
+        }
         Ok(false)
     }
 
@@ -367,6 +371,7 @@ impl Application for Flows {
     }
 
     fn end(&mut self) {
+        self.ending = true;
         self.flows.iter_mut().filter(|flow| flow.fin).for_each(Flow::closes);
     }
 
