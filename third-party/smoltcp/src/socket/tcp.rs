@@ -14,8 +14,8 @@ use crate::socket::{Context, PollAt};
 use crate::storage::{Assembler, RingBuffer};
 use crate::time::{Duration, Instant};
 use crate::wire::{
-    IpAddress, IpEndpoint, IpListenEndpoint, IpProtocol, IpRepr, TCP_HEADER_LEN, TcpControl, TcpRepr,
-    TcpSeqNumber, TcpTimestampGenerator, TcpTimestampRepr,
+    IpAddress, IpEndpoint, IpListenEndpoint, IpProtocol, IpRepr, TCP_HEADER_LEN, TcpControl,
+    TcpRepr, TcpSeqNumber, TcpTimestampGenerator, TcpTimestampRepr,
 };
 
 mod congestion;
@@ -238,7 +238,11 @@ impl RttEstimator {
     }
 
     fn on_send(&mut self, timestamp: Instant, seq: TcpSeqNumber) {
-        if self.max_seq_sent.map(|max_seq_sent| seq > max_seq_sent).unwrap_or(true) {
+        if self
+            .max_seq_sent
+            .map(|max_seq_sent| seq > max_seq_sent)
+            .unwrap_or(true)
+        {
             self.max_seq_sent = Some(seq);
             if self.timestamp.is_none() {
                 self.timestamp = Some((timestamp, seq));
@@ -294,11 +298,20 @@ impl RttEstimator {
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(feature = "defmt", derive(defmt::Format))]
 enum Timer {
-    Idle { keep_alive_at: Option<Instant> },
-    Retransmit { expires_at: Instant },
+    Idle {
+        keep_alive_at: Option<Instant>,
+    },
+    Retransmit {
+        expires_at: Instant,
+    },
     FastRetransmit,
-    ZeroWindowProbe { expires_at: Instant, delay: Duration },
-    Close { expires_at: Instant },
+    ZeroWindowProbe {
+        expires_at: Instant,
+        delay: Duration,
+    },
+    Close {
+        expires_at: Instant,
+    },
 }
 
 const ACK_DELAY_DEFAULT: Duration = Duration::from_millis(10);
@@ -306,12 +319,16 @@ const CLOSE_DELAY: Duration = Duration::from_millis(10_000);
 
 impl Timer {
     fn new() -> Timer {
-        Timer::Idle { keep_alive_at: None }
+        Timer::Idle {
+            keep_alive_at: None,
+        }
     }
 
     fn should_keep_alive(&self, timestamp: Instant) -> bool {
         match *self {
-            Timer::Idle { keep_alive_at: Some(keep_alive_at) } if timestamp >= keep_alive_at => true,
+            Timer::Idle {
+                keep_alive_at: Some(keep_alive_at),
+            } if timestamp >= keep_alive_at => true,
             _ => false,
         }
     }
@@ -340,8 +357,12 @@ impl Timer {
 
     fn poll_at(&self) -> PollAt {
         match *self {
-            Timer::Idle { keep_alive_at: Some(keep_alive_at) } => PollAt::Time(keep_alive_at),
-            Timer::Idle { keep_alive_at: None } => PollAt::Ingress,
+            Timer::Idle {
+                keep_alive_at: Some(keep_alive_at),
+            } => PollAt::Time(keep_alive_at),
+            Timer::Idle {
+                keep_alive_at: None,
+            } => PollAt::Ingress,
             Timer::ZeroWindowProbe { expires_at, .. } => PollAt::Time(expires_at),
             Timer::Retransmit { expires_at, .. } => PollAt::Time(expires_at),
             Timer::FastRetransmit => PollAt::Now,
@@ -350,7 +371,9 @@ impl Timer {
     }
 
     fn set_for_idle(&mut self, timestamp: Instant, interval: Option<Duration>) {
-        *self = Timer::Idle { keep_alive_at: interval.map(|interval| timestamp + interval) }
+        *self = Timer::Idle {
+            keep_alive_at: interval.map(|interval| timestamp + interval),
+        }
     }
 
     fn set_keep_alive(&mut self) {
@@ -372,7 +395,11 @@ impl Timer {
             Timer::Idle { .. }
             | Timer::FastRetransmit
             | Timer::Retransmit { .. }
-            | Timer::ZeroWindowProbe { .. } => *self = Timer::Retransmit { expires_at: timestamp + delay },
+            | Timer::ZeroWindowProbe { .. } => {
+                *self = Timer::Retransmit {
+                    expires_at: timestamp + delay,
+                }
+            }
             Timer::Close { .. } => (),
         }
     }
@@ -382,17 +409,25 @@ impl Timer {
     }
 
     fn set_for_close(&mut self, timestamp: Instant) {
-        *self = Timer::Close { expires_at: timestamp + CLOSE_DELAY }
+        *self = Timer::Close {
+            expires_at: timestamp + CLOSE_DELAY,
+        }
     }
 
     fn set_for_zero_window_probe(&mut self, timestamp: Instant, delay: Duration) {
-        *self = Timer::ZeroWindowProbe { expires_at: timestamp + delay, delay }
+        *self = Timer::ZeroWindowProbe {
+            expires_at: timestamp + delay,
+            delay,
+        }
     }
 
     fn rewind_zero_window_probe(&mut self, timestamp: Instant) {
         if let Timer::ZeroWindowProbe { mut delay, .. } = *self {
             delay = (delay * 2).min(Duration::from_millis(RTTE_MAX_RTO as _));
-            *self = Timer::ZeroWindowProbe { expires_at: timestamp + delay, delay }
+            *self = Timer::ZeroWindowProbe {
+                expires_at: timestamp + delay,
+                delay,
+            }
         }
     }
 
@@ -1066,7 +1101,9 @@ impl<'a> Socket<'a> {
                     }
                     addr
                 }
-                None => cx.get_source_address(&remote_endpoint.addr).ok_or(ConnectError::Unaddressable)?,
+                None => cx
+                    .get_source_address(&remote_endpoint.addr)
+                    .ok_or(ConnectError::Unaddressable)?,
             },
             port: local_endpoint.port,
         };
@@ -1076,7 +1113,10 @@ impl<'a> Socket<'a> {
         }
 
         self.reset();
-        self.tuple = Some(Tuple { local: local_endpoint, remote: remote_endpoint });
+        self.tuple = Some(Tuple {
+            local: local_endpoint,
+            remote: remote_endpoint,
+        });
         self.set_state(State::SynSent);
 
         let seq = Self::random_seq_no(cx);
@@ -1284,7 +1324,11 @@ impl<'a> Socket<'a> {
             }
 
             #[cfg(any(test, feature = "verbose"))]
-            tcp_trace!("tx buffer: enqueueing {} octets (now {})", size, old_length + size);
+            tcp_trace!(
+                "tx buffer: enqueueing {} octets (now {})",
+                size,
+                old_length + size
+            );
         }
         Ok(result)
     }
@@ -1339,7 +1383,11 @@ impl<'a> Socket<'a> {
         self.remote_seq_no += size;
         if size > 0 {
             #[cfg(any(test, feature = "verbose"))]
-            tcp_trace!("rx buffer: dequeueing {} octets (now {})", size, _old_length - size);
+            tcp_trace!(
+                "rx buffer: dequeueing {} octets (now {})",
+                size,
+                _old_length - size
+            );
         }
         Ok(result)
     }
@@ -1434,7 +1482,10 @@ impl<'a> Socket<'a> {
     }
 
     fn cwnd_remaining(&self) -> usize {
-        self.congestion_controller.inner().window().saturating_sub(self.pipe())
+        self.congestion_controller
+            .inner()
+            .window()
+            .saturating_sub(self.pipe())
     }
 
     /// Toll: octets that are thought to be in the network (RFC 6675, SetPipe).
@@ -1443,9 +1494,12 @@ impl<'a> Socket<'a> {
         if self.scoreboard.is_empty() && self.recovery.is_none() {
             return self.flight_size();
         }
-        let lost =
-            self.lost_range().map_or(0, |(from, to)| (to - from) - self.scoreboard.arrived((from, to)));
-        self.flight_size().saturating_sub(self.scoreboard.arrived((una, sent))).saturating_sub(lost)
+        let lost = self.lost_range().map_or(0, |(from, to)| {
+            (to - from) - self.scoreboard.arrived((from, to))
+        });
+        self.flight_size()
+            .saturating_sub(self.scoreboard.arrived((una, sent)))
+            .saturating_sub(lost)
     }
 
     /// Toll: where there may be something that is lost and has not been sent again.
@@ -1497,7 +1551,12 @@ impl<'a> Socket<'a> {
         if let Some(lost_below) = lost_below.or(duplicates).filter(|lost| una < *lost && una < sent) {
             let in_flight = self.flight_size();
             self.congestion_controller.inner_mut().on_loss(now, in_flight);
-            self.recovery = Some(Recovery { until: sent, next: una, lost_below, timeout: false });
+            self.recovery = Some(Recovery {
+                until: sent,
+                next: una,
+                lost_below,
+                timeout: false,
+            });
             self.rtte.on_retransmit();
             let rto = self.rtte.retransmission_timeout();
             self.timer.set_for_retransmit(now, rto);
@@ -1547,8 +1606,13 @@ impl<'a> Socket<'a> {
             timestamp: None,
             payload: &[],
         };
-        let ip_reply_repr =
-            IpRepr::new(ip_repr.dst_addr(), ip_repr.src_addr(), IpProtocol::Tcp, reply_repr.buffer_len(), 64);
+        let ip_reply_repr = IpRepr::new(
+            ip_repr.dst_addr(),
+            ip_repr.src_addr(),
+            IpProtocol::Tcp,
+            reply_repr.buffer_len(),
+            64,
+        );
         (ip_reply_repr, reply_repr)
     }
 
@@ -1570,7 +1634,9 @@ impl<'a> Socket<'a> {
 
     fn ack_reply(&mut self, ip_repr: &IpRepr, repr: &TcpRepr) -> (IpRepr, TcpRepr<'static>) {
         let (mut ip_reply_repr, mut reply_repr) = Self::reply(ip_repr, repr);
-        reply_repr.timestamp = repr.timestamp.and_then(|tcp_ts| tcp_ts.generate_reply(self.tsval_generator));
+        reply_repr.timestamp = repr
+            .timestamp
+            .and_then(|tcp_ts| tcp_ts.generate_reply(self.tsval_generator));
 
         // From RFC 793:
         // [...] an empty acknowledgment segment containing the current send-sequence number
@@ -1654,7 +1720,9 @@ impl<'a> Socket<'a> {
         // If we're still listening for SYNs and the packet has an ACK or a RST,
         // it cannot be destined to this socket, but another one may well listen
         // on the same local endpoint.
-        if self.state == State::Listen && (repr.ack_number.is_some() || repr.control == TcpControl::Rst) {
+        if self.state == State::Listen
+            && (repr.ack_number.is_some() || repr.control == TcpControl::Rst)
+        {
             return false;
         }
 
@@ -1732,11 +1800,15 @@ impl<'a> Socket<'a> {
                 // servers, or a defense against reordering. Either way, if Linux
                 // does it, we do too.
                 if ack_number == self.local_seq_no + 1 {
-                    net_debug!("expecting a SYN|ACK, received an ACK with the right ack_number, ignoring.");
+                    net_debug!(
+                        "expecting a SYN|ACK, received an ACK with the right ack_number, ignoring."
+                    );
                     return None;
                 }
 
-                net_debug!("expecting a SYN|ACK, received an ACK with the wrong ack_number, sending RST.");
+                net_debug!(
+                    "expecting a SYN|ACK, received an ACK with the wrong ack_number, sending RST."
+                );
                 return Some(Self::rst_reply(ip_repr, repr));
             }
             // Anything else in the SYN-SENT state is invalid.
@@ -1770,12 +1842,22 @@ impl<'a> Socket<'a> {
                 }
 
                 if ack_number < ack_min {
-                    net_debug!("duplicate ACK ({} not in {}...{})", ack_number, ack_min, ack_max);
+                    net_debug!(
+                        "duplicate ACK ({} not in {}...{})",
+                        ack_number,
+                        ack_min,
+                        ack_max
+                    );
                     return None;
                 }
 
                 if ack_number > ack_max {
-                    net_debug!("unacceptable ACK ({} not in {}...{})", ack_number, ack_min, ack_max);
+                    net_debug!(
+                        "unacceptable ACK ({} not in {}...{})",
+                        ack_number,
+                        ack_min,
+                        ack_max
+                    );
                     return self.challenge_ack_reply(cx, ip_repr, repr);
                 }
             }
@@ -1795,9 +1877,14 @@ impl<'a> Socket<'a> {
             State::Listen | State::SynSent => (&[][..], 0),
             _ => {
                 // https://www.rfc-editor.org/rfc/rfc9293.html#name-segment-acceptability-tests
-                let segment_in_window = match (segment_start == segment_end, window_start == window_end) {
+                let segment_in_window = match (
+                    segment_start == segment_end,
+                    window_start == window_end,
+                ) {
                     (true, _) if segment_end == window_start - 1 => {
-                        net_debug!("received a keep-alive or window probe packet, will send an ACK");
+                        net_debug!(
+                            "received a keep-alive or window probe packet, will send an ACK"
+                        );
                         false
                     }
                     (true, true) => {
@@ -1819,7 +1906,9 @@ impl<'a> Socket<'a> {
                         }
                     }
                     (false, true) => {
-                        net_debug!("non-zero-length segment with zero receive window, will only send an ACK");
+                        net_debug!(
+                            "non-zero-length segment with zero receive window, will only send an ACK"
+                        );
                         false
                     }
                     (false, false) => {
@@ -1890,7 +1979,10 @@ impl<'a> Socket<'a> {
                     // the challenge exchange, since it retransmits its SYN on
                     // its own timer.
                     if !repr.payload.is_empty()
-                        && matches!(repr.control, TcpControl::None | TcpControl::Psh | TcpControl::Fin)
+                        && matches!(
+                            repr.control,
+                            TcpControl::None | TcpControl::Psh | TcpControl::Fin
+                        )
                     {
                         return Some(self.ack_reply(ip_repr, repr));
                     }
@@ -1975,7 +2067,9 @@ impl<'a> Socket<'a> {
                     // Treat a zero MSS as if the option were absent, like Linux does.
                     if max_seg_size != 0 {
                         self.remote_mss = (max_seg_size as usize).max(MIN_REMOTE_MSS);
-                        self.congestion_controller.inner_mut().set_mss(self.remote_mss);
+                        self.congestion_controller
+                            .inner_mut()
+                            .set_mss(self.remote_mss);
                     }
                 }
 
@@ -2026,7 +2120,9 @@ impl<'a> Socket<'a> {
                     // Treat a zero MSS as if the option were absent, like Linux does.
                     if max_seg_size != 0 {
                         self.remote_mss = (max_seg_size as usize).max(MIN_REMOTE_MSS);
-                        self.congestion_controller.inner_mut().set_mss(self.remote_mss);
+                        self.congestion_controller
+                            .inner_mut()
+                            .set_mss(self.remote_mss);
                     }
                 }
 
@@ -2134,12 +2230,18 @@ impl<'a> Socket<'a> {
         let is_window_update = new_remote_win_len != self.remote_win_len;
         self.remote_win_len = new_remote_win_len;
 
-        self.congestion_controller.inner_mut().set_remote_window(new_remote_win_len);
+        self.congestion_controller
+            .inner_mut()
+            .set_remote_window(new_remote_win_len);
 
         if ack_len > 0 {
             // Dequeue acknowledged octets.
             debug_assert!(self.tx_buffer.len() >= ack_len);
-            tcp_trace!("tx buffer: dequeueing {} octets (now {})", ack_len, self.tx_buffer.len() - ack_len);
+            tcp_trace!(
+                "tx buffer: dequeueing {} octets (now {})",
+                ack_len,
+                self.tx_buffer.len() - ack_len
+            );
             self.tx_buffer.dequeue_allocated(ack_len);
 
             // There's new room available in tx_buffer, wake the waiting task if any.
@@ -2168,7 +2270,11 @@ impl<'a> Socket<'a> {
                         "received duplicate ACK for seq {} (duplicate nr {}{})",
                         ack_number,
                         self.local_rx_dup_acks,
-                        if self.local_rx_dup_acks == u8::MAX { "+" } else { "" }
+                        if self.local_rx_dup_acks == u8::MAX {
+                            "+"
+                        } else {
+                            ""
+                        }
                     );
 
                     if self.mends_by_sack() {
@@ -2269,7 +2375,10 @@ impl<'a> Socket<'a> {
         }
 
         // start/stop the Zero Window Probe timer.
-        if self.remote_win_len == 0 && !self.tx_buffer.is_empty() && (self.timer.is_idle() || ack_len > 0) {
+        if self.remote_win_len == 0
+            && !self.tx_buffer.is_empty()
+            && (self.timer.is_idle() || ack_len > 0)
+        {
             let delay = self.rtte.retransmission_timeout();
             tcp_trace!("starting zero-window-probe timer for t+{}", delay);
             self.timer.set_for_zero_window_probe(cx.now(), delay);
@@ -2287,7 +2396,10 @@ impl<'a> Socket<'a> {
         let assembler_was_empty = self.assembler.is_empty();
 
         // Try adding payload octets to the assembler.
-        let Ok(contig_len) = self.assembler.add_then_remove_front(payload_offset, payload_len) else {
+        let Ok(contig_len) = self
+            .assembler
+            .add_then_remove_front(payload_offset, payload_len)
+        else {
             net_debug!(
                 "assembler: too many holes to add {} octets at offset {}",
                 payload_len,
@@ -2297,7 +2409,11 @@ impl<'a> Socket<'a> {
         };
 
         // Place payload octets into the buffer.
-        tcp_trace!("rx buffer: receiving {} octets at offset {}", payload_len, payload_offset);
+        tcp_trace!(
+            "rx buffer: receiving {} octets at offset {}",
+            payload_len,
+            payload_offset
+        );
         let len_written = self.rx_buffer.write_unallocated(payload_offset, payload);
         debug_assert!(len_written == payload_len);
 
@@ -2382,7 +2498,11 @@ impl<'a> Socket<'a> {
         };
 
         // The effective max segment size, taking into account the options and the local and remote limits.
-        let options_len = if self.tsval_generator.is_some() { 12 } else { 0 };
+        let options_len = if self.tsval_generator.is_some() {
+            12
+        } else {
+            0
+        };
 
         let local_mss = cx.ip_mtu() - ip_header_len - TCP_HEADER_LEN;
         let effective_mss = local_mss.min(self.remote_mss).saturating_sub(options_len);
@@ -2396,11 +2516,15 @@ impl<'a> Socket<'a> {
         }
 
         // max sequence number we can send.
-        let max_send_seq = self.local_seq_no + core::cmp::min(self.remote_win_len, self.tx_buffer.len());
+        let max_send_seq =
+            self.local_seq_no + core::cmp::min(self.remote_win_len, self.tx_buffer.len());
 
         // Max amount of octets we can send.
-        let capped_send_seq =
-            if max_send_seq >= self.remote_last_seq { max_send_seq - self.remote_last_seq } else { 0 };
+        let capped_send_seq = if max_send_seq >= self.remote_last_seq {
+            max_send_seq - self.remote_last_seq
+        } else {
+            0
+        };
 
         // compare max bytes allowed by cwnd with max bytes allowed by remote
         let max_send = capped_send_seq.min(self.cwnd_remaining());
@@ -2478,7 +2602,11 @@ impl<'a> Socket<'a> {
     /// <https://elixir.bootlin.com/linux/v6.9.9/source/net/ipv4/tcp.c#L1472>.
     fn window_to_update(&self) -> bool {
         match self.state {
-            State::SynSent | State::SynReceived | State::Established | State::FinWait1 | State::FinWait2 => {
+            State::SynSent
+            | State::SynReceived
+            | State::Established
+            | State::FinWait1
+            | State::FinWait2 => {
                 let new_win = self.scaled_window();
                 if let Some(last_win) = self.last_scaled_window() {
                     new_win > 0 && new_win / 2 >= last_win
@@ -2522,7 +2650,9 @@ impl<'a> Socket<'a> {
             self.remote_last_ts = Some(cx.now());
         }
 
-        self.congestion_controller.inner_mut().pre_transmit(cx.now());
+        self.congestion_controller
+            .inner_mut()
+            .pre_transmit(cx.now());
 
         // Check if any state needs to be changed because of a timer.
         if self.timed_out(cx.now()) {
@@ -2537,19 +2667,21 @@ impl<'a> Socket<'a> {
                 // Inform the congestion controller that we're retransmitting and should enter the slow start state
                 let in_flight = self.flight_size();
                 if self.recovery.is_none_or(|recovery| !recovery.timeout) {
-                    self.undo = self
-                        .tsval_generator
-                        .map(|tsval| Undo { controller: self.congestion_controller.clone(), tsval: tsval() });
+                    self.undo = self.tsval_generator.map(|tsval| Undo {
+                        controller: self.congestion_controller.clone(),
+                        tsval: tsval(),
+                    });
                 }
-                self.congestion_controller.inner_mut().on_rto(cx.now(), in_flight);
+                self.congestion_controller
+                    .inner_mut()
+                    .on_rto(cx.now(), in_flight);
 
                 if self.mends_by_sack() && in_flight > 0 {
                     // What has not arrived is lost. A remote that acknowledges nothing by what is sent again may have
                     // thrown away what it had (RFC 2018, 8).
-                    if self
-                        .recovery
-                        .is_some_and(|recovery| recovery.timeout && recovery.next > self.local_seq_no)
-                    {
+                    if self.recovery.is_some_and(|recovery| {
+                        recovery.timeout && recovery.next > self.local_seq_no
+                    }) {
                         self.scoreboard.clear();
                     }
                     self.recovery = Some(Recovery {
@@ -2573,7 +2705,9 @@ impl<'a> Socket<'a> {
 
                 // Inform the congestion controller that we're doing a fast retransmit and should enter the fast recovery state
                 let in_flight = self.flight_size();
-                self.congestion_controller.inner_mut().on_loss(cx.now(), in_flight);
+                self.congestion_controller
+                    .inner_mut()
+                    .on_loss(cx.now(), in_flight);
 
                 self.pending_fast_retransmit = true;
             }
@@ -2690,7 +2824,11 @@ impl<'a> Socket<'a> {
 
             // We transmit data in all states where we may have data in the buffer,
             // or the transmit half of the connection is still open.
-            State::Established | State::FinWait1 | State::Closing | State::CloseWait | State::LastAck => {
+            State::Established
+            | State::FinWait1
+            | State::Closing
+            | State::CloseWait
+            | State::LastAck => {
                 // Extract as much data as the remote side can receive in this packet
                 // from the transmit buffer.
 
@@ -2714,7 +2852,9 @@ impl<'a> Socket<'a> {
                 } else if let Some((start, end)) = self.hole_to_retransmit() {
                     let offset = start - self.local_seq_no;
                     repr.seq_number = start;
-                    repr.payload = self.tx_buffer.get_allocated(offset, effective_mss.min(end - start));
+                    repr.payload = self
+                        .tx_buffer
+                        .get_allocated(offset, effective_mss.min(end - start));
 
                     offset
                 } else {
@@ -2801,7 +2941,9 @@ impl<'a> Socket<'a> {
                 // flags, depending on whether the transmit half of the connection is open.
                 if offset + repr.payload.len() == self.tx_buffer.len() {
                     match self.state {
-                        State::FinWait1 | State::LastAck | State::Closing => repr.control = TcpControl::Fin,
+                        State::FinWait1 | State::LastAck | State::Closing => {
+                            repr.control = TcpControl::Fin
+                        }
                         State::Established | State::CloseWait if !repr.payload.is_empty() => {
                             repr.control = TcpControl::Psh
                         }
@@ -2831,7 +2973,11 @@ impl<'a> Socket<'a> {
         if is_keep_alive {
             tcp_trace!("sending a keep-alive");
         } else if !repr.payload.is_empty() {
-            tcp_trace!("tx buffer: sending {} octets at offset {}", repr.payload.len(), self.flight_size());
+            tcp_trace!(
+                "tx buffer: sending {} octets at offset {}",
+                repr.payload.len(),
+                self.flight_size()
+            );
         }
         if repr.control != TcpControl::None || repr.payload.is_empty() {
             let flags = match (repr.control, repr.ack_number) {
@@ -2893,7 +3039,9 @@ impl<'a> Socket<'a> {
         // We've sent a packet successfully, so we can update the internal state now.
         // Use max() so a fast-retransmit segment (whose seq_number is local_seq_no, well
         // behind the current frontier) doesn't rewind the tracked "highest sent" sequence.
-        self.remote_last_seq = self.remote_last_seq.max(repr.seq_number + repr.segment_len());
+        self.remote_last_seq = self
+            .remote_last_seq
+            .max(repr.seq_number + repr.segment_len());
         self.remote_last_ack = repr.ack_number;
         self.remote_last_win = repr.window_len;
 
@@ -2910,8 +3058,11 @@ impl<'a> Socket<'a> {
                 // What is acknowledged once a hole is filled tells of no round trip.
                 self.rtte.on_retransmit();
             }
-            self.rtte.on_send(cx.now(), repr.seq_number + repr.segment_len());
-            self.congestion_controller.inner_mut().post_transmit(cx.now(), repr.segment_len());
+            self.rtte
+                .on_send(cx.now(), repr.seq_number + repr.segment_len());
+            self.congestion_controller
+                .inner_mut()
+                .post_transmit(cx.now(), repr.segment_len());
         }
 
         if repr.segment_len() > 0 && !self.timer.is_retransmit() {
@@ -2983,7 +3134,11 @@ impl<'a> Socket<'a> {
 impl<'a> fmt::Write for Socket<'a> {
     fn write_str(&mut self, slice: &str) -> fmt::Result {
         let slice = slice.as_bytes();
-        if self.send_slice(slice) == Ok(slice.len()) { Ok(()) } else { Err(fmt::Error) }
+        if self.send_slice(slice) == Ok(slice.len()) {
+            Ok(())
+        } else {
+            Err(fmt::Error)
+        }
     }
 }
 
@@ -3004,8 +3159,14 @@ mod test {
 
     const LOCAL_PORT: u16 = 80;
     const REMOTE_PORT: u16 = 49500;
-    const LISTEN_END: IpListenEndpoint = IpListenEndpoint { addr: None, port: LOCAL_PORT };
-    const TUPLE: Tuple = Tuple { local: LOCAL_END, remote: REMOTE_END };
+    const LISTEN_END: IpListenEndpoint = IpListenEndpoint {
+        addr: None,
+        port: LOCAL_PORT,
+    };
+    const TUPLE: Tuple = Tuple {
+        local: LOCAL_END,
+        remote: REMOTE_END,
+    };
     const LOCAL_SEQ: TcpSeqNumber = TcpSeqNumber(10000);
     const REMOTE_SEQ: TcpSeqNumber = TcpSeqNumber(-10001);
 
@@ -3117,7 +3278,11 @@ mod test {
     }
 
     #[track_caller]
-    fn send(socket: &mut TestSocket, timestamp: Instant, repr: &TcpRepr) -> Option<TcpRepr<'static>> {
+    fn send(
+        socket: &mut TestSocket,
+        timestamp: Instant,
+        repr: &TcpRepr,
+    ) -> Option<TcpRepr<'static>> {
         socket.cx.set_now(timestamp);
 
         let ip_repr = IpReprIpvX(IpvXRepr {
@@ -3148,16 +3313,18 @@ mod test {
         socket.cx.set_now(timestamp);
 
         let mut sent = 0;
-        let result = socket.socket.dispatch(&mut socket.cx, |_, _, (ip_repr, tcp_repr)| {
-            assert_eq!(ip_repr.next_header(), IpProtocol::Tcp);
-            assert_eq!(ip_repr.src_addr(), LOCAL_ADDR.into());
-            assert_eq!(ip_repr.dst_addr(), REMOTE_ADDR.into());
-            assert_eq!(ip_repr.payload_len(), tcp_repr.buffer_len());
+        let result = socket
+            .socket
+            .dispatch(&mut socket.cx, |_, _, (ip_repr, tcp_repr)| {
+                assert_eq!(ip_repr.next_header(), IpProtocol::Tcp);
+                assert_eq!(ip_repr.src_addr(), LOCAL_ADDR.into());
+                assert_eq!(ip_repr.dst_addr(), REMOTE_ADDR.into());
+                assert_eq!(ip_repr.payload_len(), tcp_repr.buffer_len());
 
-            net_trace!("recv: {}", tcp_repr);
-            sent += 1;
-            Ok(f(Ok(tcp_repr)))
-        });
+                net_trace!("recv: {}", tcp_repr);
+                sent += 1;
+                Ok(f(Ok(tcp_repr)))
+            });
         match result {
             Ok(()) => assert_eq!(sent, 1, "Exactly one packet should be sent"),
             Err(e) => f(Err(e)),
@@ -3250,7 +3417,10 @@ mod test {
         let tx_buffer = SocketBuffer::new(vec![0; tx_len]);
         let mut socket = Socket::new(rx_buffer, tx_buffer);
         socket.set_ack_delay(None);
-        TestSocket { socket, cx: iface.inner }
+        TestSocket {
+            socket,
+            cx: iface.inner,
+        }
     }
 
     fn socket_syn_received_with_buffer_sizes(tx_len: usize, rx_len: usize) -> TestSocket {
@@ -3314,7 +3484,9 @@ mod test {
         s.state = State::Closing;
         s.remote_last_seq = LOCAL_SEQ + 1 + 1;
         s.remote_seq_no = REMOTE_SEQ + 1 + 1;
-        s.timer = Timer::Retransmit { expires_at: Instant::from_millis_const(1000) };
+        s.timer = Timer::Retransmit {
+            expires_at: Instant::from_millis_const(1000),
+        };
         s
     }
 
@@ -3325,7 +3497,9 @@ mod test {
         if from_closing {
             s.remote_last_ack = Some(REMOTE_SEQ + 1 + 1);
         }
-        s.timer = Timer::Close { expires_at: Instant::from_secs(1) + CLOSE_DELAY };
+        s.timer = Timer::Close {
+            expires_at: Instant::from_secs(1) + CLOSE_DELAY,
+        };
         s
     }
 
@@ -3374,7 +3548,10 @@ mod test {
         let mut s = socket();
         assert_eq!(s.state, State::Closed);
 
-        let tcp_repr = TcpRepr { control: TcpControl::Syn, ..SEND_TEMPL };
+        let tcp_repr = TcpRepr {
+            control: TcpControl::Syn,
+            ..SEND_TEMPL
+        };
         assert!(!s.socket.accepts(&mut s.cx, &SEND_IP_TEMPL, &tcp_repr));
     }
 
@@ -3384,7 +3561,10 @@ mod test {
         s.listen(LOCAL_END).unwrap();
         s.close();
 
-        let tcp_repr = TcpRepr { control: TcpControl::Syn, ..SEND_TEMPL };
+        let tcp_repr = TcpRepr {
+            control: TcpControl::Syn,
+            ..SEND_TEMPL
+        };
         assert!(!s.socket.accepts(&mut s.cx, &SEND_IP_TEMPL, &tcp_repr));
     }
 
@@ -3563,7 +3743,12 @@ mod test {
         let mut s = socket_listen();
         send!(
             s,
-            TcpRepr { control: TcpControl::Syn, seq_number: REMOTE_SEQ, ack_number: None, ..SEND_TEMPL }
+            TcpRepr {
+                control: TcpControl::Syn,
+                seq_number: REMOTE_SEQ,
+                ack_number: None,
+                ..SEND_TEMPL
+            }
         );
         sanity!(s, socket_syn_received());
     }
@@ -3586,8 +3771,12 @@ mod test {
     #[test]
     fn test_listen_rst() {
         let mut s = socket_listen();
-        let tcp_repr =
-            TcpRepr { control: TcpControl::Rst, seq_number: REMOTE_SEQ, ack_number: None, ..SEND_TEMPL };
+        let tcp_repr = TcpRepr {
+            control: TcpControl::Rst,
+            seq_number: REMOTE_SEQ,
+            ack_number: None,
+            ..SEND_TEMPL
+        };
         assert!(!s.socket.accepts(&mut s.cx, &SEND_IP_TEMPL, &tcp_repr));
         assert_eq!(s.state, State::Listen);
     }
@@ -3616,7 +3805,14 @@ mod test {
                 ..RECV_TEMPL
             }]
         );
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
         assert_eq!(s.state, State::Established);
         sanity!(s, socket_established());
     }
@@ -3641,7 +3837,14 @@ mod test {
                 ..RECV_TEMPL
             }]
         );
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
         assert_eq!(s.state, State::Established);
     }
 
@@ -3780,7 +3983,12 @@ mod test {
         let mut s = socket_listen();
         send!(
             s,
-            TcpRepr { control: TcpControl::Syn, seq_number: REMOTE_SEQ, ack_number: None, ..SEND_TEMPL }
+            TcpRepr {
+                control: TcpControl::Syn,
+                seq_number: REMOTE_SEQ,
+                ack_number: None,
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state(), State::SynReceived);
         assert_eq!(s.tuple, Some(TUPLE));
@@ -3863,18 +4071,23 @@ mod test {
     fn test_connect_validation() {
         let mut s = socket();
         assert_eq!(
-            s.socket.connect(&mut s.cx, REMOTE_END, (IpvXAddress::UNSPECIFIED, 0)),
+            s.socket
+                .connect(&mut s.cx, REMOTE_END, (IpvXAddress::UNSPECIFIED, 0)),
             Err(ConnectError::Unaddressable)
         );
         assert_eq!(
-            s.socket.connect(&mut s.cx, REMOTE_END, (IpvXAddress::UNSPECIFIED, 1024)),
+            s.socket
+                .connect(&mut s.cx, REMOTE_END, (IpvXAddress::UNSPECIFIED, 1024)),
             Err(ConnectError::Unaddressable)
         );
         assert_eq!(
-            s.socket.connect(&mut s.cx, (IpvXAddress::UNSPECIFIED, 0), LOCAL_END),
+            s.socket
+                .connect(&mut s.cx, (IpvXAddress::UNSPECIFIED, 0), LOCAL_END),
             Err(ConnectError::Unaddressable)
         );
-        s.socket.connect(&mut s.cx, REMOTE_END, LOCAL_END).expect("Connect failed with valid parameters");
+        s.socket
+            .connect(&mut s.cx, REMOTE_END, LOCAL_END)
+            .expect("Connect failed with valid parameters");
         assert_eq!(s.tuple, Some(TUPLE));
     }
 
@@ -3882,7 +4095,9 @@ mod test {
     fn test_connect() {
         let mut s = socket();
         s.local_seq_no = LOCAL_SEQ;
-        s.socket.connect(&mut s.cx, REMOTE_END, LOCAL_END.port).unwrap();
+        s.socket
+            .connect(&mut s.cx, REMOTE_END, LOCAL_END.port)
+            .unwrap();
         assert_eq!(s.tuple, Some(TUPLE));
         recv!(
             s,
@@ -3914,7 +4129,9 @@ mod test {
     fn test_connect_synack_tiny_mss_is_clamped() {
         let mut s = socket();
         s.local_seq_no = LOCAL_SEQ;
-        s.socket.connect(&mut s.cx, REMOTE_END, LOCAL_END.port).unwrap();
+        s.socket
+            .connect(&mut s.cx, REMOTE_END, LOCAL_END.port)
+            .unwrap();
         recv!(
             s,
             [TcpRepr {
@@ -3946,7 +4163,9 @@ mod test {
     fn test_connect_synack_zero_mss_is_ignored() {
         let mut s = socket();
         s.local_seq_no = LOCAL_SEQ;
-        s.socket.connect(&mut s.cx, REMOTE_END, LOCAL_END.port).unwrap();
+        s.socket
+            .connect(&mut s.cx, REMOTE_END, LOCAL_END.port)
+            .unwrap();
         recv!(
             s,
             [TcpRepr {
@@ -3983,14 +4202,20 @@ mod test {
     #[test]
     fn test_connect_specified_local() {
         let mut s = socket();
-        assert_eq!(s.socket.connect(&mut s.cx, REMOTE_END, (REMOTE_ADDR, 80)), Ok(()));
+        assert_eq!(
+            s.socket.connect(&mut s.cx, REMOTE_END, (REMOTE_ADDR, 80)),
+            Ok(())
+        );
     }
 
     #[test]
     fn test_connect_twice() {
         let mut s = socket();
         assert_eq!(s.socket.connect(&mut s.cx, REMOTE_END, 80), Ok(()));
-        assert_eq!(s.socket.connect(&mut s.cx, REMOTE_END, 80), Err(ConnectError::InvalidState));
+        assert_eq!(
+            s.socket.connect(&mut s.cx, REMOTE_END, 80),
+            Err(ConnectError::InvalidState)
+        );
     }
 
     #[test]
@@ -4027,7 +4252,14 @@ mod test {
                 ..SEND_TEMPL
             }
         );
-        recv!(s, [TcpRepr { seq_number: LOCAL_SEQ + 1, ack_number: Some(REMOTE_SEQ + 1), ..RECV_TEMPL }]);
+        recv!(
+            s,
+            [TcpRepr {
+                seq_number: LOCAL_SEQ + 1,
+                ack_number: Some(REMOTE_SEQ + 1),
+                ..RECV_TEMPL
+            }]
+        );
         recv_nothing!(s, time 1000);
         assert_eq!(s.state, State::Established);
         sanity!(s, socket_established());
@@ -4204,7 +4436,12 @@ mod test {
         let mut s = socket_syn_sent();
         send!(
             s,
-            TcpRepr { control: TcpControl::Rst, seq_number: REMOTE_SEQ, ack_number: None, ..SEND_TEMPL }
+            TcpRepr {
+                control: TcpControl::Rst,
+                seq_number: REMOTE_SEQ,
+                ack_number: None,
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state, State::SynSent);
     }
@@ -4547,7 +4784,10 @@ mod test {
         let actually_peeked = s.peek_slice(&mut peeked_buf[..]).unwrap();
         let mut recv_buf = [0u8; BUF_SIZE];
         let actually_recvd = s.recv_slice(&mut recv_buf[..]).unwrap();
-        assert_eq!(&mut peeked_buf[..actually_peeked], &mut recv_buf[..actually_recvd]);
+        assert_eq!(
+            &mut peeked_buf[..actually_peeked],
+            &mut recv_buf[..actually_recvd]
+        );
     }
 
     #[test]
@@ -4566,7 +4806,10 @@ mod test {
         let actually_peeked = s.peek_slice(&mut peeked_buf[..]).unwrap();
         let mut recv_buf = [0u8; BUF_SIZE];
         let actually_recvd = s.recv_slice(&mut recv_buf[..]).unwrap();
-        assert_eq!(&mut peeked_buf[..actually_peeked], &mut recv_buf[..actually_recvd]);
+        assert_eq!(
+            &mut peeked_buf[..actually_peeked],
+            &mut recv_buf[..actually_recvd]
+        );
     }
 
     fn setup_rfc2018_cases() -> (TestSocket, Vec<u8>) {
@@ -4689,7 +4932,11 @@ mod test {
                 seq_number: LOCAL_SEQ + 1,
                 ack_number: Some(TcpSeqNumber(-4)),
                 window_len: 64,
-                sack_ranges: [Some(((-4_i32 + 10) as u32, (-4_i32 + 20) as u32,)), None, None,],
+                sack_ranges: [
+                    Some(((-4_i32 + 10) as u32, (-4_i32 + 20) as u32,)),
+                    None,
+                    None,
+                ],
                 ..RECV_TEMPL
             })
         );
@@ -4751,7 +4998,14 @@ mod test {
             }]
         );
         assert_eq!(s.tx_buffer.len(), 6);
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1 + 6), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 6),
+                ..SEND_TEMPL
+            }
+        );
         assert_eq!(s.tx_buffer.len(), 0);
         // Second roundtrip.
         s.send_slice(b"foobar").unwrap();
@@ -4766,7 +5020,11 @@ mod test {
         );
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1 + 6 + 6), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 6 + 6),
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.tx_buffer.len(), 0);
     }
@@ -4975,7 +5233,14 @@ mod test {
     #[test]
     fn test_established_no_ack() {
         let mut s = socket_established();
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: None, ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: None,
+                ..SEND_TEMPL
+            }
+        );
     }
 
     #[test]
@@ -4994,8 +5259,16 @@ mod test {
         // Data not yet transmitted.
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 10), ..SEND_TEMPL },
-            Some(TcpRepr { seq_number: LOCAL_SEQ + 1, ack_number: Some(REMOTE_SEQ + 1), ..RECV_TEMPL })
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 10),
+                ..SEND_TEMPL
+            },
+            Some(TcpRepr {
+                seq_number: LOCAL_SEQ + 1,
+                ack_number: Some(REMOTE_SEQ + 1),
+                ..RECV_TEMPL
+            })
         );
         assert_eq!(s.local_seq_no, LOCAL_SEQ + 1);
     }
@@ -5006,8 +5279,16 @@ mod test {
         // Data outside of receive window.
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1 + 256, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL },
-            Some(TcpRepr { seq_number: LOCAL_SEQ + 1, ack_number: Some(REMOTE_SEQ + 1), ..RECV_TEMPL })
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1 + 256,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            },
+            Some(TcpRepr {
+                seq_number: LOCAL_SEQ + 1,
+                ack_number: Some(REMOTE_SEQ + 1),
+                ..RECV_TEMPL
+            })
         );
         assert_eq!(s.remote_seq_no, REMOTE_SEQ + 1);
 
@@ -5149,7 +5430,11 @@ mod test {
                 payload: &b"abcdef"[..],
                 ..SEND_TEMPL
             },
-            Some(TcpRepr { seq_number: LOCAL_SEQ + 1, ack_number: Some(REMOTE_SEQ + 1), ..RECV_TEMPL })
+            Some(TcpRepr {
+                seq_number: LOCAL_SEQ + 1,
+                ack_number: Some(REMOTE_SEQ + 1),
+                ..RECV_TEMPL
+            })
         );
 
         // The second one within the rate limit window gets no reply.
@@ -5223,7 +5508,9 @@ mod test {
         let mut s = socket();
         s.set_tsval_generator(Some(|| 1));
         s.local_seq_no = LOCAL_SEQ;
-        s.socket.connect(&mut s.cx, REMOTE_END, LOCAL_END.port).unwrap();
+        s.socket
+            .connect(&mut s.cx, REMOTE_END, LOCAL_END.port)
+            .unwrap();
         recv!(
             s,
             [TcpRepr {
@@ -5277,7 +5564,14 @@ mod test {
                 ..SEND_TEMPL
             }
         );
-        recv!(s, [TcpRepr { seq_number: LOCAL_SEQ + 1, ack_number: Some(REMOTE_SEQ + 1 + 1), ..RECV_TEMPL }]);
+        recv!(
+            s,
+            [TcpRepr {
+                seq_number: LOCAL_SEQ + 1,
+                ack_number: Some(REMOTE_SEQ + 1 + 1),
+                ..RECV_TEMPL
+            }]
+        );
         assert_eq!(s.state, State::CloseWait);
         sanity!(s, socket_close_wait());
     }
@@ -5294,7 +5588,11 @@ mod test {
                 payload: &b"123456"[..],
                 ..SEND_TEMPL
             },
-            Some(TcpRepr { seq_number: LOCAL_SEQ + 1, ack_number: Some(REMOTE_SEQ + 1), ..RECV_TEMPL })
+            Some(TcpRepr {
+                seq_number: LOCAL_SEQ + 1,
+                ack_number: Some(REMOTE_SEQ + 1),
+                ..RECV_TEMPL
+            })
         );
         assert_eq!(s.state, State::Established);
         send!(
@@ -5360,7 +5658,12 @@ mod test {
         let mut s = socket_established();
         send!(
             s,
-            TcpRepr { control: TcpControl::Rst, seq_number: REMOTE_SEQ + 1, ack_number: None, ..SEND_TEMPL }
+            TcpRepr {
+                control: TcpControl::Rst,
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: None,
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state, State::Closed);
     }
@@ -5431,7 +5734,11 @@ mod test {
                 ack_number: Some(LOCAL_SEQ + 1),
                 ..SEND_TEMPL
             },
-            Some(TcpRepr { seq_number: LOCAL_SEQ + 1, ack_number: Some(REMOTE_SEQ + 1), ..RECV_TEMPL })
+            Some(TcpRepr {
+                seq_number: LOCAL_SEQ + 1,
+                ack_number: Some(REMOTE_SEQ + 1),
+                ..RECV_TEMPL
+            })
         );
 
         assert_eq!(s.state, State::Established);
@@ -5483,7 +5790,14 @@ mod test {
                 ..RECV_TEMPL
             }]
         );
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1 + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 1),
+                ..SEND_TEMPL
+            }
+        );
         assert_eq!(s.state, State::FinWait2);
         sanity!(s, socket_fin_wait_2());
     }
@@ -5528,7 +5842,14 @@ mod test {
                 ..RECV_TEMPL
             })
         );
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1 + 6), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 6),
+                ..SEND_TEMPL
+            }
+        );
         assert_eq!(s.state, State::FinWait1);
     }
 
@@ -5596,7 +5917,11 @@ mod test {
         .unwrap();
         recv!(
             s,
-            [TcpRepr { seq_number: LOCAL_SEQ + 1 + 1, ack_number: Some(REMOTE_SEQ + 1 + 3), ..RECV_TEMPL }]
+            [TcpRepr {
+                seq_number: LOCAL_SEQ + 1 + 1,
+                ack_number: Some(REMOTE_SEQ + 1 + 3),
+                ..RECV_TEMPL
+            }]
         );
     }
 
@@ -5616,7 +5941,11 @@ mod test {
         let mut s = socket_closing();
         recv!(
             s,
-            [TcpRepr { seq_number: LOCAL_SEQ + 1 + 1, ack_number: Some(REMOTE_SEQ + 1 + 1), ..RECV_TEMPL }]
+            [TcpRepr {
+                seq_number: LOCAL_SEQ + 1 + 1,
+                ack_number: Some(REMOTE_SEQ + 1 + 1),
+                ..RECV_TEMPL
+            }]
         );
         send!(s, time 1_000, TcpRepr {
             seq_number: REMOTE_SEQ + 1 + 1,
@@ -5643,7 +5972,11 @@ mod test {
         let mut s = socket_time_wait(false);
         recv!(
             s,
-            [TcpRepr { seq_number: LOCAL_SEQ + 1 + 1, ack_number: Some(REMOTE_SEQ + 1 + 1), ..RECV_TEMPL }]
+            [TcpRepr {
+                seq_number: LOCAL_SEQ + 1 + 1,
+                ack_number: Some(REMOTE_SEQ + 1 + 1),
+                ..RECV_TEMPL
+            }]
         );
     }
 
@@ -5665,7 +5998,11 @@ mod test {
         let mut s = socket_time_wait(false);
         recv!(
             s,
-            [TcpRepr { seq_number: LOCAL_SEQ + 1 + 1, ack_number: Some(REMOTE_SEQ + 1 + 1), ..RECV_TEMPL }]
+            [TcpRepr {
+                seq_number: LOCAL_SEQ + 1 + 1,
+                ack_number: Some(REMOTE_SEQ + 1 + 1),
+                ..RECV_TEMPL
+            }]
         );
         send!(s, time 5_000, TcpRepr {
             control: TcpControl::Fin,
@@ -5677,7 +6014,12 @@ mod test {
             ack_number: Some(REMOTE_SEQ + 1 + 1),
             ..RECV_TEMPL
         }));
-        assert_eq!(s.timer, Timer::Close { expires_at: Instant::from_secs(5) + CLOSE_DELAY });
+        assert_eq!(
+            s.timer,
+            Timer::Close {
+                expires_at: Instant::from_secs(5) + CLOSE_DELAY
+            }
+        );
     }
 
     #[test]
@@ -5685,7 +6027,11 @@ mod test {
         let mut s = socket_time_wait(false);
         recv!(
             s,
-            [TcpRepr { seq_number: LOCAL_SEQ + 1 + 1, ack_number: Some(REMOTE_SEQ + 1 + 1), ..RECV_TEMPL }]
+            [TcpRepr {
+                seq_number: LOCAL_SEQ + 1 + 1,
+                ack_number: Some(REMOTE_SEQ + 1 + 1),
+                ..RECV_TEMPL
+            }]
         );
         assert_eq!(s.state, State::TimeWait);
         recv_nothing!(s, time 60_000);
@@ -5711,7 +6057,11 @@ mod test {
         );
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1 + 1, ack_number: Some(LOCAL_SEQ + 1 + 6), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1 + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 6),
+                ..SEND_TEMPL
+            }
         );
     }
 
@@ -5741,7 +6091,11 @@ mod test {
         assert_eq!(s.state, State::LastAck);
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1 + 1, ack_number: Some(LOCAL_SEQ + 1 + 1), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1 + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 1),
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state, State::Closed);
     }
@@ -5764,7 +6118,11 @@ mod test {
         // challenge ACK per RFC 9293 §3.10.7.4 and must keep the state in LAST-ACK.
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1 + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL },
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1 + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            },
             Some(TcpRepr {
                 seq_number: LOCAL_SEQ + 1 + 1,
                 ack_number: Some(REMOTE_SEQ + 1 + 1),
@@ -5776,7 +6134,11 @@ mod test {
         // ACK received of fin: socket should change to Closed.
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1 + 1, ack_number: Some(LOCAL_SEQ + 1 + 1), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1 + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 1),
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state, State::Closed);
     }
@@ -5803,7 +6165,11 @@ mod test {
         let challenge = send(
             &mut s,
             Instant::from_millis(0),
-            &TcpRepr { seq_number: REMOTE_SEQ + 1 + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL },
+            &TcpRepr {
+                seq_number: REMOTE_SEQ + 1 + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            },
         );
         assert_eq!(
             challenge,
@@ -5821,7 +6187,11 @@ mod test {
         // must still be correctly accepted regardless.
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1 + 1, ack_number: Some(LOCAL_SEQ + 1 + 1), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1 + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 1),
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state, State::Closed);
     }
@@ -5879,7 +6249,12 @@ mod test {
         let mut s = socket_listen();
         send!(
             s,
-            TcpRepr { control: TcpControl::Syn, seq_number: REMOTE_SEQ, ack_number: None, ..SEND_TEMPL }
+            TcpRepr {
+                control: TcpControl::Syn,
+                seq_number: REMOTE_SEQ,
+                ack_number: None,
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state(), State::SynReceived);
         assert_eq!(s.tuple, Some(TUPLE));
@@ -5893,7 +6268,14 @@ mod test {
                 ..RECV_TEMPL
             }]
         );
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
         assert_eq!(s.state(), State::Established);
         assert_eq!(s.local_seq_no, LOCAL_SEQ + 1);
         assert_eq!(s.remote_seq_no, REMOTE_SEQ + 1);
@@ -5912,7 +6294,14 @@ mod test {
             }
         );
         assert_eq!(s.state, State::CloseWait);
-        recv!(s, [TcpRepr { seq_number: LOCAL_SEQ + 1, ack_number: Some(REMOTE_SEQ + 1 + 1), ..RECV_TEMPL }]);
+        recv!(
+            s,
+            [TcpRepr {
+                seq_number: LOCAL_SEQ + 1,
+                ack_number: Some(REMOTE_SEQ + 1 + 1),
+                ..RECV_TEMPL
+            }]
+        );
         s.close();
         assert_eq!(s.state, State::LastAck);
         recv!(
@@ -5926,7 +6315,11 @@ mod test {
         );
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1 + 1, ack_number: Some(LOCAL_SEQ + 1 + 1), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1 + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 1),
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state, State::Closed);
     }
@@ -5945,7 +6338,14 @@ mod test {
                 ..RECV_TEMPL
             }]
         );
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1 + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 1),
+                ..SEND_TEMPL
+            }
+        );
         assert_eq!(s.state, State::FinWait2);
         send!(
             s,
@@ -5959,7 +6359,11 @@ mod test {
         assert_eq!(s.state, State::TimeWait);
         recv!(
             s,
-            [TcpRepr { seq_number: LOCAL_SEQ + 1 + 1, ack_number: Some(REMOTE_SEQ + 1 + 1), ..RECV_TEMPL }]
+            [TcpRepr {
+                seq_number: LOCAL_SEQ + 1 + 1,
+                ack_number: Some(REMOTE_SEQ + 1 + 1),
+                ..RECV_TEMPL
+            }]
         );
     }
 
@@ -5990,12 +6394,20 @@ mod test {
         assert_eq!(s.state, State::Closing);
         recv!(
             s,
-            [TcpRepr { seq_number: LOCAL_SEQ + 1 + 1, ack_number: Some(REMOTE_SEQ + 1 + 1), ..RECV_TEMPL }]
+            [TcpRepr {
+                seq_number: LOCAL_SEQ + 1 + 1,
+                ack_number: Some(REMOTE_SEQ + 1 + 1),
+                ..RECV_TEMPL
+            }]
         );
         // ... at this point
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1 + 1, ack_number: Some(LOCAL_SEQ + 1 + 1), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1 + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 1),
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state, State::TimeWait);
         recv!(s, []);
@@ -6027,7 +6439,11 @@ mod test {
         assert_eq!(s.state, State::TimeWait);
         recv!(
             s,
-            [TcpRepr { seq_number: LOCAL_SEQ + 1 + 1, ack_number: Some(REMOTE_SEQ + 1 + 1), ..RECV_TEMPL }]
+            [TcpRepr {
+                seq_number: LOCAL_SEQ + 1 + 1,
+                ack_number: Some(REMOTE_SEQ + 1 + 1),
+                ..RECV_TEMPL
+            }]
         );
     }
 
@@ -6063,7 +6479,11 @@ mod test {
 
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1 + 1, ack_number: Some(LOCAL_SEQ + 1 + 1), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1 + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 1),
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state, State::TimeWait);
         recv!(s, []);
@@ -6103,7 +6523,11 @@ mod test {
 
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1 + 1, ack_number: Some(LOCAL_SEQ + 1 + 6 + 1), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1 + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 6 + 1),
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state, State::TimeWait);
         recv!(s, []);
@@ -6171,7 +6595,11 @@ mod test {
         );
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1 + 6 + 1), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 6 + 1),
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state, State::FinWait2);
         send!(
@@ -6521,7 +6949,14 @@ mod test {
             max_seg_size: Some(BASE_MSS),
             ..RECV_TEMPL
         }));
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
         assert_eq!(s.state(), State::Established);
         s.send_slice(b"abcdef").unwrap();
         recv!(
@@ -6549,7 +6984,14 @@ mod test {
         // Retransmit timer is on because all data was sent
         assert_eq!(s.tx_buffer.len(), 3);
         // ACK nothing new
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
         // Retransmit
         recv!(s, time 4000, Ok(TcpRepr {
             seq_number: LOCAL_SEQ + 1,
@@ -6824,11 +7266,32 @@ mod test {
         }));
 
         // Normal ACK of previously received segment
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
         // First duplicate
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
         // Second duplicate
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
 
         assert_eq!(s.local_rx_dup_acks, 2, "duplicate ACK counter is not set");
 
@@ -6854,7 +7317,10 @@ mod test {
             }]
         );
 
-        assert_eq!(s.local_rx_dup_acks, 0, "duplicate ACK counter is not reset when receiving data");
+        assert_eq!(
+            s.local_rx_dup_acks, 0,
+            "duplicate ACK counter is not reset when receiving data"
+        );
     }
 
     #[test]
@@ -6870,11 +7336,32 @@ mod test {
         }));
 
         // Normal ACK of previously received segment
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
         // First duplicate
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
         // Second duplicate
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
 
         assert_eq!(s.local_rx_dup_acks, 2, "duplicate ACK counter is not set");
 
@@ -6915,7 +7402,10 @@ mod test {
             ..SEND_TEMPL
         });
 
-        assert_eq!(s.local_rx_dup_acks, 0, "duplicate ACK counter is set but wound not transmit data");
+        assert_eq!(
+            s.local_rx_dup_acks, 0,
+            "duplicate ACK counter is set but wound not transmit data"
+        );
 
         // Send a long string of text divided into several packets
         // because of small remote_mss
@@ -7018,7 +7508,11 @@ mod test {
             ack_number: Some(LOCAL_SEQ + 1),
             ..SEND_TEMPL
         });
-        assert_eq!(s.local_rx_dup_acks, u8::MAX, "duplicate ACK count should not overflow but saturate");
+        assert_eq!(
+            s.local_rx_dup_acks,
+            u8::MAX,
+            "duplicate ACK count should not overflow but saturate"
+        );
     }
 
     #[test]
@@ -7308,8 +7802,12 @@ mod test {
         use crate::tests::segmentation_offload::MAX_SEGMENTABLE_SIZE;
         use crate::wire;
 
-        let (interface, _, _) = crate::tests::segmentation_offload::setup_segmenting(crate::phy::Medium::Ip);
-        let mut s = TestSocket { cx: interface.inner, ..socket_listen() };
+        let (interface, _, _) =
+            crate::tests::segmentation_offload::setup_segmenting(crate::phy::Medium::Ip);
+        let mut s = TestSocket {
+            cx: interface.inner,
+            ..socket_listen()
+        };
         s.tx_buffer = SocketBuffer::new(vec![0; 2 * MAX_SEGMENTABLE_SIZE]);
 
         send!(
@@ -8099,7 +8597,8 @@ mod test {
         // Arm the probe timer. (Set directly because the ACK above carries no
         // new data; in real traffic this state is reached e.g. when the
         // controller shrinks cwnd below the flight size while probing.)
-        s.timer.set_for_zero_window_probe(Instant::from_millis(10), Duration::from_millis(100));
+        s.timer
+            .set_for_zero_window_probe(Instant::from_millis(10), Duration::from_millis(100));
 
         // The probe must carry 1 byte of data past the window edge even though
         // the congestion window is exhausted: an empty probe occupies no
@@ -8304,7 +8803,9 @@ mod test {
     fn test_connect_timeout() {
         let mut s = socket();
         s.local_seq_no = LOCAL_SEQ;
-        s.socket.connect(&mut s.cx, REMOTE_END, LOCAL_END.port).unwrap();
+        s.socket
+            .connect(&mut s.cx, REMOTE_END, LOCAL_END.port)
+            .unwrap();
         s.set_timeout(Some(Duration::from_millis(100)));
         recv!(s, time 150, Ok(TcpRepr {
             control:    TcpControl::Syn,
@@ -8316,7 +8817,10 @@ mod test {
             ..RECV_TEMPL
         }));
         assert_eq!(s.state, State::SynSent);
-        assert_eq!(s.socket.poll_at(&mut s.cx), PollAt::Time(Instant::from_millis(250)));
+        assert_eq!(
+            s.socket.poll_at(&mut s.cx),
+            PollAt::Time(Instant::from_millis(250))
+        );
         recv!(s, time 250, Ok(TcpRepr {
             control:    TcpControl::Rst,
             seq_number: LOCAL_SEQ + 1,
@@ -8332,7 +8836,10 @@ mod test {
         let mut s = socket_established();
         s.set_timeout(Some(Duration::from_millis(2000)));
         recv_nothing!(s, time 250);
-        assert_eq!(s.socket.poll_at(&mut s.cx), PollAt::Time(Instant::from_millis(2250)));
+        assert_eq!(
+            s.socket.poll_at(&mut s.cx),
+            PollAt::Time(Instant::from_millis(2250))
+        );
         s.send_slice(b"abcdef").unwrap();
         assert_eq!(s.socket.poll_at(&mut s.cx), PollAt::Now);
         recv!(s, time 255, Ok(TcpRepr {
@@ -8341,14 +8848,20 @@ mod test {
             payload:    &b"abcdef"[..],
             ..RECV_TEMPL
         }));
-        assert_eq!(s.socket.poll_at(&mut s.cx), PollAt::Time(Instant::from_millis(1255)));
+        assert_eq!(
+            s.socket.poll_at(&mut s.cx),
+            PollAt::Time(Instant::from_millis(1255))
+        );
         recv!(s, time 1255, Ok(TcpRepr {
             seq_number: LOCAL_SEQ + 1,
             ack_number: Some(REMOTE_SEQ + 1),
             payload:    &b"abcdef"[..],
             ..RECV_TEMPL
         }));
-        assert_eq!(s.socket.poll_at(&mut s.cx), PollAt::Time(Instant::from_millis(2255)));
+        assert_eq!(
+            s.socket.poll_at(&mut s.cx),
+            PollAt::Time(Instant::from_millis(2255))
+        );
         recv!(s, time 2255, Ok(TcpRepr {
             control:    TcpControl::Rst,
             seq_number: LOCAL_SEQ + 1 + 6,
@@ -8370,13 +8883,19 @@ mod test {
             ..RECV_TEMPL
         }));
         recv_nothing!(s, time 100);
-        assert_eq!(s.socket.poll_at(&mut s.cx), PollAt::Time(Instant::from_millis(150)));
+        assert_eq!(
+            s.socket.poll_at(&mut s.cx),
+            PollAt::Time(Instant::from_millis(150))
+        );
         send!(s, time 105, TcpRepr {
             seq_number: REMOTE_SEQ + 1,
             ack_number: Some(LOCAL_SEQ + 1),
             ..SEND_TEMPL
         });
-        assert_eq!(s.socket.poll_at(&mut s.cx), PollAt::Time(Instant::from_millis(155)));
+        assert_eq!(
+            s.socket.poll_at(&mut s.cx),
+            PollAt::Time(Instant::from_millis(155))
+        );
         recv!(s, time 155, Ok(TcpRepr {
             seq_number: LOCAL_SEQ,
             ack_number: Some(REMOTE_SEQ + 1),
@@ -8384,7 +8903,10 @@ mod test {
             ..RECV_TEMPL
         }));
         recv_nothing!(s, time 155);
-        assert_eq!(s.socket.poll_at(&mut s.cx), PollAt::Time(Instant::from_millis(205)));
+        assert_eq!(
+            s.socket.poll_at(&mut s.cx),
+            PollAt::Time(Instant::from_millis(205))
+        );
         recv_nothing!(s, time 200);
         recv!(s, time 205, Ok(TcpRepr {
             control:    TcpControl::Rst,
@@ -8459,8 +8981,16 @@ mod test {
         let mut s = socket_established();
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL },
-            Some(TcpRepr { seq_number: LOCAL_SEQ + 1, ack_number: Some(REMOTE_SEQ + 1), ..RECV_TEMPL })
+            TcpRepr {
+                seq_number: REMOTE_SEQ,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            },
+            Some(TcpRepr {
+                seq_number: LOCAL_SEQ + 1,
+                ack_number: Some(REMOTE_SEQ + 1),
+                ..RECV_TEMPL
+            })
         );
     }
 
@@ -8478,7 +9008,10 @@ mod test {
             ..RECV_TEMPL
         }));
 
-        assert_eq!(s.socket.poll_at(&mut s.cx), PollAt::Time(Instant::from_millis(100)));
+        assert_eq!(
+            s.socket.poll_at(&mut s.cx),
+            PollAt::Time(Instant::from_millis(100))
+        );
         recv_nothing!(s, time 95);
         recv!(s, time 100, Ok(TcpRepr {
             seq_number: LOCAL_SEQ,
@@ -8487,7 +9020,10 @@ mod test {
             ..RECV_TEMPL
         }));
 
-        assert_eq!(s.socket.poll_at(&mut s.cx), PollAt::Time(Instant::from_millis(200)));
+        assert_eq!(
+            s.socket.poll_at(&mut s.cx),
+            PollAt::Time(Instant::from_millis(200))
+        );
         recv_nothing!(s, time 195);
         recv!(s, time 200, Ok(TcpRepr {
             seq_number: LOCAL_SEQ,
@@ -8501,7 +9037,10 @@ mod test {
             ack_number: Some(LOCAL_SEQ + 1),
             ..SEND_TEMPL
         });
-        assert_eq!(s.socket.poll_at(&mut s.cx), PollAt::Time(Instant::from_millis(350)));
+        assert_eq!(
+            s.socket.poll_at(&mut s.cx),
+            PollAt::Time(Instant::from_millis(350))
+        );
         recv_nothing!(s, time 345);
         recv!(s, time 350, Ok(TcpRepr {
             seq_number: LOCAL_SEQ,
@@ -8556,7 +9095,11 @@ mod test {
                 payload: &b"def"[..],
                 ..SEND_TEMPL
             },
-            Some(TcpRepr { seq_number: LOCAL_SEQ + 1, ack_number: Some(REMOTE_SEQ + 1), ..RECV_TEMPL })
+            Some(TcpRepr {
+                seq_number: LOCAL_SEQ + 1,
+                ack_number: Some(REMOTE_SEQ + 1),
+                ..RECV_TEMPL
+            })
         );
         s.recv(|buffer| {
             assert_eq!(buffer, b"");
@@ -9089,7 +9632,11 @@ mod test {
         // Data gets ACKd, so there's no longer data in flight
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1 + 6 + 6 + 6), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 6 + 6 + 6),
+                ..SEND_TEMPL
+            }
         );
 
         // Now non-full segment gets sent.
@@ -9256,7 +9803,9 @@ mod test {
     fn test_rtt_estimator() {
         let mut r = RttEstimator::default();
 
-        let rtos = &[6000, 5000, 4252, 3692, 3272, 2956, 2720, 2540, 2408, 2308, 2232, 2200, 2200, 2200];
+        let rtos = &[
+            6000, 5000, 4252, 3692, 3272, 2956, 2720, 2540, 2408, 2308, 2232, 2200, 2200, 2200,
+        ];
 
         for &rto in rtos {
             r.sample(2000);
@@ -9332,7 +9881,11 @@ mod test {
         );
         send!(
             s,
-            TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1 + 6 + 6), ..SEND_TEMPL }
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1 + 6 + 6),
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.tx_buffer.len(), 0);
     }
@@ -9344,7 +9897,12 @@ mod test {
         assert!(s.timestamp_enabled());
         send!(
             s,
-            TcpRepr { control: TcpControl::Syn, seq_number: REMOTE_SEQ, ack_number: None, ..SEND_TEMPL }
+            TcpRepr {
+                control: TcpControl::Syn,
+                seq_number: REMOTE_SEQ,
+                ack_number: None,
+                ..SEND_TEMPL
+            }
         );
         assert_eq!(s.state(), State::SynReceived);
         assert_eq!(s.tuple, Some(TUPLE));
@@ -9359,7 +9917,14 @@ mod test {
                 ..RECV_TEMPL
             }]
         );
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
         assert_eq!(s.state(), State::Established);
         assert_eq!(s.local_seq_no, LOCAL_SEQ + 1);
         assert_eq!(s.remote_seq_no, REMOTE_SEQ + 1);
@@ -9393,7 +9958,14 @@ mod test {
                 ..RECV_TEMPL
             }]
         );
-        send!(s, TcpRepr { seq_number: REMOTE_SEQ + 1, ack_number: Some(LOCAL_SEQ + 1), ..SEND_TEMPL });
+        send!(
+            s,
+            TcpRepr {
+                seq_number: REMOTE_SEQ + 1,
+                ack_number: Some(LOCAL_SEQ + 1),
+                ..SEND_TEMPL
+            }
+        );
         assert_eq!(s.state(), State::Established);
         assert_eq!(s.local_seq_no, LOCAL_SEQ + 1);
         assert_eq!(s.remote_seq_no, REMOTE_SEQ + 1);
@@ -9405,7 +9977,9 @@ mod test {
         s.set_tsval_generator(Some(|| 1));
         assert!(s.timestamp_enabled());
         s.local_seq_no = LOCAL_SEQ;
-        s.socket.connect(&mut s.cx, REMOTE_END, LOCAL_END.port).unwrap();
+        s.socket
+            .connect(&mut s.cx, REMOTE_END, LOCAL_END.port)
+            .unwrap();
         assert_eq!(s.tuple, Some(TUPLE));
         recv!(
             s,
@@ -9452,7 +10026,9 @@ mod test {
         // s.set_timestamp(false); // commented to alert if the default state changes
         assert!(!s.timestamp_enabled());
         s.local_seq_no = LOCAL_SEQ;
-        s.socket.connect(&mut s.cx, REMOTE_END, LOCAL_END.port).unwrap();
+        s.socket
+            .connect(&mut s.cx, REMOTE_END, LOCAL_END.port)
+            .unwrap();
         assert_eq!(s.tuple, Some(TUPLE));
         recv!(
             s,

@@ -18,7 +18,10 @@ pub(super) struct Scoreboard {
 
 impl Scoreboard {
     pub(super) fn new() -> Self {
-        Self { ranges: [(TcpSeqNumber(0), TcpSeqNumber(0)); MAX_RANGES], count: 0 }
+        Self {
+            ranges: [(TcpSeqNumber(0), TcpSeqNumber(0)); MAX_RANGES],
+            count: 0,
+        }
     }
 
     pub(super) fn clear(&mut self) {
@@ -35,7 +38,11 @@ impl Scoreboard {
 
     /// The range has arrived.
     pub(super) fn insert(&mut self, (mut start, mut end): Range) {
-        let first = self.ranges().iter().take_while(|&&(_, known_end)| known_end < start).count();
+        let first = self
+            .ranges()
+            .iter()
+            .take_while(|&&(_, known_end)| known_end < start)
+            .count();
         let mut past = first;
         while past < self.count && self.ranges[past].0 <= end {
             start = start.min(self.ranges[past].0);
@@ -54,7 +61,11 @@ impl Scoreboard {
 
     /// All below `una` has been acknowledged.
     pub(super) fn advance(&mut self, una: TcpSeqNumber) {
-        let gone = self.ranges().iter().take_while(|&&(_, end)| end <= una).count();
+        let gone = self
+            .ranges()
+            .iter()
+            .take_while(|&&(_, end)| end <= una)
+            .count();
         self.ranges.copy_within(gone..self.count, 0);
         self.count -= gone;
         if self.count > 0 && self.ranges[0].0 < una {
@@ -131,7 +142,10 @@ mod test {
         let all = board(&[(10, 20), (30, 40), (50, 60), (20, 30), (35, 70)]);
         assert_eq!(all.ranges(), [(at(10), at(70))]);
         let apart = board(&[(50, 60), (10, 20), (30, 40)]);
-        assert_eq!(apart.ranges(), [(at(10), at(20)), (at(30), at(40)), (at(50), at(60))]);
+        assert_eq!(
+            apart.ranges(),
+            [(at(10), at(20)), (at(30), at(40)), (at(50), at(60))]
+        );
     }
 
     #[test]
